@@ -1,0 +1,7 @@
+"""`python -m ssd_jax` is `ssd-jax`."""
+
+import sys
+
+from ssd_jax.cli import main
+
+sys.exit(main())

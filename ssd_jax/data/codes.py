@@ -1,0 +1,23 @@
+"""The stable codes of `DataError`: a code keeps its meaning for ever and is never used again.
+
+1xx is data at rest: 10x folders and splits, 11x image files, 12x annotation files, 13x objects.
+"""
+
+FOLDER_MISSING = "SSD101"
+SPLIT_MISSING = "SSD102"
+SPLIT_EMPTY = "SSD103"
+RECORD_TWICE = "SSD104"
+
+IMAGE_MISSING = "SSD111"
+IMAGE_UNREADABLE = "SSD112"
+IMAGE_TOO_LARGE = "SSD113"
+SIZE_DISAGREES = "SSD114"
+
+ANNOTATION_MISSING = "SSD121"
+ANNOTATION_UNREADABLE = "SSD122"
+
+BOX_UNREADABLE = "SSD131"
+BOX_OUTSIDE = "SSD132"
+BOX_WITHOUT_AREA = "SSD133"
+UNKNOWN_CLASS = "SSD134"
+TOO_MANY_OBJECTS = "SSD135"

@@ -1,0 +1,151 @@
+"""Sources to host batches, by Grain: the position in the data is the step, and nothing else.
+
+The indices of whole global batches are laid out first; a process then decodes its consecutive
+share of each. So the batch of a step, rows in order, is the same on any number of processes and
+threads, and a resumed run needs no state but its step.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from ssd_jax.data.decode import decode_example
+from ssd_jax.errors import UserError
+from ssd_jax.types import Batch, Example
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What every file of `data/sources` offers."""
+
+    classes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One for each image, unique."""
+
+    @property
+    def object_counts(self) -> Int[np.ndarray, "N"]:
+        """Objects of each image, known without reading it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def max_objects(source: Source) -> int:
+    """The padded length G that the source needs, at least 1."""
+    return max(1, int(source.object_counts.max()))
+
+
+def cache_bytes(source: Source, *, canvas: int) -> int:
+    """The memory that `cache="ram"` will take in each process, in bytes."""
+    return len(source) * canvas * canvas * 3
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    canvas: int,
+    max_objects: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+    cache: str = "none",
+) -> Iterator[Batch]:
+    """Batches from `start_step` on, without end, in a new global order each epoch.
+
+    `batch_size` is global; this process gets its rows of every batch. An epoch may end inside a
+    batch. `num_threads` (0: none) build up to `prefetch` batches ahead; `close()` on the result
+    stops them. `cache="ram"` keeps each image decoded, `cache_bytes` in all. A `DataError` of a
+    record is raised by the `next` that would have returned it.
+    """
+    import grain
+
+    if cache not in ("none", "ram"):
+        raise UserError(f"cache is {cache!r}: expected 'none' or 'ram'")
+    share = _share_of_process(batch_size, process_index, process_count)
+
+    def decode(index: int) -> Batch:
+        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
+
+    if cache == "ram":
+        decode = functools.cache(decode)
+    positions = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat().batch(batch_size)
+    batches = positions[start_step:].map(lambda indices: _stack(decode, indices[share]))
+    return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    canvas: int,
+    max_objects: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+) -> Iterator[Batch]:
+    """Every image once, in order; rows that fill up the last batch are not `real`.
+
+    Every process gets the same number of batches. See `train_batches` for the other words.
+    """
+    import grain
+
+    share = _share_of_process(batch_size, process_index, process_count)
+    fill = _fill_row(canvas=canvas, max_objects=max_objects)
+
+    def decode(index: int) -> Batch:
+        if index >= len(source):
+            return fill
+        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
+
+    length = math.ceil(len(source) / batch_size) * batch_size
+    positions = grain.MapDataset.range(length).batch(batch_size)
+    batches = positions.map(lambda indices: _stack(decode, indices[share]))
+    return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
+
+
+def _share_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Consecutive rows: in order of the processes they make up the global batch again."""
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size is {batch_size}: expected a multiple of the {process_count} processes"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _stack(decode: Callable[[int], Batch], indices: Int[np.ndarray, "B"]) -> Batch:
+    rows = [decode(int(index)) for index in indices]
+    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+
+
+def _fill_row(*, canvas: int, max_objects: int) -> Batch:
+    return Batch(
+        canvas=np.zeros((canvas, canvas, 3), np.uint8),
+        extent=np.ones(2, np.int32),
+        size=np.ones(2, np.int32),
+        boxes=np.zeros((max_objects, 4), np.float32),
+        labels=np.zeros(max_objects, np.int32),
+        difficult=np.zeros(max_objects, bool),
+        valid=np.zeros(max_objects, bool),
+        sample_id=np.array(0, np.int32),
+        real=np.array(False),
+    )
+
+
+def _iterate(batches, *, num_threads: int, prefetch: int) -> Iterator[Batch]:
+    import grain
+
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return iter(batches.to_iter_dataset(options))

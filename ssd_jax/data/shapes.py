@@ -1,0 +1,266 @@
+"""A generated data set to learn the ropes on: shapes on textured backgrounds, as a VOC folder.
+
+Discs, squares and triangles, turned and slightly stretched, in colours that do not tell the class,
+between strokes that are no objects, on noise, gradients, stripes and checks. An object's box is
+tight around its visible pixels, as VOC's annotation guidelines ask. It is `difficult` when less
+than `CLEARLY_VISIBLE` of its area shows (the rest covered or beyond the border) or when it is
+smaller than `CLEARLY_LARGE`.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+CLASSES = ("disc", "square", "triangle")
+
+# Sizes are the longer side of the box over the shorter side of the image.
+SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.1
+CLEARLY_VISIBLE, LEAST_VISIBLE = 0.6, 0.3
+# Boxes closer than this would fall to non-maximum suppression.
+LARGEST_OVERLAP = 0.3
+EMPTY_IMAGES = 0.07
+MOST_OBJECTS = 5
+
+_SUB_PIXEL_BITS = 4  # OpenCV draws at 1/16 pixel
+_ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+_UNIT_POLYGONS = (
+    np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1),
+    np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float64),
+    np.stack([np.sin(_ANGLES[::16]), -np.cos(_ANGLES[::16])], axis=1),
+)
+
+
+class DrawnObject(NamedTuple):
+    """An object of a drawing; `box` is (xmin, ymin, xmax, ymax) in pixels from 1, inclusive."""
+
+    label: int
+    box: tuple[int, int, int, int]
+    difficult: bool
+
+
+def write_shapes(
+    folder: str | os.PathLike,
+    *,
+    train: int,
+    val: int,
+    test: int = 0,
+    seed: int,
+    image_size: int = 192,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> None:
+    """Write a VOC folder of so many images with image sets train, val and, if asked for, test.
+
+    Sides lie between 5/6 of `image_size` and `image_size`. Each image is a function of (`seed`,
+    index); the image sets are written last, so a folder that has them is whole. `progress` wraps
+    the range of all indices, as tqdm does.
+    """
+    folder = pathlib.Path(folder)
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index in progress(range(train + val + test)):
+        image, objects = draw_shapes(seed, index, image_size=image_size)
+        jpeg = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+        (folder / "JPEGImages" / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())
+        annotation = _annotation(f"{index:06d}.jpg", image.shape[:2], objects)
+        (folder / "Annotations" / f"{index:06d}.xml").write_text(annotation, encoding="utf-8")
+    start = 0
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        ids = "".join(f"{index:06d}\n" for index in range(start, start + count))
+        if ids:
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(ids, encoding="utf-8")
+        start += count
+
+
+def draw_shapes(
+    seed: int, index: int, *, image_size: int = 192
+) -> tuple[UInt8[np.ndarray, "H W 3"], list[DrawnObject]]:
+    """Draw one RGB image and say what can be seen on it."""
+    rng = np.random.default_rng((seed, index))
+    height, width = (int(side) for side in rng.integers(image_size * 5 // 6, image_size + 1, 2))
+    image = _background(rng, height, width)
+    # Which object each pixel shows: 0 none, k the k-th one placed.
+    owner = np.zeros((height, width), np.uint8)
+    _draw_strokes(rng, image, owner, count=int(rng.integers(0, 5)))
+
+    placed: list[tuple[int, float]] = []  # label and whole area, also of what cannot be seen
+    wanted = 0 if rng.random() < EMPTY_IMAGES else int(rng.integers(1, MOST_OBJECTS + 1))
+    for _ in range(4 * wanted):
+        if len(placed) == wanted:
+            break
+        label = int(rng.integers(len(CLASSES)))
+        polygon = _random_polygon(rng, label, height, width)
+        mask = _filled(polygon, height, width)
+        covered = np.where(mask >= 128, np.uint8(len(placed) + 1), owner)
+        areas = [area for _, area in placed] + [float(cv2.contourArea(polygon))]
+        if _all_separable(covered, areas):
+            owner = covered
+            placed.append((label, areas[-1]))
+            _paint(rng, image, mask)
+    crossed = image.copy(), owner.copy()
+    _draw_strokes(rng, *crossed, count=int(rng.integers(0, 3)))
+    if _all_separable(crossed[1], [area for _, area in placed]):
+        image, owner = crossed
+
+    grain = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) >> 4
+    image = cv2.subtract(cv2.add(image, grain), np.full_like(grain, 8))
+    return image, [
+        _described(label, area, owner == number)
+        for number, (label, area) in enumerate(placed, start=1)
+    ]
+
+
+def _random_polygon(
+    rng: np.random.Generator, label: int, height: int, width: int
+) -> Float[np.ndarray, "P 2"]:
+    stretch = rng.uniform(0.85, 1.0, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = _UNIT_POLYGONS[label] * stretch @ turn.T
+    extent = np.ptp(points, axis=0)
+    # Even in the logarithm, but rarely at the two ends.
+    size = SMALLEST * (LARGEST / SMALLEST) ** rng.beta(2.5, 2.0) * min(height, width)
+    scale = size / extent.max()
+    sides = np.array([width, height])
+    low = np.minimum(0.35 * extent * scale, sides / 2)  # up to 15 % of a side beyond the border
+    centre = rng.uniform(low, sides - low)
+    middle = points.min(axis=0) + extent / 2
+    return ((points - middle) * scale + centre).astype(np.float32)
+
+
+def _filled(polygon: Float[np.ndarray, "P 2"], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
+    mask = np.zeros((height, width), np.uint8)
+    points = np.round(polygon * 2**_SUB_PIXEL_BITS).astype(np.int32)
+    cv2.fillPoly(mask, [points], 255, lineType=cv2.LINE_AA, shift=_SUB_PIXEL_BITS)
+    return mask
+
+
+def _all_separable(owner: UInt8[np.ndarray, "H W"], areas: list[float]) -> bool:
+    """Enough of every object is in sight, no sliver, and no two boxes are nearly the same."""
+    shown = [owner == number for number in range(1, len(areas) + 1)]
+    visible = np.array([np.count_nonzero(pixels) for pixels in shown])
+    if (visible < LEAST_VISIBLE * np.array(areas)).any():
+        return False
+    boxes = np.array([_tight_box(pixels) for pixels in shown]).reshape(-1, 4)
+    if (boxes[:, 2:] - boxes[:, :2] < 2).any():
+        return False
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = np.prod(np.maximum(high - low + 1, 0), axis=-1)
+    area = np.diagonal(overlap)
+    iou = overlap / (area[:, None] + area[None, :] - overlap)
+    return not (np.triu(iou, k=1) > LARGEST_OVERLAP).any()
+
+
+def _tight_box(shown: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+    xmin, ymin, width, height = cv2.boundingRect(shown.view(np.uint8))
+    return xmin + 1, ymin + 1, xmin + width, ymin + height
+
+
+def _described(label: int, whole_area: float, shown: Bool[np.ndarray, "H W"]) -> DrawnObject:
+    box = _tight_box(shown)
+    longer = max(box[2] - box[0], box[3] - box[1]) + 1
+    hidden = np.count_nonzero(shown) < CLEARLY_VISIBLE * whole_area
+    return DrawnObject(label, box, bool(hidden or longer < CLEARLY_LARGE * min(shown.shape)))
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    centre = rng.uniform(60, 196, 3)
+    colours = np.clip(centre + rng.uniform(-45, 45, (3, 3)), 0, 255)
+    steps = np.linspace(0, 2, 256)
+    table = np.stack([np.interp(steps, range(3), channel) for channel in colours.T], axis=1)
+    return cv2.applyColorMap(_texture(rng, height, width), table.astype(np.uint8)[:, None])
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
+    """A random pattern over the whole range of grey: noise, a gradient, stripes or checks."""
+    kind = rng.integers(5)
+    if kind <= 1:  # noise, coarse or fine
+        cells = int(rng.integers(3, 9) if kind == 0 else rng.integers(16, 49))
+        grid = rng.integers(0, 256, (cells, cells), dtype=np.uint8)
+        return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    angle = rng.uniform(0, 2 * np.pi)
+    x = np.linspace(-0.5, 0.5, width, dtype=np.float32)
+    y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
+    sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    along = cosine * x + sine * y
+    if kind == 2:  # a gradient
+        return (along * 180 + 128).astype(np.uint8)
+    wave = np.sin(np.float32(2 * np.pi * rng.uniform(2, 12)) * along)
+    if kind == 4:  # checks
+        across = cosine * y - sine * x
+        wave *= np.sin(np.float32(2 * np.pi * rng.uniform(2, 8)) * across)
+    return (wave * 127 + 128).astype(np.uint8)
+
+
+def _paint(
+    rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "H W"]
+) -> None:
+    """Blend in, in place, a shaded colour that stands out from what it covers."""
+    xmin, ymin, width, height = cv2.boundingRect(mask)
+    window = (slice(ymin, ymin + height), slice(xmin, xmin + width))
+    ground, opacity = image[window], mask[window][..., None] / np.float32(255)
+    candidates = rng.uniform(0, 255, (16, 3))
+    distance = np.linalg.norm(candidates - cv2.mean(ground, mask[window])[:3], axis=1)
+    # One that is far enough away; the farthest would be nearly always black or white.
+    colour = candidates[np.argmax(distance > min(110, distance.max() - 1))].astype(np.float32)
+    shade = (_texture(rng, height, width) - np.float32(128)) * np.float32(rng.uniform(0, 0.2))
+    paint = np.clip(colour + shade[..., None], 0, 255)
+    image[window] = ground + (paint - ground) * opacity
+
+
+def _draw_strokes(
+    rng: np.random.Generator,
+    image: UInt8[np.ndarray, "H W 3"],
+    owner: UInt8[np.ndarray, "H W"],
+    *,
+    count: int,
+) -> None:
+    """Draw lines, open arcs and crosses, in place; they take the pixels from the objects."""
+    height, width = owner.shape
+    for _ in range(count):
+        thickness = int(rng.integers(1, 4))
+        colour = rng.uniform(0, 255, 3).tolist()
+        for line in _random_stroke(rng, height, width):
+            cv2.polylines(image, [line], False, colour, thickness, lineType=cv2.LINE_AA)
+            cv2.polylines(owner, [line], False, 0, thickness)
+
+
+def _random_stroke(
+    rng: np.random.Generator, height: int, width: int
+) -> list[Int[np.ndarray, "P 2"]]:
+    centre = rng.uniform(0, 1, 2) * (width, height)
+    radius = rng.uniform(0.04, 0.25) * min(height, width)
+    angle = rng.uniform(0, 2 * np.pi)
+    kind = rng.integers(3)
+    if kind == 0:  # an arc of at most half a turn
+        turns = [angle + np.linspace(0, rng.uniform(0.5, np.pi), 16)]
+    elif kind == 1:  # a line
+        turns = [np.array([angle, angle + np.pi])]
+    else:  # a cross
+        turns = [np.array([angle, angle + np.pi]) + quarter for quarter in (0, np.pi / 2)]
+    return [
+        np.round(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)).astype(np.int32)
+        for turn in turns
+    ]
+
+
+def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
+    tags = ("xmin", "ymin", "xmax", "ymax")
+    parts = [
+        f"<filename>{filename}</filename>",
+        f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>",
+    ]
+    for thing in objects:
+        corners = "".join(
+            f"<{tag}>{value}</{tag}>" for tag, value in zip(tags, thing.box, strict=True)
+        )
+        parts.append(
+            f"<object><name>{CLASSES[thing.label]}</name>"
+            f"<difficult>{int(thing.difficult)}</difficult><bndbox>{corners}</bndbox></object>"
+        )
+    return "<annotation>\n  " + "\n  ".join(parts) + "\n</annotation>\n"

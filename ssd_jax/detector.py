@@ -1,0 +1,86 @@
+"""A trained detector as a function: pictures in, boxes out."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssd_jax.config import read_config
+from ssd_jax.data.decode import decode_image
+from ssd_jax.experiment import Network, build_network, build_predict
+from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.sharding import make_mesh, replicated
+from ssd_jax.train.checkpoint import Checkpoints
+from ssd_jax.types import Detections
+
+
+class Trained(NamedTuple):
+    """A checkpoint of a run with what it takes to use it."""
+
+    network: Network
+    variables: Any
+    classes: tuple[str, ...]
+    step: int
+
+
+def load_trained(
+    config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh, step: str | None = None
+) -> Trained:
+    """The checkpoint that `step` names: last, best, a number, or None for the config's choice."""
+    with open_checkpoints(config, workdir) as checkpoints:
+        chosen = checkpoints.select(step or config.checkpoint.select)
+        classes = checkpoints.classes(chosen)
+        network = build_network(config, len(classes))
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+            variable_shapes(network.model, config.model.image_size),
+        )
+        variables = checkpoints.restore_variables(chosen, like, classes=classes)
+    return Trained(network, variables, classes, chosen)
+
+
+def open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:
+    """The checkpoints of the run in `workdir`, the best by the config's metric."""
+    return Checkpoints(
+        pathlib.Path(workdir) / "checkpoints",
+        metric=f"map_{config.evaluate.metric}",
+        keep_latest=config.checkpoint.keep_latest,
+    )
+
+
+class Detector:
+    """`Detector.load(workdir)(images)` gives the detections of encoded pictures."""
+
+    def __init__(self, config: ConfigDict, trained: Trained):
+        self.classes = trained.classes
+        self.step = trained.step
+        self._variables = trained.variables
+        self._canvas = config.data.canvas
+        self._predict = jax.jit(build_predict(config, trained.network))
+
+    @classmethod
+    def load(cls, workdir: str | pathlib.Path, *, step: str | None = None) -> "Detector":
+        """The detector that a training run left in `workdir`; `step` as in `load_trained`."""
+        workdir = pathlib.Path(workdir)
+        config = read_config(workdir / "config.json")
+        mesh = make_mesh(jax.local_devices()[:1])
+        return cls(config, load_trained(config, workdir, mesh=mesh, step=step))
+
+    def __call__(self, images: Sequence[bytes], *, names: Sequence[str] = ()) -> list[Detections]:
+        """Detections of each encoded picture (JPEG, PNG), without padding.
+
+        Boxes are normalised to the picture. `names` stand in the message of the `DataError` that
+        a picture raises which does not decode.
+        """
+        found = []
+        for index, data in enumerate(images):
+            name = names[index] if names else f"image {index}"
+            canvas, extent, _ = decode_image(data, name, self._canvas)
+            batch = self._predict(self._variables, canvas[None], np.asarray(extent, np.int32)[None])
+            rows = jax.tree.map(lambda x: x[0], jax.device_get(batch))
+            found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
+        return found

@@ -1,0 +1,1 @@
+"""Metrics in NumPy, and the evaluation of a trained network."""

@@ -1,0 +1,105 @@
+"""Evaluation of a network on a source: predict, gather, and the metric in NumPy."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from ssd_jax.data.pipeline import Source, evaluation_batches, max_objects
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
+from ssd_jax.sharding import gather, put_batch
+from ssd_jax.types import Batch, Detections
+
+
+class Evaluation(NamedTuple):
+    """The metric, and image by image what it compared; boxes in pixels as the devkit counts."""
+
+    result: VocResult
+    ground_truths: list[GroundTruth]
+    detections: list[ScoredBoxes]
+
+
+def evaluate(
+    predict: Callable[[Any, jax.Array, jax.Array], Detections],
+    variables: Any,
+    source: Source,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    canvas: int,
+    iou_threshold: float = 0.5,
+    num_threads: int = 4,
+) -> Evaluation:
+    """Measures every image of the source once.
+
+    `predict` takes batches on the mesh; `batch_size` is rounded up to a multiple of its devices.
+    """
+    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+    batches = evaluation_batches(
+        source,
+        batch_size=batch_size,
+        canvas=canvas,
+        max_objects=max_objects(source),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=num_threads,
+    )
+    ground_truths, detections = [], []
+    for batch in tqdm(
+        batches,
+        total=math.ceil(len(source) / batch_size),
+        desc="evaluating",
+        leave=False,
+        disable=None,
+    ):
+        found = predict(variables, *put_batch((batch.canvas, batch.extent), mesh))
+        found, truth = gather((found, batch._replace(canvas=batch.extent)))
+        for row in np.flatnonzero(truth.real).tolist():
+            ground_truths.append(_ground_truth(truth, row))
+            detections.append(_scored_boxes(found, truth.size[row], row))
+    result = evaluate_voc(
+        ground_truths,
+        detections,
+        num_classes=len(source.classes),
+        iou_threshold=iou_threshold,
+    )
+    return Evaluation(result, ground_truths, detections)
+
+
+def summary(result: VocResult, classes: tuple[str, ...]) -> dict[str, float | None]:
+    """The numbers by name: map_voc07, map_voc12, and the average precision of each class."""
+    values = {"map_voc07": result.map11, "map_voc12": result.map}
+    for name, of_class in zip(classes, result.per_class, strict=True):
+        values[f"ap_voc07/{name}"] = of_class.ap11
+        values[f"ap_voc12/{name}"] = of_class.ap
+    return values
+
+
+def _ground_truth(batch: Batch, row: int) -> GroundTruth:
+    valid = batch.valid[row]
+    return GroundTruth(
+        # Back to the whole pixels of the annotation, which float32 misses by a rounding error.
+        boxes=np.round(_devkit_pixels(batch.boxes[row][valid], batch.size[row]), 2),
+        labels=batch.labels[row][valid],
+        difficult=batch.difficult[row][valid],
+    )
+
+
+def _scored_boxes(found: Detections, size: np.ndarray, row: int) -> ScoredBoxes:
+    valid = found.valid[row]
+    return ScoredBoxes(
+        boxes=_devkit_pixels(found.boxes[row][valid], size),
+        scores=found.scores[row][valid],
+        labels=found.labels[row][valid],
+    )
+
+
+def _devkit_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Normalised edges to pixels counted from 1, both corners inside, as VOC writes them."""
+    height, width = size
+    edges = boxes.astype(np.float64) * [width, height, width, height]
+    return edges + np.array([1, 1, 0, 0])

@@ -1,0 +1,266 @@
+"""Mean average precision by the rules of the PASCAL VOC development kit, in NumPy.
+
+The rules are those of the devkit's VOCevaldet.m
+(http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4):
+
+* A class's detections are taken over all images by falling score; equal scores keep their order.
+* Each looks at the ground truth of its image and class with the highest IoU (the first of equals)
+  and at no other. Below the threshold, or if that object is taken already, it is a false positive.
+* If that object is `difficult`, the detection counts neither way. Difficult objects are not asked
+  for.
+
+VOC2007 averages the precision at 11 recalls; VOC2010 and later take the whole area.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from ssd_jax.errors import UserError
+
+IouRule = Literal[">=", ">"]
+
+FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
+
+# The devkit's 0:0.1:1 in floating point, where 3 * 0.1 > 0.3: a recall of exactly 3 in 10 does not
+# reach its fourth threshold. np.linspace would differ there.
+RECALL_THRESHOLDS = np.arange(0, 1.1, 0.1)
+
+
+class GroundTruth(NamedTuple):
+    """The objects of one image; boxes are xyxy in the pixels of the annotation."""
+
+    boxes: Num[np.ndarray, "N 4"]
+    labels: Int[np.ndarray, "N"]
+    difficult: Bool[np.ndarray, "N"]
+
+
+class ScoredBoxes(NamedTuple):
+    """The detections of one image; boxes are xyxy in the same pixels as its ground truth."""
+
+    boxes: Num[np.ndarray, "K 4"]
+    scores: Num[np.ndarray, "K"]
+    labels: Int[np.ndarray, "K"]
+
+
+class Matches(NamedTuple):
+    """What became of the detections of all images, concatenated.
+
+    `outcome` is FALSE_POSITIVE, TRUE_POSITIVE or IGNORED. `truth` is the object that a detection
+    took, as an index into the concatenated ground truth, and -1 for all but true positives.
+    """
+
+    outcome: Int[np.ndarray, "D"]
+    truth: Int[np.ndarray, "D"]
+
+
+class VocProtocol(NamedTuple):
+    """The choices that an mAP depends on, to be kept beside the number."""
+
+    iou_threshold: float
+    iou_rule: IouRule
+    plus_one: bool
+    images: int
+
+    def describe(self, average: Literal["11-point", "area"]) -> str:
+        """E.g. "VOC07 11-point, IoU >= 0.5, difficult ignored, +1 pixels, 4952 images"."""
+        year = {"11-point": "VOC07", "area": "VOC12"}[average]
+        pixels = "+1 pixels" if self.plus_one else "continuous boxes"
+        return (
+            f"{year} {average}, IoU {self.iou_rule} {self.iou_threshold:g}, difficult ignored, "
+            f"{pixels}, {self.images} images"
+        )
+
+    def to_dict(self) -> dict[str, str | float | bool | int]:
+        """The same for a JSON file, with both descriptions."""
+        return self._asdict() | {
+            "difficult": "ignored",
+            "map11": self.describe("11-point"),
+            "map": self.describe("area"),
+        }
+
+
+class ClassResult(NamedTuple):
+    """One class. The averages are None where there is no object to be found.
+
+    `npos` counts the objects that are not difficult. The curve has one point for each detection
+    that is not ignored, by falling score.
+    """
+
+    ap11: float | None
+    ap: float | None
+    npos: int
+    tp: int
+    fp: int
+    recall: Float[np.ndarray, "K"]
+    precision: Float[np.ndarray, "K"]
+    scores: Float[np.ndarray, "K"]
+
+
+class VocResult(NamedTuple):
+    """All classes by id, and the means over those that have objects (None if none has)."""
+
+    per_class: tuple[ClassResult, ...]
+    map11: float | None
+    map: float | None
+    protocol: VocProtocol
+
+
+def evaluate_voc(
+    ground_truths: Sequence[GroundTruth],
+    detections: Sequence[ScoredBoxes],
+    *,
+    num_classes: int,
+    iou_threshold: float = 0.5,
+    plus_one: bool = True,
+    iou_rule: IouRule = ">=",
+) -> VocResult:
+    """Average precisions of the detections, image by image beside their ground truth.
+
+    `plus_one` measures boxes in whole pixels, xmax - xmin + 1, as the devkit does. The devkit
+    compares by ">=", py-faster-rcnn's voc_eval.py by ">".
+    """
+    outcome = match_detections(
+        ground_truths,
+        detections,
+        num_classes=num_classes,
+        iou_threshold=iou_threshold,
+        plus_one=plus_one,
+        iou_rule=iou_rule,
+    ).outcome
+    truth, found = _concatenate(ground_truths), _concatenate(detections)
+    npos = np.bincount(truth.labels[~truth.difficult], minlength=num_classes)
+    per_class = []
+    for label in range(num_classes):
+        rows = np.flatnonzero((found.labels == label) & (outcome != IGNORED))
+        rows = rows[np.argsort(-found.scores[rows], kind="stable")]
+        hits = outcome[rows] == TRUE_POSITIVE
+        per_class.append(_class_result(hits, found.scores[rows], int(npos[label])))
+    return VocResult(
+        tuple(per_class),
+        map11=_mean_of_defined([result.ap11 for result in per_class]),
+        map=_mean_of_defined([result.ap for result in per_class]),
+        protocol=VocProtocol(iou_threshold, iou_rule, plus_one, len(ground_truths)),
+    )
+
+
+def match_detections(
+    ground_truths: Sequence[GroundTruth],
+    detections: Sequence[ScoredBoxes],
+    *,
+    num_classes: int,
+    iou_threshold: float = 0.5,
+    plus_one: bool = True,
+    iou_rule: IouRule = ">=",
+) -> Matches:
+    """Tell true from false positives; the arguments are those of `evaluate_voc`."""
+    _check(ground_truths, detections, num_classes, iou_threshold)
+    truths, found = _concatenate(ground_truths), _concatenate(detections)
+    truth, iou = _best_truths(
+        found.boxes.astype(np.float64),
+        _images(detections) * num_classes + found.labels,
+        truths.boxes.astype(np.float64),
+        _images(ground_truths) * num_classes + truths.labels,
+        plus_one,
+    )
+    near = iou >= iou_threshold if iou_rule == ">=" else iou > iou_threshold
+    difficult = near & np.append(truths.difficult, False)[truth]  # [-1]: no object, not difficult
+    claims = np.flatnonzero(near & ~difficult)
+    claims = claims[np.argsort(-found.scores[claims], kind="stable")]
+    _, first = np.unique(truth[claims], return_index=True)
+    outcome = np.full(len(near), FALSE_POSITIVE)
+    outcome[difficult] = IGNORED
+    outcome[claims[first]] = TRUE_POSITIVE
+    return Matches(outcome, np.where(outcome == TRUE_POSITIVE, truth, -1))
+
+
+def _concatenate(records):
+    return type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
+
+
+def _images(records):
+    """For each box the index of its image."""
+    return np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+
+
+def _best_truths(boxes, groups, truth_boxes, truth_groups, plus_one):
+    """For each box the object of its own group with the highest IoU (-1: none touches it).
+
+    Goes through the first objects of all groups at once, then the second ones, and so on: as many
+    rounds as the largest group has objects.
+    """
+    by_group = np.argsort(truth_groups, kind="stable")
+    sorted_groups = truth_groups[by_group]
+    start = np.searchsorted(sorted_groups, groups, side="left")
+    count = np.searchsorted(sorted_groups, groups, side="right") - start
+    truth, best = np.full(len(boxes), -1), np.zeros(len(boxes))
+    for place in range(count.max(initial=0)):
+        rows = np.flatnonzero(count > place)
+        candidates = by_group[start[rows] + place]
+        iou = _paired_iou(boxes[rows], truth_boxes[candidates], plus_one)
+        better = iou > best[rows]
+        best[rows[better]] = iou[better]
+        truth[rows[better]] = candidates[better]
+    return truth, best
+
+
+def _paired_iou(a, b, plus_one):
+    one = 1.0 if plus_one else 0.0
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + one
+    overlap = np.prod(np.maximum(sides, 0.0), axis=1)
+    area_a, area_b = (np.prod(box[:, 2:] - box[:, :2] + one, axis=1) for box in (a, b))
+    union = area_a + area_b - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+
+def _class_result(hits, scores, npos):
+    """`hits` by falling score, without ignored detections, so precision is never 0 / 0."""
+    tp = np.cumsum(hits)
+    precision = tp / np.arange(1, len(hits) + 1)
+    found = int(np.sum(hits))
+    if not npos:
+        recall = np.zeros(len(hits))
+        return ClassResult(None, None, 0, found, len(hits) - found, recall, precision, scores)
+    recall = tp / npos
+    # The best precision at this recall or any higher one; 0 beyond the last detection.
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    ap11 = np.mean(envelope[np.searchsorted(recall, RECALL_THRESHOLDS)])
+    ap = np.sum(np.diff(recall, prepend=0.0) * envelope[:-1])
+    return ClassResult(
+        float(ap11), float(ap), npos, found, len(hits) - found, recall, precision, scores
+    )
+
+
+def _mean_of_defined(values):
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _check(ground_truths, detections, num_classes, iou_threshold):
+    if not ground_truths or len(ground_truths) != len(detections):
+        raise UserError(
+            f"got ground truth of {len(ground_truths)} images and detections of "
+            f"{len(detections)}; expected the same images, at least one. "
+            "Give an image without detections empty arrays"
+        )
+    if not 0 < iou_threshold <= 1:
+        raise UserError(f"got an IoU threshold of {iou_threshold}; expected 0 < threshold <= 1")
+    for kind, records in (("ground truth", ground_truths), ("detections", detections)):
+        for image, record in enumerate(records):
+            if len({len(column) for column in record}) != 1:
+                lengths = {name: len(column) for name, column in record._asdict().items()}
+                raise UserError(
+                    f"{kind} of image {image}: got {lengths}; expected columns of one length"
+                )
+        labels = np.concatenate([record.labels for record in records])
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise UserError(
+                f"{kind}: got labels from {labels.min()} to {labels.max()}; expected class ids "
+                f"0 to {num_classes - 1}, without background"
+            )
+    if np.isnan(np.concatenate([found.scores for found in detections])).any():
+        raise UserError(
+            "got NaN among the scores; expected numbers. Look for a diverged training run"
+        )

@@ -1,0 +1,139 @@
+"""Where a config becomes the parts of a run. Below this file nothing knows a config."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.errors import UserError
+from ssd_jax.models.ssd import build_model, feature_shapes
+from ssd_jax.ops.anchors import AnchorLevel, chained_levels, default_boxes, paper_levels
+from ssd_jax.ops.augment import Augmentation, Crop, Distort, Expand
+from ssd_jax.predict import make_predict
+from ssd_jax.train import optimizer
+
+
+class Network(NamedTuple):
+    """A model and the anchors that its outputs belong to."""
+
+    model: nn.Module
+    anchors: Float[np.ndarray, "A 4"]
+
+
+def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> VocSource:
+    """The data of "train", "val" or "test"; `classes` fixes the ids."""
+    place = config.data[split]
+    if not place.root:
+        raise UserError(
+            f"config.data.{split}.root: it is empty, so there is nothing to read. Give a folder "
+            f"in VOC layout, --config.data.{split}.root=DIR."
+        )
+    return VocSource(
+        pathlib.Path(place.root),
+        image_sets=place.image_sets,
+        classes=classes or config.data.classes or None,
+        bad_boxes=config.data.bad_boxes,
+    )
+
+
+def build_network(config: ConfigDict, num_classes: int) -> Network:
+    """The feature maps decide the anchors, and the anchors the heads."""
+    shapes = feature_shapes(
+        backbone=config.model.backbone,
+        image_size=config.model.image_size,
+        first_stage=config.model.first_stage,
+    )
+    levels = _levels(config, shapes)
+    model = build_model(
+        **config.model,
+        num_classes=num_classes,
+        anchors_per_cell=tuple(level.anchors_per_cell for level in levels),
+    )
+    return Network(model, default_boxes(shapes, levels))
+
+
+def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[AnchorLevel, ...]:
+    if not config.anchors.scales:
+        return paper_levels(config.model.image_size, shapes)
+    if len(config.anchors.scales) != len(shapes) + 1:
+        raise UserError(
+            f"config.anchors.scales: got {len(config.anchors.scales)} scales, expected "
+            f"{len(shapes) + 1}: one a feature map {list(shapes)}, and one more that the last "
+            "map's larger square is made with."
+        )
+    return chained_levels(config.anchors.scales)
+
+
+def total_steps(config: ConfigDict, images: int) -> int:
+    """The length of the run; an epoch is `images / batch_size` steps, which need not be whole."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, steps_of(config.epochs, images, config.batch_size))
+
+
+def steps_of(epochs: float, images: int, batch_size: int) -> int:
+    """Epochs in steps, rounded."""
+    return round(epochs * images / batch_size)
+
+
+def evaluate_every(config: ConfigDict, images: int) -> int | None:
+    """Steps between evaluations, None for only at the end."""
+    if config.evaluate.every_epochs is not None:
+        return max(1, steps_of(config.evaluate.every_epochs, images, config.batch_size))
+    return config.evaluate.every_steps
+
+
+def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
+    """Learning rate as a function of the step."""
+    words = config.optimizer
+    if words.schedule == "one_cycle":
+        return optimizer.one_cycle_schedule(
+            words.learning_rate, total_steps=total_steps(config, images)
+        )
+    return optimizer.step_schedule(
+        words.learning_rate,
+        decay_steps=[steps_of(epochs, images, config.batch_size) for epochs in words.decay_epochs],
+        decay_factor=words.decay_factor,
+        warmup_steps=words.warmup_steps,
+    )
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer that the config names."""
+    words = ("name", "momentum", "weight_decay", "decay", "clip_norm")
+    return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
+
+
+def build_augmentation(config: ConfigDict) -> Augmentation:
+    """The settings of `ops.augment`; what can never happen is left out of the program."""
+    flip, distort, expand, crop = (
+        config.augment[part] for part in ("flip", "distort", "expand", "crop")
+    )
+    return Augmentation(
+        flip=flip,
+        distort=Distort(**distort) if distort.probability else None,
+        expand=Expand(**expand) if expand.probability else None,
+        crop=Crop(**crop) if crop.min_ious else None,
+    )
+
+
+def build_predict(config: ConfigDict, network: Network):
+    """`predict(variables, canvas, extent)`, not yet jitted."""
+    return make_predict(
+        network.model,
+        network.anchors,
+        image_size=config.model.image_size,
+        mean=config.preprocess.mean,
+        std=config.preprocess.std,
+        **config.detect,
+    )
+
+
+def loss_settings(config: ConfigDict) -> dict[str, float]:
+    """The keywords of `train.step.batch_loss`."""
+    return {**config.match, **config.loss}

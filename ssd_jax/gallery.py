@@ -1,0 +1,79 @@
+"""The pictures that a run leaves in its folder."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from ssd_jax import visualize
+from ssd_jax.data.decode import decode_image
+from ssd_jax.data.pipeline import Source
+from ssd_jax.evaluation.run import Evaluation
+from ssd_jax.ops.augment import Augmentation
+from ssd_jax.reporting import read_metrics
+from ssd_jax.train.step import augment_batch
+from ssd_jax.types import Batch
+
+SHOWN = 12
+# Large photographs are shown at this many pixels, as nobody looks at a mosaic of full ones.
+SHOWN_SIDE = 512
+
+
+def draw_augmented(
+    batch: Batch,
+    path: pathlib.Path,
+    *,
+    classes: tuple[str, ...],
+    seed: int,
+    image_size: int,
+    settings: Augmentation,
+    fill: tuple[float, float, float],
+) -> None:
+    """The first pictures of a batch as the network will see them at step 0, with their boxes."""
+    few = jax.tree.map(lambda column: np.asarray(column)[:SHOWN], batch)
+    images, few = jax.jit(
+        lambda batch: augment_batch(
+            batch, 0, seed=seed, image_size=image_size, settings=settings, fill=fill
+        )
+    )(few)
+    visualize.save_png(
+        path,
+        visualize.training_mosaic(images, few.boxes, few.labels, few.valid, classes=classes),
+    )
+
+
+def draw_detections(
+    source: Source, evaluation: Evaluation, path: pathlib.Path, *, iou_threshold: float
+) -> None:
+    """Ground truth next to detections, for pictures taken evenly from the whole source."""
+    chosen = np.unique(np.linspace(0, len(source) - 1, SHOWN).round().astype(int)).tolist()
+    images, truths, found = [], [], []
+    for index in chosen:
+        example = source[index]
+        canvas, (height, width), _ = decode_image(example.image, example.name, SHOWN_SIDE)
+        images.append(canvas[:height, :width])
+        truths.append(_normalised(evaluation.ground_truths[index], example.size))
+        found.append(_normalised(evaluation.detections[index], example.size))
+    picture = visualize.detection_mosaic(
+        images, truths, found, classes=source.classes, iou_threshold=iou_threshold
+    )
+    visualize.save_png(path, picture)
+
+
+def draw_curves(metrics_file: pathlib.Path, path: pathlib.Path) -> None:
+    """Loss, learning rate and mAP over the steps of the run."""
+    visualize.plot_curves(read_metrics(metrics_file), path)
+
+
+def draw_precision_recall(
+    evaluation: Evaluation, path: pathlib.Path, *, classes: tuple[str, ...]
+) -> None:
+    """One curve a class."""
+    visualize.plot_precision_recall(evaluation.result, classes, path)
+
+
+def _normalised(record, size):
+    """Boxes in the devkit's pixels, as an evaluation holds them, back to parts of the picture."""
+    height, width = size
+    edges = record.boxes - np.array([1, 1, 0, 0])
+    return record._replace(boxes=(edges / [width, height, width, height]).astype(np.float32))

@@ -1,0 +1,139 @@
+"""The layers that every network here is made of."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ssd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvStyle:
+    """What all convolutions of a network have in common.
+
+    `batch_norm` is "none", "frozen" or "batch"; `batch_norm_group` as in `GroupedBatchNorm`.
+    Parameters are float32 whatever `dtype` the network computes in.
+    """
+
+    width: float = 1.0
+    dtype: Any = jnp.float32
+    bias: bool = True
+    batch_norm: str = "none"
+    batch_norm_group: int = 0
+
+    def channels(self, full: int) -> int:
+        """Channels at this width: the nearest multiple of 8, at least 8."""
+        return max(8, 8 * int(full * self.width / 8 + 0.5))
+
+
+def conv_layer(
+    x: Float[Array, "B _ _ _"],
+    channels: int,
+    *,
+    style: ConvStyle,
+    name: str,
+    train: bool,
+    kernel: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int | None = None,
+    relu: bool = True,
+) -> Float[Array, "B _ _ _"]:
+    """Convolution, then BatchNorm if the style has it, then ReLU; inside a compact method.
+
+    The modules are `name` and `name_bn`, so the convolutions have the same place in the tree with
+    and without BatchNorm. `padding` None keeps the size at stride 1 and halves it, rounded up, at
+    stride 2: the symmetric padding of Caffe, MXNet and PyTorch, not "SAME" (which is lopsided).
+    """
+    pad = dilation * (kernel // 2) if padding is None else padding
+    x = nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=pad,
+        kernel_dilation=dilation,
+        use_bias=style.bias,
+        dtype=style.dtype,
+        name=name,
+    )(x)
+    if style.batch_norm != "none":
+        x = GroupedBatchNorm(
+            group=style.batch_norm_group, frozen=style.batch_norm == "frozen", name=f"{name}_bn"
+        )(x, train=train)
+    return nn.relu(x) if relu else x
+
+
+class GroupedBatchNorm(nn.Module):
+    """BatchNorm whose training statistics are those of groups of consecutive images.
+
+    With `group` = N, images 0..N-1 share one mean and variance, N..2N-1 the next: the per-device
+    statistics of other frameworks, yet the same on any number of devices. 0, or N at least the
+    batch, makes the whole batch one group (SyncBN). The running statistics follow the mean over
+    the groups. `frozen` takes the running statistics as constants in training too; scale and bias
+    still train. Statistics are float32 for every input dtype; the variance is the biased one.
+    """
+
+    group: int = 0
+    frozen: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B h w c"]:
+        """Normalise; in training, unless frozen, also update the collection `batch_stats`."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+        if train and not self.frozen:
+            groups = _split_groups(x, self.group).astype(jnp.float32)
+            mean = groups.mean((1, 2, 3), keepdims=True)
+            # E[x²] - E[x]² needs one pass over the map, and one all-reduce where the group is
+            # spread over devices; the textbook form needs two of each.
+            square = jnp.square(groups).mean((1, 2, 3), keepdims=True)
+            var = jnp.maximum(square - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                for running, current in ((running_mean, mean), (running_var, var)):
+                    step = current.mean((0, 1, 2, 3)) - running.value
+                    running.value = running.value + (1 - self.momentum) * step
+        else:
+            groups = x[None].astype(jnp.float32)
+            mean, var = running_mean.value, running_var.value
+
+        normalised = (groups - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return normalised.reshape(x.shape).astype(x.dtype)
+
+
+def _split_groups(x: Float[Array, "B h w c"], group: int) -> Float[Array, "groups N h w c"]:
+    batch = x.shape[0]
+    size = group if 0 < group < batch else batch
+    if batch % size:
+        raise UserError(
+            f"BatchNorm groups of {size} images do not divide a batch of {batch}. Choose a group "
+            "size that divides the batch size, or 0 for the whole batch."
+        )
+    return x.reshape(batch // size, size, *x.shape[1:])
+
+
+class L2Normalize(nn.Module):
+    """Scale each pixel's channel vector to length 1, then each channel by a learned factor.
+
+    ParseNet, arXiv:1506.04579, section 3.3. The SSD paper starts the factors at 20.
+    """
+
+    initial_scale: float = 20.0
+    epsilon: float = 1e-10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:
+        """Normalise over the last axis, in float32."""
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), x.shape[-1:])
+        exact = x.astype(jnp.float32)
+        square = jnp.square(exact).sum(-1, keepdims=True)
+        return (exact * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)

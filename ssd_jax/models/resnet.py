@@ -1,0 +1,76 @@
+"""ResNet-50 v1.5 as the base of SSD."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ssd_jax.models.layers import ConvStyle, conv_layer
+
+# (channels inside a block, blocks) of stages 1 to 4; stage n has stride 2 ** (n + 1).
+_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 (arXiv:1512.03385) with the stride of a block in its 3x3 convolution ("v1.5").
+
+    Features: the outputs, after ReLU, of the stages from `first_stage` on. Stage 2 has stride 8,
+    stage 3 stride 16, stage 4 stride 32.
+    """
+
+    style: ConvStyle = ConvStyle(bias=False, batch_norm="batch")
+    first_stage: int = 3
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B S S 3"], *, train: bool
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
+        """Map normalised images to the feature maps, finest first."""
+        style = self.style
+        x = images.astype(style.dtype)
+        x = conv_layer(
+            x, style.channels(64), style=style, name="conv1", train=train, kernel=7, stride=2
+        )
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        features = []
+        for stage, (channels, blocks) in enumerate(_STAGES, start=1):
+            for block in range(1, blocks + 1):
+                x = Bottleneck(
+                    style,
+                    channels,
+                    stride=2 if stage > 1 and block == 1 else 1,
+                    project=block == 1,
+                    name=f"stage{stage}_block{block}",
+                )(x, train=train)
+            if stage >= self.first_stage:
+                features.append(x)
+        return tuple(features)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; `channels` are those of the middle."""
+
+    style: ConvStyle
+    channels: int
+    stride: int
+    project: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B _ _ _"], *, train: bool) -> Float[Array, "B _ _ _"]:
+        """Add the block to its input, projected where size or channels change."""
+        style = self.style
+        inner, outer = style.channels(self.channels), style.channels(4 * self.channels)
+        shortcut = x
+        if self.project:
+            shortcut = conv_layer(
+                x,
+                outer,
+                style=style,
+                name="shortcut",
+                train=train,
+                kernel=1,
+                stride=self.stride,
+                relu=False,
+            )
+        x = conv_layer(x, inner, style=style, name="conv1", train=train, kernel=1)
+        x = conv_layer(x, inner, style=style, name="conv2", train=train, stride=self.stride)
+        x = conv_layer(x, outer, style=style, name="conv3", train=train, kernel=1, relu=False)
+        return nn.relu(x + shortcut)

@@ -1,0 +1,83 @@
+"""Box arithmetic: formats, overlap, and the offsets that the network predicts.
+
+Boxes are `xyxy` unless a name says otherwise. Every function accepts NumPy arrays as well.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# The offsets of centre (x, y) and size (width, height) are divided by these before regression, as
+# in Caffe's SSD (PriorBox `variance`).
+VARIANCES = (0.1, 0.1, 0.2, 0.2)
+
+# Sizes below this count as this, which keeps logarithms, quotients and exponentials finite. A pixel
+# of a 10,000-pixel image is 100 times wider.
+_SMALLEST_SIZE = 1e-6
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N 4"]:
+    """Corners to centre and size."""
+    upper_left, lower_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return jnp.concatenate([(upper_left + lower_right) / 2, lower_right - upper_left], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N 4"]:
+    """Centre and size to corners."""
+    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def clip(boxes: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N 4"]:
+    """The part of each box that lies in the image."""
+    return jnp.clip(boxes, 0, 1)
+
+
+def area(boxes: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N"]:
+    """Width times height; 0 for a box whose corners are the wrong way round."""
+    width, height = jnp.moveaxis(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), -1, 0)
+    return width * height
+
+
+def iou_matrix(
+    boxes_a: Float[Array | np.ndarray, "N 4"], boxes_b: Float[Array | np.ndarray, "M 4"]
+) -> Float[Array, "N M"]:
+    """Intersection over union of every pair; 0 for two boxes without area."""
+    upper_left = jnp.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
+    lower_right = jnp.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
+    intersection = area(jnp.concatenate([upper_left, lower_right], axis=-1))
+    union = area(boxes_a)[:, None] + area(boxes_b)[None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def encode(
+    boxes: Float[Array | np.ndarray, "*N 4"],
+    anchors: Float[Array | np.ndarray, "*N 4"],
+    variances: tuple[float, float, float, float] = VARIANCES,
+) -> Float[Array, "*N 4"]:
+    """The offsets (dx, dy, dw, dh) that lead from each anchor to its box (SSD paper, equation 2).
+
+    The inverse of `decode`; finite even for boxes without area.
+    """
+    box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
+    box_size = jnp.maximum(box[..., 2:], _SMALLEST_SIZE)
+    anchor_size = jnp.maximum(anchor[..., 2:], _SMALLEST_SIZE)
+    shift = (box[..., :2] - anchor[..., :2]) / anchor_size
+    stretch = jnp.log(box_size / anchor_size)
+    return jnp.concatenate([shift, stretch], axis=-1) / jnp.asarray(variances)
+
+
+def decode(
+    deltas: Float[Array | np.ndarray, "*N 4"],
+    anchors: Float[Array | np.ndarray, "*N 4"],
+    variances: tuple[float, float, float, float] = VARIANCES,
+) -> Float[Array, "*N 4"]:
+    """The boxes to which the offsets lead from their anchors; they may reach out of the image.
+
+    A box is at most a million times as wide as its anchor, so that no offset gives infinity.
+    """
+    anchor = xyxy_to_cxcywh(anchors)
+    scaled = deltas * jnp.asarray(variances)
+    centre = anchor[..., :2] + scaled[..., :2] * anchor[..., 2:]
+    size = anchor[..., 2:] * jnp.exp(jnp.minimum(scaled[..., 2:], -np.log(_SMALLEST_SIZE)))
+    return cxcywh_to_xyxy(jnp.concatenate([centre, size], axis=-1))

@@ -1,0 +1,234 @@
+"""What a run tells: JSON lines, TensorBoard events, a progress bar and the final report.
+
+Numbers that are not finite are written as null, which every JSON reader understands.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ssd_jax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.json"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Reporter:
+    """Reports a run of `total_steps` steps, begun or resumed at `start_step`.
+
+    Used as a context manager. A resumed run takes back what the stopped one had written beyond
+    `start_step`, so that the files read as one unbroken run; one that starts at step 0 starts
+    afresh. With `active=False`, for all processes but the first, nothing is written.
+
+    On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        active: bool = True,
+        line_seconds: float = 10.0,
+    ):
+        self._workdir = pathlib.Path(workdir)
+        self._total_steps = total_steps
+        self._start_step = start_step
+        self._active = active
+        self._line_seconds = line_seconds
+
+    def __enter__(self):
+        if self._active:
+            from tensorboardX import SummaryWriter
+
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            path = self._workdir / METRICS_FILE
+            _drop_lines_after(path, self._start_step)
+            self._lines = path.open("a", encoding="utf-8")
+            self._events = SummaryWriter(
+                logdir=str(self._workdir / TENSORBOARD_FOLDER),
+                # TensorBoard hides what earlier files say about this step and later ones.
+                purge_step=self._start_step + 1 if self._start_step else 0,
+                # Two files of the same second would otherwise share their name.
+                filename_suffix=f".from-{self._start_step}",
+            )
+            progress = _Bar if sys.stderr.isatty() else _PlainLines
+            self._progress = progress(self._start_step, self._total_steps, self._line_seconds)
+        return self
+
+    def __exit__(self, *exception):
+        if self._active:
+            self._progress.close()
+            self._events.close()
+            self._lines.close()
+
+    def advance(self, step: int) -> None:
+        """Move the progress to `step`, the number of steps done; cheap enough for every step."""
+        if self._active:
+            self._progress.advance(step)
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Record named values after `step` steps.
+
+        Of the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
+        (the share of the time spent waiting for data, 0 to 1). The values of any other split are
+        printed, but for names with a slash, which are details such as "ap/dog".
+        """
+        if not self._active:
+            return
+        values = to_json(values)
+        self._lines.write(_json_text({"step": step, "split": split, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{split}/{name}", value, step)
+        if split == "train":
+            self._progress.show(step, _training_summary(values))
+        else:
+            shown = [f"{name} {_short(v)}" for name, v in values.items() if "/" not in name]
+            self._progress.print("  ".join([f"step {step}", split, *shown]))
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self, start_step, total_steps, _line_seconds):
+        from tqdm import tqdm
+
+        columns, rows = shutil.get_terminal_size()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            file=sys.stderr,
+            # A pseudo-terminal may say 0 by 0, on which tqdm would show nothing.
+            ncols=columns,
+            nrows=rows,
+            bar_format="step {n_fmt}/{total_fmt} |{bar}| ETA {remaining}  {desc}",
+        )
+
+    def advance(self, step):
+        self._bar.update(step - self._bar.n)
+
+    def show(self, step, summary):
+        self._bar.set_description_str(summary, refresh=False)
+        self.advance(step)
+
+    def print(self, line):
+        self._bar.write(line, file=sys.stderr)
+
+    def close(self):
+        self._bar.close()
+
+
+class _PlainLines:
+    """Progress in a log file: a line now and then, the first and the last step among them."""
+
+    def __init__(self, start_step, total_steps, line_seconds):
+        self._total_steps = total_steps
+        self._line_seconds = line_seconds
+        self._last_step, self._last_time = start_step, time.monotonic()
+        self._first = True
+
+    def advance(self, step):
+        pass
+
+    def show(self, step, summary):
+        now = time.monotonic()
+        elapsed = now - self._last_time
+        if not (self._first or step >= self._total_steps or elapsed >= self._line_seconds):
+            return
+        line = f"step {step}/{self._total_steps}  {summary}"
+        # The first steps are mostly compilation and foretell nothing.
+        if not self._first and self._last_step < step < self._total_steps:
+            left = (self._total_steps - step) * elapsed / (step - self._last_step)
+            line += f"  ETA {_clock(left)}"
+        self.print(line)
+        self._first, self._last_step, self._last_time = False, step, now
+
+    def print(self, line):
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self):
+        pass
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line that is still being written is left out."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the {METRICS_FILE} of a training run")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: got {line[:80]!r}; expected one JSON object a line. "
+                "Remove the line or the file"
+            ) from error
+    return records
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file in one piece: readers see the old file or the new one, never a part."""
+    _replace(pathlib.Path(path), _json_text(to_json(value), indent=2) + "\n")
+
+
+def to_json(value: Any) -> Any:
+    """Plain Python values for JSON: arrays become lists or numbers, NaN and infinities None."""
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): to_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _json_text(value, **options):
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, **options)
+
+
+def _drop_lines_after(path, step):
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
+    _replace(path, "".join(_json_text(record) + "\n" for record in kept))
+
+
+def _replace(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _training_summary(values):
+    formats = {
+        "loss": lambda value: f"loss {_short(value)}",
+        "lr": lambda value: f"lr {_short(value)}",
+        "images_per_second": lambda value: f"{_short(value)} images/s",
+        "data_wait": lambda value: f"data wait {value:.0%}",
+    }
+    known = {name: values[name] for name in formats if values.get(name) is not None}
+    return "  ".join(formats[name](value) for name, value in known.items())
+
+
+def _short(value):
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,387 @@
+"""What the verbs of the command line do: put the parts together, run them, tell the outcome."""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ssd_jax import config as configs
+from ssd_jax import experiment, gallery, visualize
+from ssd_jax.data.decode import decode_image
+from ssd_jax.data.pipeline import cache_bytes, max_objects, train_batches
+from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.detector import Detector, load_trained, open_checkpoints
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation.run import Evaluation, evaluate, summary
+from ssd_jax.models.initialise import init_variables
+from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, Reporter, write_json
+from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, replicated, split
+from ssd_jax.train.loop import train
+from ssd_jax.train.state import create_state
+from ssd_jax.train.step import train_step
+from ssd_jax.types import Batch
+from ssd_jax.weights.load import load_weights
+
+CONFIG_FILE = "config.json"
+PICTURES = "pictures"
+# Decoded pictures are drawn at no more than this many pixels a side.
+DRAWN_SIDE = 1600
+
+
+class Measured(NamedTuple):
+    """The outcome of a run: which checkpoint was measured on what, and how well it did."""
+
+    split: str
+    step: int
+    source: VocSource
+    evaluation: Evaluation
+
+
+def run_training(
+    config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh | None = None
+) -> Measured:
+    """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
+
+    `mesh` is all devices if it is not given.
+    """
+    workdir = pathlib.Path(workdir)
+
+    # ---- data ----
+    source = experiment.build_source(config, "train")
+    validation = experiment.build_source(config, "val", classes=source.classes)
+    _tell(f"train: {source.describe()}")
+    _tell(f"val:   {validation.describe()}")
+    if config.data.test.root:  # read now, so that a mistake in it does not cost the training
+        test = experiment.build_source(config, "test", classes=source.classes)
+        _tell(f"test:  {test.describe()}")
+    if config.data.cache == "ram":
+        gigabytes = cache_bytes(source, canvas=config.data.canvas) / 2**30
+        _tell(f"decoded training pictures are kept in memory, {gigabytes:.2f} GiB")
+
+    # ---- mesh, network, state ----
+    mesh = mesh or make_mesh()
+    if config.batch_size % mesh.size:
+        raise UserError(
+            f"config.batch_size: got {config.batch_size}, expected a multiple of the {mesh.size} "
+            "devices."
+        )
+    network = experiment.build_network(config, len(source.classes))
+    schedule = experiment.build_schedule(config, len(source))
+    optimizer = experiment.build_optimizer(config, schedule)
+    variables = init_variables(network.model, config.model.image_size, seed=config.seed)
+    if config.weights.path:
+        variables, load_report = load_weights(variables, config.weights.path)
+        _tell(load_report)
+    state = create_state(variables, optimizer, mesh)
+    _tell(_describe(config, network, variables, mesh))
+    _settle_config(config, workdir)
+
+    # ---- the two programs: a step, and the detections of a batch ----
+    augmentation = {
+        "seed": config.seed,
+        "image_size": config.model.image_size,
+        "settings": experiment.build_augmentation(config),
+        "fill": config.preprocess.mean,
+    }
+    step_function = jax.jit(
+        functools.partial(
+            train_step,
+            model=network.model,
+            optimizer=optimizer,
+            schedule=schedule,
+            anchors=network.anchors,
+            augmentation=augmentation,
+            mean=config.preprocess.mean,
+            std=config.preprocess.std,
+            loss=experiment.loss_settings(config),
+        ),
+        in_shardings=(replicated(mesh), split(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    measure_variables = functools.partial(
+        _evaluate,
+        config,
+        each_device_alone(experiment.build_predict(config, network), mesh),
+        source=validation,
+        mesh=mesh,
+    )
+
+    # ---- train, from where an earlier run stopped ----
+    total_steps = experiment.total_steps(config, len(source))
+    with open_checkpoints(config, workdir) as checkpoints:
+        start_step = checkpoints.latest_step() or 0
+        if start_step:
+            state = checkpoints.restore(start_step, state, classes=source.classes)
+            _tell(f"resumed at step {start_step} of {total_steps}")
+        if start_step < total_steps:
+            batches = _batches(config, source, mesh, start_step=start_step)
+            if not start_step:
+                first = next(_host_batches(config, source, start_step=0))
+                gallery.draw_augmented(
+                    first,
+                    workdir / PICTURES / "augmented.png",
+                    classes=source.classes,
+                    **augmentation,
+                )
+            with Reporter(
+                workdir,
+                total_steps=total_steps,
+                start_step=start_step,
+                active=jax.process_index() == 0,
+            ) as reporter:
+                train(
+                    state,
+                    step_function,
+                    batches,
+                    total_steps=total_steps,
+                    evaluate=lambda state: summary(
+                        measure_variables(state.variables).result, source.classes
+                    ),
+                    save=functools.partial(checkpoints.save, classes=source.classes),
+                    reporter=reporter,
+                    evaluate_every=experiment.evaluate_every(config, len(source)),
+                    save_every=config.checkpoint.every_steps,
+                    log_every=config.log_every_steps,
+                )
+
+    # ---- the result ----
+    measured = measure(config, workdir, mesh=mesh)
+    write_json(workdir / REPORT_FILE, report(config, measured))
+    pictures = workdir / PICTURES
+    gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
+    gallery.draw_precision_recall(
+        measured.evaluation, pictures / "precision_recall.png", classes=source.classes
+    )
+    gallery.draw_detections(
+        measured.source,
+        measured.evaluation,
+        pictures / "detections.png",
+        iou_threshold=config.evaluate.iou_threshold,
+    )
+    _tell(table(measured))
+    _tell(_where_things_are(workdir))
+    _tell(headline(config, measured))
+    return measured
+
+
+def run_evaluation(
+    config: ConfigDict, workdir: pathlib.Path, *, split: str | None, step: str | None
+) -> Measured:
+    """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end."""
+    measured = measure(config, workdir, split=split, step=step)
+    _tell(table(measured))
+    _tell(headline(config, measured))
+    return measured
+
+
+def run_prediction(
+    workdir: pathlib.Path,
+    images: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    *,
+    step: str | None,
+    score: float,
+) -> None:
+    """Writes `NAME.json` and `NAME.png`, the drawing, into `out` for every image NAME.*."""
+    for image in images:
+        if not image.is_file():
+            raise UserError(f"{image}: no such file. Give pictures, JPEG or PNG.")
+    names = [image.stem for image in images]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"several images are called {', '.join(twice)}, so their results would overwrite each "
+            "other. Give them in separate calls with another --out each."
+        )
+    detector = Detector.load(workdir, step=step)
+    out.mkdir(parents=True, exist_ok=True)
+    for image in tqdm(images, desc="predicting", disable=None):
+        data = image.read_bytes()
+        (found,) = detector([data], names=[str(image)])
+        pixels, extent, size = decode_image(data, str(image), DRAWN_SIDE)
+        scale = np.array([size[1], size[0], size[1], size[0]])
+        write_json(
+            out / f"{image.stem}.json",
+            {
+                "image": str(image),
+                "width": size[1],
+                "height": size[0],
+                "detections": [
+                    {
+                        "class": detector.classes[label],
+                        "score": confidence,
+                        "box_xyxy_px": box * scale,
+                    }
+                    for box, confidence, label in zip(
+                        found.boxes, found.scores, found.labels, strict=True
+                    )
+                ],
+            },
+        )
+        shown = found.scores >= score
+        drawing = visualize.draw_boxes(
+            pixels[: extent[0], : extent[1]],
+            found.boxes[shown],
+            found.labels[shown],
+            classes=detector.classes,
+            scores=found.scores[shown],
+        )
+        visualize.save_png(out / f"{image.stem}.png", drawing)
+    _tell(f"{len(images)} images: {out}/NAME.json and {out}/NAME.png")
+
+
+def measure(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    split: str | None = None,
+    step: str | None = None,
+    mesh: Mesh | None = None,
+) -> Measured:
+    """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
+
+    Without `split` it is the test split, or the validation split where there is no other.
+    """
+    split = split or ("test" if config.data.test.root else "val")
+    mesh = mesh or make_mesh()
+    trained = load_trained(config, workdir, mesh=mesh, step=step)
+    source = experiment.build_source(config, split, classes=trained.classes)
+    predict = each_device_alone(experiment.build_predict(config, trained.network), mesh)
+    evaluation = _evaluate(config, predict, trained.variables, source=source, mesh=mesh)
+    return Measured(split, trained.step, source, evaluation)
+
+
+def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
+    """The content of report.json: metrics with the protocol that they were measured by."""
+    return {
+        "metrics": summary(measured.evaluation.result, measured.source.classes),
+        "protocol": measured.evaluation.result.protocol.to_dict()
+        | {
+            "split": measured.split,
+            "root": config.data[measured.split].root,
+            "image_sets": config.data[measured.split].image_sets,
+            "recipe": config.recipe,
+            "checkpoint": config.checkpoint.select,
+        },
+        "step": measured.step,
+        "classes": measured.source.classes,
+        "seed": config.seed,
+    }
+
+
+def headline(config: ConfigDict, measured: Measured) -> str:
+    """E.g. "mAP@.5 (VOC07 11-point) = 0.962"."""
+    result = measured.evaluation.result
+    name, value = {
+        "voc07": ("VOC07 11-point", result.map11),
+        "voc12": ("VOC12 area", result.map),
+    }[config.evaluate.metric]
+    threshold = f"{config.evaluate.iou_threshold:g}".removeprefix("0")
+    text = "undefined: no object to find" if value is None else f"{value:.3f}"
+    return f"mAP@{threshold} ({name}) = {text}"
+
+
+def table(measured: Measured) -> str:
+    """Average precision of each class, and the protocol."""
+    result = measured.evaluation.result
+    classes = measured.source.classes
+    width = max(map(len, ("class", *classes)))
+    number = lambda value: "    -" if value is None else f"{value:.3f}"  # noqa: E731
+    lines = [f"{'class':{width}}  11-point   area  objects"]
+    for name, of_class in zip(classes, result.per_class, strict=True):
+        lines.append(
+            f"{name:{width}}     {number(of_class.ap11)}  {number(of_class.ap)}  {of_class.npos:7,}"
+        )
+    lines.append(f"{'mean':{width}}     {number(result.map11)}  {number(result.map)}")
+    lines.append(
+        f"step {measured.step}, split {measured.split}: {result.protocol.describe('11-point')}"
+    )
+    return "\n".join(lines)
+
+
+def _evaluate(config, predict, variables, *, source, mesh) -> Evaluation:
+    return evaluate(
+        predict,
+        variables,
+        source,
+        mesh=mesh,
+        batch_size=config.evaluate.batch_size,
+        canvas=config.data.canvas,
+        iou_threshold=config.evaluate.iou_threshold,
+        num_threads=config.data.threads,
+    )
+
+
+def _host_batches(config, source, *, start_step) -> Iterator[Batch]:
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads,
+        cache=config.data.cache,
+    )
+
+
+def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
+    for batch in _host_batches(config, source, start_step=start_step):
+        yield [source.names[index] for index in batch.sample_id], put_batch(batch, mesh)
+
+
+def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes config.json, or refuses to go on with a run that was started with another config."""
+    path = workdir / CONFIG_FILE
+    if path.is_file():
+        before = dict(configs.flat_items(configs.read_config(path)))
+        changed = [
+            f"config.{name} was {before[name]!r} and is now {value!r}"
+            for name, value in configs.flat_items(config)
+            if before[name] != value
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir}: the run there was started with another config: {'; '.join(changed)}. "
+                "Go on with the same one, or choose another --workdir."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.save_config(config, path)
+
+
+def _describe(config, network, variables, mesh: Mesh) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return (
+        f"network: {config.model.backbone}, {config.model.image_size} px, {parameters:,} "
+        f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
+        f"{mesh.devices.flat[0].device_kind}"
+    )
+
+
+def _where_things_are(workdir: pathlib.Path) -> str:
+    return f"""
+In {workdir}:
+  pictures/       curves, augmented images, detections next to ground truth, precision and recall
+  metrics.jsonl   losses and metrics over the steps; tensorboard/ has the same
+  report.json     the result and how it was measured
+  config.json     every setting
+  checkpoints/    the last ones and the best one
+What next:
+  ssd-jax evaluate --workdir {workdir}
+  ssd-jax predict --workdir {workdir} IMAGE... --out {workdir}/predictions
+"""
+
+
+def _tell(text: object) -> None:
+    """Prints on one process of all."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,93 @@
+"""The training loop: evaluate, save, pull, step, report. Everything else is one call away."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+
+import jax
+
+from ssd_jax.errors import UserError
+from ssd_jax.reporting import Reporter
+from ssd_jax.train.meter import Meter
+from ssd_jax.train.state import TrainState
+from ssd_jax.train.step import Metrics
+from ssd_jax.types import Batch
+
+# Metrics are read this many steps late, so that the host never waits for the step it has just sent.
+LAG = 2
+
+
+def train(
+    state: TrainState,
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    batches: Iterator[tuple[Sequence[str], Batch]],
+    *,
+    total_steps: int,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    save: Callable[[TrainState, dict[str, float] | None], None],
+    reporter: Reporter,
+    evaluate_every: int | None,
+    save_every: int | None,
+    log_every: int,
+) -> TrainState:
+    """Runs from `state.step` to `total_steps`; the last state is evaluated and saved.
+
+    `batches` gives (names of the samples, batch on the mesh) and stands at `state.step` already:
+    the data position is the step. `state` is donated to the first step. `save` gets what
+    `evaluate` has measured on the same state, or None.
+
+    Raises:
+      UserError: the loss is not finite; names the step and the samples.
+    """
+    start = int(jax.device_get(state.step))
+    meter = Meter()
+    sent: deque[tuple[int, Sequence[str], Metrics]] = deque()
+
+    def report(in_flight: int) -> None:
+        while len(sent) > in_flight:
+            step, names, metrics = sent.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            _stop_unless_finite(step, names, values)
+            meter.add(values, images=len(names))
+            reporter.advance(step)
+            if _due(log_every, step) or step == total_steps:
+                reporter.write(step, "train", meter.read())
+
+    for step in range(start, total_steps + 1):
+        # The order matters: what is saved stands exactly before the next batch.
+        finished = step == total_steps
+        evaluating = finished or (step > start and _due(evaluate_every, step))
+        saving = evaluating or (step > start and _due(save_every, step))
+        if saving:
+            report(in_flight=0)
+            measured = evaluate(state) if evaluating else None
+            if measured:
+                reporter.write(step, "val", measured)
+            save(state, measured)
+            meter.restart()
+        if finished:
+            break
+
+        waiting_since = perf_counter()
+        names, batch = next(batches)
+        meter.waited(perf_counter() - waiting_since)
+        with jax.transfer_guard("disallow"):
+            state, metrics = step_function(state, batch)
+        sent.append((step + 1, names, metrics))
+        report(in_flight=LAG)
+    return state
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _stop_unless_finite(step: int, names: Sequence[str], values: dict[str, float]) -> None:
+    if all(value - value == 0 for value in values.values()):
+        return
+    raise UserError(
+        f"step {step}: the loss is {values['loss']} with a gradient of norm "
+        f"{values['gradient_norm']}, so training stops. The batch held {', '.join(names)}. Lower "
+        "the learning rate or clip the gradient (--config.optimizer.clip_norm=10), and look at "
+        "these images and their boxes."
+    )

@@ -1,0 +1,37 @@
+"""Means, speed and data wait between two reports."""
+
+from time import perf_counter
+
+
+class Meter:
+    """Collects steps; `read` gives what the reporter shows and starts anew."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything, so that an evaluation does not count as training time."""
+        self._sums: dict[str, float] = {}
+        self._steps = self._images = 0
+        self._waited = 0.0
+        self._start = perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the step stood still for want of a batch."""
+        self._waited += seconds
+
+    def add(self, values: dict[str, float], *, images: int) -> None:
+        """Adds one step."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """Means of the values, `images_per_second`, and `data_wait` as a share of the time."""
+        elapsed = max(perf_counter() - self._start, 1e-9)
+        values = {name: total / self._steps for name, total in self._sums.items()}
+        values["images_per_second"] = self._images / elapsed
+        values["data_wait"] = self._waited / elapsed
+        self.restart()
+        return values

@@ -1,0 +1,73 @@
+"""The four records that cross the borders between the parts, and the conventions they obey.
+
+Boxes are float32 `xyxy` (xmin, ymin, xmax, ymax), normalised to the true image, in [0, 1].
+Public class ids are 0..C-1; logit channel 0 is background and stays inside `ops` and `models`.
+Padding is told by a mask, never by a special value.
+
+Letters in shapes, everywhere in the package:
+
+    B  images of a batch        A  anchors (default boxes)      S  side of the network's input
+    G  padded objects           C  classes without background   H, W  canvas height and width
+    N  objects of one image     K  kept detections
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+class Example(NamedTuple):
+    """One annotated image as a source gives it, not yet decoded.
+
+    `size` is the (height, width) in pixels that the boxes were normalised by; decoding checks it.
+    """
+
+    name: str
+    image: bytes
+    size: tuple[int, int]
+    boxes: Float[np.ndarray, "N 4"]
+    labels: Int[np.ndarray, "N"]
+    difficult: Bool[np.ndarray, "N"]
+
+
+class Batch(NamedTuple):
+    """Decoded images and padded objects; on the host NumPy, on the mesh `jax.Array`.
+
+    The picture lies in the upper left corner of its canvas; `extent` is its (height, width) there,
+    `size` the (height, width) of the file, larger when it was scaled down to fit. `real` is False
+    for the rows that only fill up the last batch of an evaluation. `sample_id` is the record's
+    index in its source.
+    """
+
+    canvas: UInt8[Array | np.ndarray, "*B H W 3"]
+    extent: Int[Array | np.ndarray, "*B 2"]
+    size: Int[Array | np.ndarray, "*B 2"]
+    boxes: Float[Array | np.ndarray, "*B G 4"]
+    labels: Int[Array | np.ndarray, "*B G"]
+    difficult: Bool[Array | np.ndarray, "*B G"]
+    valid: Bool[Array | np.ndarray, "*B G"]
+    sample_id: Int[Array | np.ndarray, "*B"]
+    real: Bool[Array | np.ndarray, "*B"]
+
+
+class Targets(NamedTuple):
+    """What each anchor is asked to predict.
+
+    `class_ids` counts background as 0, so a matched anchor holds its label + 1. Anchors that are
+    neither `positive` nor `negative` are ignored.
+    """
+
+    box_deltas: Float[Array, "*B A 4"]
+    class_ids: Int[Array, "*B A"]
+    positive: Bool[Array, "*B A"]
+    negative: Bool[Array, "*B A"]
+
+
+class Detections(NamedTuple):
+    """The K best boxes of an image, by falling score; rows that are not `valid` are padding."""
+
+    boxes: Float[Array | np.ndarray, "*B K 4"]
+    scores: Float[Array | np.ndarray, "*B K"]
+    labels: Int[Array | np.ndarray, "*B K"]
+    valid: Bool[Array | np.ndarray, "*B K"]

@@ -1,0 +1,399 @@
+"""Pictures of boxes, batches, detections and curves.
+
+Pictures are uint8 RGB arrays [H, W, 3]; plots go to PNG files. Colours are those of Okabe and Ito
+(https://jfly.uni-koeln.de/color), which stay apart for colour-blind readers; where a colour carries
+a meaning, the line style carries it too. Matplotlib is imported where it is used: it takes a while.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation import voc
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+INK = "#333333"
+AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area"}
+# Lengths of dashes and gaps in pixels; 0 is a solid line.
+DASHES = {"-": 0, "--": 9, ":": 4}
+
+
+class Mark(NamedTuple):
+    """A box to draw, normalised xyxy, and its name; `line` is a key of DASHES."""
+
+    box: np.ndarray
+    text: str
+    color: str
+    line: str = "-"
+
+
+class Style(NamedTuple):
+    """How an outcome is drawn, and what the legend calls it."""
+
+    text: str
+    color: str
+    line: str
+
+
+CORRECT = Style("correct", PALETTE[0], "-")
+FALSE = Style("false", PALETTE[1], "-")
+MISSED = Style("missed", PALETTE[4], "--")
+DIFFICULT = Style("difficult, not counted", "#BBBBBB", ":")
+OUTCOMES = {voc.TRUE_POSITIVE: CORRECT, voc.FALSE_POSITIVE: FALSE, voc.IGNORED: DIFFICULT}
+
+
+# ---- boxes on images ----
+
+
+def draw_boxes(
+    image: UInt8[np.ndarray, "H W 3"],
+    boxes: Float[Array | np.ndarray, "K 4"],
+    labels: Int[Array | np.ndarray, "K"],
+    *,
+    classes: Sequence[str],
+    scores: Float[Array | np.ndarray, "K"] | None = None,
+    min_side: int = 320,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with its normalised xyxy boxes, each in the colour of its class.
+
+    Lines and letters grow with the image. An image whose shorter side is below `min_side` pixels
+    is enlarged to it, because names do not fit on fewer.
+    """
+    return _annotate(image, _class_marks(boxes, labels, classes, scores), min_side)
+
+
+def mosaic(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]], *, columns: int, gap: int = 8
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Images row by row on white; smaller ones are centred in their row and column."""
+    if not images:
+        raise UserError("got no image for a mosaic; expected at least one")
+    columns = min(columns, len(images))
+    sizes = np.zeros((math.ceil(len(images) / columns) * columns, 2), int)
+    sizes[: len(images)] = [image.shape[:2] for image in images]
+    sizes = sizes.reshape(-1, columns, 2)
+    heights, widths = sizes[..., 0].max(axis=1), sizes[..., 1].max(axis=0)
+    tops, lefts = (np.cumsum(each + gap) - each - gap for each in (heights, widths))
+    picture = np.full((tops[-1] + heights[-1], lefts[-1] + widths[-1], 3), 255, np.uint8)
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        height, width = image.shape[:2]
+        top = tops[row] + (heights[row] - height) // 2
+        left = lefts[column] + (widths[column] - width) // 2
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def training_mosaic(
+    images: Float[Array | np.ndarray, "B S S 3"] | UInt8[Array | np.ndarray, "B S S 3"],
+    boxes: Float[Array | np.ndarray, "B G 4"],
+    labels: Int[Array | np.ndarray, "B G"],
+    valid: Bool[Array | np.ndarray, "B G"],
+    *,
+    classes: Sequence[str],
+    columns: int = 4,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """An augmented batch as the network sees it, before normalisation: grey levels 0 to 255."""
+    pixels = np.clip(np.rint(np.asarray(images)), 0, 255).astype(np.uint8)
+    boxes, labels, valid = np.asarray(boxes), np.asarray(labels), np.asarray(valid)
+    tiles = [
+        draw_boxes(image, box[keep], label[keep], classes=classes)
+        for image, box, label, keep in zip(pixels, boxes, labels, valid, strict=True)
+    ]
+    return mosaic(tiles, columns=columns)
+
+
+def detection_mosaic(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    ground_truths: Sequence[voc.GroundTruth],
+    detections: Sequence[voc.ScoredBoxes],
+    *,
+    classes: Sequence[str],
+    score_threshold: float = 0.5,
+    iou_threshold: float = 0.5,
+    columns: int = 2,
+    height: int = 320,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Pairs of ground truth and detections, with what is correct, false and missed told apart.
+
+    All boxes are normalised xyxy. Outcomes follow the VOC rules, on continuous boxes, among the
+    detections that score at least `score_threshold`. Every image is scaled to `height` pixels.
+    """
+    shown = [
+        voc.ScoredBoxes(*(column[found.scores >= score_threshold] for column in found))
+        for found in detections
+    ]
+    options = {"num_classes": len(classes), "iou_threshold": iou_threshold, "plus_one": False}
+    matches = voc.match_detections(ground_truths, shown, **options)
+    was_found = np.isin(np.arange(sum(len(t.labels) for t in ground_truths)), matches.truth)
+    pairs = []
+    for image, truth, found, hits, outcomes in zip(
+        images,
+        ground_truths,
+        shown,
+        _split(was_found, ground_truths),
+        _split(matches.outcome, shown),
+        strict=True,
+    ):
+        truth_styles = [
+            DIFFICULT if difficult else CORRECT if hit else MISSED
+            for difficult, hit in zip(truth.difficult, hits, strict=True)
+        ]
+        truth_marks = _class_marks(truth.boxes, truth.labels, classes)
+        found_marks = _class_marks(found.boxes, found.labels, classes, found.scores)
+        found_styles = [OUTCOMES[outcome] for outcome in outcomes]
+        image = _scaled(image, height / image.shape[0])
+        halves = [
+            _annotate(image, _restyled(truth_marks, truth_styles)),
+            _annotate(image, _restyled(found_marks, found_styles)),
+        ]
+        pairs.append(mosaic(halves, columns=2, gap=4))
+    picture = mosaic(pairs, columns=columns, gap=24)
+    title = f"Left: ground truth. Right: detections that score at least {score_threshold:g}."
+    header = _legend(title, (CORRECT, FALSE, MISSED, DIFFICULT), picture.shape[1])
+    picture = mosaic([header, picture], columns=1, gap=0)
+    return np.pad(picture, ((0, 16), (16, 16), (0, 0)), constant_values=255)
+
+
+def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write an RGB picture; folders are made as needed."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, format="PNG")
+
+
+# ---- plots ----
+
+
+def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Losses, learning rate and mAP over the steps of a run, from the records of metrics.jsonl.
+
+    Losses are the values with "loss" in their name, the learning rate is `lr`, the averages are
+    `map_voc07` and `map_voc12`. A panel without values is left out.
+    """
+    panels = {
+        "loss": _series(records, lambda name: "loss" in name),
+        "learning rate": _series(records, lambda name: name == "lr"),
+        "mAP": _series(records, lambda name: name in AVERAGES),
+    }
+    panels = {title: series for title, series in panels.items() if series}
+    if not panels:
+        raise UserError("got no loss, lr or map to plot; expected the records of a training run")
+    heights = [1 if title == "learning rate" else 3 for title in panels]
+    with _plot_style() as new_figure:
+        figure = new_figure(8, 1 + 0.8 * sum(heights))
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+        for axes, (title, series) in zip(grid[:, 0], panels.items(), strict=True):
+            axes.set_title(title)
+            for name, (steps, values) in series.items():
+                if title == "mAP":
+                    name = f"{name}: best {values.max():.3f}"
+                marker = "o" if len(steps) <= 30 else None
+                axes.plot(steps, values, marker=marker, markersize=4, label=name)
+            axes.set_ylim(0, 1.02 if title == "mAP" else None)
+            if title != "learning rate":
+                axes.legend()
+        grid[-1, 0].set_xlabel("step")
+        grid[-1, 0].set_xlim(left=0)
+        _save(figure, path)
+
+
+def plot_precision_recall(
+    result: voc.VocResult, classes: Sequence[str], path: str | os.PathLike
+) -> None:
+    """One curve for each class that has objects, with its 11-point AP in the legend."""
+    with _plot_style() as new_figure:
+        figure = new_figure(8, 5)
+        axes = figure.subplots()
+        for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True)):
+            if each.ap11 is None:
+                continue
+            envelope = np.maximum.accumulate(each.precision[::-1])[::-1]
+            axes.step(
+                np.append(0, each.recall),
+                np.append(envelope[:1], envelope) if len(envelope) else [0],
+                color=PALETTE[label % len(PALETTE)],  # as in the pictures
+                linestyle=list(DASHES)[label // len(PALETTE) % len(DASHES)],
+                label=f"{each.ap11:.3f}  {name}",
+            )
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall")
+        axes.set_ylabel("best precision at this recall or a higher one")
+        axes.set_title("" if result.map11 is None else f"mAP {result.map11:.3f}")
+        protocol = result.protocol.describe("11-point")
+        figure.supxlabel(protocol, x=0.01, ha="left", fontsize=8, color="#777777")
+        if axes.lines:
+            axes.legend(title="AP", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1))
+        _save(figure, path)
+
+
+# ---- inside ----
+
+
+def _class_marks(boxes, labels, classes, scores=None):
+    texts = [classes[label] for label in np.asarray(labels)]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
+    colors = [PALETTE[label % len(PALETTE)] for label in np.asarray(labels)]
+    return [Mark(*each) for each in zip(np.asarray(boxes), texts, colors, strict=True)]
+
+
+def _restyled(marks, styles):
+    """Marks in the style of their outcome; what does not count goes without a name."""
+    return [
+        Mark(mark.box, "" if style is DIFFICULT else mark.text, style.color, style.line)
+        for mark, style in zip(marks, styles, strict=True)
+    ]
+
+
+def _split(column, records):
+    """A column of all images' boxes, cut up by image."""
+    return np.split(column, np.cumsum([len(record.labels) for record in records])[:-1])
+
+
+def _scaled(image, scale):
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
+
+
+def _annotate(image, marks, min_side=0):
+    enlarge = min_side / min(image.shape[:2])
+    image = _scaled(image, enlarge) if enlarge > 1 else image.copy()
+    height, width = image.shape[:2]
+    unit = max(1.0, (min(height, width) / 400) ** 0.7)
+    thickness = round(2.4 * unit)
+    # Small boxes come last, on top of the large ones that they lie in.
+    marks = sorted(marks, key=lambda mark: -np.prod(mark.box[2:] - mark.box[:2]))
+    boxes = [np.rint(mark.box * [width, height, width, height]).astype(int) for mark in marks]
+    for mark, box in zip(marks, boxes, strict=True):
+        # A dark edge around the coloured line keeps it visible on any picture.
+        _blend_outline(image, box, thickness + 2, "#000000", 0.45)
+        _blend_outline(image, box, thickness, mark.color, 1.0, round(DASHES[mark.line] * unit))
+    picture = Image.fromarray(image)
+    pen, font, taken = ImageDraw.Draw(picture), _font(round(12 * unit)), []
+    for mark, box in zip(marks, boxes, strict=True):
+        if not mark.text:
+            continue
+        size = np.ceil([font.getlength(mark.text) + 6 * unit, 17 * unit]).astype(int)
+        left, top, right, bottom = place = _free_place(size, box, taken, (width, height))
+        taken.append(place)
+        pen.rectangle((left, top, right - 1, bottom - 1), mark.color)
+        middle = ((left + right) / 2, (top + bottom) / 2)
+        pen.text(middle, mark.text, _ink_on(mark.color), font, anchor="mm")
+    return np.asarray(picture)
+
+
+def _blend_outline(image, box, thickness, color, opacity, dash=0):
+    """Draw a rectangle centred on the box's edges into `image`, solid or in dashes."""
+    height, width = image.shape[:2]
+    outer = np.clip(box + np.array([-1, -1, 1, 1]) * thickness // 2, 0, [width, height] * 2)
+    y, x = np.ogrid[outer[1] : outer[3], outer[0] : outer[2]]
+    inner = box + np.array([1, 1, -1, -1]) * (thickness - thickness // 2)
+    line = (x < inner[0]) | (x >= inner[2]) | (y < inner[1]) | (y >= inner[3])
+    if dash:
+        line &= (x + y) // dash % 2 == 0
+    region = image[outer[1] : outer[3], outer[0] : outer[2]]
+    region[line] = (1 - opacity) * region[line] + opacity * np.array(ImageColor.getrgb(color))
+
+
+def _free_place(size, box, taken, limits):
+    """Where a tag goes, xyxy: above the box, inside it or below it, off other tags if possible."""
+    (left, top, right, bottom), (width, height) = box, size
+    lefts, tops = (left, right - width), (top - height, top, bottom, bottom - height)
+    corners = np.array([(x, y) for y in tops for x in lefts])
+    corners = np.clip(corners, 0, np.maximum(np.array(limits) - size, 0))
+    places = np.concatenate([corners, corners + size], axis=1)
+    others = np.array(taken, int).reshape(-1, 1, 4)
+    shared = np.minimum(places[:, 2:], others[..., 2:]) - np.maximum(places[:, :2], others[..., :2])
+    hidden = np.prod(np.maximum(shared, 0), axis=-1).sum(axis=0)
+    return tuple(places[np.argmin(hidden)].tolist())
+
+
+@functools.cache
+def _font(size):
+    import matplotlib
+
+    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)
+
+
+def _ink_on(color):
+    red, green, blue = ImageColor.getrgb(color)
+    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
+
+
+def _legend(title, styles, width):
+    """A strip to put above a mosaic: the title, then a sample of each style."""
+    size = int(np.clip(width / 55, 13, 22))
+    font = _font(size)
+    lengths = [4.5 * size + font.getlength(style.text) for style in styles]
+    lefts = np.cumsum([0, *lengths[:-1]]).astype(int)
+    width = max(width, math.ceil(max(sum(lengths), font.getlength(title))))
+    strip = np.full((round(size * 4.4), width, 3), 255, np.uint8)
+    for left, style in zip(lefts, styles, strict=True):
+        sample = np.rint([left + 2, size * 2.4, left + size * 2, size * 3.6]).astype(int)
+        _blend_outline(strip, sample, 3, style.color, 1.0, DASHES[style.line])
+    picture = Image.fromarray(strip)
+    pen = ImageDraw.Draw(picture)
+    pen.text((0, size), title, INK, font, anchor="lm")
+    for left, style in zip(lefts, styles, strict=True):
+        pen.text((left + size * 2.6, size * 3), style.text, INK, font, anchor="lm")
+    return np.asarray(picture)
+
+
+def _series(records, wanted):
+    """{name: (steps, values)} of the finite values with a wanted name; splits are told apart."""
+    series = {}
+    for record in records:
+        for name, value in record.items():
+            if wanted(name) and value is not None:
+                series.setdefault((record["split"], name), []).append((record["step"], value))
+    several = len({split for split, _ in series}) > 1
+    curves = {}
+    for (split, name), points in series.items():
+        readable = AVERAGES.get(name, name.replace("_", " "))
+        curves[f"{split} {readable}" if several else readable] = np.transpose(points)
+    return curves
+
+
+@contextlib.contextmanager
+def _plot_style():
+    """Gives a function (width, height in inches) -> Figure; pyplot and its state are not used."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    options = {
+        "font.family": "DejaVu Sans",
+        "axes.titlesize": 12,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.edgecolor": "#777777",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "axes.grid": True,
+        "grid.color": "#E6E6E6",
+        "legend.frameon": False,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.parse_math": False,
+    }
+    with matplotlib.rc_context(options):
+        yield lambda width, height: Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, path):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=150)

@@ -1,0 +1,1 @@
+"""Foreign weights -> our tree: readers, name maps, load report."""

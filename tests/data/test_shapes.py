@@ -1,0 +1,139 @@
+"""The generated data set: a function of its seed, and a VOC folder that is what it says."""
+
+import numpy as np
+import pytest
+
+from ssd_jax.data import shapes
+from ssd_jax.data.decode import decode_example
+from ssd_jax.data.sources.voc import VocSource
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [shapes.draw_shapes(3, index, image_size=96) for index in range(150)]
+
+
+def test_image_is_a_function_of_seed_and_index(drawings):
+    again, objects = shapes.draw_shapes(3, 1, image_size=96)
+    np.testing.assert_array_equal(again, drawings[1][0])
+    assert objects == drawings[1][1]
+    other, _ = shapes.draw_shapes(4, 1, image_size=96)
+    assert other.shape != again.shape or (other != again).any()
+
+
+def test_what_is_drawn(drawings):
+    objects = [thing for _, objects in drawings for thing in objects]
+    relative = [
+        (max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) + 1) / min(image.shape[:2])
+        for image, objects in drawings
+        for thing in objects
+    ]
+    assert {image.shape[2] for image, _ in drawings} == {3}
+    assert {80 <= side <= 96 for image, _ in drawings for side in image.shape[:2]} == {True}
+    assert {thing.label for thing in objects} == {0, 1, 2}
+    assert min(relative) < 0.12
+    assert 0.5 < max(relative) < 0.85
+    assert 0 < sum(not objects for _, objects in drawings) < 0.2 * len(drawings)
+    assert 0 < sum(thing.difficult for thing in objects) < 0.2 * len(objects)
+
+
+def test_boxes_lie_inside_and_have_area(drawings):
+    for image, objects in drawings:
+        for xmin, ymin, xmax, ymax in (thing.box for thing in objects):
+            assert 1 <= xmin < xmax <= image.shape[1]
+            assert 1 <= ymin < ymax <= image.shape[0]
+
+
+def test_box_is_tight_around_what_is_visible():
+    shown = np.zeros((20, 30), bool)
+    shown[4:10, 7:9] = True
+    assert shapes._tight_box(shown) == (8, 5, 9, 10)
+
+
+def test_polygons_fill_their_class():
+    """A shape's area over that of its box tells the classes apart, whatever the turn."""
+    rng = np.random.default_rng(0)
+    for label, (low, high) in enumerate([(0.7, 0.8), (0.45, 1.01), (0.3, 0.51)]):
+        for _ in range(20):
+            polygon = shapes._random_polygon(rng, label, 100, 100)
+            width, height = np.ptp(polygon, axis=0)
+            x, y = polygon.T.astype(np.float64)
+            area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+            assert low < area / (width * height) < high
+
+
+def test_hidden_or_small_objects_are_difficult():
+    def difficult(visible_side, whole_area):
+        shown = np.zeros((100, 120), bool)
+        shown[:visible_side, :visible_side] = True
+        return shapes._described(0, whole_area, shown).difficult
+
+    assert not difficult(20, 400.0)
+    assert difficult(20, 700.0)
+    assert difficult(9, 81.0)
+
+
+def test_what_may_stand_together():
+    """Two squares of 20 pixels; the second is drawn over the first."""
+
+    def allowed(first, second, area=400.0):
+        owner = np.zeros((60, 60), np.uint8)
+        for number, (y, x) in enumerate([first, second], start=1):
+            owner[y : y + 20, x : x + 20] = number
+        return shapes._all_separable(owner, [400.0, area])
+
+    assert allowed((0, 0), (30, 30))
+    assert allowed((0, 0), (0, 12))
+    assert not allowed((0, 0), (0, 5))  # a quarter of the first is left
+    assert not allowed((0, 0), (5, 5))  # the boxes overlap by 0.39
+    assert not allowed((0, 0), (0, 59), area=20.0)  # one pixel wide, at the border
+    assert shapes._all_separable(np.zeros((9, 9), np.uint8), [])
+
+
+def test_colour_does_not_tell_the_class(drawings):
+    """The mean colours at the middle of the boxes differ less between classes than by chance."""
+    colours = {label: [] for label in range(3)}
+    for image, objects in drawings:
+        for thing in objects:
+            xmin, ymin, xmax, ymax = thing.box
+            colours[thing.label].append(image[(ymin + ymax) // 2 - 1, (xmin + xmax) // 2 - 1])
+    means = [np.mean(values, axis=0) for values in colours.values()]
+    standard_error = 75 / np.sqrt(min(map(len, colours.values())))
+    assert np.ptp(means, axis=0).max() < 5 * standard_error
+
+
+def test_written_folder_reads_back(tmp_path):
+    seen = []
+    shapes.write_shapes(
+        tmp_path,
+        train=4,
+        val=3,
+        test=2,
+        seed=3,
+        image_size=96,
+        progress=lambda indices: (seen.append(index) or index for index in indices),
+    )
+    assert seen == list(range(9))
+    start = 0
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        source = VocSource(tmp_path, (split,), classes=shapes.CLASSES)
+        assert source.names == tuple(f"{index:06d}" for index in range(start, start + count))
+        for index in range(count):
+            image, objects = shapes.draw_shapes(3, start + index, image_size=96)
+            row = decode_example(source[index], index, canvas=96, max_objects=8)
+            height, width = image.shape[:2]
+            read = row.canvas[:height, :width].astype(int)
+            assert np.abs(read - image).mean() < 10
+            shown = row.valid
+            assert row.labels[shown].tolist() == [thing.label for thing in objects]
+            assert row.difficult[shown].tolist() == [thing.difficult for thing in objects]
+            pixels = row.boxes[shown] * (width, height, width, height) + (1, 1, 0, 0)
+            expected = np.reshape([thing.box for thing in objects], (-1, 4))
+            np.testing.assert_allclose(pixels, expected, atol=1e-3)
+        start += count
+
+
+def test_image_set_that_was_not_asked_for_is_not_there(tmp_path):
+    shapes.write_shapes(tmp_path, train=1, val=1, seed=0, image_size=96)
+    written = sorted(path.name for path in (tmp_path / "ImageSets/Main").iterdir())
+    assert written == ["train.txt", "val.txt"]

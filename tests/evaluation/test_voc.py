@@ -1,0 +1,333 @@
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation import voc
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, evaluate_voc, match_detections
+
+
+def truth(*boxes, labels=None, difficult=None):
+    n = len(boxes)
+    return GroundTruth(
+        np.array(boxes, np.float64).reshape(n, 4),
+        np.array(labels if labels is not None else [0] * n, np.int64),
+        np.array(difficult if difficult is not None else [False] * n, bool),
+    )
+
+
+def found(*boxes, scores=(), labels=None):
+    n = len(boxes)
+    return ScoredBoxes(
+        np.array(boxes, np.float64).reshape(n, 4),
+        np.array(scores, np.float64),
+        np.array(labels if labels is not None else [0] * n, np.int64),
+    )
+
+
+def only_class(ground_truths, detections, **options):
+    return evaluate_voc(ground_truths, detections, num_classes=1, **options).per_class[0]
+
+
+BOX = [10, 10, 29, 29]
+FAR = [60, 60, 79, 79]
+
+
+# ---- literals, worked by hand ----
+
+
+def test_one_hit_one_miss_one_false_alarm():
+    # By score: hit (precision 1, recall 1/2), false alarm. Recall 1 is never reached.
+    result = only_class([truth(BOX, FAR)], [found(BOX, [0, 0, 5, 5], scores=[0.9, 0.8])])
+    assert (result.npos, result.tp, result.fp) == (2, 1, 1)
+    assert result.ap == pytest.approx(1 / 2)
+    assert result.ap11 == pytest.approx(6 / 11)  # recalls 0, .1, .. .5
+    assert result.recall.tolist() == [0.5, 0.5]
+    assert result.precision.tolist() == [1.0, 0.5]
+    assert result.scores.tolist() == [0.9, 0.8]
+
+
+def test_precision_is_the_best_at_this_recall_or_beyond():
+    # miss, hit, hit: precision 0, 1/2, 2/3 at recall 0, 1/2, 1 -> 2/3 everywhere.
+    detections = found([0, 0, 5, 5], BOX, FAR, scores=[0.9, 0.8, 0.7])
+    result = only_class([truth(BOX, FAR)], [detections])
+    assert result.ap == pytest.approx(2 / 3)
+    assert result.ap11 == pytest.approx(2 / 3)
+
+
+def test_recall_of_three_in_ten_does_not_reach_the_fourth_threshold():
+    boxes = [[20 * i, 0, 20 * i + 9, 9] for i in range(10)]
+    result = only_class([truth(*boxes)], [found(*boxes[:3], scores=[0.9, 0.8, 0.7])])
+    assert result.ap == pytest.approx(0.3)
+    assert result.ap11 == pytest.approx(3 / 11)
+
+
+def test_second_detection_of_an_object_is_a_false_positive():
+    # hit, duplicate, hit: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+    result = only_class([truth(BOX, FAR)], [found(BOX, BOX, FAR, scores=[0.9, 0.8, 0.7])])
+    assert (result.tp, result.fp) == (2, 1)
+    assert result.ap == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+
+
+def test_equal_scores_keep_their_order():
+    near_miss = [10, 10, 29, 24]  # 300 of 400 pixels
+    for first, second, expected in ((BOX, FAR, 1.0), (FAR, BOX, 0.5)):
+        result = only_class([truth(near_miss)], [found(first, second, scores=[0.5, 0.5])])
+        assert result.ap == pytest.approx(expected)
+
+
+def test_a_detection_looks_only_at_its_best_object():
+    beside = [12, 10, 31, 29]
+    # Both detections are nearest to BOX; the second does not fall back on `beside`.
+    result = only_class([truth(BOX, beside)], [found(BOX, [10, 10, 28, 29], scores=[0.9, 0.8])])
+    assert (result.tp, result.fp) == (1, 1)
+
+
+def test_first_of_equally_near_objects_is_taken():
+    matches = match_detections([truth(BOX, BOX)], [found(BOX, scores=[0.9])], num_classes=1)
+    assert matches.outcome.tolist() == [voc.TRUE_POSITIVE]
+    assert matches.truth.tolist() == [0]
+
+
+def test_difficult_object_counts_neither_way():
+    result = only_class(
+        [truth(FAR, BOX, difficult=[True, False])],
+        [found(FAR, FAR, BOX, scores=[0.9, 0.8, 0.7])],
+    )
+    assert (result.npos, result.tp, result.fp) == (1, 1, 0)
+    assert result.ap == result.ap11 == 1.0
+    assert result.scores.tolist() == [0.7]
+
+
+def test_classes_are_apart_and_the_mean_leaves_out_undefined_ones():
+    result = evaluate_voc(
+        [truth(BOX, FAR, FAR, labels=[0, 1, 3], difficult=[False, False, True])],
+        [found(BOX, BOX, FAR, scores=[0.9, 0.8, 0.7], labels=[0, 1, 2])],
+        num_classes=4,
+    )
+    assert [each.ap for each in result.per_class] == [1.0, 0.0, None, None]
+    assert [each.ap11 for each in result.per_class] == [1.0, 0.0, None, None]
+    assert [each.npos for each in result.per_class] == [1, 1, 0, 0]
+    assert [each.fp for each in result.per_class] == [0, 1, 1, 0]
+    assert result.map == result.map11 == 0.5
+
+
+def test_images_are_apart():
+    result = only_class([truth(BOX), truth()], [found(), found(BOX, scores=[0.9])])
+    assert (result.tp, result.fp, result.ap) == (0, 1, 0.0)
+
+
+def test_no_object_anywhere_has_no_mean():
+    result = evaluate_voc([truth()], [found(BOX, scores=[0.9])], num_classes=2)
+    assert result.map is None
+    assert result.map11 is None
+
+
+@pytest.mark.parametrize(("rule", "ap"), [(">=", 1.0), (">", 0.0)])
+def test_iou_of_exactly_one_half(rule, ap):
+    half = [10, 10, 29, 19]
+    assert only_class([truth(BOX)], [found(half, scores=[0.9])], iou_rule=rule).ap == ap
+
+
+@pytest.mark.parametrize(("plus_one", "ap"), [(True, 1.0), (False, 0.0)])
+def test_a_box_of_one_pixel_exists_only_with_plus_one(plus_one, ap):
+    pixel = [7, 7, 7, 7]
+    assert only_class([truth(pixel)], [found(pixel, scores=[0.9])], plus_one=plus_one).ap == ap
+
+
+def test_matches_name_the_object_in_the_concatenated_ground_truth():
+    matches = match_detections(
+        [truth(BOX), truth(FAR, BOX, difficult=[True, False])],
+        [found(FAR, scores=[0.9]), found(BOX, FAR, BOX, scores=[0.3, 0.9, 0.4])],
+        num_classes=1,
+    )
+    hit, miss, ignored = voc.TRUE_POSITIVE, voc.FALSE_POSITIVE, voc.IGNORED
+    assert matches.outcome.tolist() == [miss, miss, ignored, hit]
+    assert matches.truth.tolist() == [-1, -1, -1, 2]
+
+
+def test_the_result_names_its_protocol():
+    options = {"num_classes": 1, "iou_threshold": 0.75, "iou_rule": ">", "plus_one": False}
+    images = [truth(BOX)] * 3, [found(BOX, scores=[1])] * 3
+    assert evaluate_voc(*images, num_classes=1).protocol.describe("11-point") == (
+        "VOC07 11-point, IoU >= 0.5, difficult ignored, +1 pixels, 3 images"
+    )
+    protocol = evaluate_voc(*images, **options).protocol
+    assert json.loads(json.dumps(protocol.to_dict())) == {
+        "iou_threshold": 0.75,
+        "iou_rule": ">",
+        "plus_one": False,
+        "images": 3,
+        "difficult": "ignored",
+        "map11": "VOC07 11-point, IoU > 0.75, difficult ignored, continuous boxes, 3 images",
+        "map": "VOC12 area, IoU > 0.75, difficult ignored, continuous boxes, 3 images",
+    }
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("truths", "detections", "message"),
+    [
+        ([], [], "0 images"),
+        ([truth(BOX)], [], "1 images and detections of 0"),
+        ([truth(BOX, labels=[2])], [found()], "ground truth: got labels from 2 to 2; .* 0 to 1"),
+        ([truth(BOX)], [found(BOX, scores=[1], labels=[-1])], "detections: got labels from -1"),
+        ([truth()], [found(BOX, BOX, scores=[1])], "detections of image 0.*'scores': 1"),
+        ([truth()], [found(BOX, scores=[np.nan])], "NaN among the scores"),
+    ],
+)
+def test_mistakes_are_told(truths, detections, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_voc(truths, detections, num_classes=2)
+
+
+def test_a_threshold_of_zero_is_refused():
+    with pytest.raises(UserError, match=r"threshold of 0\.0; expected 0 < threshold <= 1"):
+        evaluate_voc([truth(BOX)], [found()], num_classes=1, iou_threshold=0.0)
+
+
+# ---- laws, and a slow reference ----
+
+
+def random_problem(seed, *, images=6, classes=3, ties=False):
+    """Objects on a coarse grid, so that equal overlaps are common, and detections near them."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(n):
+        corner, side = rng.integers(0, 12, (n, 2)), rng.integers(0, 8, (n, 2))
+        return np.concatenate([corner, corner + side], axis=1).astype(np.float64)
+
+    truths, detections = [], []
+    for _ in range(images):
+        n, k = rng.integers(0, 6), rng.integers(0, 12)
+        objects = GroundTruth(boxes(n), rng.integers(0, classes, n), rng.random(n) < 0.3)
+        near = rng.integers(0, n, k) if n else np.zeros(k, int)
+        shifted = (objects.boxes[near] if n else boxes(k)) + rng.integers(-1, 2, (k, 4))
+        keep = (rng.random((k, 1)) < 0.7) & (n > 0)
+        scores = rng.integers(0, 5, k) / 4 if ties else rng.random(k)
+        truths.append(objects)
+        detections.append(
+            ScoredBoxes(np.where(keep, shifted, boxes(k)), scores, rng.integers(0, classes, k))
+        )
+    return truths, detections
+
+
+def averages(truths, detections, **options):
+    result = evaluate_voc(truths, detections, num_classes=3, **options)
+    return [(each.ap11, each.ap, each.npos, each.tp, each.fp) for each in result.per_class]
+
+
+def reference(truths, detections, *, iou_threshold, plus_one, iou_rule):
+    """The devkit's loop, one detection after the other."""
+    one = 1 if plus_one else 0
+    rows = []
+    for label in range(3):
+        every = [
+            (-float(score), image, row, box)
+            for image, each in enumerate(detections)
+            for row, (box, score, own) in enumerate(zip(*each, strict=True))
+            if own == label
+        ]
+        npos = sum(int(np.sum((t.labels == label) & ~t.difficult)) for t in truths)
+        taken, tp, fp, curve = set(), 0, 0, []
+        for _, image, _, box in sorted(every, key=lambda entry: entry[:3]):
+            best, best_iou = None, 0.0
+            for index, other in enumerate(truths[image].boxes):
+                if truths[image].labels[index] != label:
+                    continue
+                width = min(box[2], other[2]) - max(box[0], other[0]) + one
+                height = min(box[3], other[3]) - max(box[1], other[1]) + one
+                if width <= 0 or height <= 0:
+                    continue
+                areas = [(b[2] - b[0] + one) * (b[3] - b[1] + one) for b in (box, other)]
+                iou = width * height / (sum(areas) - width * height)
+                if iou > best_iou:
+                    best, best_iou = index, iou
+            enough = best_iou >= iou_threshold if iou_rule == ">=" else best_iou > iou_threshold
+            if enough and truths[image].difficult[best]:
+                continue
+            if enough and (image, best) not in taken:
+                taken.add((image, best))
+                tp += 1
+            else:
+                fp += 1
+            curve.append((tp / npos if npos else 0, tp / (tp + fp)))
+        if not npos:
+            rows.append((None, None, 0, tp, fp))
+            continue
+        ap11 = sum(max([p for r, p in curve if r >= i * 0.1], default=0) for i in range(11)) / 11
+        ap, last = 0.0, 0.0
+        for place, (recall, _) in enumerate(curve):
+            ap += (recall - last) * max(p for _, p in curve[place:])
+            last = recall
+        rows.append((ap11, ap, npos, tp, fp))
+    return rows
+
+
+@pytest.mark.parametrize("iou_rule", [">=", ">"])
+@pytest.mark.parametrize("plus_one", [True, False])
+@pytest.mark.parametrize("ties", [True, False])
+def test_agrees_with_a_plain_loop(iou_rule, plus_one, ties):
+    for seed in range(10):
+        problem = random_problem(seed, ties=ties)
+        options = {"iou_threshold": 0.5, "plus_one": plus_one, "iou_rule": iou_rule}
+        for ours, theirs in zip(
+            averages(*problem, **options), reference(*problem, **options), strict=True
+        ):
+            assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+seeds = hypothesis.given(seed=st.integers(0, 2**32 - 1))
+few = hypothesis.settings(max_examples=15, deadline=None)
+
+
+@seeds
+@few
+def test_ground_truth_as_detections_is_perfect(seed):
+    # One object a class and image: otherwise two equal boxes would share their best object.
+    rng = np.random.default_rng(seed)
+    truths = [
+        truth(
+            *rng.integers(0, 9, (3, 4)).cumsum(1), labels=[0, 1, 2], difficult=[False, hard, True]
+        )
+        for hard in rng.random(5) < 0.5
+    ]
+    answers = [ScoredBoxes(t.boxes, rng.random(3), t.labels) for t in truths]
+    result = evaluate_voc(truths, answers, num_classes=3)
+    assert result.map == pytest.approx(1.0)
+    assert result.map11 == pytest.approx(1.0)
+    assert sum(each.fp for each in result.per_class) == 0
+
+
+@seeds
+@few
+def test_order_of_images_and_detections_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    truths, detections = random_problem(seed)
+    order = rng.permutation(len(truths))
+    shuffles = [rng.permutation(len(each.scores)) for each in detections]
+    shuffled = [
+        ScoredBoxes(*(column[rows] for column in each))
+        for each, rows in zip(detections, shuffles, strict=True)
+    ]
+    moved = averages([truths[i] for i in order], [shuffled[i] for i in order])
+    for ours, theirs in zip(moved, averages(truths, detections), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+@seeds
+@few
+def test_a_duplicate_never_raises_an_average(seed):
+    truths, detections = random_problem(seed)
+    doubled = [
+        ScoredBoxes(*(np.concatenate([column, column[:1]]) for column in each))
+        for each in detections
+    ]
+    for before, after in zip(averages(truths, detections), averages(truths, doubled), strict=True):
+        for old, new in zip(before[:2], after[:2], strict=True):
+            assert new is None if old is None else new <= old + 1e-12

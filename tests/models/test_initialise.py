@@ -1,0 +1,68 @@
+import jax
+import numpy as np
+import pytest
+
+from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.models.ssd import build_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(
+        backbone="vgg16",
+        num_classes=3,
+        image_size=64,
+        anchors_per_cell=(4, 6, 6, 4),
+        width=1 / 4,
+        batch_norm="batch",
+    )
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return init_variables(model, 64, seed=7)
+
+
+def test_the_tree_is_that_of_linen_in_float32(model, variables):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    linen = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    assert shapes == linen == variable_shapes(model, 64)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(variables))
+
+
+def test_values_follow_the_rule_of_their_kind(variables):
+    params, stats = variables["params"], variables["batch_stats"]
+    assert np.all(params["backbone"]["conv4_3_norm"]["scale"] == 20)
+    assert np.all(params["backbone"]["conv4_3_bn"]["scale"] == 1)
+    assert np.all(params["heads"]["class_0"]["bias"] == 0)
+    assert np.all(stats["backbone"]["fc7_bn"]["mean"] == 0)
+    assert np.all(stats["backbone"]["fc7_bn"]["var"] == 1)
+    he = params["backbone"]["conv5_1"]["kernel"]  # 3 x 3 x 128 inputs
+    assert he.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
+    assert np.abs(he).max() > 3 * he.std()
+    xavier = params["extras"]["conv6_2"]["kernel"]  # 3 x 3, 64 -> 128
+    limit = np.sqrt(6 / (9 * (64 + 128)))
+    assert np.abs(xavier).max() == pytest.approx(limit, rel=0.01)
+    assert xavier.std() == pytest.approx(limit / np.sqrt(3), rel=0.02)
+
+
+def test_values_depend_on_seed_and_path_only(model, variables):
+    again, other = (init_variables(model, 64, seed=seed) for seed in (7, 8))
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    kernels = variables["params"]["backbone"]
+    assert np.any(other["params"]["backbone"]["conv5_1"]["kernel"] != kernels["conv5_1"]["kernel"])
+    assert np.any(kernels["conv5_1"]["kernel"] != kernels["conv5_2"]["kernel"])
+    # Three more classes change the class heads and nothing else.
+    wider = init_variables(model.clone(heads=model.heads.clone(num_classes=6)), 64, seed=7)
+    jax.tree.map(np.testing.assert_array_equal, wider["params"]["backbone"], kernels)
+    np.testing.assert_array_equal(
+        wider["params"]["heads"]["box_0"]["kernel"], variables["params"]["heads"]["box_0"]["kernel"]
+    )
+
+
+def test_a_network_without_batch_norm_has_empty_statistics():
+    model = build_model(
+        backbone="vgg16", num_classes=1, image_size=64, anchors_per_cell=(4,) * 4, width=1 / 64
+    )
+    assert init_variables(model, 64, seed=0)["batch_stats"] == {}

@@ -1,0 +1,119 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize
+
+BATCH, CHANNELS = 8, 3
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(2, 3, (BATCH, 4, 5, CHANNELS)), jnp.float32)
+VARIABLES = {
+    "params": {"scale": np.array([1.0, 2, 3], np.float32), "bias": np.ones(3, np.float32)},
+    "batch_stats": {
+        "mean": np.array([0.5, 1, 2], np.float32),
+        "var": np.array([4.0, 1, 9], np.float32),
+    },
+}
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
+def apply(layer, x, variables=VARIABLES, *, train=True):
+    """The layer's output and its running statistics afterwards."""
+    y, state = layer.apply(variables, x, train=train, mutable=["batch_stats"])
+    return y, state["batch_stats"]
+
+
+def assert_close(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("group", [0, BATCH, 100])
+def test_one_group_is_the_batch_norm_of_flax(group):
+    flax = nn.BatchNorm(use_running_average=False, momentum=0.7, epsilon=1e-3)
+    expected = jax.jit(lambda x: flax.apply(VARIABLES, x, mutable=["batch_stats"]))(IMAGES)
+    y, stats = apply(GroupedBatchNorm(group=group, momentum=0.7, epsilon=1e-3), IMAGES)
+    assert_close((y, {"batch_stats": stats}), expected)
+
+
+def test_two_groups_are_two_half_batches():
+    whole, half = GroupedBatchNorm(group=BATCH // 2), GroupedBatchNorm()
+    first, first_stats = apply(half, IMAGES[: BATCH // 2])
+    second, second_stats = apply(half, IMAGES[BATCH // 2 :])
+    mean_stats = jax.tree.map(lambda *both: np.mean(both, axis=0), first_stats, second_stats)
+    assert_close(apply(whole, IMAGES), (np.concatenate([first, second]), mean_stats))
+
+
+@pytest.mark.parametrize("group", [0, 1, 4])
+def test_batch_norm_is_the_same_on_eight_devices(group):
+    layer = GroupedBatchNorm(group=group)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
+    assert_close(apply(layer, sharded), apply(layer, IMAGES))
+
+
+@pytest.mark.parametrize(("frozen", "training"), [(True, True), (True, False), (False, False)])
+def test_running_statistics_are_constants_when_frozen_and_in_evaluation(frozen, training):
+    layer = GroupedBatchNorm(group=3, frozen=frozen)
+    y, stats = apply(layer, IMAGES, train=training)
+    mean, var = np.array([0.5, 1, 2]), np.array([4.0, 1, 9])
+    assert_close(y, (np.asarray(IMAGES) - mean) / np.sqrt(var + 1e-5) * np.array([1.0, 2, 3]) + 1)
+    assert_close(stats, VARIABLES["batch_stats"])
+
+
+def test_scale_and_bias_of_a_frozen_batch_norm_still_train():
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        variables = {**VARIABLES, "params": params}
+        return GroupedBatchNorm(frozen=True).apply(variables, IMAGES, train=True).sum()
+
+    got = gradient(VARIABLES["params"])
+    np.testing.assert_array_equal(got["bias"], IMAGES.size / CHANNELS)
+    assert np.all(np.asarray(got["scale"]) != 0)
+
+
+def test_batch_norm_keeps_bfloat16_but_takes_its_statistics_in_float32():
+    # Around 1000 the step of bfloat16 is 4; its mean of squares would not have a digit of the
+    # variance left.
+    x = (1000 + IMAGES).astype(jnp.bfloat16)
+    y, stats = apply(GroupedBatchNorm(momentum=0.0), x)
+    assert y.dtype == jnp.bfloat16
+    exact = x.astype(np.float32)
+    np.testing.assert_allclose(stats["mean"], exact.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], exact.var((0, 1, 2)), rtol=0.05)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_an_error():
+    with pytest.raises(ValueError, match="groups of 3 images do not divide a batch of 8"):
+        apply(GroupedBatchNorm(group=3), IMAGES)
+
+
+def test_l2_normalize_gives_every_pixel_the_length_of_the_scale():
+    y, variables = jax.jit(lambda x: L2Normalize().init_with_output(jax.random.key(0), x))(IMAGES)
+    np.testing.assert_array_equal(variables["params"]["scale"], [20, 20, 20])
+    np.testing.assert_allclose(np.linalg.norm(y, axis=-1), 20, rtol=1e-5)
+    scale = jnp.array([20.0, 40, 60])
+    scaled = jax.jit(lambda x: L2Normalize().apply({"params": {"scale": scale}}, x))(IMAGES)
+    np.testing.assert_allclose(scaled, np.asarray(y) * [1, 2, 3], rtol=1e-5)
+
+
+def test_l2_normalize_of_zeros_is_zero_with_a_finite_gradient():
+    @jax.jit
+    @jax.value_and_grad
+    def total(x):
+        return L2Normalize().apply({"params": {"scale": jnp.ones(CHANNELS)}}, x).sum()
+
+    value, gradient = total(jnp.zeros((1, 1, 1, CHANNELS)))
+    assert value == 0
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "full", "channels"), [(1.0, 64, 64), (0.5, 64, 32), (0.3, 64, 16), (1 / 64, 64, 8)]
+)
+def test_width_rounds_to_multiples_of_eight(width, full, channels):
+    assert ConvStyle(width=width).channels(full) == channels

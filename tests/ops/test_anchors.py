@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ssd_jax.errors import UserError
+from ssd_jax.ops.anchors import (
+    AnchorLevel,
+    chained_levels,
+    default_boxes,
+    even_levels,
+    paper_levels,
+)
+
+SSD300_MAPS = [(side, side) for side in (38, 19, 10, 5, 3, 1)]
+SSD512_MAPS = [(side, side) for side in (64, 32, 16, 8, 4, 2, 1)]
+RESNET_MAPS = [(side, side) for side in (32, 16, 8, 4, 2, 1)]
+
+
+def paper_boxes(image_size, maps):
+    return default_boxes(maps, paper_levels(image_size, maps))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "maps", "count"),
+    [(300, SSD300_MAPS, 8732), (512, SSD512_MAPS, 24564), (512, RESNET_MAPS, 6132)],
+)
+def test_counts_of_the_paper(image_size, maps, count):
+    levels = paper_levels(image_size, maps)
+    boxes = default_boxes(maps, levels)
+    assert boxes.shape == (count, 4)
+    assert boxes.dtype == np.float32
+    cells = [height * width for height, width in maps]
+    assert count == sum(n * level.anchors_per_cell for n, level in zip(cells, levels, strict=True))
+
+
+def test_first_cell_of_ssd300():
+    # Cells of 8 pixels, so the first centre is at (4, 4); sizes 30, sqrt(30 * 60), then 30 with
+    # the ratios 2 and 1/2: sides 30 * sqrt(2) and 30 / sqrt(2).
+    sides = [(30, 30), (42.42641, 42.42641), (42.42641, 21.2132), (21.2132, 42.42641)]
+    expected = [(4 - w / 2, 4 - h / 2, 4 + w / 2, 4 + h / 2) for w, h in sides]
+    assert_allclose(paper_boxes(300, SSD300_MAPS)[:4] * 300, expected, atol=1e-3)
+
+
+def test_order_in_a_cell_of_six():
+    boxes = paper_boxes(300, SSD300_MAPS)[38 * 38 * 4 :][:6] * 300
+    # Second map: cells of 16 pixels, size 60, the next one's 111.
+    assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2, [[8, 8]] * 6, atol=1e-3)
+    root2, root3 = 2**0.5, 3**0.5
+    width = [60, (60 * 111) ** 0.5, 60 * root2, 60 / root2, 60 * root3, 60 / root3]
+    height = [60, (60 * 111) ** 0.5, 60 / root2, 60 * root2, 60 / root3, 60 * root3]
+    assert_allclose(boxes[:, 2] - boxes[:, 0], width, atol=1e-3)
+    assert_allclose(boxes[:, 3] - boxes[:, 1], height, atol=1e-3)
+
+
+def test_cells_run_along_rows():
+    boxes = paper_boxes(300, SSD300_MAPS) * 300
+    assert_allclose((boxes[4, :2] + boxes[4, 2:]) / 2, [12, 4], atol=1e-3)
+    assert_allclose((boxes[38 * 4, :2] + boxes[38 * 4, 2:]) / 2, [4, 12], atol=1e-3)
+
+
+def test_last_box_of_ssd300():
+    # One cell of 300 pixels; size 264 with ratio 1/2: 186.676 wide, 373.352 high, not clipped.
+    box = paper_boxes(300, SSD300_MAPS)[-1] * 300
+    assert_allclose(box, [56.6619, -36.6762, 243.3381, 336.6762], atol=1e-3)
+
+
+def test_first_and_last_cell_of_ssd512():
+    boxes = paper_boxes(512, SSD512_MAPS) * 512
+    assert_allclose(boxes[0], [4 - 17.92, 4 - 17.92, 4 + 17.92, 4 + 17.92], atol=1e-3)
+    # Last map: one cell, sizes 460.8 and sqrt(460.8 * 537.6) = 497.721.
+    assert_allclose(boxes[-4], [25.6, 25.6, 486.4, 486.4], atol=1e-3)
+    assert_allclose(boxes[-3], [7.1396, 7.1396, 504.8604, 504.8604], atol=1e-3)
+
+
+def test_a_map_that_is_not_square_keeps_ratios_in_pixels():
+    # A picture twice as wide as high: a square of half its height is a quarter of its width.
+    boxes = default_boxes([(1, 2)], [AnchorLevel(scales=(0.5, 0.5), ratios=(1.0, 4.0))])
+    first_cell = [[0.125, 0.25, 0.375, 0.75]] * 2 + [[0.0, 0.375, 0.5, 0.625]]
+    second_cell = np.add(first_cell, [0.5, 0, 0.5, 0])
+    assert_allclose(boxes, np.concatenate([first_cell, second_cell]))
+
+
+def test_offset_moves_the_centre_in_its_cell():
+    level = AnchorLevel(scales=(0.2, 0.2), ratios=(1.0,), step=0.5, offset=0.25)
+    boxes = default_boxes([(2, 2)], [level])
+    assert_allclose((boxes[0, :2] + boxes[0, 2:]) / 2, [0.125, 0.125])
+    assert_allclose((boxes[-1, :2] + boxes[-1, 2:]) / 2, [0.625, 0.625])
+
+
+def test_clip_keeps_anchors_in_the_image():
+    levels = even_levels(2, smallest_scale=0.4)
+    free = default_boxes([(3, 3), (1, 1)], levels)
+    assert free.min() < 0
+    assert free.max() > 1
+    assert_allclose(default_boxes([(3, 3), (1, 1)], levels, clip=True), np.clip(free, 0, 1))
+
+
+def test_even_levels_have_the_scales_of_ssd300():
+    for even, paper in zip(even_levels(6), paper_levels(300, SSD300_MAPS), strict=True):
+        assert_allclose(even.scales, paper.scales)
+        assert even.ratios == paper.ratios
+
+
+def test_chained_levels_end_with_the_last_scale():
+    levels = chained_levels([0.1, 0.3, 0.7], [1 / 4, 1 / 2])
+    assert levels == (
+        AnchorLevel(scales=(0.1, 0.3), ratios=(1.0, 2.0, 0.5), step=1 / 4),
+        AnchorLevel(scales=(0.3, 0.7), ratios=(1.0, 2.0, 0.5), step=1 / 2),
+    )
+
+
+def test_even_levels_of_a_small_network():
+    levels = even_levels(4, smallest_scale=0.08, largest_scale=0.76)
+    assert_allclose(
+        [level.scales for level in levels],
+        [(0.08, 0.16), (0.16, 0.36), (0.36, 0.56), (0.56, 0.76)],
+    )
+    assert [level.anchors_per_cell for level in levels] == [4, 6, 4, 4]
+
+
+def test_a_resnet_at_300_pixels_does_not_get_the_steps_of_vgg():
+    maps = [(side, side) for side in (19, 10, 5, 3, 2, 1)]
+    assert paper_levels(300, maps) == even_levels(6)
+
+
+def test_levels_and_maps_must_agree():
+    with pytest.raises(UserError, match=r"got 3 levels for 2 feature maps"):
+        default_boxes([(2, 2), (1, 1)], even_levels(3))
+
+
+@pytest.mark.parametrize("wrong", [{"smallest_scale": 0.0}, {"largest_scale": 0.1}])
+def test_impossible_scales(wrong):
+    with pytest.raises(UserError, match=r"smallest_scale < largest_scale"):
+        even_levels(4, **wrong)

@@ -1,0 +1,141 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy_boxes import greedy_nms, grid_boxes
+
+from ssd_jax.ops.boxes import VARIANCES, encode
+from ssd_jax.ops.detect import detect
+
+ANCHORS = grid_boxes(np.random.default_rng(0), 40, cells=4)
+jit_detect = jax.jit(
+    detect, static_argnames=("candidates_per_class", "max_detections", "variances")
+)
+
+
+def run(deltas, logits, anchors=ANCHORS, *, score=0.01, overlap=0.45, **limits):
+    return jit_detect(
+        deltas, logits, anchors, score_threshold=score, iou_threshold=overlap, **limits
+    )
+
+
+def random_outputs(seed, *, num_classes=3, levels=3):
+    """Few levels of logits and no offsets make many equal scores and equal boxes."""
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, levels, (len(ANCHORS), 1 + num_classes)).astype(np.float32)
+    return np.zeros_like(ANCHORS), logits
+
+
+def detect_reference(class_logits, *, score, overlap, candidates, maximum):
+    """[(class, anchor)] in order. Boxes are the anchors themselves."""
+    probabilities = np.asarray(jax.nn.softmax(class_logits))
+    found = []
+    for label, scores in enumerate(probabilities[:, 1:].T):
+        order = np.argsort(-scores, kind="stable")[:candidates]
+        keep = greedy_nms(ANCHORS[order], scores[order] > score, overlap)
+        found += [(-scores[anchor], label, anchor) for anchor in order[keep]]
+    return [(label, anchor, -score) for score, label, anchor in sorted(found)[:maximum]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    overlap=st.sampled_from([0.3, 0.45, 0.7]),
+    score=st.sampled_from([0.01, 0.2]),
+    limited=st.booleans(),
+)
+def test_equals_numpy_with_ties(seed, overlap, score, limited):
+    deltas, logits = random_outputs(seed)
+    candidates, maximum = (10, 12) if limited else (400, 200)
+    expected = detect_reference(
+        logits, score=score, overlap=overlap, candidates=candidates, maximum=maximum
+    )
+    limits = {"candidates_per_class": 10, "max_detections": 12} if limited else {}
+    got = run(deltas, logits, score=score, overlap=overlap, **limits)
+    assert got.boxes.shape == (maximum, 4)
+    assert_array_equal(got.valid, np.arange(maximum) < len(expected))
+    labels, anchors, scores = zip(*expected, strict=True)
+    count = len(expected)
+    assert_array_equal(got.labels[:count], labels)
+    assert_array_equal(got.boxes[:count], ANCHORS[list(anchors)])
+    assert_allclose(got.scores[:count], scores, rtol=1e-6)
+
+
+def test_finds_the_boxes_that_were_encoded():
+    boxes = np.array([[0.1, 0.1, 0.4, 0.5], [0.5, 0.4, 0.9, 0.8]], np.float32)
+    anchors = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], np.float32)
+    logits = np.array([[0, 9, 0], [0, 0, 8]], np.float32)
+    for variances in (VARIANCES, (1.0, 1.0, 0.5, 0.5)):
+        deltas = encode(boxes, anchors, variances)
+        got = run(deltas, logits, anchors, score=0.5, variances=variances)
+        assert_array_equal(np.flatnonzero(got.valid), [0, 1])
+        assert_array_equal(got.labels[:2], [0, 1])
+        assert_allclose(got.boxes[:2], boxes, atol=1e-6)
+
+
+def test_a_box_may_be_found_as_two_classes():
+    logits = np.tile(np.array([9, -9, -9, -9], np.float32), (len(ANCHORS), 1))
+    logits[3] = [-9, 5, -9, 5]
+    got = run(np.zeros_like(ANCHORS), logits)
+    assert_array_equal(np.flatnonzero(got.valid), [0, 1])
+    assert_array_equal(got.labels[:2], [0, 2])
+    assert_array_equal(got.boxes[:2], ANCHORS[[3, 3]])
+
+
+def test_boxes_are_clipped_to_the_image():
+    _, logits = random_outputs(0)
+    # Sizes times exp(4), far out of the image; 1e6 asks for more than float32 can hold.
+    for size in (20, 1e6):
+        deltas = np.zeros_like(ANCHORS) + np.array([0, 0, size, size], np.float32)
+        boxes = np.asarray(run(deltas, logits).boxes)
+        assert boxes.min() == 0
+        assert boxes.max() == 1
+
+
+def test_padding_is_zero_and_marked():
+    got = run(*random_outputs(1))  # room for 200, and 3 * 40 candidates
+    count = int(got.valid.sum())
+    assert 0 < count < 120
+    assert_array_equal(got.valid, np.arange(200) < count)
+    for rows in got[:3]:
+        assert_array_equal(rows[count:], 0)
+
+
+def test_a_sure_background_gives_nothing():
+    deltas, logits = random_outputs(1)
+    logits[:, 0] = 50
+    assert not run(deltas, logits).valid.any()
+
+
+def test_half_precision_logits():
+    deltas, logits = random_outputs(2)
+    half = run(deltas, jnp.asarray(logits, jnp.bfloat16))
+    jax.tree.map(assert_array_equal, half, run(deltas, logits))
+    assert half.scores.dtype == jnp.float32
+
+
+def test_on_eight_devices_equal_and_without_communication():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    outputs = [random_outputs(seed) for seed in range(16)]
+    deltas, logits = map(np.stack, zip(*outputs, strict=True))
+    per_image = functools.partial(detect, candidates_per_class=20, max_detections=30)
+    batched = jax.vmap(per_image, in_axes=(0, 0, None))
+    sharded = jax.jit(
+        jax.shard_map(
+            batched,
+            mesh=mesh,
+            in_specs=(jax.P("data"), jax.P("data"), jax.P()),
+            out_specs=jax.P("data"),
+        )
+    )
+    program = sharded.lower(deltas, logits, ANCHORS).compile()
+    text = program.as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text
+    got, expected = sharded(deltas, logits, ANCHORS), jax.jit(batched)(deltas, logits, ANCHORS)
+    jax.tree.map(assert_array_equal, got, expected)
+    assert {shard.data.shape for shard in got.boxes.addressable_shards} == {(2, 30, 4)}

@@ -1,0 +1,186 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from ssd_jax.ops.losses import mine_hard_negatives, multibox_loss
+from ssd_jax.ops.matching import match
+from ssd_jax.types import Targets
+
+ANCHORS, CHANNELS = 60, 5
+mine = jax.jit(mine_hard_negatives, static_argnames=("negatives_per_positive", "minimum"))
+
+
+@jax.jit
+def loss_and_gradient(predictions, targets):
+    def total(predictions):
+        sums = multibox_loss(*predictions, targets)
+        return sums.class_loss + sums.box_loss, sums
+
+    return jax.value_and_grad(total, has_aux=True)(predictions)
+
+
+def random_targets(rng, *, share_positive=0.1, share_negative=0.8):
+    kind = rng.random(ANCHORS)
+    positive = kind < share_positive
+    return Targets(
+        box_deltas=jnp.asarray(rng.normal(size=(ANCHORS, 4)) * positive[:, None], jnp.float32),
+        class_ids=jnp.asarray(np.where(positive, rng.integers(1, CHANNELS, ANCHORS), 0)),
+        positive=jnp.asarray(positive),
+        negative=jnp.asarray(~positive & (kind < share_positive + share_negative)),
+    )
+
+
+def random_predictions(rng, *, scale=1.0):
+    deltas, logits = rng.normal(size=(ANCHORS, 4)), rng.normal(size=(ANCHORS, CHANNELS)) * scale
+    return jnp.asarray(deltas, jnp.float32), jnp.asarray(logits, jnp.float32)
+
+
+def mining_reference(loss, positive, negative, ratio, minimum):
+    hardest_first = np.argsort(-np.where(negative, loss, -np.inf), kind="stable")
+    chosen = np.zeros(len(loss), bool)
+    chosen[hardest_first[: max(ratio * positive.sum(), minimum)]] = True
+    return chosen & negative
+
+
+def loss_reference(box_deltas, class_logits, targets):
+    deltas, logits = np.float64(box_deltas), np.float64(class_logits)
+    wanted, class_ids, positive, negative = (np.asarray(x) for x in targets)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    chosen = positive | mining_reference(-log_p[:, 0], positive, negative, 3, 3)
+    error = np.abs(deltas - wanted)[positive]
+    smooth_l1 = np.where(error < 1, error**2 / 2, error - 0.5)
+    return -log_p[np.arange(ANCHORS), class_ids][chosen].sum(), smooth_l1.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    share_positive=st.sampled_from([0.0, 0.02, 0.2, 0.6]),
+    decimals=st.sampled_from([0, 1, 6]),
+)
+def test_mining_equals_the_first_places_of_a_stable_sort(seed, share_positive, decimals):
+    rng = np.random.default_rng(seed)
+    targets = random_targets(rng, share_positive=share_positive, share_negative=0.35)
+    loss = rng.exponential(size=ANCHORS).round(decimals).astype(np.float32)
+    positive, negative = np.asarray(targets.positive), np.asarray(targets.negative)
+    expected = mining_reference(loss, positive, negative, 3, 3)
+    assert_array_equal(mine(loss, positive, negative), expected)
+
+
+def test_mining_takes_three_for_each_positive_and_never_a_positive():
+    loss = jnp.arange(12.0)
+    positive = jnp.arange(12) >= 10  # also the anchors of the largest loss
+    chosen = mine(loss, positive, ~positive)
+    assert_array_equal(np.flatnonzero(chosen), [4, 5, 6, 7, 8, 9])
+    chosen = mine(loss, positive, ~positive, negatives_per_positive=1, minimum=0)
+    assert_array_equal(np.flatnonzero(chosen), [8, 9])
+
+
+def test_of_equal_losses_the_lower_index_wins():
+    nobody = jnp.zeros(5, bool)
+    losses = jnp.array([1.0, 2.0, 1.0, 1.0, 1.0])
+    assert_array_equal(np.flatnonzero(mine(losses, nobody, ~nobody)), [0, 1, 2])
+    zeros = jnp.array([0.0, -0.0, 0.0, -0.0, 0.0])  # a certain background has a loss of -0.0
+    assert_array_equal(np.flatnonzero(mine(zeros, nobody, ~nobody)), [0, 1, 2])
+
+
+def test_an_image_without_objects_gets_the_minimum():
+    nobody = jnp.zeros(9, bool)
+    for minimum in (0, 3):
+        chosen = mine(jnp.ones(9), nobody, ~nobody, minimum=minimum)
+        assert chosen.sum() == minimum
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share_positive=st.sampled_from([0.0, 0.1, 0.5]))
+def test_loss_equals_numpy(seed, share_positive):
+    rng = np.random.default_rng(seed)
+    predictions, targets = (
+        random_predictions(rng),
+        random_targets(rng, share_positive=share_positive),
+    )
+    (_, sums), _ = loss_and_gradient(predictions, targets)
+    class_loss, box_loss = loss_reference(*predictions, targets)
+    assert_allclose(sums.class_loss, class_loss, rtol=1e-4)
+    assert_allclose(sums.box_loss, box_loss, rtol=1e-4, atol=1e-6)
+    assert sums.num_positive == targets.positive.sum()
+
+
+def test_a_perfect_prediction_costs_nothing():
+    targets = random_targets(np.random.default_rng(0))
+    logits = 100.0 * jax.nn.one_hot(targets.class_ids, CHANNELS)
+    (loss, _), gradients = loss_and_gradient((targets.box_deltas, logits), targets)
+    assert loss < 1e-6
+    for gradient in gradients:
+        assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_only_chosen_anchors_get_a_gradient():
+    rng = np.random.default_rng(3)
+    (box_deltas, logits), targets = random_predictions(rng), random_targets(rng)
+    _, (box_gradient, logit_gradient) = loss_and_gradient((box_deltas, logits), targets)
+    hard = mine(-jax.nn.log_softmax(logits)[:, 0], targets.positive, targets.negative)
+    assert_array_equal((box_gradient != 0).any(axis=1), targets.positive)
+    assert_array_equal((logit_gradient != 0).any(axis=1), targets.positive | hard)
+    # Softmax cross-entropy and nothing else: the selection itself is not differentiated.
+    expected = jax.nn.softmax(logits) - jax.nn.one_hot(targets.class_ids, CHANNELS)
+    chosen = np.asarray(targets.positive | hard)
+    assert_allclose(logit_gradient[chosen], expected[chosen], atol=1e-6)
+
+
+@pytest.mark.parametrize("share_positive", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1e4, 1e30])
+def test_loss_and_gradient_are_finite(share_positive, scale):
+    rng = np.random.default_rng(4)
+    targets = random_targets(rng, share_positive=share_positive)
+    deltas, logits = random_predictions(rng, scale=scale)
+    (loss, sums), gradients = loss_and_gradient((deltas * scale, logits), targets)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert (sums.box_loss == 0) == (share_positive == 0)
+
+
+def test_half_precision_logits_give_a_float32_loss():
+    rng = np.random.default_rng(5)
+    (deltas, logits), targets = random_predictions(rng), random_targets(rng)
+    logits = logits.astype(jnp.bfloat16)
+    (_, half), _ = loss_and_gradient((deltas, logits), targets)
+    (_, full), _ = loss_and_gradient((deltas, logits.astype(jnp.float32)), targets)
+    assert half.class_loss.dtype == jnp.float32
+    assert_allclose(half.class_loss, full.class_loss, rtol=1e-6)
+
+
+def test_vmap_equals_one_by_one():
+    rng = np.random.default_rng(6)
+    examples = [(*random_predictions(rng), random_targets(rng)) for _ in range(3)]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+    together = jax.jit(jax.vmap(multibox_loss))(*batch)
+    for i, (*predictions, targets) in enumerate(examples):
+        (_, alone), _ = loss_and_gradient(tuple(predictions), targets)
+        assert_allclose([x[i] for x in together], alone, rtol=1e-6)
+
+
+def test_matching_and_loss_trace_inside_shard_map():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    anchors = jnp.zeros((ANCHORS, 4))
+
+    def image_loss(box_deltas, class_logits, boxes, labels, valid):
+        return multibox_loss(box_deltas, class_logits, match(anchors, boxes, labels, valid))
+
+    rows = jax.P("data")
+    batched = jax.shard_map(jax.vmap(image_loss), mesh=mesh, in_specs=rows, out_specs=rows)
+    batch = [
+        jnp.zeros((8, *shape), dtype)
+        for shape, dtype in [
+            ((ANCHORS, 4), float),
+            ((ANCHORS, CHANNELS), float),
+            ((3, 4), float),
+            ((3,), int),
+            ((3,), bool),
+        ]
+    ]
+    assert jax.eval_shape(batched, *batch).class_loss.shape == (8,)

@@ -1,0 +1,111 @@
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy_boxes import grid_boxes, iou_table
+
+from ssd_jax.ops.boxes import decode
+from ssd_jax.ops.matching import match
+
+ANCHORS, OBJECTS = 50, 6
+jit_match = jax.jit(match)
+
+
+def match_reference(anchors, boxes, labels, valid, threshold):
+    """(index of the object or -1 for each anchor, largest IoU for each anchor)."""
+    overlap = iou_table(anchors, boxes)
+    overlap[:, ~valid] = -1
+    index = np.full(len(anchors), -1)
+    for _ in boxes:
+        free = overlap.copy()
+        free[index >= 0] = -1
+        free[:, index[index >= 0]] = -1
+        anchor, box = np.unravel_index(free.argmax(), free.shape)  # lowest anchor, then lowest box
+        if free[anchor, box] > 1e-6:
+            index[anchor] = box
+    best = overlap.max(axis=1)
+    by_threshold = (index < 0) & (best >= threshold)
+    index[by_threshold] = overlap.argmax(axis=1)[by_threshold]
+    return index, best
+
+
+def random_problem(seed):
+    rng = np.random.default_rng(seed)
+    anchors = grid_boxes(rng, ANCHORS)
+    boxes = grid_boxes(rng, OBJECTS)
+    labels = rng.integers(0, 20, OBJECTS)
+    return anchors, boxes, labels, rng.random(OBJECTS) < 0.7
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_equals_numpy_with_ties_and_padding(seed):
+    anchors, boxes, labels, valid = random_problem(seed)
+    index, best = match_reference(anchors, boxes, labels, valid, 0.5)
+    targets = jit_match(anchors, boxes, labels, valid)
+    assert_array_equal(targets.positive, index >= 0)
+    assert_array_equal(targets.class_ids, np.where(index >= 0, labels[index] + 1, 0))
+    assert_array_equal(targets.negative, (index < 0) & (best < 0.5))
+    assert_array_equal(np.asarray(targets.box_deltas)[index < 0], 0)
+    taken = (index >= 0) & (anchors[:, 2:] > anchors[:, :2]).all(axis=1)
+    found = np.asarray(decode(targets.box_deltas, anchors))
+    assert_allclose(found[taken], boxes[index][taken], atol=1e-5)
+
+
+def test_vmap_equals_one_by_one():
+    problems = [random_problem(seed) for seed in range(3)]
+    together = jax.jit(jax.vmap(match))(*map(np.stack, zip(*problems, strict=True)))
+    alone = [jit_match(*problem) for problem in problems]
+    jax.tree.map(assert_array_equal, together, jax.tree.map(lambda *rows: np.stack(rows), *alone))
+
+
+def test_each_object_has_an_anchor_of_its_own():
+    # Both objects overlap the first anchor most; the second object overlaps it more and wins it.
+    anchors = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 1], [0.5, 0, 1, 0.5]], np.float32)
+    boxes = np.array([[0, 0, 0.375, 0.5], [0, 0, 0.5, 0.5]], np.float32)
+    targets = jit_match(anchors, boxes, np.array([7, 8]), np.array([True, True]))
+    assert_array_equal(targets.class_ids, [9, 8, 0])
+
+
+def test_an_anchor_at_the_threshold_is_positive():
+    anchors = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.25, 1]], np.float32)
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], np.float32)
+    targets = jit_match(anchors, boxes, np.array([0, 0]), np.array([True, False]))
+    assert_array_equal(targets.positive, [True, True, False])
+    assert_array_equal(targets.negative, [False, False, True])
+
+
+def test_an_object_that_overlaps_no_anchor_stays_unmatched():
+    anchors = np.array([[0, 0, 0.5, 0.5]] * 3, np.float32)
+    far = np.array([[0.75, 0.75, 1, 1]] * 2, np.float32)
+    assert not jit_match(anchors, far, np.array([0, 1]), np.array([True, True])).positive.any()
+
+
+def test_without_objects_every_anchor_is_negative():
+    anchors, boxes, labels, _ = random_problem(0)
+    targets = jit_match(anchors, boxes, labels, np.zeros(OBJECTS, bool))
+    assert not targets.positive.any()
+    assert targets.negative.all()
+    assert_array_equal(targets.class_ids, 0)
+    assert_array_equal(targets.box_deltas, 0)
+
+
+def test_padding_may_hold_anything():
+    anchors, boxes, labels, _ = random_problem(1)
+    valid = np.arange(OBJECTS) < 3
+    other = np.where(valid[:, None], boxes, np.nan).astype(np.float32)
+    targets = jit_match(anchors, boxes, labels, valid)
+    jax.tree.map(assert_array_equal, targets, jit_match(anchors, other, labels, valid))
+
+
+def test_a_sharded_batch_needs_no_communication():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    anchors, *objects = random_problem(0)
+    batch = jax.device_put([np.stack([x] * 8) for x in objects], rows)
+    program = jax.jit(jax.vmap(match, in_axes=(None, 0, 0, 0)), out_shardings=rows)
+    text = program.lower(anchors, *batch).compile().as_text()
+    assert "num_partitions=8" in text
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text

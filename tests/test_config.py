@@ -1,0 +1,103 @@
+"""Configs: typos and impossible values fail before anything is built."""
+
+import pathlib
+
+import pytest
+
+from ssd_jax import config as configs
+from ssd_jax.errors import UserError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def overridden(**assignments):
+    config = configs.default_config()
+    config.steps = 10
+    configs.override(config, list(assignments.items()))
+    return config
+
+
+def test_an_override_keeps_the_type_of_the_default():
+    config = overridden(
+        **{
+            "optimizer.learning_rate": "1",
+            "model.dtype": "bfloat16",
+            "data.train.image_sets": "train",
+            "augment.crop.min_ious": "()",
+            "evaluate.every_steps": "5",
+        }
+    )
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.model.dtype == "bfloat16"
+    assert config.data.train.image_sets == ("train",)
+    assert config.augment.crop.min_ious == ()
+    assert config.evaluate.every_steps == 5
+
+
+def test_a_typo_names_the_nearest_setting():
+    with pytest.raises(UserError, match=r"no such setting.*--config\.optimizer\.learning_rate"):
+        overridden(**{"optimizer.lerning_rate": "1"})
+
+
+def test_a_value_of_another_kind_is_refused():
+    with pytest.raises(UserError, match=r"batch_size: got 'many', expected .* kind of 32"):
+        overridden(batch_size="many")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("model.backbone", "vgg19", "nearest is vgg16"),
+        ("match.iou_threshold", "1.5", "from 0 to 1"),
+        ("batch_size", "0", "at least 1"),
+        ("model.image_size", "32", "at least 64"),
+        ("optimizer.learning_rate", "-1.0", "more than 0"),
+        ("epochs", "3", "exactly one of"),
+        ("optimizer.decay_epochs", "(5.0, 2.0)", "rising"),
+        ("model.batch_norm_group", "5", "divisor of batch_size 32"),
+        ("model.backbone", "resnet50", "has batch normalisation"),
+        ("preprocess.mean", "(1.0,)", "three numbers"),
+    ],
+)
+def test_an_impossible_value_is_refused(name, value, expected):
+    with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
+        configs.check(overridden(**{name: value}))
+
+
+def test_a_saved_config_reads_back_equal(tmp_path):
+    config = overridden(**{"data.classes": "('a', 'b')", "evaluate.every_epochs": "0.5"})
+    configs.save_config(config, tmp_path / "config.json")
+    assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match="ssd-jax train"):
+        configs.read_config(tmp_path / "config.json")
+
+
+def test_assignments_take_both_spellings_and_nothing_else():
+    split = configs.split_assignments
+    assert split(["--config.a.b=1=2", "--config.c", "x"]) == [("a.b", "1=2"), ("c", "x")]
+    with pytest.raises(UserError, match="--batch_size=3: not understood"):
+        split(["--batch_size=3"])
+    with pytest.raises(UserError, match="a value is missing"):
+        split(["--config.c"])
+
+
+def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ssd_jax.config import default_config\n"
+        "def get_config(variant='long'):\n"
+        "    config = default_config()\n"
+        "    config.steps = {'long': 100, 'short': 1}[variant]\n"
+        "    return config\n"
+    )
+    assert configs.load_config(str(file)).steps == 100
+    assert configs.load_config(f"{file}:short").steps == 1
+    with pytest.raises(UserError, match="no such file"):
+        configs.load_config(str(tmp_path / "missing.py"))
+    file.write_text(file.read_text().replace("config.steps", "config.stpes"))
+    with pytest.raises(UserError, match="stpes"):
+        configs.load_config(str(file))

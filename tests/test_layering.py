@@ -1,0 +1,95 @@
+"""Imports point downwards only: docs/architecture.md draws the house that this test guards."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "ssd_jax"
+
+# A file may import what stands before its own line, and its own line.
+FLOORS = (
+    ("errors", "types"),
+    ("ops", "data.codes", "data.sources", "data.decode", "data.shapes"),
+    ("models", "data.pipeline", "config", "reporting", "evaluation.voc", "sharding"),
+    ("weights", "predict", "visualize"),
+    ("evaluation.run", "train.state", "train.optimizer", "train.meter"),
+    ("train.step", "train.checkpoint"),
+    ("train.loop", "gallery"),
+    ("experiment",),
+    ("detector",),
+    ("runs",),
+    ("cli",),
+    ("__main__",),
+)
+# Beyond the floors: rooms that know nobody but types and errors.
+ALONE = ("ops", "data.sources", "models", "config", "reporting", "evaluation.voc")
+WITHOUT_JAX = ("config", "errors", "cli", "data.sources", "data.decode", "data.codes",
+               "data.shapes", "evaluation.voc")  # fmt: skip
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def module(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path, *, top_level=False):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def inside(name, rooms):
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def floor(name):
+    floors = [i for i, rooms in enumerate(FLOORS) if inside(name, rooms)]
+    assert floors, f"{name} has no floor: give it one in FLOORS"
+    return floors[0]
+
+
+def own_imports(path):
+    for name in imports(path):
+        if name.startswith("ssd_jax.") and name != "ssd_jax.__version__":
+            yield name.removeprefix("ssd_jax.")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_downwards(path):
+    for imported in own_imports(path):
+        assert floor(imported) <= floor(module(path)), f"{module(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("room", ALONE)
+def test_a_room_that_knows_nobody(room):
+    for path in FILES:
+        if inside(module(path), (room,)):
+            for imported in own_imports(path):
+                assert inside(imported, ("errors", "types", "data.codes", room)), (
+                    f"{module(path)} imports {imported}"
+                )
+
+
+@pytest.mark.parametrize("room", WITHOUT_JAX)
+def test_a_room_without_jax(room):
+    for path in FILES:
+        if inside(module(path), (room,)):
+            heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & {
+                "jax", "flax", "optax", "orbax", "grain"
+            }  # fmt: skip
+            assert not heavy, f"{module(path)} imports {heavy}"
+
+
+def test_flax_stays_in_the_models_and_the_state():
+    users = {module(path) for path in FILES if any(i.startswith("flax") for i in imports(path))}
+    assert all(inside(u, ("models", "train", "predict", "experiment")) for u in users), users
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400

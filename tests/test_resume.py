@@ -1,0 +1,85 @@
+"""Stopped at any step and started again, a run ends with the same bits."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.detector import load_trained
+from ssd_jax.errors import UserError
+from ssd_jax.reporting import read_metrics
+from ssd_jax.runs import run_training
+from ssd_jax.sharding import make_mesh
+
+
+def final_variables(config, workdir):
+    mesh = make_mesh(jax.devices()[:1])
+    return jax.device_get(load_trained(config, workdir, mesh=mesh).variables)
+
+
+def losses(workdir):
+    timing = ("images_per_second", "data_wait")
+    return [
+        {k: v for k, v in record.items() if k not in timing}
+        for record in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def run_on_8(shapes, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run8")
+    run_training(tiny_config(shapes), workdir, mesh=make_mesh())
+    return workdir
+
+
+@pytest.mark.parametrize(("devices", "stopped_at"), [(1, 1), (1, 4), (8, 3)])
+def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(
+    devices, stopped_at, shapes, tiny_run, run_on_8, tmp_path
+):
+    unbroken = tiny_run if devices == 1 else run_on_8
+    config = tiny_config(shapes)
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(unbroken / name, tmp_path)
+    for step in range(1, stopped_at + 1):
+        shutil.copytree(unbroken / f"checkpoints/{step}", tmp_path / f"checkpoints/{step}")
+
+    run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:devices]))
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_variables(config, tmp_path),
+        final_variables(config, unbroken),
+    )
+    assert losses(tmp_path) == losses(unbroken)
+    assert (tmp_path / "report.json").read_text() == (unbroken / "report.json").read_text()
+
+
+def test_one_and_eight_devices_train_alike(shapes, tiny_run, run_on_8):
+    """The same batches, augmentation and statistics: only the order of summation differs."""
+    config = tiny_config(shapes)
+    one, eight = final_variables(config, tiny_run), final_variables(config, run_on_8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one, eight)
+
+
+def test_a_finished_run_is_not_trained_again(shapes, tiny_run, capsys):
+    before = losses(tiny_run)
+    run_training(tiny_config(shapes), tiny_run, mesh=make_mesh(jax.devices()[:1]))
+    assert losses(tiny_run) == before
+    assert "resumed at step 6 of 6" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_with_the_difference(shapes, tiny_run):
+    config = tiny_config(shapes, optimizer__learning_rate=0.5)
+    with pytest.raises(UserError, match=r"learning_rate was 0\.001 and is now 0\.5"):
+        run_training(config, tiny_run)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(shapes, tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "checkpoints", tmp_path / "checkpoints")
+    classes = (*VocSource(shapes, ("train",)).classes, "star")
+    config = tiny_config(shapes, data__classes=classes)
+    with pytest.raises(UserError, match=r"has 3 classes \(disc.*the run has 4 .*star"):
+        run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))

@@ -1,0 +1,134 @@
+"""A whole run: what it leaves behind, and the verbs that use it."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from ssd_jax.cli import main
+from ssd_jax.config import read_config
+from ssd_jax.detector import Detector
+from ssd_jax.reporting import read_metrics
+from ssd_jax.runs import measure, run_training
+from ssd_jax.sharding import make_mesh
+
+
+def test_a_run_leaves_its_folder_complete(tiny_run):
+    for name in ("augmented", "curves", "detections", "precision_recall"):
+        assert cv2.imread(str(tiny_run / f"pictures/{name}.png")) is not None
+    assert list((tiny_run / "tensorboard").glob("events.*"))
+    records = read_metrics(tiny_run / "metrics.jsonl")
+    training = [record for record in records if record["split"] == "train"]
+    assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "class_loss", "box_loss", "lr", "data_wait"} <= training[0].keys()
+    assert [r["step"] for r in records if r["split"] == "val"] == [4, 6]
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert report["metrics"]["map_voc07"] == records[-1]["map_voc07"]
+    assert report["protocol"]["images"] == 12
+    assert "11-point" in report["protocol"]["map11"]
+    assert report["step"] == 6
+
+
+def test_evaluate_gives_exactly_the_number_of_the_run(tiny_run):
+    report = json.loads((tiny_run / "report.json").read_text())
+    config = read_config(tiny_run / "config.json")
+    measured = measure(config, tiny_run, mesh=make_mesh(jax.devices()[:1]))
+    assert measured.evaluation.result.map11 == report["metrics"]["map_voc07"]
+
+
+def test_eight_devices_measure_what_one_does(tiny_run):
+    config = read_config(tiny_run / "config.json")
+    one, eight = (
+        measure(config, tiny_run, mesh=make_mesh(jax.devices()[:n])).evaluation for n in (1, 8)
+    )
+    assert len(one.detections) == len(eight.detections) == 12
+    for a, b in zip(one.detections, eight.detections, strict=True):
+        np.testing.assert_array_equal(a.labels, b.labels)
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+
+
+def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run), "--step", "best"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
+    assert lines[0].split() == ["class", "11-point", "area", "objects"]
+
+
+def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):
+    image = next((shapes / "JPEGImages").iterdir())
+    command = ["predict", "--workdir", str(tiny_run), str(image), "--out", str(tmp_path)]
+    assert main([*command, "--score", "0"]) == 0
+    result = json.loads((tmp_path / f"{image.stem}.json").read_text())
+    height, width = cv2.imread(str(image)).shape[:2]
+    assert (result["height"], result["width"]) == (height, width)
+    scores = [found["score"] for found in result["detections"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 0
+    for found in result["detections"]:
+        assert found["class"] in ("disc", "square", "triangle")
+        xmin, ymin, xmax, ymax = found["box_xyxy_px"]
+        assert 0 <= xmin <= xmax <= width
+        assert 0 <= ymin <= ymax <= height
+    assert cv2.imread(str(tmp_path / f"{image.stem}.png")) is not None
+
+
+def test_a_detector_gives_what_the_evaluation_measured(tiny_run, shapes):
+    config = read_config(tiny_run / "config.json")
+    measured = measure(config, tiny_run, mesh=make_mesh(jax.devices()[:1]))
+    example = measured.source[0]
+    (found,) = Detector.load(tiny_run)([example.image])
+    height, width = example.size
+    np.testing.assert_allclose(
+        found.boxes * [width, height, width, height] + np.array([1, 1, 0, 0]),
+        measured.evaluation.detections[0].boxes,
+        atol=1e-2,
+    )
+
+
+def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
+    arguments = ["train", "--config", str(write_config(tmp_path, shapes)), "--workdir"]
+    arguments += [str(tmp_path / "run"), "--config.optimizer.learning_rate=1e30"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "step 2: the loss is nan" in message
+    assert "000" in message
+    assert "clip_norm" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.train.root=nowhere", "the folder does not exist"),
+        ("data.val.image_sets=('vall',)", "expected one of val, train"),
+        ("data.classes=('disc','square')", "unknown class 'triangle'"),
+        ("model.backbone=vgg61", "the nearest is vgg16"),
+        ("optimiser.name=sgd", "nearest is --config.optimizer.name"),
+        ("anchors.scales=(0.1,0.2)", "one a feature map"),
+        ("weights.path=nothing.safetensors", "nothing.safetensors"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_path, capsys):
+    config = write_config(tmp_path, shapes)
+    arguments = ["train", "--config", str(config), "--workdir", str(tmp_path / "run")]
+    assert main([*arguments, f"--config.{setting}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path):
+    with pytest.raises(ValueError, match="got 12, expected a multiple of the 8 devices"):
+        run_training(tiny_config(shapes, batch_size=12), tmp_path)
+
+
+def write_config(folder, shapes):
+    file = folder / "config.py"
+    file.write_text(
+        "from tiny import tiny_config\n"
+        "import pathlib\n"
+        f"def get_config():\n    return tiny_config(pathlib.Path({str(shapes)!r}))\n"
+    )
+    return file
