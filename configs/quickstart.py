@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.steps = 600
     config.batch_size = 16
     config.model.update(
-        {"backbone": "vgg16", "image_size": 128, "width": 0.125, "batch_norm": "batch"}
+        {"backbone": "small", "image_size": 128, "batch_norm": "batch", "batch_norm_group": 8}
     )
     for split in ("train", "val"):
         config.data[split].update({"root": "runs/quickstart/shapes", "image_sets": (split,)})

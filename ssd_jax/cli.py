@@ -128,20 +128,24 @@ def _step(parser):
 def _train(options, rest):
     from ssd_jax import config as configs
     from ssd_jax.runs import run_training
+    from ssd_jax.sharding import use_cpu_cores
 
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))
     configs.check(config)
+    use_cpu_cores(config.batch_size)
     run_training(config, options.workdir)
 
 
 def _evaluate(options, rest):
     from ssd_jax import config as configs
     from ssd_jax.runs import run_evaluation
+    from ssd_jax.sharding import use_cpu_cores
 
     config = configs.read_config(options.workdir / "config.json")
     configs.override(config, configs.split_assignments(rest))
     configs.check(config)
+    use_cpu_cores(config.batch_size)
     run_evaluation(config, options.workdir, split=options.split, step=options.step)
 
 

@@ -16,6 +16,12 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax.errors import UserError
 
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
 
 def default_config() -> ConfigDict:
     """The SSD of the paper (https://arxiv.org/abs/1512.02325) with VGG16 at 300 px."""
@@ -27,7 +33,7 @@ def default_config() -> ConfigDict:
     config.steps = placeholder(int)
     config.log_every_steps = 10
     config.model = {
-        "backbone": "vgg16",  # vgg16 | resnet50
+        "backbone": "vgg16",  # vgg16 | resnet50 | small
         "image_size": 300,  # px; the network's square input
         "width": 1.0,  # multiplies every channel count
         "first_stage": placeholder(int),  # resnet50: the finest stage that is detected on
@@ -175,7 +181,7 @@ def check(config: ConfigDict) -> None:
         expect(name, value is None or value >= least, f"at least {least}")
 
     choice("recipe", "paper")
-    choice("model.backbone", "vgg16", "resnet50")
+    choice("model.backbone", "vgg16", "resnet50", "small")
     choice("model.dtype", "float32", "bfloat16")
     choice("model.batch_norm", "none", "frozen", "batch")
     choice("data.bad_boxes", "error", "drop")

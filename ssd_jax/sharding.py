@@ -1,5 +1,6 @@
 """The only file that knows the topology: the mesh, and where state and batches lie on it."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -8,6 +9,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
+
+
+def use_cpu_cores(batch_size: int) -> None:
+    """Without an accelerator, makes a device of each core; call it before anything else of JAX.
+
+    Two devices train a convolutional network half as fast again as one device with two threads.
+    Their number divides the batch; JAX_NUM_CPU_DEVICES overrules it.
+    """
+    if jax.config.jax_num_cpu_devices == -1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -81,5 +81,5 @@ def test_a_checkpoint_of_other_classes_is_refused(shapes, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "checkpoints", tmp_path / "checkpoints")
     classes = (*VocSource(shapes, ("train",)).classes, "star")
     config = tiny_config(shapes, data__classes=classes)
-    with pytest.raises(UserError, match=r"has 3 classes \(disc.*the run has 4 .*star"):
+    with pytest.raises(UserError, match=r"has 3 classes \(cross.*the run has 4 .*star"):
         run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))

@@ -68,7 +68,7 @@ def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):
     assert scores == sorted(scores, reverse=True)
     assert len(scores) > 0
     for found in result["detections"]:
-        assert found["class"] in ("disc", "square", "triangle")
+        assert found["class"] in ("cross", "ring", "triangle")
         xmin, ymin, xmax, ymax = found["box_xyxy_px"]
         assert 0 <= xmin <= xmax <= width
         assert 0 <= ymin <= ymax <= height
@@ -103,7 +103,7 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     [
         ("data.train.root=nowhere", "the folder does not exist"),
         ("data.val.image_sets=('vall',)", "expected one of val, train"),
-        ("data.classes=('disc','square')", "unknown class 'triangle'"),
+        ("data.classes=('cross','ring')", "unknown class 'triangle'"),
         ("model.backbone=vgg61", "the nearest is vgg16"),
         ("optimiser.name=sgd", "nearest is --config.optimizer.name"),
         ("anchors.scales=(0.1,0.2)", "one a feature map"),

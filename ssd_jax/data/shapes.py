@@ -1,6 +1,6 @@
 """A generated data set to learn the ropes on: shapes on textured backgrounds, as a VOC folder.
 
-Discs, squares and triangles, turned and slightly stretched, in colours that do not tell the class,
+Crosses, rings and triangles, turned and slightly stretched, in colours that do not tell the class,
 between strokes that are no objects, on noise, gradients, stripes and checks. An object's box is
 tight around its visible pixels, as VOC's annotation guidelines ask. It is `difficult` when less
 than `CLEARLY_VISIBLE` of its area shows (the rest covered or beyond the border) or when it is
@@ -16,22 +16,27 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-CLASSES = ("disc", "square", "triangle")
+CLASSES = ("cross", "ring", "triangle")
 
 # Sizes are the longer side of the box over the shorter side of the image.
-SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.1
-CLEARLY_VISIBLE, LEAST_VISIBLE = 0.6, 0.3
+SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.14
+CLEARLY_VISIBLE, LEAST_VISIBLE = 0.75, 0.3
 # Boxes closer than this would fall to non-maximum suppression.
 LARGEST_OVERLAP = 0.3
+LARGEST_TURN = 15.0  # degrees; shapes at any angle take a small network several times as long
 EMPTY_IMAGES = 0.07
 MOST_OBJECTS = 5
 
 _SUB_PIXEL_BITS = 4  # OpenCV draws at 1/16 pixel
 _ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-_UNIT_POLYGONS = (
-    np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1),
-    np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float64),
-    np.stack([np.sin(_ANGLES[::16]), -np.cos(_ANGLES[::16])], axis=1),
+_CIRCLE = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
+_ARM = np.array([(-1, 3), (1, 3), (1, 1)]) / 3
+_QUARTER_TURN = np.array([(0, -1), (1, 0)])
+# One or two outlines a class; what two enclose together is a hole.
+_UNIT_OUTLINES = (
+    (np.concatenate([_ARM @ np.linalg.matrix_power(_QUARTER_TURN, k) for k in range(4)]),),
+    (_CIRCLE, 0.55 * _CIRCLE),
+    (_CIRCLE[::16],),
 )
 
 
@@ -85,7 +90,7 @@ def draw_shapes(
     image = _background(rng, height, width)
     # Which object each pixel shows: 0 none, k the k-th one placed.
     owner = np.zeros((height, width), np.uint8)
-    _draw_strokes(rng, image, owner, count=int(rng.integers(0, 5)))
+    _draw_strokes(rng, image, owner, count=int(rng.integers(0, 4)))
 
     placed: list[tuple[int, float]] = []  # label and whole area, also of what cannot be seen
     wanted = 0 if rng.random() < EMPTY_IMAGES else int(rng.integers(1, MOST_OBJECTS + 1))
@@ -93,16 +98,15 @@ def draw_shapes(
         if len(placed) == wanted:
             break
         label = int(rng.integers(len(CLASSES)))
-        polygon = _random_polygon(rng, label, height, width)
-        mask = _filled(polygon, height, width)
+        mask, whole_area = _filled(_random_outlines(rng, label, height, width), height, width)
         covered = np.where(mask >= 128, np.uint8(len(placed) + 1), owner)
-        areas = [area for _, area in placed] + [float(cv2.contourArea(polygon))]
+        areas = [area for _, area in placed] + [whole_area]
         if _all_separable(covered, areas):
             owner = covered
             placed.append((label, areas[-1]))
             _paint(rng, image, mask)
     crossed = image.copy(), owner.copy()
-    _draw_strokes(rng, *crossed, count=int(rng.integers(0, 3)))
+    _draw_strokes(rng, *crossed, count=int(rng.integers(0, 2)))
     if _all_separable(crossed[1], [area for _, area in placed]):
         image, owner = crossed
 
@@ -114,29 +118,34 @@ def draw_shapes(
     ]
 
 
-def _random_polygon(
+def _random_outlines(
     rng: np.random.Generator, label: int, height: int, width: int
-) -> Float[np.ndarray, "P 2"]:
+) -> list[Float[np.ndarray, "_P 2"]]:
     stretch = rng.uniform(0.85, 1.0, 2)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = np.deg2rad(rng.uniform(-LARGEST_TURN, LARGEST_TURN))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = _UNIT_POLYGONS[label] * stretch @ turn.T
-    extent = np.ptp(points, axis=0)
+    outlines = [points * stretch @ turn.T for points in _UNIT_OUTLINES[label]]
+    low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
     # Even in the logarithm, but rarely at the two ends.
-    size = SMALLEST * (LARGEST / SMALLEST) ** rng.beta(2.5, 2.0) * min(height, width)
-    scale = size / extent.max()
+    size = SMALLEST * (LARGEST / SMALLEST) ** rng.beta(3.0, 1.7) * min(height, width)
+    scale = size / (high - low).max()
     sides = np.array([width, height])
-    low = np.minimum(0.35 * extent * scale, sides / 2)  # up to 15 % of a side beyond the border
-    centre = rng.uniform(low, sides - low)
-    middle = points.min(axis=0) + extent / 2
-    return ((points - middle) * scale + centre).astype(np.float32)
+    margin = np.minimum(0.4 * (high - low) * scale, sides / 2)  # 10 % of a side beyond the border
+    centre = rng.uniform(margin, sides - margin)
+    return [
+        ((points - (low + high) / 2) * scale + centre).astype(np.float32) for points in outlines
+    ]
 
 
-def _filled(polygon: Float[np.ndarray, "P 2"], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
+def _filled(
+    outlines: list[Float[np.ndarray, "_P 2"]], height: int, width: int
+) -> tuple[UInt8[np.ndarray, "H W"], float]:
+    """The opacity of each pixel, and the area of the whole shape, also beyond the border."""
     mask = np.zeros((height, width), np.uint8)
-    points = np.round(polygon * 2**_SUB_PIXEL_BITS).astype(np.int32)
-    cv2.fillPoly(mask, [points], 255, lineType=cv2.LINE_AA, shift=_SUB_PIXEL_BITS)
-    return mask
+    points = [np.round(outline * 2**_SUB_PIXEL_BITS).astype(np.int32) for outline in outlines]
+    cv2.fillPoly(mask, points, 255, lineType=cv2.LINE_AA, shift=_SUB_PIXEL_BITS)
+    outer, *holes = (float(cv2.contourArea(outline)) for outline in outlines)
+    return mask, outer - sum(holes)
 
 
 def _all_separable(owner: UInt8[np.ndarray, "H W"], areas: list[float]) -> bool:
@@ -207,8 +216,8 @@ def _paint(
     candidates = rng.uniform(0, 255, (16, 3))
     distance = np.linalg.norm(candidates - cv2.mean(ground, mask[window])[:3], axis=1)
     # One that is far enough away; the farthest would be nearly always black or white.
-    colour = candidates[np.argmax(distance > min(110, distance.max() - 1))].astype(np.float32)
-    shade = (_texture(rng, height, width) - np.float32(128)) * np.float32(rng.uniform(0, 0.2))
+    colour = candidates[np.argmax(distance > min(130, distance.max() - 1))].astype(np.float32)
+    shade = (_texture(rng, height, width) - np.float32(128)) * np.float32(rng.uniform(0, 0.15))
     paint = np.clip(colour + shade[..., None], 0, 255)
     image[window] = ground + (paint - ground) * opacity
 
@@ -220,33 +229,26 @@ def _draw_strokes(
     *,
     count: int,
 ) -> None:
-    """Draw lines, open arcs and crosses, in place; they take the pixels from the objects."""
+    """Draw lines and open arcs, in place; they take the pixels from the objects."""
     height, width = owner.shape
     for _ in range(count):
         thickness = int(rng.integers(1, 4))
         colour = rng.uniform(0, 255, 3).tolist()
-        for line in _random_stroke(rng, height, width):
-            cv2.polylines(image, [line], False, colour, thickness, lineType=cv2.LINE_AA)
-            cv2.polylines(owner, [line], False, 0, thickness)
+        line = _random_stroke(rng, height, width)
+        cv2.polylines(image, [line], False, colour, thickness, lineType=cv2.LINE_AA)
+        cv2.polylines(owner, [line], False, 0, thickness)
 
 
-def _random_stroke(
-    rng: np.random.Generator, height: int, width: int
-) -> list[Int[np.ndarray, "P 2"]]:
+def _random_stroke(rng: np.random.Generator, height: int, width: int) -> Int[np.ndarray, "P 2"]:
     centre = rng.uniform(0, 1, 2) * (width, height)
     radius = rng.uniform(0.04, 0.25) * min(height, width)
     angle = rng.uniform(0, 2 * np.pi)
-    kind = rng.integers(3)
-    if kind == 0:  # an arc of at most half a turn
-        turns = [angle + np.linspace(0, rng.uniform(0.5, np.pi), 16)]
-    elif kind == 1:  # a line
-        turns = [np.array([angle, angle + np.pi])]
-    else:  # a cross
-        turns = [np.array([angle, angle + np.pi]) + quarter for quarter in (0, np.pi / 2)]
-    return [
-        np.round(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)).astype(np.int32)
-        for turn in turns
-    ]
+    if rng.random() < 0.5:  # a line
+        turn = np.array([angle, angle + np.pi])
+    else:  # an arc of at most half a turn
+        turn = angle + np.linspace(0, rng.uniform(0.5, np.pi), 16)
+    points = centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    return np.round(points).astype(np.int32)
 
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:

@@ -45,6 +45,9 @@ def _first_value(
             return _he_normal(rng, shape) if "backbone" in path else _xavier_uniform(rng, shape)
         case (*_, "conv4_3_norm", "scale"):
             return np.full(shape, 20.0, np.float32)
+        case (*_, "conv3_bn", "scale"):
+            # A residual block begins as its shortcut: arXiv:1706.02677, section 5.1.
+            return np.zeros(shape, np.float32)
         case (*_, "scale" | "var"):
             return np.ones(shape, np.float32)
         case (*_, "bias" | "mean"):

@@ -21,8 +21,10 @@ from jaxtyping import Array, Float
 from ssd_jax.errors import UserError
 from ssd_jax.models.layers import ConvStyle, conv_layer
 from ssd_jax.models.resnet import ResNet50
+from ssd_jax.models.small import Small
 from ssd_jax.models.vgg import VGG16
 
+_BACKBONES = ("vgg16", "resnet50", "small")
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BATCH_NORMS = ("none", "frozen", "batch")
 # Below, the backbones leave maps of 2x2 and 1x1 at most, on which there is nothing to detect.
@@ -59,6 +61,7 @@ _RESNET_EXTRAS = (
     ExtraLayer(128, 256),
     ExtraLayer(128, 256),
 )
+_SMALL_EXTRAS = (ExtraLayer(64, 128),) * 6
 # From this image size on VGG16 takes the layout of SSD512.
 _SSD512_FROM = 448
 
@@ -224,28 +227,19 @@ def _assemble(
     backbone: str, image_size: int, first_stage: int | None, *, style: ConvStyle, heads: Heads
 ) -> SSD:
     _check_choice("backbone", backbone, _BACKBONES)
-    return SSD(*_BACKBONES[backbone](image_size, first_stage, style), heads)
-
-
-def _vgg16(
-    image_size: int, first_stage: int | None, style: ConvStyle
-) -> tuple[nn.Module, ExtraLayers]:
+    if backbone == "resnet50":
+        stage = 3 if first_stage is None else first_stage
+        _check_choice("first_stage", stage, (1, 2, 3, 4))
+        return SSD(ResNet50(style, first_stage=stage), ExtraLayers(_RESNET_EXTRAS, style), heads)
     if first_stage is not None:
         raise UserError(
             f'first_stage is {first_stage}, but belongs to backbone "resnet50"; '
-            'backbone "vgg16" has none. Leave it out.'
+            f'backbone "{backbone}" has none. Leave it out.'
         )
+    if backbone == "small":
+        return SSD(Small(style), ExtraLayers(_SMALL_EXTRAS, style), heads)
     layout = _SSD300_EXTRAS if image_size < _SSD512_FROM else _SSD512_EXTRAS
-    return VGG16(style), ExtraLayers(layout, style)
-
-
-def _resnet50(_: int, first_stage: int | None, style: ConvStyle) -> tuple[nn.Module, ExtraLayers]:
-    stage = 3 if first_stage is None else first_stage
-    _check_choice("first_stage", stage, (1, 2, 3, 4))
-    return ResNet50(style, first_stage=stage), ExtraLayers(_RESNET_EXTRAS, style)
-
-
-_BACKBONES = {"vgg16": _vgg16, "resnet50": _resnet50}
+    return SSD(VGG16(style), ExtraLayers(layout, style), heads)
 
 
 def _check_choice(word: str, got: object, choices: Collection) -> None:

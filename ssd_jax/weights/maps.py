@@ -80,7 +80,8 @@ VGG16_TORCHVISION = NameMap(
         )
     },
     not_in_file=_NEW_IN_SSD,
-    not_for_us=("classifier.*",),
+    # The classifier, as torchvision and as timm call it.
+    not_for_us=("classifier.*", "pre_logits.*", "head.*"),
 )
 
 _MAPS = (VGG16_CAFFE_NAMES, VGG16_TORCHVISION)

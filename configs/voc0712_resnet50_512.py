@@ -1,0 +1,25 @@
+"""SSD512 with ResNet-50 (v1.5), VOC2007+2012 trainval -> VOC2007 test; maps as GluonCV's.
+
+Data:    the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
+Weights: none: the loader knows VGG16 files only so far, and from scratch this will stay far below.
+Run:     ssd-jax train --config configs/voc0712_resnet50_512.py --workdir runs/voc512_resnet50
+Result:  not measured yet. GluonCV reports 80.1 with ImageNet weights (ssd_512_resnet50_v1_voc).
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ssd_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+    config = load_config(str(pathlib.Path(__file__).with_name("voc0712_vgg16_512.py")))
+    config.model.update({"backbone": "resnet50", "batch_norm": "batch", "batch_norm_group": 8})
+    # GluonCV's sizes in pixels, model_zoo/ssd/presets.py.
+    config.anchors.scales = tuple(
+        pixels / 512 for pixels in (51.2, 102.4, 189.4, 276.4, 363.52, 450.6, 492.0)
+    )
+    config.preprocess.std = (58.395, 57.12, 57.375)
+    config.weights.path = ""
+    return config

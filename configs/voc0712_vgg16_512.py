@@ -1,0 +1,20 @@
+"""SSD512 with VGG16, VOC2007+2012 trainval -> VOC2007 test, after https://arxiv.org/abs/1512.02325.
+
+Data:    the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
+Weights: an ImageNet VGG16 at weights/vgg16.safetensors, see docs/weights.md.
+Run:     ssd-jax train --config configs/voc0712_vgg16_512.py --workdir runs/voc512
+Result:  not measured yet. The paper's authors report 79.8 (Caffe, README of their `ssd` branch),
+         GluonCV 79.2: mAP@.5 (VOC07 11-point), difficult ignored.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ssd_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+    config = load_config(str(pathlib.Path(__file__).with_name("voc0712_vgg16_300.py")))
+    config.model.image_size = 512
+    return config
