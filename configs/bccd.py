@@ -11,7 +11,7 @@ from ssd_jax.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.steps = 1200
+    config.steps = 600
     config.batch_size = 16
     config.model.update(
         {"backbone": "small", "image_size": 256, "batch_norm": "batch", "batch_norm_group": 8}
@@ -34,6 +34,6 @@ def get_config() -> ConfigDict:
             "clip_norm": 10.0,
         }
     )
-    config.evaluate.update({"every_steps": 150, "batch_size": 16})
+    config.evaluate.update({"every_steps": 100, "batch_size": 16})
     config.checkpoint.select = "best"
     return config

@@ -1,9 +1,11 @@
-"""SSD300 with VGG16 on images of your own, in VOC layout (docs/data.md).
+"""A detector for images of your own, in VOC layout (docs/data.md).
 
-Weights: an ImageNet VGG16 at weights/vgg16.safetensors, see docs/weights.md; training starts from
-         scratch with --config.weights.path='', which asks for far more images and epochs.
 Run:     ssd-jax train --config configs/own_images.py --workdir runs/mine
              --config.data.train.root=FOLDER --config.data.val.root=FOLDER
+
+A small network at 256 px learns from scratch, on a CPU too: the one of configs/bccd.py. With a GPU
+and ImageNet weights at weights/vgg16.safetensors (docs/weights.md) take SSD300:
+--config configs/own_images.py:vgg16.
 """
 
 from ml_collections import ConfigDict
@@ -11,21 +13,39 @@ from ml_collections import ConfigDict
 from ssd_jax.config import default_config
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "small") -> ConfigDict:
     config = default_config()
-    config.epochs = 60.0
     config.batch_size = 16
     for split in ("train", "val"):
         config.data[split].image_sets = (split,)
-    config.weights.path = "weights/vgg16.safetensors"
-    config.optimizer.update(
-        {
-            "learning_rate": 5e-4,
-            "decay_epochs": (40.0, 50.0),
-            "warmup_steps": 200,
-            "clip_norm": 35.0,
-        }
-    )
     config.evaluate.every_epochs = 5.0
     config.checkpoint.select = "best"
+    if variant == "vgg16":
+        config.epochs = 60.0
+        config.weights.path = "weights/vgg16.safetensors"
+        config.optimizer.update(
+            {
+                "learning_rate": 5e-4,
+                "decay_epochs": (40.0, 50.0),
+                "warmup_steps": 200,
+                "clip_norm": 35.0,
+            }
+        )
+    elif variant == "small":
+        config.epochs = 90.0
+        config.model.update(
+            {"backbone": "small", "image_size": 256, "batch_norm": "batch", "batch_norm_group": 8}
+        )
+        config.preprocess.std = (58.395, 57.12, 57.375)
+        config.optimizer.update(
+            {
+                "name": "adamw",
+                "schedule": "one_cycle",
+                "learning_rate": 4e-3,
+                "weight_decay": 0.02,
+                "clip_norm": 10.0,
+            }
+        )
+    else:
+        raise ValueError(f"variant: got {variant!r}, expected small or vgg16")
     return config

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.run(options, rest)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"ssd-jax {options.verb}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,12 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
         "shapes",
         _data_shapes,
         "generate shapes on textured backgrounds, as a VOC folder",
-        example="ssd-jax data shapes shapes/ --train 2000 --val 400",
+        example="ssd-jax data shapes shapes/ --train 3000 --val 300",
     )
     shapes.add_argument("folder", type=pathlib.Path)
-    shapes.add_argument("--train", type=int, default=2000, metavar="N", help="images (%(default)s)")
-    shapes.add_argument("--val", type=int, default=400, metavar="N", help="images (%(default)s)")
-    shapes.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    shapes.add_argument(
+        "--train", type=_count, default=3000, metavar="N", help="images (%(default)s)"
+    )
+    shapes.add_argument("--val", type=_count, default=300, metavar="N", help="images (%(default)s)")
+    shapes.add_argument("--seed", type=_count, default=0, help="(%(default)s)")
     return parser
 
 
@@ -111,6 +113,13 @@ def _verb(verbs, name, run, summary, *, example, settings=False):
     )
     parser.set_defaults(run=run, takes_settings=settings)
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
 
 
 def _workdir(parser, text):
@@ -158,7 +167,15 @@ def _predict(options, rest):
 
 
 def _data_shapes(options, rest):
+    from tqdm import tqdm
+
     from ssd_jax.data.shapes import write_shapes
 
-    write_shapes(options.folder, train=options.train, val=options.val, seed=options.seed)
+    write_shapes(
+        options.folder,
+        train=options.train,
+        val=options.val,
+        seed=options.seed,
+        progress=lambda indices: tqdm(indices, desc="drawing", disable=None),
+    )
     print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")

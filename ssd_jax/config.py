@@ -114,7 +114,7 @@ def default_config() -> ConfigDict:
         "iou_threshold": 0.5,
     }
     config.checkpoint = {
-        "every_steps": placeholder(int),  # besides after each evaluation
+        "every_steps": 1000,  # and after each evaluation
         "keep_latest": 2,
         "select": "last",  # last | best: what the end of a run, evaluate and predict use
     }
@@ -128,14 +128,19 @@ def load_config(path: str) -> ConfigDict:
     if not file.is_file():
         raise UserError(f"config {name}: no such file. Give the path of a config, see configs/.")
     spec = importlib.util.spec_from_file_location(f"ssd_jax_config_{file.stem}", file)
+    if spec is None:
+        raise UserError(f"config {name}: not a Python file. Give the path of a config.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        return module.get_config(variant) if variant else module.get_config()
-    except (AttributeError, KeyError) as error:
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:
         # ConfigDict prints all settings between what is wrong and the nearest name.
         parts = re.findall(r'Key "[^"]*" does not exist|Did you mean "[^"]*"', str(error))
         raise UserError(f"config {path}: {'. '.join(parts) or repr(error)}.") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config gave {config!r}, expected a ConfigDict.")
+    return config
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
@@ -146,18 +151,24 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False}.get(text, text)
-        if isinstance(_get(config, name), tuple):
-            value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        try:
-            config.update_from_flattened_dict({name: value})
+            config.update_from_flattened_dict({name: _parsed(text, _get(config, name))})
         except TypeError:
             now = _get(config, name)
             raise UserError(
                 f"--config.{name}: got {text!r}, expected a value of the kind of {now!r}."
             ) from None
+
+
+def _parsed(text: str, now: object) -> object:
+    if isinstance(now, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(",")) if isinstance(now, tuple) else text
+    if isinstance(now, tuple) and not isinstance(value, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    return value
 
 
 def check(config: ConfigDict) -> None:
@@ -180,6 +191,9 @@ def check(config: ConfigDict) -> None:
         value = _get(config, name)
         expect(name, value is None or value >= least, f"at least {least}")
 
+    defaults = dict(flat_items(default_config()))
+    for name, value in flat_items(config):
+        expect(name, value is not None or defaults[name] is None, "a value")
     choice("recipe", "paper")
     choice("model.backbone", "vgg16", "resnet50", "small")
     choice("model.dtype", "float32", "bfloat16")
@@ -214,16 +228,38 @@ def check(config: ConfigDict) -> None:
     expect("evaluate.every_steps",
            config.evaluate.every_steps is None or config.evaluate.every_epochs is None,
            "at most one of every_steps and every_epochs")  # fmt: skip
-    decays = config.optimizer.decay_epochs
-    expect("optimizer.decay_epochs", list(decays) == sorted(decays), "rising epochs")
     expect("model.batch_norm", config.model.backbone != "resnet50"
            or config.model.batch_norm != "none",
            "frozen or batch: a resnet50 has batch normalisation")  # fmt: skip
     group = config.model.batch_norm_group
     expect("model.batch_norm_group", group == 0 or config.batch_size % group == 0,
            f"a divisor of batch_size {config.batch_size}")  # fmt: skip
+    expect("seed", 0 <= config.seed < 2**31, "a number from 0 to 2147483647")
+    expect("evaluate.iou_threshold", config.evaluate.iou_threshold > 0, "more than 0")
     for name in ("preprocess.mean", "preprocess.std"):
-        expect(name, len(_get(config, name)) == 3, "three numbers, one a channel (RGB)")
+        expect(name, _numbers(_get(config, name), 3), "three numbers, one a channel (RGB)")
+    expect("preprocess.std", 0 not in config.preprocess.std, "numbers that are not 0")
+    for name in ("augment.distort.contrast", "augment.distort.saturation",
+                 "augment.expand.scale", "augment.crop.scale", "augment.crop.aspect"):  # fmt: skip
+        low_high = _get(config, name)
+        expect(name, _numbers(low_high, 2) and 0 < low_high[0] <= low_high[1],
+               "two rising numbers above 0")  # fmt: skip
+    for name in ("augment.crop.min_ious", "anchors.scales", "optimizer.decay_epochs"):
+        expect(name, _numbers(_get(config, name)) and all(x >= 0 for x in _get(config, name)),
+               "numbers of at least 0")  # fmt: skip
+    decays = config.optimizer.decay_epochs
+    expect("optimizer.decay_epochs", list(decays) == sorted(decays), "rising epochs")
+    names = ["data.classes", *(f"data.{split}.image_sets" for split in ("train", "val", "test"))]
+    for name in names:
+        value = _get(config, name)
+        expect(name, all(isinstance(each, str) for each in value) and len(set(value)) == len(value),
+               "names, each once")  # fmt: skip
+
+
+def _numbers(values: tuple, count: int | None = None) -> bool:
+    return count in (None, len(values)) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
 
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
@@ -239,7 +275,13 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             "`ssd-jax train` has started."
         )
     config = default_config()
-    config.update_from_flattened_dict(dict(_flatten(json.loads(path.read_text()))))
+    try:
+        config.update_from_flattened_dict(dict(_flatten(json.loads(path.read_text()))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: it is damaged or of another version ({str(error).splitlines()[0]}). Give the "
+            "--workdir of another run."
+        ) from error
     return config
 
 

@@ -1,9 +1,10 @@
 """What the verbs of the command line do: put the parts together, run them, tell the outcome."""
 
+import contextlib
 import functools
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,12 +16,20 @@ from ssd_jax import config as configs
 from ssd_jax import experiment, gallery, visualize
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.pipeline import cache_bytes, max_objects, train_batches
-from ssd_jax.data.sources.voc import VocSource
-from ssd_jax.detector import Detector, load_trained, open_checkpoints
+from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.evaluation.run import Evaluation, evaluate, summary
+from ssd_jax.evaluation.run import summary
 from ssd_jax.models.initialise import init_variables
-from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, Reporter, write_json
+from ssd_jax.outcome import (
+    PICTURES,
+    Measured,
+    evaluate_variables,
+    headline,
+    measure,
+    table,
+    write_result,
+)
+from ssd_jax.reporting import Reporter, write_json
 from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, replicated, split
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import create_state
@@ -29,18 +38,8 @@ from ssd_jax.types import Batch
 from ssd_jax.weights.load import load_weights
 
 CONFIG_FILE = "config.json"
-PICTURES = "pictures"
 # Decoded pictures are drawn at no more than this many pixels a side.
 DRAWN_SIDE = 1600
-
-
-class Measured(NamedTuple):
-    """The outcome of a run: which checkpoint was measured on what, and how well it did."""
-
-    split: str
-    step: int
-    source: VocSource
-    evaluation: Evaluation
 
 
 def run_training(
@@ -55,6 +54,11 @@ def run_training(
     # ---- data ----
     source = experiment.build_source(config, "train")
     validation = experiment.build_source(config, "val", classes=source.classes)
+    if config.checkpoint.select == "best" and not validation.object_counts.any():
+        raise UserError(
+            "config.checkpoint.select: got 'best', but the val split has no object to measure by. "
+            "Give another val split, or select 'last'."
+        )
     _tell(f"train: {source.describe()}")
     _tell(f"val:   {validation.describe()}")
     if config.data.test.root:  # read now, so that a mistake in it does not cost the training
@@ -81,6 +85,7 @@ def run_training(
     state = create_state(variables, optimizer, mesh)
     _tell(_describe(config, network, variables, mesh))
     _settle_config(config, workdir)
+    first_process = jax.process_index() == 0
 
     # ---- the two programs: a step, and the detections of a batch ----
     augmentation = {
@@ -106,7 +111,7 @@ def run_training(
         donate_argnums=0,
     )
     measure_variables = functools.partial(
-        _evaluate,
+        evaluate_variables,
         config,
         each_device_alone(experiment.build_predict(config, network), mesh),
         source=validation,
@@ -122,8 +127,8 @@ def run_training(
             _tell(f"resumed at step {start_step} of {total_steps}")
         if start_step < total_steps:
             batches = _batches(config, source, mesh, start_step=start_step)
-            if not start_step:
-                first = next(_host_batches(config, source, start_step=0))
+            if not start_step and first_process:
+                first = next(_host_batches(config, source, start_step=0, num_threads=0))
                 gallery.draw_augmented(
                     first,
                     workdir / PICTURES / "augmented.png",
@@ -134,7 +139,7 @@ def run_training(
                 workdir,
                 total_steps=total_steps,
                 start_step=start_step,
-                active=jax.process_index() == 0,
+                active=first_process,
             ) as reporter:
                 train(
                     state,
@@ -153,18 +158,8 @@ def run_training(
 
     # ---- the result ----
     measured = measure(config, workdir, mesh=mesh)
-    write_json(workdir / REPORT_FILE, report(config, measured))
-    pictures = workdir / PICTURES
-    gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
-    gallery.draw_precision_recall(
-        measured.evaluation, pictures / "precision_recall.png", classes=source.classes
-    )
-    gallery.draw_detections(
-        measured.source,
-        measured.evaluation,
-        pictures / "detections.png",
-        iou_threshold=config.evaluate.iou_threshold,
-    )
+    if first_process:
+        write_result(config, workdir, measured)
     _tell(table(measured))
     _tell(_where_things_are(workdir))
     _tell(headline(config, measured))
@@ -193,6 +188,8 @@ def run_prediction(
     for image in images:
         if not image.is_file():
             raise UserError(f"{image}: no such file. Give pictures, JPEG or PNG.")
+        if image.resolve() == (out / f"{image.stem}.png").resolve():
+            raise UserError(f"{image}: its drawing would overwrite it. Choose another --out.")
     names = [image.stem for image in images]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -237,89 +234,7 @@ def run_prediction(
     _tell(f"{len(images)} images: {out}/NAME.json and {out}/NAME.png")
 
 
-def measure(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    *,
-    split: str | None = None,
-    step: str | None = None,
-    mesh: Mesh | None = None,
-) -> Measured:
-    """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
-
-    Without `split` it is the test split, or the validation split where there is no other.
-    """
-    split = split or ("test" if config.data.test.root else "val")
-    mesh = mesh or make_mesh()
-    trained = load_trained(config, workdir, mesh=mesh, step=step)
-    source = experiment.build_source(config, split, classes=trained.classes)
-    predict = each_device_alone(experiment.build_predict(config, trained.network), mesh)
-    evaluation = _evaluate(config, predict, trained.variables, source=source, mesh=mesh)
-    return Measured(split, trained.step, source, evaluation)
-
-
-def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
-    """The content of report.json: metrics with the protocol that they were measured by."""
-    return {
-        "metrics": summary(measured.evaluation.result, measured.source.classes),
-        "protocol": measured.evaluation.result.protocol.to_dict()
-        | {
-            "split": measured.split,
-            "root": config.data[measured.split].root,
-            "image_sets": config.data[measured.split].image_sets,
-            "recipe": config.recipe,
-            "checkpoint": config.checkpoint.select,
-        },
-        "step": measured.step,
-        "classes": measured.source.classes,
-        "seed": config.seed,
-    }
-
-
-def headline(config: ConfigDict, measured: Measured) -> str:
-    """E.g. "mAP@.5 (VOC07 11-point) = 0.962"."""
-    result = measured.evaluation.result
-    name, value = {
-        "voc07": ("VOC07 11-point", result.map11),
-        "voc12": ("VOC12 area", result.map),
-    }[config.evaluate.metric]
-    threshold = f"{config.evaluate.iou_threshold:g}".removeprefix("0")
-    text = "undefined: no object to find" if value is None else f"{value:.3f}"
-    return f"mAP@{threshold} ({name}) = {text}"
-
-
-def table(measured: Measured) -> str:
-    """Average precision of each class, and the protocol."""
-    result = measured.evaluation.result
-    classes = measured.source.classes
-    width = max(map(len, ("class", *classes)))
-    number = lambda value: "    -" if value is None else f"{value:.3f}"  # noqa: E731
-    lines = [f"{'class':{width}}  11-point   area  objects"]
-    for name, of_class in zip(classes, result.per_class, strict=True):
-        lines.append(
-            f"{name:{width}}     {number(of_class.ap11)}  {number(of_class.ap)}  {of_class.npos:7,}"
-        )
-    lines.append(f"{'mean':{width}}     {number(result.map11)}  {number(result.map)}")
-    lines.append(
-        f"step {measured.step}, split {measured.split}: {result.protocol.describe('11-point')}"
-    )
-    return "\n".join(lines)
-
-
-def _evaluate(config, predict, variables, *, source, mesh) -> Evaluation:
-    return evaluate(
-        predict,
-        variables,
-        source,
-        mesh=mesh,
-        batch_size=config.evaluate.batch_size,
-        canvas=config.data.canvas,
-        iou_threshold=config.evaluate.iou_threshold,
-        num_threads=config.data.threads,
-    )
-
-
-def _host_batches(config, source, *, start_step) -> Iterator[Batch]:
+def _host_batches(config, source, *, start_step, num_threads) -> Iterator[Batch]:
     return train_batches(
         source,
         batch_size=config.batch_size,
@@ -329,14 +244,18 @@ def _host_batches(config, source, *, start_step) -> Iterator[Batch]:
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=config.data.threads,
+        num_threads=num_threads,
         cache=config.data.cache,
     )
 
 
 def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
-    for batch in _host_batches(config, source, start_step=start_step):
-        yield [source.names[index] for index in batch.sample_id], put_batch(batch, mesh)
+    names = source.names
+    with contextlib.closing(
+        _host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
+    ) as batches:
+        for batch in batches:
+            yield [names[index] for index in batch.sample_id], put_batch(batch, mesh)
 
 
 def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -354,8 +273,9 @@ def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
                 f"{workdir}: the run there was started with another config: {'; '.join(changed)}. "
                 "Go on with the same one, or choose another --workdir."
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save_config(config, path)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        configs.save_config(config, path)
 
 
 def _describe(config, network, variables, mesh: Mesh) -> str:
@@ -368,6 +288,8 @@ def _describe(config, network, variables, mesh: Mesh) -> str:
 
 
 def _where_things_are(workdir: pathlib.Path) -> str:
+    # As it was called, because in a virtual environment the bare name may not be on the path.
+    command = sys.argv[0] if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
     return f"""
 In {workdir}:
   pictures/       curves, augmented images, detections next to ground truth, precision and recall
@@ -376,8 +298,8 @@ In {workdir}:
   config.json     every setting
   checkpoints/    the last ones and the best one
 What next:
-  ssd-jax evaluate --workdir {workdir}
-  ssd-jax predict --workdir {workdir} IMAGE... --out {workdir}/predictions
+  {command} evaluate --workdir {workdir}
+  {command} predict --workdir {workdir} IMAGE... --out {workdir}/predictions
 """
 
 

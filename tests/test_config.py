@@ -1,13 +1,9 @@
 """Configs: typos and impossible values fail before anything is built."""
 
-import pathlib
-
 import pytest
 
 from ssd_jax import config as configs
 from ssd_jax.errors import UserError
-
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
 def overridden(**assignments):
@@ -25,6 +21,8 @@ def test_an_override_keeps_the_type_of_the_default():
             "data.train.image_sets": "train",
             "augment.crop.min_ious": "()",
             "evaluate.every_steps": "5",
+            "data.classes": "cat,dog",
+            "data.train.root": "2007",
         }
     )
     assert config.optimizer.learning_rate == 1.0
@@ -33,6 +31,8 @@ def test_an_override_keeps_the_type_of_the_default():
     assert config.data.train.image_sets == ("train",)
     assert config.augment.crop.min_ious == ()
     assert config.evaluate.every_steps == 5
+    assert config.data.classes == ("cat", "dog")
+    assert config.data.train.root == "2007"
 
 
 def test_a_typo_names_the_nearest_setting():
@@ -58,6 +58,12 @@ def test_a_value_of_another_kind_is_refused():
         ("model.batch_norm_group", "5", "divisor of batch_size 32"),
         ("model.backbone", "resnet50", "has batch normalisation"),
         ("preprocess.mean", "(1.0,)", "three numbers"),
+        ("preprocess.std", "(1, 0, 1)", "not 0"),
+        ("augment.expand.scale", "(4.0, 1.0)", "two rising"),
+        ("anchors.scales", "a,b", "numbers"),
+        ("data.classes", "cat,cat", "each once"),
+        ("seed", "-1", "from 0"),
+        ("evaluate.iou_threshold", "0.0", "more than 0"),
     ],
 )
 def test_an_impossible_value_is_refused(name, value, expected):
@@ -69,6 +75,20 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     config = overridden(**{"data.classes": "('a', 'b')", "evaluate.every_epochs": "0.5"})
     configs.save_config(config, tmp_path / "config.json")
     assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()
+
+
+def test_a_missing_value_is_refused():
+    config = overridden()
+    config.update_from_flattened_dict({"batch_size": None})
+    with pytest.raises(UserError, match=r"config\.batch_size: got None, expected a value"):
+        configs.check(config)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"batch_sise": 3}'])
+def test_a_damaged_config_is_told(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="damaged or of another version"):
+        configs.read_config(tmp_path / "config.json")
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
@@ -101,3 +121,10 @@ def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
     file.write_text(file.read_text().replace("config.steps", "config.stpes"))
     with pytest.raises(UserError, match="stpes"):
         configs.load_config(str(file))
+    file.write_text("def get_config(:")
+    with pytest.raises(UserError, match="SyntaxError"):
+        configs.load_config(str(file))
+    text = tmp_path / "notes.txt"
+    text.write_text("")
+    with pytest.raises(UserError, match="not a Python file"):
+        configs.load_config(str(text))

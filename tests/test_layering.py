@@ -18,6 +18,7 @@ FLOORS = (
     ("train.loop", "gallery"),
     ("experiment",),
     ("detector",),
+    ("outcome",),
     ("runs",),
     ("cli",),
     ("__main__",),

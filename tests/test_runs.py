@@ -1,6 +1,8 @@
 """A whole run: what it leaves behind, and the verbs that use it."""
 
 import json
+import subprocess
+import sys
 
 import cv2
 import jax
@@ -11,8 +13,9 @@ from tiny import tiny_config
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.detector import Detector
+from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
-from ssd_jax.runs import measure, run_training
+from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
 
 
@@ -132,3 +135,28 @@ def write_config(folder, shapes):
         f"def get_config():\n    return tiny_config(pathlib.Path({str(shapes)!r}))\n"
     )
     return file
+
+
+def test_a_workdir_that_is_a_file_is_told(shapes, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["train", "--config", str(write_config(tmp_path, shapes)), "--workdir"]
+    assert main([*arguments, str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_a_drawing_never_overwrites_its_picture(tiny_run, tmp_path, capsys):
+    picture = tmp_path / "photo.png"
+    cv2.imwrite(str(picture), np.zeros((64, 64, 3), np.uint8))
+    before = picture.read_bytes()
+    command = ["predict", "--workdir", str(tiny_run), str(picture), "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
+def test_help_needs_no_jax():
+    code = "import sys, ssd_jax.cli; print({'jax', 'flax', 'numpy'} & set(sys.modules) or 'none')"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "none"

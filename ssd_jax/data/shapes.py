@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 CLASSES = ("cross", "ring", "triangle")
 
 # Sizes are the longer side of the box over the shorter side of the image.
-SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.14
-CLEARLY_VISIBLE, LEAST_VISIBLE = 0.75, 0.3
+SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.15
+CLEARLY_VISIBLE, LEAST_VISIBLE = 0.92, 0.4
 # Boxes closer than this would fall to non-maximum suppression.
-LARGEST_OVERLAP = 0.3
+LARGEST_OVERLAP = 0.1
 LARGEST_TURN = 15.0  # degrees; shapes at any angle take a small network several times as long
 EMPTY_IMAGES = 0.07
-MOST_OBJECTS = 5
+MOST_OBJECTS = 3
 
 _SUB_PIXEL_BITS = 4  # OpenCV draws at 1/16 pixel
 _ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -90,7 +90,7 @@ def draw_shapes(
     image = _background(rng, height, width)
     # Which object each pixel shows: 0 none, k the k-th one placed.
     owner = np.zeros((height, width), np.uint8)
-    _draw_strokes(rng, image, owner, count=int(rng.integers(0, 4)))
+    _draw_strokes(rng, image, owner, count=int(rng.integers(0, 3)))
 
     placed: list[tuple[int, float]] = []  # label and whole area, also of what cannot be seen
     wanted = 0 if rng.random() < EMPTY_IMAGES else int(rng.integers(1, MOST_OBJECTS + 1))
@@ -216,7 +216,7 @@ def _paint(
     candidates = rng.uniform(0, 255, (16, 3))
     distance = np.linalg.norm(candidates - cv2.mean(ground, mask[window])[:3], axis=1)
     # One that is far enough away; the farthest would be nearly always black or white.
-    colour = candidates[np.argmax(distance > min(130, distance.max() - 1))].astype(np.float32)
+    colour = candidates[np.argmax(distance > min(150, distance.max() - 1))].astype(np.float32)
     shade = (_texture(rng, height, width) - np.float32(128)) * np.float32(rng.uniform(0, 0.15))
     paint = np.clip(colour + shade[..., None], 0, 255)
     image[window] = ground + (paint - ground) * opacity

@@ -56,8 +56,10 @@ def evaluate(
         leave=False,
         disable=None,
     ):
-        found = predict(variables, *put_batch((batch.canvas, batch.extent), mesh))
-        found, truth = gather((found, batch._replace(canvas=batch.extent)))
+        on_mesh = put_batch(batch, mesh)
+        found = predict(variables, on_mesh.canvas, on_mesh.extent)
+        # Both come back by way of the mesh, so that their rows agree on any number of processes.
+        found, truth = gather((found, on_mesh._replace(canvas=on_mesh.extent)))
         for row in np.flatnonzero(truth.real).tolist():
             ground_truths.append(_ground_truth(truth, row))
             detections.append(_scored_boxes(found, truth.size[row], row))

@@ -118,7 +118,13 @@ class Checkpoints:
     def classes(self, step: int) -> tuple[str, ...]:
         """The names of the classes that the checkpoint was trained on."""
         args = ocp.args.Composite(classes=ocp.args.JsonRestore())
-        return tuple(self._manager.restore(step, args=args)["classes"])
+        try:
+            return tuple(self._manager.restore(step, args=args)["classes"])
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{self._manager.directory}/{step}: the checkpoint is damaged "
+                f"({str(error).splitlines()[0]}). Take another --step."
+            ) from error
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
         target = jax.tree.map(
@@ -127,10 +133,11 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
         try:
             return self._manager.restore(step, args=args)[item]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{self._manager.directory}/{step}: the checkpoint does not fit this network "
-                f"({str(error).splitlines()[0]}). Restore it with the config it was trained with."
+                f"{self._manager.directory}/{step}: the checkpoint is damaged or does not fit this "
+                f"network ({str(error).splitlines()[0]}). Restore it with the config that it "
+                "was trained with, or take another --step."
             ) from error
 
     def wait(self) -> None:

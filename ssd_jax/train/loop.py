@@ -48,7 +48,7 @@ def train(
             step, names, metrics = sent.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             _stop_unless_finite(step, names, values)
-            meter.add(values, images=len(names))
+            meter.add(values, images=len(names) * jax.process_count())
             reporter.advance(step)
             if _due(log_every, step) or step == total_steps:
                 reporter.write(step, "train", meter.read())
@@ -60,11 +60,12 @@ def train(
         saving = evaluating or (step > start and _due(save_every, step))
         if saving:
             report(in_flight=0)
+            paused_since = perf_counter()
             measured = evaluate(state) if evaluating else None
             if measured:
                 reporter.write(step, "val", measured)
             save(state, measured)
-            meter.restart()
+            meter.exclude(perf_counter() - paused_since)
         if finished:
             break
 

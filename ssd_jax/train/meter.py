@@ -10,11 +10,15 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets everything, so that an evaluation does not count as training time."""
+        """Forgets everything."""
         self._sums: dict[str, float] = {}
         self._steps = self._images = 0
         self._waited = 0.0
         self._start = perf_counter()
+
+    def exclude(self, seconds: float) -> None:
+        """Takes off time that was not spent on training, but on an evaluation, say."""
+        self._start += seconds
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the step stood still for want of a batch."""

@@ -134,7 +134,7 @@ def _advice(report: LoadReport) -> str:
             "model of width 1.0."
         )
     if report.missing:
-        advice.append("Take a complete file, or name what it may lack in allow_missing.")
+        advice.append("Take a complete file.")
     if report.unused:
-        advice.append("Take the file that fits the model, or name what to leave in allow_unused.")
+        advice.append("Take the file that fits the model.")
     return "Nothing was loaded. " + " ".join(advice)

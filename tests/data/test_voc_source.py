@@ -48,7 +48,8 @@ def test_devkit_pixels_are_counted_from_one_and_inclusive(tmp_path):
     example = one(tmp_path, thing(corners=(1, 1, 100, 50)), thing(corners=(51, 11, 75, 30)))[0]
     np.testing.assert_allclose(example.boxes, [(0, 0, 1, 1), (0.5, 0.2, 0.75, 0.6)], rtol=1e-6)
     assert example.boxes.dtype == np.float32
-    assert (example.name, example.size, example.image) == ("a", (50, 100), JPEG)
+    assert example.name.endswith("JPEGImages/a.jpg")
+    assert (example.size, example.image) == ((50, 100), JPEG)
 
 
 def test_one_pixel_outside_is_clamped(tmp_path):
@@ -219,3 +220,16 @@ def test_real_defects(unpacked):
     assert len(parts) == 6
     assert {"person", "cow", "motorbike"} == set(parts.classes)
     assert parts.object_counts.tolist() == [1, 4, 1, 3, 2, 2]
+
+
+def test_the_fingerprint_follows_the_annotations(tmp_path):
+    same = [one(tmp_path / name, thing()).fingerprint for name in "ab"]
+    other = one(tmp_path / "c", thing(corners=(1, 1, 9, 9))).fingerprint
+    assert same[0] == same[1] != other
+
+
+def test_an_image_that_vanished_is_told(tmp_path):
+    source = one(tmp_path, thing())
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"SSD111 .*a\.jpg: the image was there"):
+        source[0]

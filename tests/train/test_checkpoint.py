@@ -56,7 +56,7 @@ def test_a_network_of_another_shape_is_refused(saved, state):
     other = state.replace(params={"kernel": jax.numpy.zeros(7)})
     with (
         Checkpoints(saved, metric="map") as checkpoints,
-        pytest.raises(UserError, match="does not fit this network"),
+        pytest.raises(UserError, match="does not fit this"),
     ):
         checkpoints.restore(5, other, classes=CLASSES)
 

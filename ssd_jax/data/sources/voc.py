@@ -5,6 +5,7 @@ whole image of W x H pixels is (1, 1, W, H), here normalised to (0, 0, 1, 1).
 """
 
 import collections
+import hashlib
 import math
 import os
 import pathlib
@@ -76,7 +77,16 @@ class VocSource:
 
     def __getitem__(self, index: int) -> Example:
         path, example = self._records[index]
-        return example._replace(image=path.read_bytes())
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                codes.IMAGE_MISSING,
+                str(path),
+                f"the image was there when training began and cannot be read now ({error})",
+                "Put it back",
+            ) from error
+        return example._replace(name=str(path), image=data)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,6 +97,16 @@ class VocSource:
     def object_counts(self) -> Int[np.ndarray, "N"]:
         """Objects of every image, known without reading it."""
         return np.array([len(example.labels) for _, example in self._records])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of names, sizes, boxes, labels and flags: equal for equal annotations."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for _, example in self._records:
+            digest.update(repr((example.name, example.size)).encode())
+            for column in (example.boxes, example.labels, example.difficult):
+                digest.update(column.tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> str:
         """One line for the log: images, objects a class, images without objects, dropped boxes."""
@@ -187,7 +207,7 @@ def _read_image_set(
             f"the image set {image_set!r} does not exist, expected one of {_image_sets(root)}",
             "Correct its name, or write one image id a line into that file",
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise DataError(
