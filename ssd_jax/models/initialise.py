@@ -52,7 +52,7 @@ def _first_value(
             return np.ones(shape, np.float32)
         case (*_, "bias" | "mean"):
             return np.zeros(shape, np.float32)
-    raise NotImplementedError(f"no first value is defined for {'/'.join(path)}")
+    raise ValueError(f"no first value is defined for {'/'.join(path)}")
 
 
 def _he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
