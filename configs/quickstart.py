@@ -10,7 +10,7 @@ from ssd_jax.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.steps = 1600
+    config.steps = 1450
     config.batch_size = 16
     config.model.update(
         {"backbone": "small", "image_size": 128, "batch_norm": "batch", "batch_norm_group": 8}
@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
             "clip_norm": 10.0,
         }
     )
-    config.evaluate.every_steps = 800
+    config.evaluate.every_steps = 725
     return config

@@ -14,10 +14,10 @@ from ssd_jax.sharding import put_replicated, replicated
 class TrainState(struct.PyTreeNode):
     """Everything that a resumed run needs.
 
-    The data position and all randomness follow from `step`, so neither is stored.
+    The data position and all randomness follow from `step` [], int32, so neither is stored.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
