@@ -2,6 +2,12 @@
 
 Data:   https://github.com/Shenggan/BCCD_Dataset (MIT); put its BCCD folder at data/BCCD.
 Run:    ssd-jax train --config configs/bccd.py --workdir runs/bccd
+Result: test split, best checkpoint by the val split, mAP@.5 (VOC07 11-point): seed 0 0.850 (RBC
+        .784, WBC .968, Platelets .799; area 0.879), seed 1 0.842 (.777, .964, .786; area 0.870).
+        The aim of 0.85 is met by one of two seeds. Many cells at the border are not labelled, which
+        caps RBC.
+Cost:   13 images/s on one core, so about 13 minutes; measured with JAX_NUM_CPU_DEVICES=1, two runs
+        side by side on two cores (JAX 0.10.2). Other seeds: --config.seed=1.
 """
 
 from ml_collections import ConfigDict
