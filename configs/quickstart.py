@@ -1,6 +1,8 @@
-"""A small SSD on generated shapes: three minutes on two CPU cores.
+"""A small SSD on generated shapes, for a first look: minutes on two CPU cores.
 
 Run:    make quickstart
+Result: 300 held-out images, seed 0: mAP@.5 (VOC07 11-point) 0.955, area 0.985. One run.
+Cost:   211 s from the first compilation to the last checkpoint on two cores (JAX 0.10.2).
 """
 
 from ml_collections import ConfigDict
