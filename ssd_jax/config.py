@@ -63,6 +63,7 @@ def default_config() -> ConfigDict:
     }
     config.augment = {  # see ops/augment.py for what each word does
         "flip": 0.5,  # probability
+        "flip_vertical": 0.0,
         "distort": {  # probability 0 = none
             "probability": 0.5,
             "brightness": 32.0,
@@ -207,6 +208,7 @@ def check(config: ConfigDict) -> None:
     choice("checkpoint.select", "last", "best")
     for name in ("match.iou_threshold", "detect.iou_threshold", "detect.score_threshold",
                  "evaluate.iou_threshold", "optimizer.momentum", "augment.flip",
+                 "augment.flip_vertical",
                  "augment.distort.probability", "augment.expand.probability"):  # fmt: skip
         fraction(name)
     for name in ("batch_size", "steps", "log_every_steps", "data.canvas",

@@ -116,6 +116,7 @@ def build_augmentation(config: ConfigDict) -> Augmentation:
     )
     return Augmentation(
         flip=flip,
+        flip_vertical=config.augment.flip_vertical,
         distort=Distort(**distort) if distort.probability else None,
         expand=Expand(**expand) if expand.probability else None,
         crop=Crop(**crop) if crop.min_ious else None,

@@ -58,7 +58,8 @@ class Augmentation(NamedTuple):
     distort: Distort | None = Distort()
     expand: Expand | None = Expand()
     crop: Crop | None = Crop()
-    flip: float = 0.5  # probability
+    flip: float = 0.5  # probability, left to right
+    flip_vertical: float = 0.0  # probability; for pictures without an up and a down
 
 
 class Distortion(NamedTuple):
@@ -79,6 +80,7 @@ class Parameters(NamedTuple):
 
     window: Int[Array, "4"]
     flip: Bool[Array, ""]
+    flip_vertical: Bool[Array, ""]
     distortion: Distortion | None
 
 
@@ -110,7 +112,7 @@ def sample_parameters(
     crop = settings.crop
     crop_shape = (len(crop.min_ious), crop.trials, 4) if crop is not None else (0, 0, 4)
     # One draw, sliced: on a CPU every call of the generator costs most of a second to compile.
-    counts = (1, 4, 9, 1, math.prod(crop_shape))
+    counts = (2, 4, 9, 1, math.prod(crop_shape))
     draws = jax.random.uniform(key, (sum(counts),))
     for_flip, for_expand, for_distort, for_choice, for_crops = jnp.split(
         draws, list(itertools.accumulate(counts[:-1]))
@@ -125,6 +127,7 @@ def sample_parameters(
     return Parameters(
         window=window,
         flip=for_flip[0] < settings.flip,
+        flip_vertical=for_flip[1] < settings.flip_vertical,
         distortion=None if settings.distort is None else _drawn(for_distort, settings.distort),
     )
 
@@ -143,7 +146,7 @@ def apply_parameters(
 
     An object stays `valid` if its centre lies in the window; its box is clipped to the window.
     """
-    window, flip, distortion = parameters
+    window, flip, flip_vertical, distortion = parameters
     image = resample(
         canvas,
         extent,
@@ -151,14 +154,16 @@ def apply_parameters(
         size=size,
         fill=fill,
         flip=flip,
+        flip_vertical=flip_vertical,
         distort=None if distortion is None else lambda picture: distort(picture, distortion),
     )
     objects = _in_pixels(boxes, extent)
     kept = valid & _centre_inside(objects, window)
     left_top = jnp.tile(window[:2], 2)
     boxes = clip((objects - left_top) / jnp.tile(window[2:] - window[:2], 2))
-    mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
-    return image, jnp.where(flip, mirrored, boxes), kept
+    mirrored = 1 - boxes[:, jnp.array([2, 3, 0, 1])]
+    axes = jnp.tile(jnp.stack([flip, flip_vertical]), 2)
+    return image, jnp.where(axes, mirrored, boxes), kept
 
 
 def distort(picture: Picture, distortion: Distortion) -> Picture:
