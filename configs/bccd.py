@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     for split in ("train", "val", "test"):
         config.data[split].update({"root": "data/BCCD", "image_sets": (split,)})
     # Two boxes of the set have no area; 640 px is the size of its images.
-    config.data.update({"bad_boxes": "drop", "canvas": 640, "cache": "ram"})
+    config.data.update({"problems": "skip", "canvas": 640, "cache": "ram"})
     config.preprocess.std = (58.395, 57.12, 57.375)  # a network from scratch wants unit variance
     config.augment.expand.update({"probability": 0.3, "scale": (1.0, 1.5)})
     config.augment.crop.update({"min_ious": (0.5, 0.7, 0.9), "scale": (0.5, 1.0)})

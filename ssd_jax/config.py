@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
         "val": dict(split),  # evaluated during training; may choose the best checkpoint
         "test": dict(split),  # evaluated once, at the end; root "" = there is none
         "classes": (),  # names in the order of their ids; () = found in the training split
-        "bad_boxes": "error",  # error | drop, for boxes outside their image or without area
+        "problems": "error",  # error | skip, for records and boxes that cannot be used
         "canvas": 512,  # px; larger pictures are scaled down to fit when they are decoded
         "cache": "none",  # none | ram: keep the decoded pictures
         "threads": 4,
@@ -199,7 +199,7 @@ def check(config: ConfigDict) -> None:
     choice("model.backbone", "vgg16", "resnet50", "small")
     choice("model.dtype", "float32", "bfloat16")
     choice("model.batch_norm", "none", "frozen", "batch")
-    choice("data.bad_boxes", "error", "drop")
+    choice("data.problems", "error", "skip")
     choice("data.cache", "none", "ram")
     choice("optimizer.name", "sgd", "adamw")
     choice("optimizer.schedule", "step", "one_cycle")

@@ -9,7 +9,8 @@ from flax import linen as nn
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.data.sources.base import Problems, Source
+from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import build_model, feature_shapes
 from ssd_jax.ops.anchors import AnchorLevel, chained_levels, default_boxes, paper_levels
@@ -25,7 +26,7 @@ class Network(NamedTuple):
     anchors: Float[np.ndarray, "A 4"]
 
 
-def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> VocSource:
+def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> Source:
     """The data of "train", "val" or "test"; `classes` fixes the ids."""
     place = config.data[split]
     if not place.root:
@@ -33,11 +34,11 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
             f"config.data.{split}.root: it is empty, so there is nothing to read. Give a folder "
             f"in VOC layout, --config.data.{split}.root=DIR."
         )
-    return VocSource(
+    return open_voc(
         pathlib.Path(place.root),
         image_sets=place.image_sets,
         classes=classes or config.data.classes or None,
-        bad_boxes=config.data.bad_boxes,
+        problems=Problems(config.data.problems),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssd_jax import visualize
 from ssd_jax.data.decode import decode_image
-from ssd_jax.data.pipeline import Source
+from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.run import Evaluation
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.reporting import read_metrics

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment, gallery
-from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation.run import Evaluation, evaluate, summary
 from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, write_json
@@ -22,7 +22,7 @@ class Measured(NamedTuple):
 
     split: str
     step: int
-    source: VocSource
+    source: Source
     evaluation: Evaluation
 
 
@@ -113,7 +113,7 @@ def write_result(config: ConfigDict, workdir: pathlib.Path, measured: Measured) 
 
 
 def evaluate_variables(
-    config: ConfigDict, predict: Callable, variables: Any, *, source: VocSource, mesh: Mesh
+    config: ConfigDict, predict: Callable, variables: Any, *, source: Source, mesh: Mesh
 ) -> Evaluation:
     """`evaluation.run.evaluate` with the words of the config."""
     return evaluate(

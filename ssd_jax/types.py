@@ -21,11 +21,12 @@ class Example(NamedTuple):
     """One annotated image as a source gives it, not yet decoded.
 
     `size` is the (height, width) in pixels that the boxes were normalised by; decoding checks it.
+    None where the format does not say.
     """
 
     name: str
     image: bytes
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     boxes: Float[np.ndarray, "N 4"]
     labels: Int[np.ndarray, "N"]
     difficult: Bool[np.ndarray, "N"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.detector import load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.reporting import read_metrics
@@ -86,7 +86,7 @@ def test_another_config_is_refused_with_the_difference(shapes, tiny_run):
 
 def test_a_checkpoint_of_other_classes_is_refused(shapes, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "checkpoints", tmp_path / "checkpoints")
-    classes = (*VocSource(shapes, ("train",)).classes, "star")
+    classes = (*open_voc(shapes, ("train",)).classes, "star")
     config = tiny_config(shapes, data__classes=classes)
     with pytest.raises(UserError, match=r"has 3 classes \(cross.*the run has 4 .*star"):
         run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))

@@ -85,7 +85,7 @@ def decode_example(example: Example, sample_id: int, *, canvas: int, max_objects
             f"Set max_objects to {count} or more",
         )
     pixels, extent, size = decode_image(example.image, example.name, canvas)
-    if size != example.size:
+    if example.size is not None and size != example.size:
         raise _size_disagrees(example, size)
 
     def padded(values: np.ndarray, dtype: type) -> np.ndarray:

@@ -8,33 +8,14 @@ threads, and a resumed run needs no state but its step.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from ssd_jax.data.decode import decode_example
+from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
-from ssd_jax.types import Batch, Example
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What every file of `data/sources` offers."""
-
-    classes: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One for each image, unique."""
-
-    @property
-    def object_counts(self) -> Int[np.ndarray, "N"]:
-        """Objects of each image, known without reading it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
+from ssd_jax.types import Batch
 
 
 def max_objects(source: Source) -> int:

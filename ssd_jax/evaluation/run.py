@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from ssd_jax.data.pipeline import Source, evaluation_batches, max_objects
+from ssd_jax.data.pipeline import evaluation_batches, max_objects
+from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
 from ssd_jax.sharding import gather, put_batch
 from ssd_jax.types import Batch, Detections

@@ -7,36 +7,39 @@ import numpy as np
 import pytest
 
 from ssd_jax.data import pipeline
+from ssd_jax.data.sources.base import Annotations, Problems, Source
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.types import Batch, Example
+from ssd_jax.types import Batch
 
 
-class TinySource:
+class TinySource(Source):
     """Ten grey images of 4 x 6 pixels; image i has the grey value i and i % 3 objects."""
 
-    classes = ("thing",)
-    names = tuple(f"image {index}" for index in range(10))
-    object_counts = np.arange(10) % 3
-
     def __init__(self, damaged=()):
+        counts = np.arange(10) % 3
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        annotations = Annotations(
+            names=tuple(f"image {index}" for index in range(10)),
+            sizes=np.tile([4, 6], (10, 1)),
+            offsets=offsets,
+            boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (offsets[-1], 1)),
+            labels=np.zeros(offsets[-1], np.int32),
+            difficult=np.zeros(offsets[-1], bool),
+        )
+        super().__init__(
+            annotations,
+            ("thing",),
+            read_image=self._read,
+            locate=annotations.names.__getitem__,
+            problems=Problems(),
+        )
         self.damaged = damaged
         self.reads = 0
 
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
+    def _read(self, index):
         self.reads += 1
-        count = index % 3
         image = cv2.imencode(".png", np.full((4, 6, 3), index, np.uint8))[1].tobytes()
-        return Example(
-            name=f"image {index}",
-            image=image[:-20] if index in self.damaged else image,
-            size=(4, 6),
-            boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1)),
-            labels=np.zeros(count, np.int32),
-            difficult=np.zeros(count, bool),
-        )
+        return image[:-20] if index in self.damaged else image
 
 
 OPTIONS = {"canvas": 8, "max_objects": 2}
@@ -135,9 +138,7 @@ def test_cache_reads_every_image_once():
 
 def test_max_objects_is_measured():
     assert pipeline.max_objects(TinySource()) == 2
-    empty = TinySource()
-    empty.object_counts = np.zeros(10, int)
-    assert pipeline.max_objects(empty) == 1
+    assert pipeline.max_objects(TinySource().take([0, 3])) == 1  # neither shows an object
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -5,7 +5,7 @@ import pytest
 
 from ssd_jax.data import shapes
 from ssd_jax.data.decode import decode_example
-from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.data.sources.voc import open_voc
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_written_folder_reads_back(tmp_path):
     assert seen == list(range(9))
     start = 0
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
-        source = VocSource(tmp_path, (split,), classes=shapes.CLASSES)
+        source = open_voc(tmp_path, (split,), classes=shapes.CLASSES)
         assert source.names == tuple(f"{index:06d}" for index in range(start, start + count))
         for index in range(count):
             image, objects = shapes.draw_shapes(3, start + index, image_size=96)

@@ -1,13 +1,13 @@
 """VOC folders: what is read, what is refused, and what the refusal says."""
 
-import collections
 import tarfile
 
 import cv2
 import numpy as np
 import pytest
 
-from ssd_jax.data.sources.voc import VocSource
+from ssd_jax.data.sources.base import Problems
+from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import DataError, UserError
 
 JPEG = cv2.imencode(".jpg", np.zeros((50, 100, 3), np.uint8))[1].tobytes()
@@ -41,7 +41,7 @@ def write_voc(folder, annotations, *, image_set="train", suffix=".jpg"):
 
 def one(folder, *things, **options):
     """The source of one image that holds these things."""
-    return VocSource(write_voc(folder, {"a": annotation(*things)}), ("train",), **options)
+    return open_voc(write_voc(folder, {"a": annotation(*things)}), ("train",), **options)
 
 
 def test_devkit_pixels_are_counted_from_one_and_inclusive(tmp_path):
@@ -74,20 +74,19 @@ def test_given_classes_keep_their_order(tmp_path):
     assert (source.classes, source[0].labels.tolist()) == (("dog", "cat"), [0])
 
 
-def test_images_without_objects_are_kept_unless_dropped(tmp_path):
+def test_images_without_objects_are_kept(tmp_path):
     write_voc(tmp_path, {"a": annotation(), "b": annotation(thing())})
-    source = VocSource(tmp_path, ("train",))
+    source = open_voc(tmp_path, ("train",))
     assert source.names == ("a", "b")
     assert source.object_counts.tolist() == [0, 1]
     assert source[0].boxes.shape == (0, 4)
-    assert VocSource(tmp_path, ("train",), keep_empty=False).names == ("b",)
     assert source.describe() == "2 images, 1 objects (dog 1), 1 images without objects"
 
 
 def test_devkit_of_several_years(tmp_path):
     write_voc(tmp_path / "VOC2007", {"a": annotation(thing())}, image_set="trainval")
     write_voc(tmp_path / "VOC2012", {"ü 1": annotation()}, image_set="trainval", suffix=".PNG")
-    source = VocSource(tmp_path, ("VOC2007/trainval", "VOC2012/trainval"))
+    source = open_voc(tmp_path, ("VOC2007/trainval", "VOC2012/trainval"))
     assert source.names == ("VOC2007/a", "VOC2012/ü 1")
     assert source[1].image == JPEG
 
@@ -97,20 +96,28 @@ def test_the_id_alone_finds_the_image(tmp_path):
     (tmp_path / "JPEGImages/a.png").write_bytes(b"the less usual suffix")
     list_of_ids = tmp_path / "ImageSets/Main/train.txt"
     list_of_ids.write_text("\ufeff" + list_of_ids.read_text(), encoding="utf-8")
-    assert VocSource(tmp_path, "train")[0].image == JPEG
+    assert open_voc(tmp_path, "train")[0].image == JPEG
 
 
 def test_dropped_boxes_are_counted_by_code(tmp_path):
     bad = [(9, 9, 9, 20), (20, 9, 10, 20), (-5, 1, 9, 9), ("nan", 1, 9, 9), ("", 1, 9, 9)]
-    source = one(tmp_path, thing(), *(thing(corners=box) for box in bad), bad_boxes="drop")
+    source = one(tmp_path, thing(), *(thing(corners=box) for box in bad), problems=Problems("skip"))
     assert len(source[0].labels) == 1
-    assert source.dropped == {"SSD133": 2, "SSD132": 1, "SSD131": 2}
-    assert "dropped boxes: 2 SSD131, 1 SSD132, 2 SSD133" in source.describe()
+    assert source.problems.counts == {"SSD131": 2, "SSD132": 1, "SSD133": 2}
+    assert "left out: 2 SSD131, 1 SSD132, 2 SSD133" in source.describe()
 
 
-def test_bad_boxes_is_one_of_two_words(tmp_path):
-    with pytest.raises(UserError, match="'skip': expected 'error' or 'drop'"):
-        one(tmp_path, bad_boxes="skip")
+def test_records_that_cannot_be_used_are_left_out_when_asked(tmp_path):
+    write_voc(tmp_path, {"a": annotation(thing()), "b": "<annotation>", "c": annotation()})
+    (tmp_path / "JPEGImages/c.jpg").unlink()
+    source = open_voc(tmp_path, ("train",), problems=Problems("skip"))
+    assert source.names == ("a",)
+    assert source.problems.counts == {"SSD111": 1, "SSD122": 1}
+
+
+def test_problems_know_two_policies():
+    with pytest.raises(UserError, match="'drop': expected 'error' or 'skip'"):
+        Problems("drop")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,11 @@ def test_bad_boxes_is_one_of_two_words(tmp_path):
     [
         (annotation(thing(corners=(9, 9, 9, 20))), "SSD133", ["(9, 9, 9, 20) has no area"]),
         (annotation(thing(corners=(9, 20, 12, 10))), "SSD133", ["ymin < ymax"]),
-        (annotation(thing(corners=(1, 1, 102, 9))), "SSD132", ["2 pixels", "1..100 x 1..50"]),
+        (
+            annotation(thing(corners=(1, 1, 102, 9))),
+            "SSD132",
+            ["2 pixels", "inside the image of 100 x 50 pixels"],
+        ),
         (annotation(thing(corners=(-1, 1, 9, 9))), "SSD132", ["2 pixels outside"]),
         (annotation(thing(corners=("nan", 1, 9, 9))), "SSD131", ["(nan, 1, 9, 9) is unreadable"]),
         (annotation(thing(corners=(1, "ten", 9, 9))), "SSD131", ["expected four numbers"]),
@@ -135,7 +146,7 @@ def test_bad_boxes_is_one_of_two_words(tmp_path):
 def test_bad_annotations_are_named(tmp_path, text, code, parts):
     write_voc(tmp_path, {"bad": text})
     with pytest.raises(DataError) as error:
-        VocSource(tmp_path, ("train",), classes=("dog",))
+        open_voc(tmp_path, ("train",), classes=("dog",))
     message = str(error.value)
     assert error.value.code == code
     for part in [code, "bad.xml", *parts]:
@@ -149,29 +160,29 @@ def expect(code, *parts):
 def test_missing_files_and_folders_are_named(tmp_path):
     write_voc(tmp_path / "data", {"a": annotation(), "b": annotation()}, image_set="train")
     with expect("SSD101", "dataa: the folder does not exist", "holds data"):
-        VocSource(tmp_path / "dataa", ("train",))
+        open_voc(tmp_path / "dataa", ("train",))
     with expect("SSD102", r"test\.txt", "one of train"):
-        VocSource(tmp_path / "data", ("test",))
+        open_voc(tmp_path / "data", ("test",))
     with expect("SSD102", "'train' does not exist, expected one of data/train"):
-        VocSource(tmp_path, ("train",))
+        open_voc(tmp_path, ("train",))
     with expect("SSD104", "a is listed twice"):
-        VocSource(tmp_path / "data", ("train", "train"))
-    with expect("SSD103", "no image has an object", "give the classes"):
-        VocSource(tmp_path / "data", ("train",))
+        open_voc(tmp_path / "data", ("train", "train"))
+    with expect("SSD103", "2 images and no object", "give data.classes"):
+        open_voc(tmp_path / "data", ("train",))
     with pytest.raises(UserError, match="image_sets is empty: expected one or more of data/train"):
-        VocSource(tmp_path, ())
+        open_voc(tmp_path, ())
     (tmp_path / "data/ImageSets/Main/none.txt").write_text("\n \n")
     with expect("SSD103", r"none\.txt", "lists no image"):
-        VocSource(tmp_path / "data", ("none",))
+        open_voc(tmp_path / "data", ("none",))
     (tmp_path / "data/JPEGImages/b.jpg").rename(tmp_path / "data/JPEGImages/b.gif")
     with expect("SSD111", "JPEGImages/b", r"\.jpg, \.jpeg, \.png"):
-        VocSource(tmp_path / "data", ("train",))
+        open_voc(tmp_path / "data", ("train",))
     (tmp_path / "data/Annotations/a.xml").unlink()
     with expect("SSD121", r"a\.xml", "without objects needs one too"):
-        VocSource(tmp_path / "data", ("train",))
+        open_voc(tmp_path / "data", ("train",))
     (tmp_path / "data/JPEGImages").rename(tmp_path / "data/images")
     with expect("SSD101", "JPEGImages", "holds .*images"):
-        VocSource(tmp_path / "data", ("train",))
+        open_voc(tmp_path / "data", ("train",))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +199,8 @@ def unpacked(shared, tmp_path_factory):
 def test_bccd(unpacked):
     (root,) = unpacked("bccd").glob("**/BCCD")
     sources = {
-        split: VocSource(root, (split,), bad_boxes="drop") for split in ("train", "val", "test")
+        split: open_voc(root, (split,), problems=Problems("skip"))
+        for split in ("train", "val", "test")
     }
     assert {split: len(source) for split, source in sources.items()} == {
         "train": 205,
@@ -196,11 +208,11 @@ def test_bccd(unpacked):
         "test": 72,
     }
     boxes = sum(source.object_counts.sum() for source in sources.values())
-    dropped = sum((source.dropped for source in sources.values()), collections.Counter())
-    assert (boxes + sum(dropped.values()), dropped) == (4888, {"SSD133": 2})
+    found = [error.code for source in sources.values() for error in source.problems.found]
+    assert (boxes + len(found), found) == (4888, ["SSD133"] * 2)
     assert sources["test"].classes == ("Platelets", "RBC", "WBC")
     with expect("SSD133", r"00343\.xml, object 4 \(RBC\)", r"\(181, 329, 181, 329\)"):
-        VocSource(root, ("train", "val"))
+        open_voc(root, ("train", "val"))
 
 
 def test_real_defects(unpacked):
@@ -210,7 +222,7 @@ def test_real_defects(unpacked):
         ids = sorted(path.stem for path in (root / kind / "JPEGImages").iterdir())
         (root / kind / "ImageSets/Main").mkdir(parents=True)
         (root / kind / "ImageSets/Main/all.txt").write_text("\n".join(ids))
-        return VocSource(root, (f"{kind}/all",))
+        return open_voc(root, (f"{kind}/all",))
 
     with expect("SSD133", r"BloodImage_00338\.xml"):
         source("zero_extent_box")

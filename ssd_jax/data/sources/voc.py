@@ -4,8 +4,6 @@ The devkit counts pixels from 1 and both corners of a box belong to it, so the b
 whole image of W x H pixels is (1, 1, W, H), here normalised to (0, 0, 1, 1).
 """
 
-import collections
-import hashlib
 import math
 import os
 import pathlib
@@ -15,145 +13,82 @@ from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
-from jaxtyping import Int
 
 from ssd_jax.data import codes
+from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.types import Example
 
-# Some tools count from 0 or round outwards; a coordinate farther out than this is a mistake.
-TOLERATED_PIXELS_OUTSIDE = 1.0
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-class VocSource:
+def open_voc(
+    root: str | os.PathLike,
+    image_sets: Sequence[str],
+    *,
+    classes: Sequence[str] | None = None,
+    problems: Problems | None = None,
+) -> Source:
     """The images of one or several image sets, in the order of their files.
 
     `image_sets` are names as in `ImageSets/Main`, after the folder where `root` is a devkit:
     `("VOC2007/trainval", "VOC2012/trainval")`, or `("train",)` where `root` itself holds
     `Annotations`. Without `classes` they are the names found in the annotations, sorted.
-
-    Every annotation is read and checked here; the bytes of an image are read at `source[i]`.
-    `bad_boxes="drop"` leaves out boxes that are unreadable, outside their image or without area
-    (xmax <= xmin or ymax <= ymin) and counts them by code in `dropped`.
     """
-
-    def __init__(
-        self,
-        root: str | os.PathLike,
-        image_sets: Sequence[str],
-        *,
-        classes: Sequence[str] | None = None,
-        bad_boxes: str = "error",
-        keep_empty: bool = True,
-    ):
-        if bad_boxes not in ("error", "drop"):
-            raise UserError(f"bad_boxes is {bad_boxes!r}: expected 'error' or 'drop'")
-        root = pathlib.Path(root)
-        image_sets = (image_sets,) if isinstance(image_sets, str) else tuple(image_sets)
-        if not image_sets:
-            raise UserError(f"image_sets is empty: expected one or more of {_image_sets(root)}")
-        files = _list_records(root, image_sets)
-        annotations = [_read(record.annotation) for record in files]
-        self.dropped: collections.Counter[str] = collections.Counter()
-        found = {thing.class_name for annotation in annotations for thing in annotation.objects}
-        self.classes = tuple(classes) if classes else tuple(sorted(found))
-
-        self._records = []
-        for record, annotation in zip(files, annotations, strict=True):
-            example = self._checked(record, annotation, drop=bad_boxes == "drop")
-            if keep_empty or len(example.labels):
-                self._records.append((record.image, example))
-        if not self._records or not self.classes:
-            raise DataError(
-                codes.SPLIT_EMPTY,
-                f"{root} {', '.join(image_sets)}",
-                "no image has an object, expected at least one that does",
-                "Use another image set, or give the classes and keep the empty images",
-            )
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Example:
-        path, example = self._records[index]
+    problems = problems or Problems()
+    root = pathlib.Path(root)
+    image_sets = (image_sets,) if isinstance(image_sets, str) else tuple(image_sets)
+    if not image_sets:
+        raise UserError(f"image_sets is empty: expected one or more of {_image_sets(root)}")
+    records, annotations = [], []
+    for record in _list_records(root, image_sets, problems):
         try:
-            data = path.read_bytes()
+            annotations.append(_read(record.annotation))
+        except DataError as error:
+            problems(error)
+        else:
+            records.append(record)
+
+    objects = [thing for annotation in annotations for thing in annotation.objects]
+    class_names = [thing.class_name for thing in objects]
+    classes = tuple(classes) if classes else tuple(sorted(set(class_names)))
+    counts = np.array([len(annotation.objects) for annotation in annotations], np.int64)
+    sizes = np.array([annotation.size for annotation in annotations], np.int32).reshape(-1, 2)
+    written = np.array([thing.numbers for thing in objects], np.float64).reshape(-1, 4)
+    sides = np.tile(np.repeat(sizes, counts, axis=0)[:, ::-1], 2)
+
+    def locate_object(image: int, number: int) -> str:
+        name = annotations[image].objects[number - 1].class_name
+        return f"{records[image].annotation}, object {number} ({name})"
+
+    def read_image(index: int) -> bytes:
+        try:
+            return records[index].image.read_bytes()
         except OSError as error:
             raise DataError(
                 codes.IMAGE_MISSING,
-                str(path),
+                str(records[index].image),
                 f"the image was there when training began and cannot be read now ({error})",
                 "Put it back",
             ) from error
-        return example._replace(name=str(path), image=data)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of every image: its id, after its folder where the root is a devkit."""
-        return tuple(example.name for _, example in self._records)
-
-    @property
-    def object_counts(self) -> Int[np.ndarray, "N"]:
-        """Objects of every image, known without reading it."""
-        return np.array([len(example.labels) for _, example in self._records])
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of names, sizes, boxes, labels and flags: equal for equal annotations."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for _, example in self._records:
-            digest.update(repr((example.name, example.size)).encode())
-            for column in (example.boxes, example.labels, example.difficult):
-                digest.update(column.tobytes())
-        return digest.hexdigest()[:16]
-
-    def describe(self) -> str:
-        """One line for the log: images, objects a class, images without objects, dropped boxes."""
-        labels = np.concatenate([example.labels for _, example in self._records])
-        counts = np.bincount(labels, minlength=len(self.classes))
-        classes = ", ".join(f"{n} {c:,}" for n, c in zip(self.classes, counts, strict=True))
-        empty = int(np.sum(self.object_counts == 0))
-        text = f"{len(self):,} images, {len(labels):,} objects ({classes})"
-        text += f", {empty:,} images without objects"
-        if self.dropped:
-            text += ", dropped boxes: " + ", ".join(
-                f"{count} {code}" for code, count in sorted(self.dropped.items())
-            )
-        return text
-
-    def _checked(self, record: "_Record", annotation: "_Annotation", *, drop: bool) -> Example:
-        boxes, labels, difficult = [], [], []
-        for number, thing in enumerate(annotation.objects, start=1):
-            where = f"{record.annotation}, object {number} ({thing.class_name})"
-            try:
-                box = _normalised_box(thing.corners, annotation.size, where)
-            except DataError as error:
-                if not drop:
-                    raise
-                self.dropped[error.code] += 1
-                continue
-            boxes.append(box)
-            labels.append(self._class_id(thing.class_name, where))
-            difficult.append(thing.difficult)
-        return Example(
-            name=record.name,
-            image=b"",
-            size=annotation.size,
-            boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            labels=np.array(labels, np.int32),
-            difficult=np.array(difficult, bool),
-        )
-
-    def _class_id(self, name: str, where: str) -> int:
-        if name not in self.classes:
-            raise DataError(
-                codes.UNKNOWN_CLASS,
-                where,
-                f"unknown class {name!r}, expected one of {', '.join(self.classes)}",
-                "Correct the name, or add it to the classes",
-            )
-        return self.classes.index(name)
+    source = build_source(
+        names=tuple(record.name for record in records),
+        sizes=sizes,
+        object_counts=counts,
+        written=written,
+        # Pixels count from 1 and both corners belong to the box.
+        boxes=(written - [1, 1, 0, 0]) / sides,
+        labels=class_ids(class_names, classes),
+        difficult=np.array([thing.difficult for thing in objects], bool),
+        classes=classes,
+        read_image=read_image,
+        locate=lambda index: str(records[index].image),
+        problems=problems,
+        locate_object=locate_object,
+        label_text=class_names.__getitem__,
+        box_text=lambda k: f"({', '.join(objects[k].corners)})",
+    )
+    return check_not_empty(source, f"{root} {', '.join(image_sets)}")
 
 
 class _Record(NamedTuple):
@@ -164,7 +99,8 @@ class _Record(NamedTuple):
 
 class _Object(NamedTuple):
     class_name: str
-    corners: tuple[str | None, ...]  # xmin, ymin, xmax, ymax as written
+    corners: tuple[str, ...]  # xmin, ymin, xmax, ymax as written
+    numbers: tuple[float, ...]  # the same; NaN for what is none
     difficult: bool
 
 
@@ -173,7 +109,9 @@ class _Annotation(NamedTuple):
     objects: tuple[_Object, ...]
 
 
-def _list_records(root: pathlib.Path, image_sets: Sequence[str]) -> list[_Record]:
+def _list_records(
+    root: pathlib.Path, image_sets: Sequence[str], problems: Problems
+) -> list[_Record]:
     records: dict[str, _Record] = {}
     images: dict[pathlib.Path, dict[str, pathlib.Path]] = {}
     for image_set in image_sets:
@@ -181,16 +119,19 @@ def _list_records(root: pathlib.Path, image_sets: Sequence[str]) -> list[_Record
         folder = root / prefix
         for image_id in _read_image_set(root, folder, image_set, split):
             name = f"{prefix}/{image_id}" if prefix else image_id
-            if name in records:
-                raise DataError(
-                    codes.RECORD_TWICE,
-                    f"{root} {', '.join(image_sets)}",
-                    f"{name} is listed twice, expected each image once",
-                    "Remove one of the lines or one of the image sets",
-                )
             if folder not in images:
                 images[folder] = _images_by_id(folder / "JPEGImages")
-            records[name] = _record(name, image_id, folder, images[folder])
+            try:
+                if name in records:
+                    raise DataError(
+                        codes.RECORD_TWICE,
+                        f"{root} {', '.join(image_sets)}",
+                        f"{name} is listed twice, expected each image once",
+                        "Remove one of the lines or one of the image sets",
+                    )
+                records[name] = _record(name, image_id, folder, images[folder])
+            except DataError as error:
+                problems(error)
     return list(records.values())
 
 
@@ -293,8 +234,15 @@ def _object(element: Element, path: pathlib.Path) -> _Object:
         raise _unreadable(path, f"<difficult> is {difficult!r}, expected 0 or 1")
     tags = ("xmin", "ymin", "xmax", "ymax")
     box = element.find("bndbox")
-    corners = tuple(None if box is None else box.findtext(tag) for tag in tags)
-    return _Object(name, corners, difficult == "1")
+    corners = tuple(str(None if box is None else box.findtext(tag)).strip() for tag in tags)
+    return _Object(name, corners, tuple(map(_number, corners)), difficult == "1")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _positive_integer(root: Element, tag: str, path: pathlib.Path) -> int:
@@ -314,34 +262,4 @@ def _unreadable(path: pathlib.Path, problem: str) -> DataError:
         str(path),
         problem,
         "Correct the file, or take its id off the image set",
-    )
-
-
-def _normalised_box(
-    corners: tuple[str | None, ...], size: tuple[int, int], where: str
-) -> tuple[float, float, float, float]:
-    """Check the corners as written (pixels from 1, inclusive) and normalise them."""
-    height, width = size
-    fix = "Correct the box, or set bad_boxes to 'drop' to train without such boxes"
-    written = f"box ({', '.join(str(corner).strip() for corner in corners)})"
-    try:
-        xmin, ymin, xmax, ymax = (float(corner) for corner in corners)
-        finite = all(map(math.isfinite, (xmin, ymin, xmax, ymax)))
-    except (TypeError, ValueError):
-        finite = False
-    if not finite:
-        problem = f"{written} is unreadable, expected four numbers xmin, ymin, xmax, ymax"
-        raise DataError(codes.BOX_UNREADABLE, where, problem, fix)
-    if xmax <= xmin or ymax <= ymin:
-        problem = f"{written} has no area, expected xmin < xmax and ymin < ymax"
-        raise DataError(codes.BOX_WITHOUT_AREA, where, problem, fix)
-    outside = max(1 - xmin, 1 - ymin, xmax - width, ymax - height)
-    if outside > TOLERATED_PIXELS_OUTSIDE:
-        problem = f"{written} is {outside:g} pixels outside, expected 1..{width} x 1..{height}"
-        raise DataError(codes.BOX_OUTSIDE, where, problem, fix)
-    return (
-        max(xmin - 1, 0) / width,
-        max(ymin - 1, 0) / height,
-        min(xmax, width) / width,
-        min(ymax, height) / height,
     )

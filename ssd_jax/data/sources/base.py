@@ -1,0 +1,325 @@
+"""What every format becomes: annotations as columns, images read when they are asked for.
+
+A format is a function `open_FORMAT(...) -> Source`. It reads annotations only, hands all objects
+with their boxes as written to `build_source`, and says how the bytes of an image are read.
+"""
+
+import collections
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ssd_jax.data import codes
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.types import Example
+
+# Some tools count from 0 or round outwards; a coordinate farther out than this is a mistake.
+TOLERATED_PIXELS_OUTSIDE = 1.0
+# Where the size of an image is not known before it is decoded.
+TOLERATED_PART_OUTSIDE = 1 / 300
+_FIX = "Correct the box, or set data.problems to 'skip' to train without such boxes"
+
+
+class Problems:
+    """What to do with what cannot be used: refuse it (`error`), or leave it out (`skip`).
+
+    Readers call it with a `DataError` and go on without the record or box if it returns.
+    """
+
+    def __init__(self, policy: str = "error"):
+        if policy not in ("error", "skip"):
+            raise UserError(f"data.problems is {policy!r}: expected 'error' or 'skip'")
+        self.policy = policy
+        self.found: list[DataError] = []
+
+    def __call__(self, error: DataError) -> None:
+        """Raise the error, or keep it in `found`."""
+        if self.policy == "error":
+            raise error
+        self.found.append(error)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many were left out, by code."""
+        return dict(sorted(collections.Counter(error.code for error in self.found).items()))
+
+
+class Annotations(NamedTuple):
+    """The annotations of N images with M objects, as columns.
+
+    Image i has the objects `offsets[i]` to `offsets[i + 1]`. `sizes` are (height, width) in pixels,
+    0 where the format does not say. Boxes are normalised xyxy in [0, 1].
+    """
+
+    names: Sequence[str]
+    sizes: Int[np.ndarray, "N 2"]
+    offsets: Int[np.ndarray, "N+1"]
+    boxes: Float[np.ndarray, "M 4"]
+    labels: Int[np.ndarray, "M"]
+    difficult: Bool[np.ndarray, "M"]
+
+    @property
+    def object_counts(self) -> Int[np.ndarray, "N"]:
+        """Objects of each image."""
+        return np.diff(self.offsets)
+
+    @property
+    def image_of_object(self) -> Int[np.ndarray, "M"]:
+        """The image that each object belongs to."""
+        return np.repeat(np.arange(len(self.names)), self.object_counts)
+
+    def take(self, images: Int[np.ndarray, "K"]) -> "Annotations":
+        """The annotations of some images, in the order given."""
+        counts = self.object_counts[images]
+        offsets = _offsets(counts)
+        objects = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
+        names = [self.names[image] for image in images]
+        columns = (self.boxes[objects], self.labels[objects], self.difficult[objects])
+        return Annotations(names, self.sizes[images], offsets, *columns)
+
+
+class Source:
+    """Annotated images of one class list: `len(source)`, `source[i] -> Example`, random access.
+
+    `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        classes: Sequence[str],
+        *,
+        read_image: Callable[[int], bytes],
+        locate: Callable[[int], str],
+        problems: Problems,
+    ):
+        self.annotations = annotations
+        self.classes = tuple(classes)
+        self.read_image = read_image
+        self.locate = locate
+        self.problems = problems
+
+    def __len__(self) -> int:
+        return len(self.annotations.names)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.example(index, self.read_image(index))
+
+    def example(self, index: int, image: bytes) -> Example:
+        """`source[index]` with the bytes already at hand."""
+        columns = self.annotations
+        objects = slice(columns.offsets[index], columns.offsets[index + 1])
+        height, width = columns.sizes[index].tolist()
+        return Example(
+            name=self.locate(index),
+            image=image,
+            size=(height, width) if height else None,
+            boxes=columns.boxes[objects],
+            labels=columns.labels[objects],
+            difficult=columns.difficult[objects],
+        )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One for each image, unique."""
+        return self.annotations.names
+
+    @property
+    def object_counts(self) -> Int[np.ndarray, "N"]:
+        """Objects of every image, known without reading it."""
+        return self.annotations.object_counts
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of names, sizes, boxes, labels and flags: equal for equal annotations."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        digest.update("\n".join(self.names).encode())
+        for column in self.annotations[1:]:
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()[:16]
+
+    def take(self, images: Sequence[int] | Int[np.ndarray, "K"]) -> "Source":
+        """A source of some of the images, in the order given."""
+        images = np.asarray(images, np.int64)
+        chosen = images.tolist()
+        return Source(
+            self.annotations.take(images),
+            self.classes,
+            read_image=lambda index: self.read_image(chosen[index]),
+            locate=lambda index: self.locate(chosen[index]),
+            problems=self.problems,
+        )
+
+    def describe(self) -> str:
+        """One line for the log: images, objects a class, images without objects, left-out ones."""
+        labels = self.annotations.labels
+        counts = np.bincount(labels, minlength=len(self.classes))
+        classes = ", ".join(f"{n} {c:,}" for n, c in zip(self.classes, counts, strict=True))
+        empty = int(np.sum(self.object_counts == 0))
+        text = f"{len(self):,} images, {len(labels):,} objects ({classes})"
+        text += f", {empty:,} images without objects"
+        if self.problems.found:
+            text += ", left out: " + ", ".join(
+                f"{count} {code}" for code, count in self.problems.counts.items()
+            )
+        return text
+
+
+def combine(sources: Sequence[Source]) -> Source:
+    """One source after the other; they must have the same classes. Names stay unique."""
+    if len({source.classes for source in sources}) != 1:
+        raise UserError(
+            "sources with different classes cannot be combined: "
+            + "; ".join(", ".join(source.classes) for source in sources)
+            + ". Give all of them the same list, config.data.classes."
+        )
+    columns = [source.annotations for source in sources]
+    starts = _offsets(np.array([len(source) for source in sources]))
+    objects = _offsets(np.array([len(column.labels) for column in columns]))
+    names = [name for column in columns for name in column.names]
+    if len(set(names)) < len(names):
+        names = [f"{i}/{name}" for i, column in enumerate(columns) for name in column.names]
+
+    def place(index: int) -> tuple[Source, int]:
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        return sources[which], index - int(starts[which])
+
+    def read_image(index: int) -> bytes:
+        source, inner = place(index)
+        return source.read_image(inner)
+
+    def locate(index: int) -> str:
+        source, inner = place(index)
+        return source.locate(inner)
+
+    problems = Problems(sources[0].problems.policy)
+    problems.found = [error for source in sources for error in source.problems.found]
+    return Source(
+        Annotations(
+            names,
+            np.concatenate([column.sizes for column in columns]),
+            np.concatenate(
+                [np.zeros(1, np.int64)]
+                + [c.offsets[1:] + start for c, start in zip(columns, objects[:-1], strict=True)]
+            ),
+            *(np.concatenate([column[i] for column in columns]) for i in (3, 4, 5)),
+        ),
+        sources[0].classes,
+        read_image=read_image,
+        locate=locate,
+        problems=problems,
+    )
+
+
+def build_source(
+    *,
+    names: Sequence[str],
+    sizes: Int[np.ndarray, "N 2"],
+    object_counts: Int[np.ndarray, "N"],
+    written: Float[np.ndarray, "M 4"],
+    boxes: Float[np.ndarray, "M 4"],
+    labels: Int[np.ndarray, "M"],
+    difficult: Bool[np.ndarray, "M"],
+    classes: Sequence[str],
+    read_image: Callable[[int], bytes],
+    locate: Callable[[int], str],
+    problems: Problems,
+    locate_object: Callable[[int, int], str],
+    label_text: Callable[[int], str],
+    box_text: Callable[[int], str] | None = None,
+) -> Source:
+    """Check the objects of all images at once and put the source together.
+
+    `written` are the corners xmin, ymin, xmax, ymax in the format's own unit, `boxes` the same as
+    parts of the image; NaN where the file held no number. `labels` are class ids, -1 for a class
+    that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
+    corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1.
+    """
+    offsets = _offsets(object_counts)
+    image = np.repeat(np.arange(len(names)), object_counts)
+    with np.errstate(invalid="ignore"):
+        unreadable = ~np.isfinite(written).all(axis=1)
+        flat = ~unreadable & (written[:, 2:] <= written[:, :2]).any(axis=1)
+        tolerance = TOLERATED_PIXELS_OUTSIDE / np.maximum(np.tile(sizes[image][:, ::-1], 2), 1)
+        tolerance[sizes[image][:, 0] == 0] = TOLERATED_PART_OUTSIDE
+        # Rounding of the division must not turn a tolerated pixel into a mistake.
+        beyond = np.maximum(-boxes, boxes - 1) - tolerance * (1 + 1e-6)
+        outside = ~unreadable & ~flat & (beyond > 0).any(axis=1)
+    unknown = (labels < 0) | (labels >= len(classes))
+
+    def box_of(k: int) -> str:
+        corners = ", ".join(f"{corner:g}" for corner in written[k].tolist())
+        return f"box {f'({corners})' if box_text is None else box_text(k)}"
+
+    def complaint(k: int) -> DataError:
+        where = locate_object(int(image[k]), k - int(offsets[image[k]]) + 1)
+        if unreadable[k]:
+            problem = f"{box_of(k)} is unreadable, expected four numbers xmin, ymin, xmax, ymax"
+            return DataError(codes.BOX_UNREADABLE, where, problem, _FIX)
+        if flat[k]:
+            problem = f"{box_of(k)} has no area, expected xmin < xmax and ymin < ymax"
+            return DataError(codes.BOX_WITHOUT_AREA, where, problem, _FIX)
+        if outside[k]:
+            height, width = sizes[image[k]].tolist()
+            beyond = np.maximum(-boxes[k], boxes[k] - 1)
+            if height:
+                far = f"{(beyond * [width, height, width, height]).max():.4g} pixels"
+                frame = f" of {width} x {height} pixels"
+            else:
+                far, frame = f"{beyond.max():.4g} of the side", ""
+            problem = f"{box_of(k)} is {far} outside, expected a box inside the image{frame}"
+            return DataError(codes.BOX_OUTSIDE, where, problem, _FIX)
+        return DataError(
+            codes.UNKNOWN_CLASS,
+            where,
+            f"unknown class {label_text(k)!r}, expected one of {', '.join(classes)}",
+            "Correct the name, or add it to the classes",
+        )
+
+    bad = unreadable | flat | outside | unknown
+    for k in np.flatnonzero(bad).tolist():
+        problems(complaint(k))
+
+    good = ~bad
+    counts = np.bincount(image[good], minlength=len(names))
+    return Source(
+        Annotations(
+            names,
+            np.asarray(sizes, np.int32),
+            _offsets(counts),
+            np.clip(boxes[good], 0, 1).astype(np.float32),
+            labels[good].astype(np.int32),
+            np.asarray(difficult[good], bool),
+        ),
+        classes,
+        read_image=read_image,
+        locate=locate,
+        problems=problems,
+    )
+
+
+def check_not_empty(source: Source, where: str) -> Source:
+    """The source itself; a `DataError` if it has no image, or no class is known."""
+    if not len(source) or not source.classes:
+        raise DataError(
+            codes.SPLIT_EMPTY,
+            where,
+            f"{len(source)} images and no object, expected at least one image that shows one",
+            "Use another split, correct its annotations, or give data.classes",
+        )
+    return source
+
+
+def class_ids(names: Sequence[str], classes: Sequence[str]) -> Int[np.ndarray, "M"]:
+    """The ids of class names; -1 for a name that is not among the classes."""
+    ids = {name: number for number, name in enumerate(classes)}
+    return np.array([ids.get(name, -1) for name in names], np.int64)
+
+
+def _offsets(counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N+1"]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
