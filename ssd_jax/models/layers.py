@@ -15,7 +15,7 @@ from ssd_jax.errors import UserError
 class ConvStyle:
     """What all convolutions of a network have in common.
 
-    `batch_norm` is "none", "frozen" or "batch"; `batch_norm_group` as in `GroupedBatchNorm`.
+    `batch_norm` is "none", "frozen" or "batch"; the words after it as in `GroupedBatchNorm`.
     Parameters are float32 whatever `dtype` the network computes in.
     """
 
@@ -24,6 +24,9 @@ class ConvStyle:
     bias: bool = True
     batch_norm: str = "none"
     batch_norm_group: int = 0
+    batch_norm_epsilon: float = 1e-5
+    batch_norm_momentum: float = 0.9
+    batch_norm_scale: bool = True
 
     def channels(self, full: int) -> int:
         """Channels at this width: the nearest multiple of 8, at least 8."""
@@ -60,11 +63,45 @@ def conv_layer(
         dtype=style.dtype,
         name=name,
     )(x)
-    if style.batch_norm != "none":
-        x = GroupedBatchNorm(
-            group=style.batch_norm_group, frozen=style.batch_norm == "frozen", name=f"{name}_bn"
-        )(x, train=train)
+    x = batch_norm(x, style=style, name=f"{name}_bn", train=train)
     return nn.relu(x) if relu else x
+
+
+def batch_norm(
+    x: Float[Array, "B h w c"], *, style: ConvStyle, name: str, train: bool
+) -> Float[Array, "B h w c"]:
+    """BatchNorm as the style has it, if it has it; inside a compact method."""
+    if style.batch_norm == "none":
+        return x
+    return GroupedBatchNorm(
+        group=style.batch_norm_group,
+        frozen=style.batch_norm == "frozen",
+        momentum=style.batch_norm_momentum,
+        epsilon=style.batch_norm_epsilon,
+        use_scale=style.batch_norm_scale,
+        name=name,
+    )(x, train=train)
+
+
+def max_pool(
+    x: Float[Array, "B _ _ c"],
+    *,
+    window: int,
+    stride: int,
+    padding: int = 0,
+    round_up: bool = False,
+) -> Float[Array, "B _ _ c"]:
+    """Maxima over square windows; `round_up` keeps the rest of a map that they do not fill.
+
+    Rounding down and up are the pooling conventions "valid" and "full" of MXNet.
+    """
+    rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
+    return nn.max_pool(
+        x,
+        window_shape=(window, window),
+        strides=(stride, stride),
+        padding=[(padding, padding + rest) for rest in rests],
+    )
 
 
 class GroupedBatchNorm(nn.Module):
@@ -74,19 +111,21 @@ class GroupedBatchNorm(nn.Module):
     statistics of other frameworks, yet the same on any number of devices. 0, or N at least the
     batch, makes the whole batch one group (SyncBN). The running statistics follow the mean over
     the groups. `frozen` takes the running statistics as constants in training too; scale and bias
-    still train. Statistics are float32 for every input dtype; the variance is the biased one.
+    still train; without `use_scale` there is none (MXNet's `fix_gamma`). Statistics are float32
+    for every input dtype; the variance is the biased one, also where it is kept.
     """
 
     group: int = 0
     frozen: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B h w c"]:
         """Normalise; in training, unless frozen, also update the collection `batch_stats`."""
         shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)

@@ -1,16 +1,20 @@
-"""ResNet-50 v1.5 as the base of SSD."""
+"""ResNet-50 v1 and v1.5 as the base of SSD."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, conv_layer
+from ssd_jax.models.layers import ConvStyle, conv_layer, max_pool
 
 # (channels inside a block, blocks) of stages 1 to 4; stage n has stride 2 ** (n + 1).
-_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 (arXiv:1512.03385) with the stride of a block in its 3x3 convolution ("v1.5").
+    """ResNet-50 (arXiv:1512.03385).
+
+    `stride_first` puts the stride of a block in its first 1x1 convolution, as the paper and
+    GluonCV's `resnet50_v1` do, else in the 3x3 ("v1.5"). GluonCV's biases before BatchNorm are
+    left out: they only shift the mean that it takes away.
 
     Features: the outputs, after ReLU, of the stages from `first_stage` on. Stage 2 has stride 8,
     stage 3 stride 16, stage 4 stride 32.
@@ -18,6 +22,7 @@ class ResNet50(nn.Module):
 
     style: ConvStyle = ConvStyle(bias=False, batch_norm="batch")
     first_stage: int = 3
+    stride_first: bool = False
 
     @nn.compact
     def __call__(
@@ -29,15 +34,16 @@ class ResNet50(nn.Module):
         x = conv_layer(
             x, style.channels(64), style=style, name="conv1", train=train, kernel=7, stride=2
         )
-        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, window=3, stride=2, padding=1)
         features = []
-        for stage, (channels, blocks) in enumerate(_STAGES, start=1):
+        for stage, (channels, blocks) in enumerate(STAGES, start=1):
             for block in range(1, blocks + 1):
                 x = Bottleneck(
                     style,
                     channels,
                     stride=2 if stage > 1 and block == 1 else 1,
                     project=block == 1,
+                    stride_first=self.stride_first,
                     name=f"stage{stage}_block{block}",
                 )(x, train=train)
             if stage >= self.first_stage:
@@ -52,6 +58,7 @@ class Bottleneck(nn.Module):
     channels: int
     stride: int
     project: bool
+    stride_first: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B _ _ _"], *, train: bool) -> Float[Array, "B _ _ _"]:
@@ -70,7 +77,8 @@ class Bottleneck(nn.Module):
                 stride=self.stride,
                 relu=False,
             )
-        x = conv_layer(x, inner, style=style, name="conv1", train=train, kernel=1)
-        x = conv_layer(x, inner, style=style, name="conv2", train=train, stride=self.stride)
+        first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
+        x = conv_layer(x, inner, style=style, name="conv1", train=train, kernel=1, stride=first)
+        x = conv_layer(x, inner, style=style, name="conv2", train=train, stride=second)
         x = conv_layer(x, outer, style=style, name="conv3", train=train, kernel=1, relu=False)
         return nn.relu(x + shortcut)

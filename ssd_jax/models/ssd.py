@@ -11,7 +11,7 @@ How the parts of a run fit together:
 
 import functools
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,95 +19,24 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssd_jax.errors import UserError
-from ssd_jax.models.layers import ConvStyle, conv_layer
+from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
+from ssd_jax.models.layers import ConvStyle
 from ssd_jax.models.resnet import ResNet50
+from ssd_jax.models.resnet_v2 import ResNet50V2
 from ssd_jax.models.small import Small
 from ssd_jax.models.vgg import VGG16
 
-_BACKBONES = ("vgg16", "resnet50", "small")
+# resnet50 is v1.5, the stride of a block in its 3x3 convolution.
+_RESNETS = {
+    "resnet50": ResNet50,
+    "resnet50_v1": functools.partial(ResNet50, stride_first=True),
+    "resnet50_v2": ResNet50V2,
+}
+_EXTRAS = {"paper": paper_extras, "mxnet": mxnet_extras}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BATCH_NORMS = ("none", "frozen", "batch")
 # Below, the backbones leave maps of 2x2 and 1x1 at most, on which there is nothing to detect.
 _SMALLEST_IMAGE = 64
-
-
-class ExtraLayer(NamedTuple):
-    """A 1x1 convolution to `reduced` channels, then one of `kernel` x `kernel` to `channels`."""
-
-    reduced: int
-    channels: int
-    kernel: int = 3
-    stride: int = 2
-    padding: int = 1
-
-
-# SSD300 and SSD512 of the paper; ResNet as GluonCV's `ssd_512_resnet50_v1_voc`.
-_SSD300_EXTRAS = (
-    ExtraLayer(256, 512),
-    ExtraLayer(128, 256),
-    ExtraLayer(128, 256, stride=1, padding=0),
-    ExtraLayer(128, 256, stride=1, padding=0),
-)
-_SSD512_EXTRAS = (
-    ExtraLayer(256, 512),
-    ExtraLayer(128, 256),
-    ExtraLayer(128, 256),
-    ExtraLayer(128, 256),
-    ExtraLayer(128, 256, kernel=4, stride=1),
-)
-_RESNET_EXTRAS = (
-    ExtraLayer(256, 512),
-    ExtraLayer(256, 512),
-    ExtraLayer(128, 256),
-    ExtraLayer(128, 256),
-)
-_SMALL_EXTRAS = (ExtraLayer(64, 128),) * 6
-# From this image size on VGG16 takes the layout of SSD512.
-_SSD512_FROM = 448
-
-
-class ExtraLayers(nn.Module):
-    """The layers behind the backbone, each of which gives one more, coarser feature map.
-
-    The layout is followed until a map is 1x1, or too small for the next kernel: 300 px gives the
-    six maps of SSD300, 128 px stops at 2x2 after two extra layers. They are named conv6_1, conv6_2,
-    conv7_1, ...
-    """
-
-    layout: tuple[ExtraLayer, ...]
-    style: ConvStyle = ConvStyle()
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B _ _ _"], *, train: bool
-    ) -> tuple[Float[Array, "B _ _ _"], ...]:
-        """Map the backbone's last feature map to the further ones, finest first."""
-        style = self.style
-        features = []
-        for number, layer in enumerate(self.layout, start=6):
-            side = min(x.shape[1:3])
-            if side == 1 or side + 2 * layer.padding < layer.kernel:
-                break
-            reduced = conv_layer(
-                x,
-                style.channels(layer.reduced),
-                style=style,
-                name=f"conv{number}_1",
-                train=train,
-                kernel=1,
-            )
-            x = conv_layer(
-                reduced,
-                style.channels(layer.channels),
-                style=style,
-                name=f"conv{number}_2",
-                train=train,
-                kernel=layer.kernel,
-                stride=layer.stride,
-                padding=layer.padding,
-            )
-            features.append(x)
-        return tuple(features)
 
 
 class Heads(nn.Module):
@@ -165,56 +94,78 @@ def build_model(
     num_classes: int,
     image_size: int,
     anchors_per_cell: tuple[int, ...],
+    extras: str = "paper",
     width: float = 1.0,
     dtype: str = "float32",
     batch_norm: str = "none",
     batch_norm_group: int = 0,
+    batch_norm_epsilon: float = 1e-5,
+    batch_norm_momentum: float = 0.9,
+    l2_epsilon: float = 1e-10,
     first_stage: int | None = None,
 ) -> SSD:
     """Build the network; `num_classes` does not count the background.
 
-    `anchors_per_cell` has one entry for each of `feature_shapes`. `width` multiplies all channels.
-    `batch_norm` is "none" (VGG16 as published), "frozen" or "batch", the latter with statistics
-    over groups of `batch_norm_group` images (0: the whole batch). `first_stage` is the ResNet's
-    first stage that is detected on (None: 3, stride 16).
+    `anchors_per_cell` has one entry for each of `feature_shapes`. `extras` are the layers behind
+    the backbone: "paper" (GluonCV's behind a ResNet) or "mxnet" (mxnet-ssd's). `width` multiplies
+    all channels. `batch_norm` is "none" (VGG16 as published), "frozen" or "batch", the latter with
+    statistics over groups of `batch_norm_group` images (0: the whole batch). `l2_epsilon` is that
+    of VGG16's L2 normalisation (GluonCV: 1e-5). `first_stage` is a ResNet's first stage that is
+    detected on (None: 3, stride 16).
     """
     _check_at_least(1, num_classes=num_classes)
     _check_at_least(0, batch_norm_group=batch_norm_group)
     for anchors in anchors_per_cell:
         _check_at_least(1, anchors_per_cell=anchors)
-    if not width > 0:
-        raise UserError(f"width is {width}, expected more than 0; 1.0 is the published network.")
-    _check_choice("batch_norm", batch_norm, _BATCH_NORMS)
-    if backbone == "resnet50" and batch_norm == "none":
+    _check_positive(width=width, batch_norm_epsilon=batch_norm_epsilon, l2_epsilon=l2_epsilon)
+    if not 0 <= batch_norm_momentum < 1:
         raise UserError(
-            'backbone "resnet50" does not train with batch_norm "none". Set batch_norm to "batch", '
-            'or to "frozen" with pretrained weights.'
+            f"batch_norm_momentum is {batch_norm_momentum}; expected at least 0 and less than 1, "
+            "the part that the running statistics keep in a step."
+        )
+    _check_choice("batch_norm", batch_norm, _BATCH_NORMS)
+    if backbone in _RESNETS and batch_norm == "none":
+        raise UserError(
+            f'backbone "{backbone}" does not train with batch_norm "none". Set batch_norm to '
+            '"batch", or to "frozen" with pretrained weights.'
         )
     _check_choice("dtype", dtype, _DTYPES)
-    shapes = feature_shapes(backbone=backbone, image_size=image_size, first_stage=first_stage)
+    shapes = feature_shapes(
+        backbone=backbone, image_size=image_size, extras=extras, first_stage=first_stage
+    )
     _check_levels(anchors_per_cell, len(shapes))
     style = ConvStyle(
         width=width,
         dtype=_DTYPES[dtype],
-        bias=backbone != "resnet50",
+        bias=backbone not in _RESNETS,
         batch_norm=batch_norm,
         batch_norm_group=batch_norm_group,
+        batch_norm_epsilon=batch_norm_epsilon,
+        batch_norm_momentum=batch_norm_momentum,
     )
-    heads = Heads(tuple(anchors_per_cell), num_classes, dtype=_DTYPES[dtype])
-    return _assemble(backbone, image_size, first_stage, style=style, heads=heads)
+    return SSD(
+        _backbone(backbone, style, first_stage=first_stage, l2_epsilon=l2_epsilon),
+        _EXTRAS[extras](backbone, image_size, style),
+        Heads(tuple(anchors_per_cell), num_classes, dtype=_DTYPES[dtype]),
+    )
 
 
 @functools.cache
 def feature_shapes(
-    *, backbone: str, image_size: int, first_stage: int | None = None
+    *, backbone: str, image_size: int, extras: str = "paper", first_stage: int | None = None
 ) -> tuple[tuple[int, int], ...]:
     """Sizes (height, width) of the feature maps, finest first, as the network itself gives them.
 
     300 px with VGG16: 38, 19, 10, 5, 3, 1. 512 px: 64, 32, 16, 8, 4, 2, 1; with ResNet50 32 to 1.
     """
     _check_at_least(_SMALLEST_IMAGE, image_size=image_size)
+    _check_choice("extras", extras, _EXTRAS)
     thin = ConvStyle(width=1 / 64)
-    model = _assemble(backbone, image_size, first_stage, style=thin, heads=Heads((), 1))
+    model = SSD(
+        _backbone(backbone, thin, first_stage=first_stage),
+        _EXTRAS[extras](backbone, image_size, thin),
+        Heads((), 1),
+    )
     maps, _ = jax.eval_shape(
         lambda key, images: model.init_with_output(key, images, train=False, method=SSD.features),
         jax.random.key(0),
@@ -223,23 +174,20 @@ def feature_shapes(
     return tuple(x.shape[1:3] for x in maps)
 
 
-def _assemble(
-    backbone: str, image_size: int, first_stage: int | None, *, style: ConvStyle, heads: Heads
-) -> SSD:
-    _check_choice("backbone", backbone, _BACKBONES)
-    if backbone == "resnet50":
+def _backbone(
+    name: str, style: ConvStyle, *, first_stage: int | None, l2_epsilon: float = 1e-10
+) -> nn.Module:
+    _check_choice("backbone", name, (*_RESNETS, "vgg16", "small"))
+    if name in _RESNETS:
         stage = 3 if first_stage is None else first_stage
         _check_choice("first_stage", stage, (1, 2, 3, 4))
-        return SSD(ResNet50(style, first_stage=stage), ExtraLayers(_RESNET_EXTRAS, style), heads)
+        return _RESNETS[name](style, first_stage=stage)
     if first_stage is not None:
         raise UserError(
-            f'first_stage is {first_stage}, but belongs to backbone "resnet50"; '
-            f'backbone "{backbone}" has none. Leave it out.'
+            f"first_stage is {first_stage}, but belongs to a ResNet; "
+            f'backbone "{name}" has none. Leave it out.'
         )
-    if backbone == "small":
-        return SSD(Small(style), ExtraLayers(_SMALL_EXTRAS, style), heads)
-    layout = _SSD300_EXTRAS if image_size < _SSD512_FROM else _SSD512_EXTRAS
-    return SSD(VGG16(style), ExtraLayers(layout, style), heads)
+    return Small(style) if name == "small" else VGG16(style, l2_epsilon=l2_epsilon)
 
 
 def _check_choice(word: str, got: object, choices: Collection) -> None:
@@ -252,6 +200,12 @@ def _check_at_least(least: int, **words: int) -> None:
     for word, got in words.items():
         if not isinstance(got, int) or got < least:
             raise UserError(f"{word} is {got!r}; expected a whole number of at least {least}.")
+
+
+def _check_positive(**words: float) -> None:
+    for word, got in words.items():
+        if not got > 0:
+            raise UserError(f"{word} is {got}, expected more than 0.")
 
 
 def _check_levels(anchors_per_cell: tuple[int, ...], levels: int) -> None:

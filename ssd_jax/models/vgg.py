@@ -3,7 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer
+from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer, max_pool
 
 # (channels, convolutions) of conv1 to conv5
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -16,6 +16,7 @@ class VGG16(nn.Module):
     """
 
     style: ConvStyle = ConvStyle()
+    l2_epsilon: float = 1e-10
 
     @nn.compact
     def __call__(
@@ -34,14 +35,13 @@ class VGG16(nn.Module):
                     train=train,
                 )
             if block == 4:
-                conv4_3 = L2Normalize(name="conv4_3_norm")(x)
+                conv4_3 = L2Normalize(epsilon=self.l2_epsilon, name="conv4_3_norm")(x)
             if block < 5:
                 # Only pool3 rounds up: 75 -> 38 at 300 px. pool5 keeps the size; the dilation of
                 # fc6 makes up for the stride that it lost.
-                rounding = "SAME" if block == 3 else "VALID"
-                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding=rounding)
+                x = max_pool(x, window=2, stride=2, round_up=block == 3)
             else:
-                x = nn.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME")
+                x = max_pool(x, window=3, stride=1, padding=1)
         wide = style.channels(1024)
         x = conv_layer(x, wide, style=style, name="fc6", train=train, dilation=6)
         fc7 = conv_layer(x, wide, style=style, name="fc7", train=train, kernel=1)

@@ -1,10 +1,11 @@
 """Anchors (the paper's default boxes) of the feature maps, as NumPy constants."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32
 
 from ssd_jax.errors import UserError
 
@@ -13,53 +14,78 @@ _MANY_RATIOS = (1.0, 2.0, 1 / 2, 3.0, 1 / 3)
 
 
 class AnchorLevel(NamedTuple):
-    """The anchors of one feature map.
+    """The anchors of one feature map, in the terms of MXNet's operator MultiBoxPrior.
 
-    `scales` are the scale s of this level and the scale s' that follows it, as fractions of the
-    image's height. `ratios` are width / height. `step` is the distance between two cells as a
-    fraction of the image, None for 1 / (cells in a row or column). `offset` is the place of the
-    centre in its cell.
+    A cell has every size at the first ratio, then the first size at every other ratio. `sizes` are
+    fractions of the image's height, `ratios` width / height. `steps` are the distances (y, x)
+    between cells as fractions of the image, None for 1 / (cells in a column, cells in a row);
+    `offsets` is the place (y, x) of the centre in its cell.
     """
 
-    scales: tuple[float, float]
+    sizes: tuple[float, ...]
     ratios: tuple[float, ...]
-    step: float | None = None
-    offset: float = 0.5
+    steps: tuple[float, float] | None = None
+    offsets: tuple[float, float] = (0.5, 0.5)
 
     @property
     def anchors_per_cell(self) -> int:
-        """One for each ratio, and the larger one of scale sqrt(s s')."""
-        return 1 + len(self.ratios)
+        """One for each size and one for each ratio, of which the first pair is the same."""
+        return len(self.sizes) + len(self.ratios) - 1
 
 
 def chained_levels(
     scales: Sequence[float], steps: Sequence[float] | None = None
 ) -> tuple[AnchorLevel, ...]:
-    """Levels of which each one's s' is the next one's s; the last scale only closes the chain."""
-    count = len(scales) - 1
+    """Levels of the sizes s and sqrt(s s'), where s' is the next scale; the last only closes."""
+    sizes = [(s, (s * following) ** 0.5) for s, following in itertools.pairwise(scales)]
+    return _levels(sizes, steps)
+
+
+def _levels(
+    sizes: Sequence[tuple[float, float]], steps: Sequence[float] | None
+) -> tuple[AnchorLevel, ...]:
+    """The paper leaves out the ratios 3 and 1/3 on the first map and on the last two."""
     return tuple(
         AnchorLevel(
-            scales=(float(scales[i]), float(scales[i + 1])),
-            # The paper leaves out the ratios 3 and 1/3 on the first map and on the last two.
-            ratios=_FEW_RATIOS if i == 0 or i >= count - 2 else _MANY_RATIOS,
-            step=None if steps is None else steps[i],
+            sizes=tuple(map(float, pair)),
+            ratios=_FEW_RATIOS if i == 0 or i >= len(sizes) - 2 else _MANY_RATIOS,
+            steps=None if steps is None else (steps[i], steps[i]),
         )
-        for i in range(count)
+        for i, pair in enumerate(sizes)
     )
 
 
-# Sizes and steps in pixels: https://github.com/weiliu89/caffe/blob/ssd/examples/ssd/ssd_pascal.py
-# for 300; the SSD512 released with it (15 % on the second map, 7 % on conv4_3) for 512.
-_PAPER_LEVELS = {
-    (300, (38, 19, 10, 5, 3, 1)): chained_levels(
-        [pixels / 300 for pixels in (30, 60, 111, 162, 213, 264, 315)],
-        [pixels / 300 for pixels in (8, 16, 32, 64, 100, 300)],
-    ),
-    (512, (64, 32, 16, 8, 4, 2, 1)): chained_levels(
-        [pixels / 512 for pixels in (35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6)],
-        [pixels / 512 for pixels in (8, 16, 32, 64, 128, 256, 512)],
-    ),
+# The sides of the maps tell networks of one image size apart: a ResNet at 300 pixels has six maps
+# too, but of other strides.
+_VGG_300 = (300, (38, 19, 10, 5, 3, 1))
+_VGG_512 = (512, (64, 32, 16, 8, 4, 2, 1))
+_VGG_512_MXNET = (512, (64, 32, 16, 8, 4, 2, 2))
+_RESNET_512 = (512, (32, 16, 8, 4, 2, 1))
+# In pixels; the other networks have the steps of their maps.
+_STEPS = {
+    _VGG_300: (8, 16, 32, 64, 100, 300),
+    _VGG_512: (8, 16, 32, 64, 128, 256, 512),
+    _VGG_512_MXNET: (8, 16, 32, 64, 128, 256, 512),
 }
+# Scales in pixels: https://github.com/weiliu89/caffe/blob/ssd/examples/ssd/ssd_pascal.py for 300;
+# the SSD512 released with it (15 % on the second map, 7 % on conv4_3) for 512.
+_PAPER_SCALES = {
+    _VGG_300: (30, 60, 111, 162, 213, 264, 315),
+    _VGG_512: (35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
+}
+# gluoncv/model_zoo/ssd/presets.py, where it is not the paper.
+_GLUONCV_SCALES = {
+    _VGG_512: (51.2, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
+    _RESNET_512: (51.2, 102.4, 189.4, 276.4, 363.52, 450.6, 492),
+}
+# The literals of mxnet-ssd's symbol/legacy_vgg16_ssd_300.py and _512.py, by number of maps.
+_MXNET_LEGACY_SIZES = {
+    6: ((0.1, 0.141), (0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)),
+    7: (
+        (0.07, 0.1025), (0.15, 0.2121), (0.3, 0.3674), (0.45, 0.5196), (0.6, 0.6708),
+        (0.75, 0.8216), (0.9, 0.9721),
+    ),
+}  # fmt: skip
 
 
 def even_levels(
@@ -83,13 +109,61 @@ def even_levels(
 def paper_levels(
     image_size: int, feature_shapes: Sequence[tuple[int, int]]
 ) -> tuple[AnchorLevel, ...]:
-    """The paper's own levels for its SSD300 and SSD512; `even_levels` for every other network.
+    """The paper's own levels for its SSD300 and SSD512; `even_levels` for every other network."""
+    network = _network(image_size, feature_shapes)
+    if network not in _PAPER_SCALES:
+        return even_levels(len(feature_shapes))
+    return _levels_in_pixels(network, _PAPER_SCALES[network])
 
-    The sides of the feature maps decide as well as the image size, because a ResNet at 300 pixels
-    also has six maps, but of other strides.
+
+def gluoncv_levels(
+    image_size: int, feature_shapes: Sequence[tuple[int, int]]
+) -> tuple[AnchorLevel, ...]:
+    """GluonCV's levels for its VOC networks at 512 pixels; `paper_levels` for all others."""
+    network = _network(image_size, feature_shapes)
+    if network not in _GLUONCV_SCALES:
+        return paper_levels(image_size, feature_shapes)
+    return _levels_in_pixels(network, _GLUONCV_SCALES[network])
+
+
+def mxnet_levels(
+    image_size: int, feature_shapes: Sequence[tuple[int, int]], *, legacy: bool = False
+) -> tuple[AnchorLevel, ...]:
+    """Levels of mxnet-ssd, the reference behind SageMaker: symbol/symbol_factory.py, `get_scales`.
+
+    The second map has 15 % of the image with seven maps and more, else 20 %; the last 90 % at most,
+    in between whole percents; the first has half of the second, rounded down. `legacy` takes the
+    rounded sizes of its Caffe-compatible VGG16, which are given for six and for seven maps only.
     """
-    sides = tuple(height for height, _ in feature_shapes)
-    return _PAPER_LEVELS.get((image_size, sides)) or even_levels(len(sides))
+    network, count = _network(image_size, feature_shapes), len(feature_shapes)
+    steps = _steps(network)
+    if legacy and count in _MXNET_LEGACY_SIZES:
+        return _levels(_MXNET_LEGACY_SIZES[count], steps)
+    if legacy or count < 3:
+        raise UserError(
+            f"mxnet-ssd's anchor levels: got {count} feature maps {list(feature_shapes)}; expected "
+            f"{'6 or 7' if legacy else 'at least 3'}. Choose other levels or a larger image."
+        )
+    first, last = (15 if count >= 7 else 20), 90
+    step = (last - first) // (count - 2)
+    percents = [first // 2, *(first + i * step for i in range(count))]
+    return chained_levels([percent / 100 for percent in percents], steps)
+
+
+def _network(
+    image_size: int, feature_shapes: Sequence[tuple[int, int]]
+) -> tuple[int, tuple[int, ...]]:
+    return image_size, tuple(height for height, _ in feature_shapes)
+
+
+def _steps(network: tuple[int, tuple[int, ...]]) -> list[float] | None:
+    return [step / network[0] for step in _STEPS[network]] if network in _STEPS else None
+
+
+def _levels_in_pixels(
+    network: tuple[int, tuple[int, ...]], pixels: Sequence[float | int]
+) -> tuple[AnchorLevel, ...]:
+    return chained_levels([scale / network[0] for scale in pixels], _steps(network))
 
 
 def default_boxes(
@@ -97,11 +171,11 @@ def default_boxes(
     levels: Sequence[AnchorLevel],
     *,
     clip: bool = False,
-) -> Float[np.ndarray, "A 4"]:
-    """All anchors as xyxy, ordered by map, row, column, and in a cell as `_cell_sizes` has them.
+) -> Float32[np.ndarray, "A 4"]:
+    """All anchors as xyxy, ordered by map, row, column, and in a cell as `AnchorLevel` has them.
 
     `feature_shapes` are the (height, width) of the maps. Anchors reach out of the image unless
-    they are clipped; the paper's are not.
+    they are clipped; the paper's are not. Equal to MXNet's MultiBoxPrior in every bit.
     """
     if len(feature_shapes) != len(levels):
         raise UserError(
@@ -111,27 +185,30 @@ def default_boxes(
     boxes = np.concatenate(
         [_level_boxes(shape, level) for shape, level in zip(feature_shapes, levels, strict=True)]
     )
-    return (np.clip(boxes, 0, 1) if clip else boxes).astype(np.float32)
+    return np.clip(boxes, 0, 1) if clip else boxes
 
 
-def _level_boxes(shape: tuple[int, int], level: AnchorLevel) -> Float[np.ndarray, "A 4"]:
-    height, width = shape
-    y = (np.arange(height) + level.offset) * (level.step or 1 / height)
-    x = (np.arange(width) + level.offset) * (level.step or 1 / width)
+def _level_boxes(shape: tuple[int, int], level: AnchorLevel) -> Float32[np.ndarray, "A 4"]:
+    steps = level.steps or (None, None)
+    y, x = (_centres(*axis) for axis in zip(shape, steps, level.offsets, strict=True))
     centres = np.stack(np.meshgrid(x, y), axis=-1)[:, :, None, :]
-    half = _cell_sizes(level, aspect=height / width) / 2
+    half = _half_sizes(shape, level)
     return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4)
 
 
-def _cell_sizes(level: AnchorLevel, *, aspect: float) -> Float[np.ndarray, "k 2"]:
-    """(width, height) of the anchors of a cell, in the order of Caffe and MXNet.
+def _centres(cells: int, step: float | None, offset: float) -> Float32[np.ndarray, "cells"]:
+    distance = np.float32(1) / np.float32(cells) if step is None else np.float32(step)
+    return (np.arange(cells, dtype=np.float32) + np.float32(offset)) * distance
 
-    First scale s, then sqrt(s s'), both of the first ratio; then s with each other ratio.
-    `aspect`, height / width of the image, makes ratios hold in pixels: an anchor of ratio 1 is a
-    square in the picture (MXNet's MultiBoxPrior).
+
+def _half_sizes(shape: tuple[int, int], level: AnchorLevel) -> Float32[np.ndarray, "k 2"]:
+    """Half (width, height) of the anchors of a cell.
+
+    A map has the shape of its picture, so height / width makes ratios hold in pixels: an anchor of
+    ratio 1 is a square in the picture.
     """
-    scale, next_scale = level.scales
+    height, width = np.float32(shape)
     first, *others = level.ratios
-    scales = np.array([scale, np.sqrt(scale * next_scale), *[scale] * len(others)])
-    root = np.sqrt([first, first, *others])
-    return np.stack([scales * aspect * root, scales / root], axis=-1)
+    sizes = np.array([*level.sizes, *level.sizes[:1] * len(others)], np.float32)
+    roots = np.sqrt(np.array([first] * len(level.sizes) + others, np.float32))
+    return np.stack([sizes * height / width * roots / 2, sizes / roots / 2], axis=-1)

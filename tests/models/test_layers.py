@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize
+from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize, max_pool
 
 BATCH, CHANNELS = 8, 3
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(2, 3, (BATCH, 4, 5, CHANNELS)), jnp.float32)
@@ -74,6 +74,20 @@ def test_scale_and_bias_of_a_frozen_batch_norm_still_train():
     got = gradient(VARIABLES["params"])
     np.testing.assert_array_equal(got["bias"], IMAGES.size / CHANNELS)
     assert np.all(np.asarray(got["scale"]) != 0)
+
+
+def test_batch_norm_without_scale_is_batch_norm_of_scale_one():
+    variables = {**VARIABLES, "params": {"bias": VARIABLES["params"]["bias"]}}
+    ones = {**VARIABLES, "params": {**VARIABLES["params"], "scale": np.ones(3, np.float32)}}
+    got = apply(GroupedBatchNorm(use_scale=False), IMAGES, variables)
+    assert_close(got, apply(GroupedBatchNorm(), IMAGES, ones))
+
+
+@pytest.mark.parametrize(("round_up", "columns"), [(False, 2), (True, 3)])
+def test_max_pool_rounds_the_side_of_a_map_down_or_up(round_up, columns):
+    x = jnp.arange(20.0).reshape(1, 4, 5, 1) - 30
+    got = max_pool(x, window=2, stride=2, round_up=round_up)[0, :, :, 0]
+    np.testing.assert_array_equal(got, np.array([[-24, -22, -21], [-14, -12, -11]])[:, :columns])
 
 
 def test_batch_norm_keeps_bfloat16_but_takes_its_statistics_in_float32():

@@ -8,7 +8,7 @@ import pytest
 
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables, variable_shapes
-from ssd_jax.models.ssd import ExtraLayers, Heads, build_model, feature_shapes
+from ssd_jax.models.ssd import Heads, build_model, feature_shapes
 
 SSD300_ANCHORS = (4, 6, 6, 6, 4, 4)
 SSD512_ANCHORS = (4, 6, 6, 6, 6, 4, 4)
@@ -44,10 +44,27 @@ def run(function, *arguments):
         ("resnet50", 512, (32, 16, 8, 4, 2, 1)),
         ("resnet50", 300, (19, 10, 5, 3, 2, 1)),
         ("resnet50", 64, (4, 2, 1)),
+        ("resnet50_v1", 512, (32, 16, 8, 4, 2, 1)),
+        ("resnet50_v2", 300, (19, 10, 5, 3, 2, 1)),
     ],
 )
 def test_feature_shapes(backbone, image_size, sides):
     shapes = feature_shapes(backbone=backbone, image_size=image_size)
+    assert shapes == tuple((side, side) for side in sides)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "sides"),
+    [
+        ("vgg16", 300, (38, 19, 10, 5, 3, 1)),
+        ("vgg16", 448, (56, 28, 14, 7, 4, 2, 2)),
+        ("vgg16", 512, (64, 32, 16, 8, 4, 2, 2)),
+        ("resnet50_v2", 512, (32, 16, 8, 4, 2, 1)),
+        ("resnet50_v2", 256, (16, 8, 4, 2, 1, 1)),
+    ],
+)
+def test_feature_shapes_of_mxnet_ssd(backbone, image_size, sides):
+    shapes = feature_shapes(backbone=backbone, image_size=image_size, extras="mxnet")
     assert shapes == tuple((side, side) for side in sides)
 
 
@@ -57,23 +74,28 @@ def test_a_finer_stage_of_the_resnet_is_one_more_level():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "image_size", "batch_norm", "anchors_per_cell", "anchors", "parameters"),
+    ("backbone", "extras", "image_size", "anchors_per_cell", "anchors", "parameters"),
     [
         # 26,285,486: also the count of amdegroot/ssd.pytorch for 21 classes with background
-        ("vgg16", 300, "none", SSD300_ANCHORS, 8_732, 26_285_486),
-        ("vgg16", 512, "none", SSD512_ANCHORS, 24_564, 27_188_676),
-        ("resnet50", 512, "frozen", SSD300_ANCHORS, 6_132, 32_745_774),
+        ("vgg16", "paper", 300, SSD300_ANCHORS, 8_732, 26_285_486),
+        # also the count of mxnet-ssd's legacy_vgg16_ssd_512
+        ("vgg16", "paper", 512, SSD512_ANCHORS, 24_564, 27_188_676),
+        ("resnet50", "paper", 512, SSD300_ANCHORS, 6_132, 36_450_094),
+        # 512 + 512 + 512 + 512 + 4 * 256 scales less
+        ("resnet50_v1", "paper", 512, SSD300_ANCHORS, 6_132, 36_450_094 - 3_072),
+        # the counts of mxnet-ssd, which has three parameters for a scale that it fixes
+        ("vgg16", "mxnet", 512, SSD512_ANCHORS, 24_576, 26_959_300),
+        ("resnet50_v2", "mxnet", 512, SSD300_ANCHORS, 6_132, 31_140_020 - 3),
     ],
 )
-def test_full_size_networks(
-    backbone, image_size, batch_norm, anchors_per_cell, anchors, parameters
-):
+def test_full_size_networks(backbone, extras, image_size, anchors_per_cell, anchors, parameters):
     model = build_model(
         backbone=backbone,
         num_classes=20,
         image_size=image_size,
         anchors_per_cell=anchors_per_cell,
-        batch_norm=batch_norm,
+        extras=extras,
+        batch_norm="none" if backbone == "vgg16" else "frozen",
     )
     images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     (box_deltas, class_logits), variables = jax.eval_shape(
@@ -85,12 +107,20 @@ def test_full_size_networks(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "anchors", "total"),
-    [("vgg16", (4, 6, 6, 4), 380), ("resnet50", (4, 6, 4), 4 * 16 + 6 * 4 + 4)],
+    ("backbone", "extras", "anchors", "total"),
+    [
+        ("vgg16", "paper", (4, 6, 6, 4), 380),
+        ("resnet50", "paper", (4, 6, 4), 4 * 16 + 6 * 4 + 4),
+        ("resnet50_v2", "mxnet", (4, 6, 6, 6, 4, 4), 4 * 16 + 6 * 4 + 6 + 6 + 4 + 4),
+    ],
 )
-def test_a_training_pass_is_finite_and_moves_every_statistic(backbone, anchors, total):
+def test_a_training_pass_is_finite_and_moves_every_statistic(backbone, extras, anchors, total):
     model = tiny(
-        backbone=backbone, anchors_per_cell=anchors, batch_norm="batch", batch_norm_group=1
+        backbone=backbone,
+        extras=extras,
+        anchors_per_cell=anchors,
+        batch_norm="batch",
+        batch_norm_group=1,
     )
     variables = init_variables(model, 64, seed=0)
     (box_deltas, class_logits), state = run(
@@ -151,19 +181,43 @@ def test_heads_lay_anchors_out_by_level_row_column_and_anchor():
     np.testing.assert_array_equal(class_logits[0], [[0, 1], [10, 11]] * 6 + [[20, 21]])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "parameters", "epsilon"),
+    [("resnet50", {"scale", "bias"}, 1e-4), ("resnet50_v1", {"bias"}, 1e-3)],
+)
+def test_extra_layers_behind_gluoncvs_resnet_have_its_batch_norm(backbone, parameters, epsilon):
+    words = {"batch_norm": "batch", "batch_norm_epsilon": 1e-4}
+    model = tiny(backbone=backbone, anchors_per_cell=(4, 6, 4), **words)
+    layers = variable_shapes(model, 64)["params"]["extras"]
+    assert set(layers["conv6_1"]) == {"kernel"}
+    assert set(layers["conv6_1_bn"]) == parameters
+    assert model.extras.style.batch_norm_epsilon == epsilon
+
+
+def test_extra_layers_of_mxnet_go_on_at_1x1_with_biases_and_without_batch_norm():
+    anchors = (4, 6, 6, 6, 4, 4)
+    words = {"backbone": "resnet50_v2", "extras": "mxnet", "batch_norm": "batch"}
+    layers = variable_shapes(tiny(anchors_per_cell=anchors, **words), 64)["params"]["extras"]
+    assert set(layers) == {f"conv{i}_{j}" for i in (6, 7, 8, 9) for j in (1, 2)}
+    assert all(set(layer) == {"kernel", "bias"} for layer in layers.values())
+
+
 def test_extra_layers_stop_where_the_next_kernel_does_not_fit():
-    model = build_model(
-        backbone="vgg16", num_classes=1, image_size=128, anchors_per_cell=(4,) * 4, width=1 / 16
-    )
-    assert isinstance(model.extras, ExtraLayers)
-    params = init_variables(model, 128, seed=0)["params"]
+    params = variable_shapes(tiny(image_size=128), 128)["params"]
     assert set(params["extras"]) == {"conv6_1", "conv6_2", "conv7_1", "conv7_2"}
+
+
+def test_words_of_the_normalisations_reach_the_backbone():
+    model = tiny(l2_epsilon=1e-5, batch_norm="batch", batch_norm_momentum=0.7)
+    assert model.backbone.l2_epsilon == 1e-5
+    assert model.backbone.style.batch_norm_momentum == 0.7
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"backbone": "vgg19"}, r"backbone is 'vgg19'; expected one of 'vgg16', 'resnet50'"),
+        ({"backbone": "vgg19"}, r"backbone is 'vgg19'; expected one of 'resnet50', 'resnet50_v1'"),
+        ({"extras": "caffe"}, r"extras is 'caffe'; expected one of 'paper', 'mxnet'"),
         ({"dtype": "float16"}, r"dtype is 'float16'; expected one of 'float32', 'bfloat16'"),
         ({"batch_norm": "sync"}, r"batch_norm is 'sync'; expected one of 'none', 'frozen', 'b"),
         ({"batch_norm_group": -1}, r"batch_norm_group is -1; expected .* at least 0"),
@@ -172,7 +226,10 @@ def test_extra_layers_stop_where_the_next_kernel_does_not_fit():
         ({"anchors_per_cell": (4, 6)}, r"2 entries \(4, 6\), but the network has 4 feature maps"),
         ({"anchors_per_cell": (4, 6, 0, 4)}, r"anchors_per_cell is 0; expected .* at least 1"),
         ({"width": 0.0}, r"width is 0.0, expected more than 0"),
-        ({"first_stage": 3}, r"first_stage is 3, but belongs to backbone \"resnet50\""),
+        ({"batch_norm_epsilon": 0.0}, r"batch_norm_epsilon is 0.0, expected more than 0"),
+        ({"l2_epsilon": -1.0}, r"l2_epsilon is -1.0, expected more than 0"),
+        ({"batch_norm_momentum": 1.0}, r"batch_norm_momentum is 1.0; .* less than 1"),
+        ({"first_stage": 3}, r"first_stage is 3, but belongs to a ResNet"),
         ({"backbone": "resnet50"}, r"does not train with batch_norm \"none\""),
         (
             {"backbone": "resnet50", "batch_norm": "batch", "first_stage": 5},

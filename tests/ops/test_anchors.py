@@ -8,12 +8,15 @@ from ssd_jax.ops.anchors import (
     chained_levels,
     default_boxes,
     even_levels,
+    gluoncv_levels,
+    mxnet_levels,
     paper_levels,
 )
 
 SSD300_MAPS = [(side, side) for side in (38, 19, 10, 5, 3, 1)]
 SSD512_MAPS = [(side, side) for side in (64, 32, 16, 8, 4, 2, 1)]
 RESNET_MAPS = [(side, side) for side in (32, 16, 8, 4, 2, 1)]
+MXNET_SSD512_MAPS = [*SSD512_MAPS[:-1], (2, 2)]
 
 
 def paper_boxes(image_size, maps):
@@ -74,17 +77,25 @@ def test_first_and_last_cell_of_ssd512():
 
 def test_a_map_that_is_not_square_keeps_ratios_in_pixels():
     # A picture twice as wide as high: a square of half its height is a quarter of its width.
-    boxes = default_boxes([(1, 2)], [AnchorLevel(scales=(0.5, 0.5), ratios=(1.0, 4.0))])
+    boxes = default_boxes([(1, 2)], [AnchorLevel(sizes=(0.5, 0.5), ratios=(1.0, 4.0))])
     first_cell = [[0.125, 0.25, 0.375, 0.75]] * 2 + [[0.0, 0.375, 0.5, 0.625]]
     second_cell = np.add(first_cell, [0.5, 0, 0.5, 0])
     assert_allclose(boxes, np.concatenate([first_cell, second_cell]))
 
 
-def test_offset_moves_the_centre_in_its_cell():
-    level = AnchorLevel(scales=(0.2, 0.2), ratios=(1.0,), step=0.5, offset=0.25)
+def test_steps_and_offsets_place_the_centres_by_row_and_column():
+    level = AnchorLevel(sizes=(0.2,), ratios=(1.0,), steps=(0.5, 0.4), offsets=(0.25, 0.5))
     boxes = default_boxes([(2, 2)], [level])
-    assert_allclose((boxes[0, :2] + boxes[0, 2:]) / 2, [0.125, 0.125])
-    assert_allclose((boxes[-1, :2] + boxes[-1, 2:]) / 2, [0.625, 0.625])
+    assert_allclose((boxes[0, :2] + boxes[0, 2:]) / 2, [0.2, 0.125], rtol=1e-6)
+    assert_allclose((boxes[-1, :2] + boxes[-1, 2:]) / 2, [0.6, 0.625], rtol=1e-6)
+
+
+def test_every_size_has_the_first_ratio_and_the_first_size_every_other():
+    level = AnchorLevel(sizes=(0.2, 0.4, 0.6), ratios=(4.0, 1.0))
+    assert level.anchors_per_cell == 4
+    boxes = default_boxes([(1, 1)], [level])
+    sides = [(0.4, 0.1), (0.8, 0.2), (1.2, 0.3), (0.2, 0.2)]
+    assert_allclose(boxes[:, 2:] - boxes[:, :2], sides, rtol=1e-6)
 
 
 def test_clip_keeps_anchors_in_the_image():
@@ -97,23 +108,23 @@ def test_clip_keeps_anchors_in_the_image():
 
 def test_even_levels_have_the_scales_of_ssd300():
     for even, paper in zip(even_levels(6), paper_levels(300, SSD300_MAPS), strict=True):
-        assert_allclose(even.scales, paper.scales)
+        assert_allclose(even.sizes, paper.sizes)
         assert even.ratios == paper.ratios
 
 
 def test_chained_levels_end_with_the_last_scale():
     levels = chained_levels([0.1, 0.3, 0.7], [1 / 4, 1 / 2])
     assert levels == (
-        AnchorLevel(scales=(0.1, 0.3), ratios=(1.0, 2.0, 0.5), step=1 / 4),
-        AnchorLevel(scales=(0.3, 0.7), ratios=(1.0, 2.0, 0.5), step=1 / 2),
+        AnchorLevel((0.1, (0.1 * 0.3) ** 0.5), (1.0, 2.0, 0.5), steps=(1 / 4, 1 / 4)),
+        AnchorLevel((0.3, (0.3 * 0.7) ** 0.5), (1.0, 2.0, 0.5), steps=(1 / 2, 1 / 2)),
     )
 
 
 def test_even_levels_of_a_small_network():
     levels = even_levels(4, smallest_scale=0.08, largest_scale=0.76)
     assert_allclose(
-        [level.scales for level in levels],
-        [(0.08, 0.16), (0.16, 0.36), (0.36, 0.56), (0.56, 0.76)],
+        [level.sizes for level in levels],
+        [(s, (s * t) ** 0.5) for s, t in ((0.08, 0.16), (0.16, 0.36), (0.36, 0.56), (0.56, 0.76))],
     )
     assert [level.anchors_per_cell for level in levels] == [4, 6, 4, 4]
 
@@ -121,6 +132,60 @@ def test_even_levels_of_a_small_network():
 def test_a_resnet_at_300_pixels_does_not_get_the_steps_of_vgg():
     maps = [(side, side) for side in (19, 10, 5, 3, 2, 1)]
     assert paper_levels(300, maps) == even_levels(6)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "maps", "count", "first_sizes"),
+    [
+        (300, SSD300_MAPS, 8732, (0.1, 0.2, 0.37, 0.54, 0.71, 0.88)),
+        (512, MXNET_SSD512_MAPS, 24576, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)),
+        (512, SSD512_MAPS, 24564, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)),
+        (512, RESNET_MAPS, 6132, (0.1, 0.2, 0.37, 0.54, 0.71, 0.88)),
+        (64, [(4, 4), (2, 2), (1, 1), (1, 1)], 4 * 16 + 6 * 4 + 8, (0.1, 0.2, 0.55, 0.9)),
+    ],
+)
+def test_mxnet_levels(image_size, maps, count, first_sizes):
+    levels = mxnet_levels(image_size, maps)
+    assert default_boxes(maps, levels).shape == (count, 4)
+    assert [level.sizes[0] for level in levels] == pytest.approx(first_sizes)
+    # The last size ends where the next percents would begin.
+    following = [*first_sizes[1:], 1.25 if len(maps) == 4 else 1.05]
+    geometric = np.sqrt(np.multiply(first_sizes, following))
+    assert_allclose([level.sizes[1] for level in levels], geometric)
+
+
+def test_most_anchors_of_the_last_map_of_mxnets_ssd512_lie_outside():
+    """Two cells of a step that is the whole image."""
+    boxes = default_boxes(MXNET_SSD512_MAPS, mxnet_levels(512, MXNET_SSD512_MAPS))[-16:]
+    centres = (boxes[::4, :2] + boxes[::4, 2:]) / 2
+    assert_allclose(centres, [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5]], rtol=1e-6)
+
+
+def test_mxnets_resnet_has_the_steps_of_its_maps():
+    assert all(level.steps is None for level in mxnet_levels(300, RESNET_MAPS))
+    assert mxnet_levels(300, SSD300_MAPS)[4].steps == (100 / 300, 100 / 300)
+
+
+def test_legacy_levels_of_mxnet_have_rounded_sizes():
+    levels = mxnet_levels(512, SSD512_MAPS, legacy=True)
+    assert levels[1].sizes == (0.15, 0.2121)
+    assert levels[1].steps == (1 / 32, 1 / 32)
+    assert mxnet_levels(300, SSD300_MAPS, legacy=True)[0].sizes == (0.1, 0.141)
+
+
+@pytest.mark.parametrize(("count", "legacy"), [(2, False), (5, True)])
+def test_mxnet_has_no_levels_for_few_maps(count, legacy):
+    with pytest.raises(UserError, match=f"got {count} feature maps"):
+        mxnet_levels(64, [(2, 2)] * count, legacy=legacy)
+
+
+def test_gluoncv_differs_from_the_paper_at_512_pixels():
+    vgg, paper = gluoncv_levels(512, SSD512_MAPS), paper_levels(512, SSD512_MAPS)
+    assert vgg[0].sizes == pytest.approx((51.2 / 512, (51.2 * 76.8) ** 0.5 / 512))
+    assert vgg[1:] == paper[1:]
+    resnet = gluoncv_levels(512, RESNET_MAPS)
+    assert resnet[-1].sizes == pytest.approx((450.6 / 512, (450.6 * 492) ** 0.5 / 512))
+    assert gluoncv_levels(300, SSD300_MAPS) == paper_levels(300, SSD300_MAPS)
 
 
 def test_levels_and_maps_must_agree():
