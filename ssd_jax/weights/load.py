@@ -6,27 +6,33 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from ssd_jax.errors import UserError
-from ssd_jax.weights.maps import NameMap, find_map
-from ssd_jax.weights.readers import read_safetensors
+from ssd_jax.weights.layouts import find_layout
+from ssd_jax.weights.maps import NameMap, Target
+from ssd_jax.weights.readers import WeightFile, read_weights
 
 # Surprises of a kind that the report names one by one.
 _LISTED = 10
+# What to give as `reinitialise` to train on other classes.
+HEADS = ("params/heads/*",)
 
 
 class LoadReport(NamedTuple):
     """What became of every array; `unused` and `ignored` name the file's, the rest ours.
 
     `missing`, `unused` and `misshaped` are surprises. `kept` are paths of ours that were known not
-    to be in the file and keep their values; `ignored` are its names that were known not to be
-    wanted. `metadata` is the file's own, for example the input that the weights expect.
+    to be in the file and keep their values; `reinitialised` are mis-shaped ones that were allowed
+    to; `ignored` are names of the file that were known not to be wanted. `metadata` is what the
+    file or its host says, its sha256, and the input that the weights expect.
     """
 
-    path: str
+    source: str
     layout: str
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
+    reinitialised: tuple[str, ...]
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
@@ -39,7 +45,7 @@ class LoadReport(NamedTuple):
         return not (self.missing or self.unused or self.misshaped)
 
     def __str__(self) -> str:
-        lines = [f"weights from {self.path} ({self.layout})"]
+        lines = [f"weights from {self.source} ({self.layout})"]
         for word, paths in (
             ("loaded", self.loaded),
             ("kept as they were", self.kept),
@@ -47,62 +53,83 @@ class LoadReport(NamedTuple):
         ):
             if paths:
                 lines.append(f"  {word}: {len(paths)}, {paths[0]} to {paths[-1]}")
-        for word, surprises in (
+        for word, paths in (
+            ("RE-INITIALISED, as asked", self.reinitialised),
             ("MISSING in the file", self.missing),
             ("UNUSED in the file", self.unused),
             ("MIS-SHAPED", self.misshaped),
         ):
-            if surprises:
-                lines.append(f"  {word}: {len(surprises)}")
-                lines += [f"    {surprise}" for surprise in surprises[:_LISTED]]
-            if len(surprises) > _LISTED:
-                lines.append(f"    and {len(surprises) - _LISTED} more")
+            if paths:
+                lines.append(f"  {word}: {len(paths)}")
+                lines += [f"    {path}" for path in paths[:_LISTED]]
+            if len(paths) > _LISTED:
+                lines.append(f"    and {len(paths) - _LISTED} more")
         lines += [f"  {word}: {text}" for word, text in sorted(self.metadata.items())]
         return "\n".join(lines)
 
 
 def load_weights(
     variables: dict,
-    path: str | os.PathLike,
+    source: str | os.PathLike | WeightFile,
     *,
+    backbone: str | None = None,
     name_map: NameMap | None = None,
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
+    reinitialise: Sequence[str] = (),
 ) -> tuple[dict, LoadReport]:
-    """Put a safetensors file into `variables`; give the new variables and the report.
+    """Put a weight file into `variables`; give the new variables, float32, and the report.
 
-    Without `name_map` the layout is told from the names. The patterns (as in `maps`) add to those
-    that the map itself expects: `allow_missing` to our paths that the file may lack,
-    `allow_unused` to names of the file that we may leave. Raises UserError, with the whole report,
-    on anything else that is missing or unused and on every shape that differs.
+    `source` is as in `read_weights`, or what it gave. Leaves of `variables` that the file does not
+    fill are passed on; only the shapes of the others matter. Without `name_map` the layout is told
+    from the names. Of networks with the same parameters, `backbone` makes sure that it is the one
+    that the file was trained for.
+
+    The patterns (as in `maps`) add to those that the map itself expects: `allow_missing` to our
+    paths that the file may lack, `allow_unused` to names of the file that we may leave. Paths that
+    match `reinitialise` keep the values of `variables` where the shapes differ. Raises UserError,
+    with the whole report, on anything else that is missing or unused and on every other shape.
     """
-    file = read_safetensors(path)
-    name_map = name_map or find_map(file.tensors)
-    ours = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    file = source if isinstance(source, WeightFile) else read_weights(source)
+    name_map = name_map or find_layout(file.tensors)
+    _check_backbone(file, name_map, backbone)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    ours = {_joined(path): leaf.shape for path, leaf in leaves}
     arrays, misshaped, extra = {}, {}, []
     for name, tensor in file.tensors.items():
         target = name_map.targets.get(name)
-        if target is None or target.path not in ours:
+        if target is None or target.path not in ours or target.path in arrays:
             extra.append(name)
             continue
-        array, expected = target.transform(tensor), ours[target.path].shape
-        if array.shape == expected:
-            arrays[target.path] = array
+        array = _fitted(target, tensor, ours[target.path])
+        if isinstance(array, str):
+            misshaped[target.path] = array
         else:
-            misshaped[target.path] = f"{array.shape} in the file, {expected} in the model"
+            arrays[target.path] = array
+    for name in name_map.biases.keys() & set(extra):
+        mean = arrays.get(name_map.biases[name])
+        if mean is not None and mean.shape == file.tensors[name].shape:
+            mean -= file.tensors[name]
+            extra.remove(name)
+
+    reinitialised, wrong = _expected_or_not(misshaped, reinitialise)
     absent = ours.keys() - arrays.keys() - misshaped.keys()
     kept, missing = _expected_or_not(absent, (*name_map.not_in_file, *allow_missing))
     ignored, unused = _expected_or_not(extra, (*name_map.not_for_us, *allow_unused))
     report = LoadReport(
-        path=os.fspath(path),
+        source=file.source,
         layout=name_map.name,
         loaded=tuple(sorted(arrays)),
         kept=kept,
+        reinitialised=tuple(f"{path}: {misshaped[path]}" for path in reinitialised),
         ignored=ignored,
         missing=missing,
         unused=unused,
-        misshaped=tuple(f"{path}: {problem}" for path, problem in sorted(misshaped.items())),
-        metadata=file.metadata,
+        misshaped=tuple(f"{path}: {misshaped[path]}" for path in wrong),
+        metadata={
+            **file.metadata,
+            **({"expects": name_map.expects} if name_map.expects else {}),
+        },
     )
     if not report.is_clean:
         raise UserError(f"{report}\n{_advice(report)}")
@@ -110,6 +137,28 @@ def load_weights(
         lambda path, leaf: arrays.get(_joined(path), leaf), variables
     )
     return loaded, report
+
+
+def _fitted(target: Target, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | str:
+    """Our own copy of the tensor, or what is wrong with it."""
+    try:
+        array = target.transform(tensor)
+    except (ValueError, IndexError):  # it has not the rank of what it is called
+        array = tensor
+    if array.shape != shape:
+        return f"{array.shape} in the file, {shape} in the model"
+    # bfloat16 is no NumPy type of its own, so np.floating does not cover it.
+    if array.dtype.name != "bfloat16" and not np.issubdtype(array.dtype, np.floating):
+        return f"{array.dtype} in the file, float32 in the model"
+    return np.array(array, np.float32, order="C")
+
+
+def _check_backbone(file: WeightFile, name_map: NameMap, backbone: str | None) -> None:
+    if backbone and name_map.backbones and backbone not in name_map.backbones:
+        raise UserError(
+            f"{file.source}: got weights of {name_map.name}, expected weights for the backbone "
+            f"{backbone}. Take another file, or the backbone {' or '.join(name_map.backbones)}."
+        )
 
 
 def _joined(path: tuple) -> str:
@@ -128,7 +177,12 @@ def _expected_or_not(
 
 def _advice(report: LoadReport) -> str:
     advice = []
-    if report.misshaped:
+    if any(path.startswith("params/heads/") for path in report.misshaped):
+        advice.append(
+            "The heads of the file are for other classes or anchors: to begin with new ones, give "
+            f"--reinit-heads, or reinitialise={HEADS!r}."
+        )
+    if any(not path.startswith("params/heads/") for path in report.misshaped):
         advice.append(
             "A shape that differs in channels only is another width: published weights fit a "
             "model of width 1.0."

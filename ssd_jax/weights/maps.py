@@ -1,37 +1,22 @@
-"""Which tensor of a weight file belongs where in our tree, as explicit tables.
+"""What a table of names is made of: which tensor of a weight file belongs where in our tree.
 
 Our paths are written collection/module/.../leaf, for example "params/backbone/conv1_1/kernel".
-Patterns are shell globs, in which * also crosses slashes.
+Patterns are shell globs, in which * also crosses slashes. The tables stand in `maps_*.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from ssd_jax.errors import UserError
-
-_VGG16_CONVOLUTIONS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # convolutions in each block
-_VGG16_NAMES = tuple(
-    f"conv{block}_{index}"
-    for block, convolutions in _VGG16_CONVOLUTIONS.items()
-    for index in range(1, convolutions + 1)
-)
-# Where torchvision's `vgg16().features` holds them, between ReLUs and pools.
-_TORCHVISION_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-# A classification network knows nothing of what SSD adds to it.
-_NEW_IN_SSD = (
-    "params/backbone/conv4_3_norm/*",
-    "params/backbone/fc6*",
-    "params/backbone/fc7*",
-    "params/extras/*",
-    "params/heads/*",
-    "*_bn/*",
-)
-
 
 class Target(NamedTuple):
-    """A path of ours, and what turns the file's array into ours."""
+    """A path of ours, and what turns the file's array into ours.
+
+    The transform may raise ValueError or IndexError for an array of another rank, which is then
+    reported as mis-shaped. What it gives may be a view: it is copied.
+    """
 
     path: str
     transform: Callable[[np.ndarray], np.ndarray]
@@ -40,61 +25,41 @@ class Target(NamedTuple):
 class NameMap(NamedTuple):
     """One layout of weight files: name in the file -> target.
 
-    `not_in_file` are our paths that such a file never holds, `not_for_us` its names that we do not
-    take.
+    `not_in_file` are our paths that such a file need not hold, `not_for_us` its names that we do
+    not take. `biases` are of convolutions that have none in our network: name in the file -> the
+    running mean of ours behind that convolution, from which it is subtracted, because
+    (x + bias) - mean = x - (mean - bias). `backbones` are the networks that compute what the file
+    was trained for, and `expects` is the input that it was trained on.
     """
 
     name: str
     targets: dict[str, Target]
     not_in_file: tuple[str, ...] = ()
     not_for_us: tuple[str, ...] = ()
+    biases: Mapping[str, str] = MappingProxyType({})
+    backbones: tuple[str, ...] = ()
+    expects: str = ""
 
 
-def _unchanged(array: np.ndarray) -> np.ndarray:
+def unchanged(array: np.ndarray) -> np.ndarray:
+    """Give the same array."""
     return array
 
 
-def _oihw_to_hwio(kernel: np.ndarray) -> np.ndarray:
-    # An array that is no kernel at all goes on as it is, to be reported as mis-shaped.
-    return np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)) if kernel.ndim == 4 else kernel
+def oihw_to_hwio(kernel: np.ndarray) -> np.ndarray:
+    """Turn a kernel of PyTorch or MXNet into Flax's order; a view."""
+    return kernel.transpose(2, 3, 1, 0)
 
 
-VGG16_CAFFE_NAMES = NameMap(
-    name="vgg16 with Caffe's names, HWIO",
-    targets={
-        f"{conv}/{leaf}": Target(f"params/backbone/{conv}/{leaf}", _unchanged)
-        for conv in _VGG16_NAMES
-        for leaf in ("kernel", "bias")
-    },
-    not_in_file=_NEW_IN_SSD,
-)
-
-VGG16_TORCHVISION = NameMap(
-    name="vgg16 of torchvision",
-    targets={
-        f"features.{index}.{leaf}": Target(f"params/backbone/{conv}/{ours}", transform)
-        for index, conv in zip(_TORCHVISION_INDICES, _VGG16_NAMES, strict=True)
-        for leaf, ours, transform in (
-            ("weight", "kernel", _oihw_to_hwio),
-            ("bias", "bias", _unchanged),
-        )
-    },
-    not_in_file=_NEW_IN_SSD,
-    # The classifier, as torchvision and as timm call it.
-    not_for_us=("classifier.*", "pre_logits.*", "head.*"),
-)
-
-_MAPS = (VGG16_CAFFE_NAMES, VGG16_TORCHVISION)
+def norm_targets(path: str, scale: str, bias: str, mean: str, var: str) -> dict[str, Target]:
+    """Give the targets of a BatchNorm: its four names in the file, and `path`, our module."""
+    return {
+        scale: Target(f"params/{path}/scale", unchanged),
+        bias: Target(f"params/{path}/bias", unchanged),
+        mean: Target(f"batch_stats/{path}/mean", unchanged),
+        var: Target(f"batch_stats/{path}/var", unchanged),
+    }
 
 
-def find_map(names: Iterable[str]) -> NameMap:
-    """Give the map that knows any of the names; no two maps share one."""
-    names = list(names)
-    for name_map in _MAPS:
-        if not name_map.targets.keys().isdisjoint(names):
-            return name_map
-    known = "; ".join(f"{m.name} ({next(iter(m.targets))}, ...)" for m in _MAPS)
-    raise UserError(
-        f"no known layout of weights has any of the names {', '.join(sorted(names)[:5])}, ... "
-        f"({len(names)} in all). Known are: {known}."
-    )
+TORCHVISION_INPUT = "config.preprocess: mean (123.675, 116.28, 103.53), std (58.395, 57.12, 57.375)"
+CAFFE_INPUT = "config.preprocess: mean (123.68, 116.779, 103.939), std (1, 1, 1)"

@@ -1,5 +1,7 @@
 """Weight files of other frameworks -> NumPy arrays by name."""
 
+import hashlib
+import mmap
 import os
 from typing import NamedTuple
 
@@ -7,33 +9,69 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ssd_jax.errors import UserError
+from ssd_jax.weights.hub import HUB, fetch
+from ssd_jax.weights.keras_h5 import HDF5_MAGIC, read_keras_arrays
+from ssd_jax.weights.mxnet_params import LIST_MAGIC, parse_mxnet_params
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class WeightFile(NamedTuple):
-    """The tensors of a file under the names that the file gives them, and what it says of them."""
+    """The tensors of a file under the names and in the types that the file gives them.
 
+    `source` is where it came from, `metadata` what the file, or the hub, says of it, and `sha256`.
+    """
+
+    source: str
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
 
 
-def read_safetensors(path: str | os.PathLike) -> WeightFile:
-    """Read every tensor; bfloat16, float16 and float64 become float32."""
-    path = os.fspath(path)
+def read_weights(source: str | os.PathLike) -> WeightFile:
+    """Read a file, or fetch and read `hf://owner/repo/file[@revision]`.
+
+    Known are safetensors, MXNet `.params` and Keras `.h5`, told by their first bytes. The arrays
+    of a `.params` file stay in the file, mapped into memory, until they are copied. Raises
+    UserError on every file that cannot be read whole.
+    """
+    source = os.fspath(source)
+    path, metadata = fetch(source) if source.startswith(HUB) else (source, {})
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such weight file. Expected a .safetensors file there.")
+        raise UserError(
+            f"{path}: no such weight file. Expected a .safetensors, .params or .h5 file there, or "
+            f"a name on the hub, {HUB}owner/repo/file."
+        )
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if head == LIST_MAGIC.to_bytes(8, "little"):
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            tensors, own = parse_mxnet_params(memoryview(mapped), path), {}
+        elif head == HDF5_MAGIC:
+            tensors, own = read_keras_arrays(path), {}
+        elif head.startswith(_GZIP_MAGIC):
+            raise UserError(
+                f"{path}: an archive, expected a file of weights. Import a model.tar.gz of "
+                f"SageMaker with `ssd-jax weights import {path} --out DIR`."
+            )
+        else:
+            tensors, own = _read_safetensors(path)
+    return WeightFile(source, tensors, {**own, **metadata, "sha256": file_sha256(path)})
+
+
+def file_sha256(path: str) -> str:
+    """Give the digest by which a file can be told from every other."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            return WeightFile(tensors, file.metadata() or {})
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy has not
         raise UserError(
-            f"{path}: not a readable safetensors file ({error}). It may be cut short or of another "
-            "format; fetch or write it again."
+            f"{path}: not a readable file of weights: not MXNet .params, not HDF5, and as "
+            f"safetensors: {error}. It may be cut short or of another format; fetch or write it "
+            "again."
         ) from error
-
-
-def _as_float32(tensor: np.ndarray) -> np.ndarray:
-    # bfloat16 is no NumPy type of its own, so np.floating does not cover it.
-    if tensor.dtype.name == "bfloat16" or np.issubdtype(tensor.dtype, np.floating):
-        return tensor.astype(np.float32)
-    return tensor

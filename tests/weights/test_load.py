@@ -1,4 +1,7 @@
+import tracemalloc
+
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -6,8 +9,10 @@ from safetensors.numpy import save_file
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.models.ssd import build_model
-from ssd_jax.weights.load import load_weights
-from ssd_jax.weights.maps import VGG16_CAFFE_NAMES, VGG16_TORCHVISION
+from ssd_jax.weights.load import HEADS, load_weights
+from ssd_jax.weights.maps import NameMap, Target, unchanged
+from ssd_jax.weights.maps_vgg import VGG16_CAFFE_NAMES, VGG16_TORCHVISION
+from ssd_jax.weights.readers import WeightFile
 
 
 def network(**keywords):
@@ -61,7 +66,8 @@ def test_a_caffe_style_file_fills_the_convolutions_and_nothing_else(load, variab
     assert len(report.loaded) + len(report.kept) == len(jax.tree.leaves(variables))
     assert "params/extras/conv6_1/kernel" in report.kept
     assert report.is_clean
-    assert report.metadata == {"input": "RGB 0..255 minus a mean"}
+    assert report.metadata["input"] == "RGB 0..255 minus a mean"
+    assert len(report.metadata["sha256"]) == 64
 
 
 def test_the_report_reads_well(load, tensors):
@@ -72,17 +78,39 @@ def test_the_report_reads_well(load, tensors):
     assert "input: RGB 0..255 minus a mean" in text
 
 
-def test_a_torchvision_file_gives_the_same_and_its_classifier_is_ignored(load, tensors):
-    torch_names = {t.path: name for name, t in VGG16_TORCHVISION.targets.items()}
-    as_torch = {
-        torch_names[target.path]: np.ascontiguousarray(
-            tensors[name].transpose(3, 2, 0, 1) if tensors[name].ndim == 4 else tensors[name]
+def as_torch(tensors):
+    """The same in torchvision's names and order."""
+    names = {target.path: name for name, target in VGG16_TORCHVISION.targets.items()}
+    return {
+        names[VGG16_CAFFE_NAMES.targets[name].path]: np.ascontiguousarray(
+            tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor
         )
-        for name, target in VGG16_CAFFE_NAMES.targets.items()
+        for name, tensor in tensors.items()
     }
-    loaded, report = load({**as_torch, "classifier.6.bias": np.zeros(3, np.float32)})
+
+
+def test_a_torchvision_file_gives_the_same_and_its_last_layer_is_ignored(load, tensors):
+    last = {"classifier.6.bias": np.zeros(3, np.float32)}
+    loaded, report = load({**as_torch(tensors), **last})
     jax.tree.map(np.testing.assert_array_equal, loaded, load(tensors)[0])
     assert report.ignored == ("classifier.6.bias",)
+    assert "std (58.395, 57.12, 57.375)" in str(report)
+
+
+def test_dense_layers_of_a_file_fill_fc6_and_fc7(load, tensors):
+    units, channels = 4 * 64, 32  # at this width
+    dense = {
+        "classifier.0.weight": np.ones((units, channels * 49), np.float32),
+        "classifier.0.bias": np.arange(units, dtype=np.float32),
+        "classifier.3.weight": np.eye(units, dtype=np.float32),
+        "classifier.3.bias": np.zeros(units, np.float32),
+    }
+    loaded, report = load({**as_torch(tensors), **dense})
+    assert len(report.loaded) == 30
+    np.testing.assert_array_equal(
+        loaded["params"]["backbone"]["fc6"]["bias"], np.arange(0, units, 4)
+    )
+    np.testing.assert_array_equal(loaded["params"]["backbone"]["fc7"]["kernel"][0, 0], np.eye(64))
 
 
 def test_convolutions_fit_a_network_with_batch_norm_too(load, tensors):
@@ -128,3 +156,118 @@ def test_another_width_is_refused_and_the_advice_says_width(load, tensors):
 def test_an_array_of_another_rank_is_mis_shaped(load, variables):
     with pytest.raises(UserError, match=r"conv1_1/kernel: \(7,\) in the file, \(3, 3, 3, 8\) in"):
         load({"features.0.weight": np.zeros(7, np.float32)})
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Variables of a convolution with BatchNorm, and a head."""
+    zeros = np.zeros(2, np.float32)
+    return {
+        "params": {
+            "backbone": {"conv": {"kernel": np.zeros((1, 1, 3, 2), np.float32)}},
+            "heads": {"class_0": {"bias": zeros}},
+        },
+        "batch_stats": {"backbone": {"conv_bn": {"mean": zeros}}},
+    }
+
+
+SMALL = NameMap(
+    "small",
+    {
+        "kernel": Target("params/backbone/conv/kernel", unchanged),
+        "head": Target("params/heads/class_0/bias", unchanged),
+        "head again": Target("params/heads/class_0/bias", unchanged),
+        "mean": Target("batch_stats/backbone/conv_bn/mean", unchanged),
+    },
+    biases={"bias": "batch_stats/backbone/conv_bn/mean"},
+    backbones=("one",),
+    expects="grey pictures",
+)
+FILE = {
+    "kernel": np.ones((1, 1, 3, 2), np.float64),
+    "head": np.array([5, 6], ml_dtypes.bfloat16),
+    "mean": np.array([3, 4], np.float16),
+}
+
+
+def load_small(small, changes=(), **keywords):
+    file = WeightFile("w", {**FILE, **dict(changes)}, {})
+    return load_weights(small, file, name_map=SMALL, **keywords)
+
+
+def test_every_float_becomes_our_own_float32(small):
+    loaded, report = load_small(small)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"float32"}
+    np.testing.assert_array_equal(loaded["params"]["heads"]["class_0"]["bias"], [5, 6])
+    assert not np.shares_memory(loaded["params"]["backbone"]["conv"]["kernel"], FILE["kernel"])
+    assert report.metadata == {"expects": "grey pictures"}
+
+
+def test_only_shapes_of_the_variables_are_asked_for(small):
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), small)
+    jax.tree.map(np.testing.assert_array_equal, load_small(shapes)[0], load_small(small)[0])
+
+
+def test_a_bias_before_batch_norm_goes_into_its_mean(small):
+    loaded, report = load_small(small, {"bias": np.array([1, 2], np.float32)})
+    np.testing.assert_array_equal(loaded["batch_stats"]["backbone"]["conv_bn"]["mean"], [2, 2])
+    assert not report.ignored
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), ()])
+def test_a_bias_of_another_shape_is_refused(small, shape):
+    with pytest.raises(UserError, match=r"UNUSED in the file: 1\n    bias"):
+        load_small(small, {"bias": np.zeros(shape, np.float32)})
+
+
+def test_a_mis_shaped_head_is_made_new_only_when_asked_and_is_told(small):
+    other = {"head": np.zeros(7, np.float32)}
+    with pytest.raises(
+        UserError, match=r"MIS-SHAPED: 1\n(.*\n)*.*--reinit-heads, or reinitialise="
+    ):
+        load_small(small, other)
+    loaded, report = load_small(small, other, reinitialise=HEADS)
+    assert loaded["params"]["heads"] == small["params"]["heads"]
+    assert report.reinitialised == (
+        "params/heads/class_0/bias: (7,) in the file, (2,) in the model",
+    )
+    assert "RE-INITIALISED, as asked: 1\n    params/heads/class_0/bias" in str(report)
+
+
+def test_a_head_that_fits_is_loaded_even_so(small):
+    loaded, report = load_small(small, reinitialise=HEADS)
+    np.testing.assert_array_equal(loaded["params"]["heads"]["class_0"]["bias"], [5, 6])
+    assert not report.reinitialised
+
+
+def test_only_what_is_asked_for_is_made_new(small):
+    with pytest.raises(UserError, match="MIS-SHAPED"):
+        load_small(small, {"kernel": np.zeros((1, 1, 3, 9), np.float32)}, reinitialise=HEADS)
+
+
+def test_integers_are_no_weights(small):
+    with pytest.raises(UserError, match=r"class_0/bias: int64 in the file, float32 in the model"):
+        load_small(small, {"head": np.array([5, 6])})
+
+
+def test_two_arrays_for_one_place_are_refused(small):
+    with pytest.raises(UserError, match=r"UNUSED in the file: 1\n    head again"):
+        load_small(small, {"head again": np.zeros(2, np.float32)})
+
+
+def test_weights_of_another_backbone_with_the_same_parameters_are_refused(small):
+    assert load_small(small, backbone="one")[1].is_clean
+    with pytest.raises(UserError, match="got weights of small, expected weights for the backbone"):
+        load_small(small, backbone="two")
+
+
+def test_loading_takes_one_copy(small):
+    megabytes = 8
+    big = {"a": np.ones(megabytes * 2**18, np.float32)}
+    file = WeightFile("w", big, {})
+    shapes = {"a": jax.ShapeDtypeStruct(big["a"].shape, np.float32)}
+    tracemalloc.start()
+    load_weights(shapes, file, name_map=NameMap("one", {"a": Target("a", unchanged)}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.1 * megabytes * 2**20

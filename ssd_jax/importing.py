@@ -1,0 +1,175 @@
+"""Weights from elsewhere into the folder of a run, and out of one into another."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ssd_jax import config as configs
+from ssd_jax.config_check import check
+from ssd_jax.detector import load_trained, open_checkpoints
+from ssd_jax.errors import UserError
+from ssd_jax.experiment import Network, build_network
+from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.models.ssd import feature_shapes
+from ssd_jax.ops.anchors import default_boxes
+from ssd_jax.recipes import recipe_config
+from ssd_jax.sharding import make_mesh
+from ssd_jax.train.state import create_state
+from ssd_jax.weights.archive import is_archive
+from ssd_jax.weights.artefact import Artefact, read_artefact
+from ssd_jax.weights.load import HEADS, LoadReport, load_weights
+from ssd_jax.weights.maps import NameMap, Target, unchanged
+from ssd_jax.weights.readers import WeightFile
+
+CONFIG_FILE = "config.json"
+REPORT_FILE = "import.txt"
+# MXNet prints the sizes of anchors with six digits, so no anchor lies further off than this.
+_SAME_ANCHOR = 1e-5
+
+
+def import_weights(
+    source: str,
+    workdir: pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    classes: Sequence[str] = (),
+    assignments: Sequence[tuple[str, str]] = (),
+    reinit_heads: bool = False,
+) -> LoadReport:
+    """Make the folder of a run, at step 0, of a trained detector.
+
+    `source` is a model.tar.gz of SageMaker Object Detection, which says itself what network it is
+    for, or any file that `read_weights` knows, for the network of `config`. `assignments` change
+    the settings, as `config.override` takes them. `classes` are the names, which no artefact
+    holds; class_0, class_1, ... if none are given. With `reinit_heads`, heads that are for another
+    number of classes are made new. The report is also written into the folder.
+    """
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir}: it is not empty. Give a new folder.")
+    if is_archive(source):
+        if config is not None:
+            raise UserError(f"{source}: an artefact says itself what it is. Leave out the config.")
+        artefact = read_artefact(source)
+        config = recipe_config("sagemaker", artefact.settings["model.backbone"])
+        config.update_from_flattened_dict(artefact.settings)
+        weights = artefact.weights
+    elif config is not None:
+        artefact, weights = None, source
+    else:
+        raise UserError(
+            f"{source}: the file does not say what network it is for. Give its config, "
+            "--config FILE."
+        )
+    configs.override(config, assignments)
+    config.data.classes = _class_names(config, classes, artefact, reinit_heads)
+    check(config)
+    network = build_network(config, len(config.data.classes))
+    if artefact:
+        _check_anchors(source, artefact, network, config)
+    variables, report = load_weights(
+        variable_shapes(network.model, config.model.image_size),
+        weights,
+        backbone=config.model.backbone,
+        reinitialise=HEADS if reinit_heads else (),
+    )
+    if report.kept or report.reinitialised:
+        first = init_variables(network.model, config.model.image_size, seed=config.seed)
+        variables = jax.tree.map(
+            lambda loaded, new: new if isinstance(loaded, jax.ShapeDtypeStruct) else loaded,
+            variables,
+            first,
+        )
+    _write_run(config, variables, report, workdir)
+    return report
+
+
+def start_from(
+    variables: dict,
+    source: str,
+    *,
+    backbone: str | None = None,
+    reinitialise: Sequence[str] = (),
+) -> tuple[dict, LoadReport]:
+    """Variables to begin a training with, and what was loaded.
+
+    `source` is the folder of a run, of which the checkpoint is taken that its config selects, or
+    anything that `load_weights` takes; the other words are its as well.
+    """
+    if not pathlib.Path(source).is_dir():
+        return load_weights(variables, source, backbone=backbone, reinitialise=reinitialise)
+    file, own = _read_run(pathlib.Path(source))
+    return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
+
+
+def _read_run(workdir: pathlib.Path) -> tuple[WeightFile, NameMap]:
+    config = configs.read_config(workdir / CONFIG_FILE)
+    trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
+    tensors = {
+        "/".join(entry.key for entry in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
+    }
+    own = NameMap(
+        f"a run of ours, {config.model.backbone}",
+        {name: Target(name, unchanged) for name in tensors},
+        backbones=(config.model.backbone,),
+    )
+    about = {"classes": ", ".join(trained.classes)}
+    return WeightFile(f"{workdir}, step {trained.step}", tensors, about), own
+
+
+def _class_names(
+    config: ConfigDict, classes: Sequence[str], artefact: Artefact | None, reinit_heads: bool
+) -> tuple[str, ...]:
+    names = tuple(classes) or tuple(config.data.classes)
+    if artefact and not names:
+        return tuple(f"class_{index}" for index in range(artefact.num_classes))
+    if not names:
+        raise UserError(
+            "the file does not say how its classes are called. Give them, --classes NAME,NAME,..."
+        )
+    if artefact and len(names) != artefact.num_classes and not reinit_heads:
+        raise UserError(
+            f"got {len(names)} names of classes, expected {artefact.num_classes}, which the "
+            "artefact was trained on. Give all of them, or --reinit-heads to begin with new heads."
+        )
+    return names
+
+
+def _check_anchors(source: str, artefact: Artefact, network: Network, config: ConfigDict) -> None:
+    """The loaded heads mean what they say only with the anchors that they were trained with."""
+    per_cell = tuple(level.anchors_per_cell for level in artefact.levels)
+    ours = network.model.heads.anchors_per_cell
+    if per_cell != ours:
+        raise UserError(
+            f"{source}: its symbol has {per_cell} anchors a cell on its feature maps, the recipe "
+            f"{config.recipe} has {ours} at {config.model.image_size} px. Such a network cannot be "
+            "imported."
+        )
+    shapes = feature_shapes(
+        **{word: config.model[word] for word in ("backbone", "image_size", "extras", "first_stage")}
+    )
+    furthest = np.abs(default_boxes(shapes, artefact.levels) - network.anchors).max()
+    if furthest > _SAME_ANCHOR:
+        raise UserError(
+            f"{source}: the anchors of its symbol lie up to {furthest:.2g} of the image away from "
+            f"those of the recipe {config.recipe} at {config.model.image_size} px, expected at "
+            f"most {_SAME_ANCHOR:.0e}. Set config.anchors to those of the symbol: "
+            f"{[level.sizes for level in artefact.levels]}."
+        )
+
+
+def _write_run(
+    config: ConfigDict, variables: dict[str, Any], report: LoadReport, workdir: pathlib.Path
+) -> None:
+    """Leaves what a training leaves, but without an optimizer's state."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    state = create_state(variables, optax.identity(), make_mesh(jax.local_devices()[:1]))
+    with open_checkpoints(config, workdir) as checkpoints:
+        checkpoints.save(state, None, classes=config.data.classes)
+    (workdir / REPORT_FILE).write_text(f"{report}\n")
+    configs.save_config(config, workdir / CONFIG_FILE)

@@ -1,0 +1,72 @@
+"""Weight files by name from the Hugging Face hub, through the optional `huggingface_hub`."""
+
+import json
+import pathlib
+import re
+import types
+
+from ssd_jax.errors import UserError
+
+HUB = "hf://"
+_NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+)(?:@(?P<revision>[^@]+))?")
+
+
+def fetch(name: str) -> tuple[str, dict[str, str]]:
+    """Download `hf://owner/repo/file[@revision]` into the hub's cache, if it is not there yet.
+
+    Gives its path, and the words that the load report shows: the commit, the licence, and for a
+    model of timm the preprocessing that its weights expect.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(
+            f"{name}: not the name of a file on the hub. Expected hf://owner/repo/file, and "
+            "@revision behind it if it is not the newest that you want."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{name}: fetching from the hub needs huggingface_hub, which is not installed. "
+            "Install it with: pip install 'ssd-jax[weights]'"
+        ) from error
+    try:
+        path = huggingface_hub.hf_hub_download(
+            match["repo"], match["file"], revision=match["revision"]
+        )
+    # The errors of the HTTP library below the hub, which is another one from version to version.
+    except Exception as error:
+        raise UserError(
+            f"{name}: could not be fetched ({_first_line(error)}). Check the name and the network, "
+            "or download the file yourself and give its path."
+        ) from error
+    return path, _about(huggingface_hub, match["repo"], match["revision"])
+
+
+def _about(hub: types.ModuleType, repo: str, revision: str | None) -> dict[str, str]:
+    try:
+        info = hub.model_info(repo, revision=revision)
+        about = {
+            "commit": info.sha,
+            "licence": (info.card_data or {}).get("license") or "not given",
+        }
+        if any(sibling.rfilename == "config.json" for sibling in info.siblings or ()):
+            config = hub.hf_hub_download(repo, "config.json", revision=info.sha)
+            about |= _preprocessing(pathlib.Path(config).read_text())
+        return about
+    except Exception as error:  # a file in the cache can be used without a network
+        return {"licence": f"not known, the hub gave no answer ({_first_line(error)})"}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _preprocessing(config: str) -> dict[str, str]:
+    """What timm's config.json says of mean and std, which are of images in 0..1."""
+    try:
+        expected = json.loads(config)["pretrained_cfg"]
+        mean, std = ([round(255 * x, 3) for x in expected[word]] for word in ("mean", "std"))
+    except (ValueError, KeyError, TypeError):  # another library's config
+        return {}
+    return {"preprocessing": f"config.preprocess: mean {mean}, std {std}"}

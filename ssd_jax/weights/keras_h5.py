@@ -1,0 +1,67 @@
+"""Keras `.h5` files, of weights only or of a whole model, through the optional `h5py`."""
+
+import numpy as np
+
+from ssd_jax.errors import UserError
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+# What Keras 1 called them; files written by it are still the ones that keras.applications fetches.
+_OLD_LEAVES = {
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",  # it held the variance
+}
+
+
+def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
+    """Give the arrays named layer/leaf, for example block1_conv1/kernel, bn_conv1/moving_mean.
+
+    Both layouts of Keras' HDF5 format are read, weights at the root and weights under
+    `model_weights`; and both generations of names.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading HDF5 needs h5py, which is not installed. Install it with: "
+            "pip install 'ssd-jax[keras]'"
+        ) from error
+    try:
+        with h5py.File(path) as file:
+            root = file.get("model_weights", file)
+            if "layer_names" not in root.attrs:
+                raise UserError(
+                    f"{path}: an HDF5 file without Keras' layer_names. Expected what "
+                    "model.save_weights('x.h5') or model.save('x.h5') of tf.keras 2 writes; a "
+                    "Keras 3 file ending in .weights.h5 has lost the names of its layers: save "
+                    "the model as .h5 instead."
+                )
+            tensors = {}
+            for layer in map(_text, root.attrs["layer_names"]):
+                for weight in map(_text, root[layer].attrs["weight_names"]):
+                    name = _own_name(layer, weight)
+                    if name in tensors:
+                        raise UserError(f"{path}: two arrays are called {name}, expected one.")
+                    tensors[name] = np.asarray(root[layer][weight])
+            return tensors
+    except UserError:
+        raise
+    # h5py raises all of these on damaged files.
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged HDF5 file of Keras ({error}). Fetch or write it again."
+        ) from error
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _own_name(layer: str, weight: str) -> str:
+    """Turn conv/kernel:0, conv_W_1:0 and, of a model as a layer, vgg16/conv/kernel:0 into one."""
+    *scopes, leaf = weight.split(":")[0].split("/")
+    if scopes:
+        return f"{scopes[-1]}/{leaf}"
+    leaf = leaf.removeprefix(f"{layer}_").removesuffix("_1")
+    return f"{layer}/{_OLD_LEAVES.get(leaf, leaf)}"

@@ -1,0 +1,188 @@
+import copy
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from weights.mxnet_files import params_bytes
+from weights.sagemaker_files import Made
+
+from ssd_jax import config as configs
+from ssd_jax.detector import Detector, open_checkpoints
+from ssd_jax.errors import UserError
+from ssd_jax.importing import import_weights, start_from
+
+THIN = (("model.width", str(1 / 64)),)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Made("vgg-16", image_size=300, num_classes=2)
+
+
+@pytest.fixture(scope="module")
+def archive(made, tmp_path_factory):
+    return made.write(tmp_path_factory.mktemp("artefact") / "model.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def imported(archive, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("imported")
+    return workdir, import_weights(archive, workdir, classes=("cat", "dog"), assignments=THIN)
+
+
+def trained_classes(workdir):
+    config = configs.read_config(workdir / "config.json")
+    with open_checkpoints(config, workdir) as checkpoints:
+        return checkpoints.classes(checkpoints.latest_step())
+
+
+def same(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_an_artefact_becomes_a_run_that_detects(imported):
+    workdir, _ = imported
+    detector = Detector.load(workdir)
+    assert detector.classes == ("cat", "dog")
+    assert detector.step == 0
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    (found,) = detector([cv2.imencode(".png", picture)[1].tobytes()])
+    assert len(found.scores) > 0
+    assert np.isfinite(found.boxes).all()
+
+
+def test_its_config_is_the_recipe_and_what_the_artefact_says(imported):
+    config = configs.read_config(imported[0] / "config.json")
+    assert config.recipe == "sagemaker"
+    assert (config.model.backbone, config.model.extras) == ("vgg16", "mxnet")
+    assert config.model.image_size == 300
+    assert config.preprocess.mean == (123.0, 117.0, 104.0)
+    assert config.detect.iou_threshold == 0.45
+    assert config.data.classes == ("cat", "dog")
+
+
+def test_the_report_is_given_and_written(imported):
+    workdir, report = imported
+    assert report.is_clean
+    assert not report.kept
+    assert (workdir / "import.txt").read_text() == f"{report}\n"
+
+
+def test_a_training_starts_from_what_was_imported(imported, made):
+    zeros = jax.tree.map(np.zeros_like, made.variables)
+    variables, report = start_from(zeros, str(imported[0]))
+    same(variables, made.variables)
+    assert report.metadata["classes"] == "cat, dog"
+    assert "step 0" in report.source
+    with pytest.raises(UserError, match="got weights of a run of ours, vgg16"):
+        start_from(zeros, str(imported[0]), backbone="resnet50")
+
+
+def test_a_training_on_other_classes_starts_with_new_heads_when_asked(imported, made):
+    other = copy.deepcopy(made.variables)
+    for name, head in other["params"]["heads"].items():
+        if name.startswith("class_"):
+            head["bias"] = np.full(len(head["bias"]) // 3 * 8, 7, np.float32)
+            head["kernel"] = np.zeros((*head["kernel"].shape[:3], len(head["bias"])), np.float32)
+    with pytest.raises(UserError, match="MIS-SHAPED: 12"):
+        start_from(other, str(imported[0]))
+    variables, report = start_from(other, str(imported[0]), reinitialise=("params/heads/*",))
+    assert len(report.reinitialised) == 12
+    same(variables["params"]["backbone"], made.variables["params"]["backbone"])
+    heads = variables["params"]["heads"]
+    same(heads["box_0"], made.variables["params"]["heads"]["box_0"])
+    same(heads["class_0"], other["params"]["heads"]["class_0"])
+
+
+def test_a_training_starts_from_a_file_too(made, tmp_path):
+    backbone = made.variables["params"]["backbone"]
+    tensors = {
+        f"{layer}/{leaf}": array
+        for layer, leaves in backbone.items()
+        if layer != "conv4_3_norm"
+        for leaf, array in leaves.items()
+    }
+    save_file(tensors, tmp_path / "w.safetensors")
+    zeros = jax.tree.map(np.zeros_like, made.variables)
+    variables, _ = start_from(zeros, str(tmp_path / "w.safetensors"), backbone="vgg16")
+    same(variables["params"]["backbone"]["fc7"], backbone["fc7"])
+
+
+def test_classes_are_numbered_when_nobody_names_them(archive, tmp_path):
+    import_weights(archive, tmp_path / "w", assignments=THIN)
+    assert trained_classes(tmp_path / "w") == ("class_0", "class_1")
+
+
+def test_other_classes_take_new_heads(archive, tmp_path):
+    names = ("a", "b", "c")
+    with pytest.raises(UserError, match=r"got 3 names of classes, expected 2.*--reinit-heads"):
+        import_weights(archive, tmp_path / "w", classes=names, assignments=THIN)
+    report = import_weights(
+        archive, tmp_path / "w", classes=names, assignments=THIN, reinit_heads=True
+    )
+    assert len(report.reinitialised) == 12
+    assert "RE-INITIALISED" in (tmp_path / "w" / "import.txt").read_text()
+    assert trained_classes(tmp_path / "w") == names
+
+
+def test_anchors_that_are_not_the_recipes_are_refused(made, tmp_path):
+    other = copy.deepcopy(made)
+    other.node("_contrib_MultiBoxPrior")["attrs"]["sizes"] = "(0.1,0.15)"
+    with pytest.raises(UserError, match=r"anchors of its symbol lie up to 0\.0043"):
+        import_weights(other.write(tmp_path / "m"), tmp_path / "w", assignments=THIN)
+    assert not (tmp_path / "w").exists()
+
+
+def test_another_number_of_anchors_is_refused(made, tmp_path):
+    other = copy.deepcopy(made)
+    for node in other.symbol["nodes"]:
+        if node["op"] == "_contrib_MultiBoxPrior":
+            node["attrs"]["ratios"] = "(1,2,0.5)"
+        elif node["name"].endswith("_cls_pred_conv"):
+            node["attrs"]["num_filter"] = "12"
+    with pytest.raises(
+        UserError, match=r"\(4, 4, 4, 4, 4, 4\) anchors a cell .*\(4, 6, 6, 6, 4, 4\)"
+    ):
+        import_weights(other.write(tmp_path / "m"), tmp_path / "w", assignments=THIN)
+
+
+def test_an_incomplete_artefact_leaves_nothing(made, tmp_path):
+    other = copy.deepcopy(made)
+    del other.params["arg:conv3_1_bias"]
+    with pytest.raises(
+        UserError, match=r"MISSING in the file: 1\n    params/backbone/conv3_1/bias"
+    ):
+        import_weights(other.write(tmp_path / "m"), tmp_path / "w", assignments=THIN)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_folder_that_is_in_use_is_refused(archive, tmp_path):
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(UserError, match="it is not empty"):
+        import_weights(archive, tmp_path, assignments=THIN)
+
+
+def test_a_file_that_is_no_artefact_needs_a_config_and_names(tmp_path):
+    with pytest.raises(UserError, match="Give its config"):
+        import_weights(str(tmp_path / "w.params"), tmp_path / "w")
+    config = configs.default_config()
+    with pytest.raises(UserError, match="--classes"):
+        import_weights(str(tmp_path / "w.params"), tmp_path / "w", config=config)
+
+
+def test_an_artefact_takes_no_config(archive, tmp_path):
+    with pytest.raises(UserError, match="Leave out the config"):
+        import_weights(archive, tmp_path / "w", config=configs.default_config())
+
+
+def test_a_file_with_the_config_of_its_network_becomes_a_run(made, tmp_path):
+    (tmp_path / "ssd_300-0240.params").write_bytes(params_bytes(made.params))
+    config = configs.default_config()
+    config.steps = 1
+    config.model.update({"width": 1 / 64})
+    source = str(tmp_path / "ssd_300-0240.params")
+    import_weights(source, tmp_path / "w", config=config, classes=("cat", "dog"))
+    zeros = jax.tree.map(np.zeros_like, made.variables)
+    same(start_from(zeros, str(tmp_path / "w"))[0], made.variables)
