@@ -1,5 +1,6 @@
 """Evaluation of a network on a source: predict, gather, and the metric in NumPy."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,11 +16,20 @@ from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate
 from ssd_jax.sharding import gather, put_batch
 from ssd_jax.types import Batch, Detections
 
+# Pixels count from 1, and both corners of a box belong to it.
+_FROM_ONE = np.array([1.0, 1.0, 0.0, 0.0])
+
 
 class Evaluation(NamedTuple):
-    """The metric, and image by image what it compared; boxes in pixels as the devkit counts."""
+    """The metric, and image by image what it compared; boxes in pixels as the devkit counts.
+
+    `result` is the devkit's. `counted` asks for difficult objects too, as where their flag was lost
+    on the way (the VOC notebooks of SageMaker); `mxnet` is mxnet-ssd's own metric, errors included.
+    """
 
     result: VocResult
+    counted: VocResult
+    mxnet: VocResult
     ground_truths: list[GroundTruth]
     detections: list[ScoredBoxes]
 
@@ -64,22 +74,42 @@ def evaluate(
         for row in np.flatnonzero(truth.real).tolist():
             ground_truths.append(_ground_truth(truth, row))
             detections.append(_scored_boxes(found, truth.size[row], row))
-    result = evaluate_voc(
-        ground_truths,
-        detections,
-        num_classes=len(source.classes),
-        iou_threshold=iou_threshold,
+    metric = functools.partial(
+        evaluate_voc, num_classes=len(source.classes), iou_threshold=iou_threshold
     )
-    return Evaluation(result, ground_truths, detections)
+    return Evaluation(
+        result=metric(ground_truths, detections),
+        counted=metric(ground_truths, detections, difficult="counted"),
+        mxnet=metric(
+            [_with_edges(record) for record in ground_truths],
+            [_with_edges(record) for record in detections],
+            plus_one=False,
+            iou_rule=">",
+            counting="mxnet-ssd",
+        ),
+        ground_truths=ground_truths,
+        detections=detections,
+    )
 
 
-def summary(result: VocResult, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """The numbers by name: map_voc07, map_voc12, and the average precision of each class."""
-    values = {"map_voc07": result.map11, "map_voc12": result.map}
+def summary(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, float | None]:
+    """The numbers by name: the mean average precisions, and the devkit's of each class."""
+    result = evaluation.result
+    values = {
+        "map_voc07": result.map11,
+        "map_voc12": result.map,
+        "map_voc07_difficult_counted": evaluation.counted.map11,
+        "map_mxnet": evaluation.mxnet.map11,
+    }
     for name, of_class in zip(classes, result.per_class, strict=True):
         values[f"ap_voc07/{name}"] = of_class.ap11
         values[f"ap_voc12/{name}"] = of_class.ap
     return values
+
+
+def _with_edges(record: GroundTruth | ScoredBoxes) -> GroundTruth | ScoredBoxes:
+    """Corners between the pixels, which a metric without +1 measures."""
+    return record._replace(boxes=record.boxes - _FROM_ONE)
 
 
 def _ground_truth(batch: Batch, row: int) -> GroundTruth:
@@ -105,4 +135,4 @@ def _devkit_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Normalised edges to pixels counted from 1, both corners inside, as VOC writes them."""
     height, width = size
     edges = boxes.astype(np.float64) * [width, height, width, height]
-    return edges + np.array([1, 1, 0, 0])
+    return edges + _FROM_ONE

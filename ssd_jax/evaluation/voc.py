@@ -10,6 +10,13 @@ The rules are those of the devkit's VOCevaldet.m
   for.
 
 VOC2007 averages the precision at 11 recalls; VOC2010 and later take the whole area.
+
+`counting` "mxnet-ssd" is the bookkeeping of mxnet-ssd's evaluate/eval_metric.py, with its errors:
+
+* An image's objects of a class are asked for only if the class has a detection in the image that is
+  not ignored; then without the difficult ones, as it should be.
+* Where a class has no detection in an image, its difficult objects are asked for too.
+* A class without objects has an average of 0, not none, as soon as it is detected somewhere.
 """
 
 from collections.abc import Sequence
@@ -21,6 +28,8 @@ from jaxtyping import Bool, Float, Int, Num
 from ssd_jax.errors import UserError
 
 IouRule = Literal[">=", ">"]
+DifficultRule = Literal["ignored", "counted"]
+Counting = Literal["devkit", "mxnet-ssd"]
 
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
@@ -62,21 +71,23 @@ class VocProtocol(NamedTuple):
     iou_threshold: float
     iou_rule: IouRule
     plus_one: bool
+    difficult: DifficultRule
+    counting: Counting
     images: int
 
     def describe(self, average: Literal["11-point", "area"]) -> str:
         """E.g. "VOC07 11-point, IoU >= 0.5, difficult ignored, +1 pixels, 4952 images"."""
         year = {"11-point": "VOC07", "area": "VOC12"}[average]
+        rules = year if self.counting == "devkit" else self.counting
         pixels = "+1 pixels" if self.plus_one else "continuous boxes"
         return (
-            f"{year} {average}, IoU {self.iou_rule} {self.iou_threshold:g}, difficult ignored, "
-            f"{pixels}, {self.images} images"
+            f"{rules} {average}, IoU {self.iou_rule} {self.iou_threshold:g}, difficult "
+            f"{self.difficult}, {pixels}, {self.images} images"
         )
 
     def to_dict(self) -> dict[str, str | float | bool | int]:
         """The same for a JSON file, with both descriptions."""
         return self._asdict() | {
-            "difficult": "ignored",
             "map11": self.describe("11-point"),
             "map": self.describe("area"),
         }
@@ -85,7 +96,7 @@ class VocProtocol(NamedTuple):
 class ClassResult(NamedTuple):
     """One class. The averages are None where there is no object to be found.
 
-    `npos` counts the objects that are not difficult. The curve has one point for each detection
+    `npos` counts the objects that are asked for. The curve has one point for each detection
     that is not ignored, by falling score.
     """
 
@@ -116,12 +127,19 @@ def evaluate_voc(
     iou_threshold: float = 0.5,
     plus_one: bool = True,
     iou_rule: IouRule = ">=",
+    difficult: DifficultRule = "ignored",
+    counting: Counting = "devkit",
 ) -> VocResult:
     """Average precisions of the detections, image by image beside their ground truth.
 
     `plus_one` measures boxes in whole pixels, xmax - xmin + 1, as the devkit does. The devkit
-    compares by ">=", py-faster-rcnn's voc_eval.py by ">".
+    compares by ">=", py-faster-rcnn's voc_eval.py and mxnet-ssd by ">". `difficult` "counted"
+    treats difficult objects as all others.
     """
+    if difficult == "counted":
+        ground_truths = [
+            truth._replace(difficult=np.zeros_like(truth.difficult)) for truth in ground_truths
+        ]
     outcome = match_detections(
         ground_truths,
         detections,
@@ -131,18 +149,27 @@ def evaluate_voc(
         iou_rule=iou_rule,
     ).outcome
     truth, found = _concatenate(ground_truths), _concatenate(detections)
-    npos = np.bincount(truth.labels[~truth.difficult], minlength=num_classes)
+    wanted = ~truth.difficult
+    if counting == "mxnet-ssd":
+        group, found_group = _groups(ground_truths, num_classes), _groups(detections, num_classes)
+        wanted &= np.isin(group, found_group[outcome != IGNORED])
+        wanted |= ~np.isin(group, found_group)
+    npos = np.bincount(truth.labels[wanted], minlength=num_classes)
     per_class = []
     for label in range(num_classes):
         rows = np.flatnonzero((found.labels == label) & (outcome != IGNORED))
         rows = rows[np.argsort(-found.scores[rows], kind="stable")]
-        hits = outcome[rows] == TRUE_POSITIVE
-        per_class.append(_class_result(hits, found.scores[rows], int(npos[label])))
+        result = _class_result(outcome[rows] == TRUE_POSITIVE, found.scores[rows], int(npos[label]))
+        if counting == "mxnet-ssd" and result.npos == 0 and len(rows):
+            result = result._replace(ap11=0.0, ap=0.0)
+        per_class.append(result)
     return VocResult(
         tuple(per_class),
         map11=_mean_of_defined([result.ap11 for result in per_class]),
         map=_mean_of_defined([result.ap for result in per_class]),
-        protocol=VocProtocol(iou_threshold, iou_rule, plus_one, len(ground_truths)),
+        protocol=VocProtocol(
+            iou_threshold, iou_rule, plus_one, difficult, counting, len(ground_truths)
+        ),
     )
 
 
@@ -160,9 +187,9 @@ def match_detections(
     truths, found = _concatenate(ground_truths), _concatenate(detections)
     truth, iou = _best_truths(
         found.boxes.astype(np.float64),
-        _images(detections) * num_classes + found.labels,
+        _groups(detections, num_classes),
         truths.boxes.astype(np.float64),
-        _images(ground_truths) * num_classes + truths.labels,
+        _groups(ground_truths, num_classes),
         plus_one,
     )
     near = iou >= iou_threshold if iou_rule == ">=" else iou > iou_threshold
@@ -180,9 +207,10 @@ def _concatenate(records):
     return type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
 
 
-def _images(records):
-    """For each box the index of its image."""
-    return np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+def _groups(records, num_classes):
+    """For each box a number that it shares with the boxes of its class in its image."""
+    images = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+    return images * num_classes + _concatenate(records).labels
 
 
 def _best_truths(boxes, groups, truth_boxes, truth_groups, plus_one):

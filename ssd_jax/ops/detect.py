@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssd_jax.ops.boxes import VARIANCES, clip, decode
+from ssd_jax.errors import UserError
+from ssd_jax.ops.boxes import VARIANCES, decode
+from ssd_jax.ops.boxes import clip as clip_to_image
 from ssd_jax.ops.nms import nms
 from ssd_jax.types import Detections
 
@@ -16,26 +18,64 @@ def detect(
     box_deltas: Float[Array | np.ndarray, "A 4"],
     class_logits: Float[Array | np.ndarray, "A channels"],
     anchors: Float[Array | np.ndarray, "A 4"],
+    **settings,
+) -> Detections:
+    """The detections of one image; `settings` are the keywords of `multibox_detection`."""
+    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))
+    return multibox_detection(box_deltas, probabilities, anchors, **settings)
+
+
+def multibox_detection(
+    box_deltas: Float[Array | np.ndarray, "A 4"],
+    probabilities: Float[Array | np.ndarray, "A channels"],
+    anchors: Float[Array | np.ndarray, "A 4"],
     *,
     score_threshold: float | Float[Array, ""] = 0.01,
     iou_threshold: float | Float[Array, ""] = 0.45,
-    candidates_per_class: int = 400,
+    strict: bool = True,
+    class_per_anchor: str = "all",
+    force_suppress: bool = False,
+    candidates: int = 400,
     max_detections: int = 200,
+    clip: bool = True,
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Detections:
-    """The detections of one image, each class for itself (SSD paper, section 2.2, "Inference").
+    """The detections of one image from its class probabilities, background first.
 
-    A class takes its `candidates_per_class` best anchors above `score_threshold` and suppresses
-    among them, on boxes clipped to the image; the `max_detections` best of all classes remain.
-    Of equal scores the lower class, then the lower anchor comes first. Map it over a sharded
-    batch inside `jax.shard_map`: plain jit adds collectives around `top_k`.
+    With "all" classes of an anchor each class is for itself (SSD paper, section 2.2, "Inference"):
+    it takes its `candidates` best anchors and suppresses among them. With the "best" class of an
+    anchor (MXNet's MultiBoxDetection; the first of equal ones) the `candidates` are the best
+    anchors whatever their class, and boxes of the same class suppress each other, with
+    `force_suppress` those of any. The `max_detections` best of all remain. Of equal scores the
+    lower class, then the lower anchor comes first; with "best" only the anchor counts.
+
+    A `strict` threshold must be exceeded, by a score to be kept and by an IoU to suppress (Caffe,
+    GluonCV); otherwise reaching it is enough (MXNet). With `clip` boxes are cut to the image before
+    they are compared. Map this over a sharded batch inside `jax.shard_map`: plain jit adds
+    collectives around `top_k`.
     """
-    boxes = clip(decode(box_deltas, anchors, variances))
-    scores = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:].T
-    scores, anchor = jax.lax.top_k(scores, min(candidates_per_class, len(anchors)))
-    boxes = boxes[anchor]
-    survives = jax.vmap(functools.partial(nms, iou_threshold=iou_threshold))(
-        boxes, scores > score_threshold
+    if class_per_anchor not in ("all", "best"):
+        raise UserError(f"class_per_anchor: got {class_per_anchor!r}, expected all or best.")
+    if force_suppress and class_per_anchor == "all":
+        raise UserError(
+            "force_suppress: it needs one class an anchor, and class_per_anchor is 'all'. Set "
+            "class_per_anchor to 'best', or force_suppress to False."
+        )
+    boxes = decode(box_deltas, anchors, variances)
+    if clip:
+        boxes = clip_to_image(boxes)
+    # A row is a contest for a place among the candidates: one a class, or one for all of them.
+    scores = probabilities[:, 1:].T
+    labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
+    if class_per_anchor == "best":
+        scores, labels = scores.max(axis=0)[None], scores.argmax(axis=0)[None]
+    scores, anchor = jax.lax.top_k(scores, min(candidates, len(anchors)))
+    boxes, labels = boxes[anchor], jnp.take_along_axis(labels, anchor, axis=1)
+    passes = scores > score_threshold if strict else scores >= score_threshold
+    # Within one class there is nothing to keep apart.
+    apart = None if class_per_anchor == "all" or force_suppress else labels
+    survives = jax.vmap(functools.partial(nms, iou_threshold=iou_threshold, strict=strict))(
+        boxes, passes, labels=apart
     )
 
     ranking = jnp.where(survives, scores, -1).reshape(-1)
@@ -47,6 +87,6 @@ def detect(
     return Detections(
         boxes=jnp.where(valid[:, None], boxes.reshape(-1, 4)[index], 0),
         scores=jnp.where(valid, best, 0),
-        labels=jnp.where(valid, index // anchor.shape[1], 0),
+        labels=jnp.where(valid, labels.reshape(-1)[index], 0),
         valid=valid,
     )

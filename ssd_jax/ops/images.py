@@ -32,22 +32,22 @@ def resample(
     fill: Colour,
     flip: Bool[Array, ""] | bool = False,
     flip_vertical: Bool[Array, ""] | bool = False,
-    distort: Callable[[Picture], Picture] | None = None,
+    recolour: Callable[[Picture], Picture] | None = None,
 ) -> Picture:
     """Stretch a window of the picture to `size` x `size`, bilinearly, in grey levels 0..255.
 
     The picture is the upper left `extent` (height, width) of the canvas. `window` is xyxy in its
     pixels; where it reaches outside, the image shows `fill`. `flip` mirrors left and right,
     `flip_vertical` top and bottom.
-    `distort` changes the picture alone, not the fill. Equal to OpenCV's `INTER_LINEAR` on the
+    `recolour` changes the picture alone, not the fill. Equal to OpenCV's `INTER_LINEAR` on the
     filled and cropped array: half-pixel centres, no antialiasing, taps that stay in the window.
     """
     xmin, ymin, xmax, ymax = window
     rows = _taps(extent[0], ymin, ymax, size=size, flip=flip_vertical)
     columns = _taps(extent[1], xmin, xmax, size=size, flip=flip)
     picture = _interpolate(canvas, rows, columns)
-    if distort is not None:
-        picture = distort(picture)
+    if recolour is not None:
+        picture = recolour(picture)
     coverage = (rows.coverage[:, None] * columns.coverage)[..., None]
     return coverage * picture + (1 - coverage) * jnp.asarray(fill, jnp.float32)
 

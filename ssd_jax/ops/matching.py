@@ -19,29 +19,39 @@ def match(
     valid: Bool[Array | np.ndarray, "G"],
     *,
     iou_threshold: float = 0.5,
+    negative_iou_threshold: float | None = None,
+    strict: bool = False,
+    empty_is_negative: bool = True,
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Targets:
     """The targets of one image: each object gets its best anchor, then each anchor its best object.
 
     First the pairs of largest IoU, one after the other, until every object has an anchor of its
     own (`greedy_pairs`); then every other anchor takes the object that it overlaps most, when
-    their IoU reaches `iou_threshold`. Negative is what neither step took and lies below the
-    threshold. Objects that are not `valid` are never matched.
+    their IoU reaches `iou_threshold`, or exceeds it when `strict`. Negative is what neither step
+    took and lies below `negative_iou_threshold`, which without a value of its own is the same.
+    Objects that are not `valid` are never matched; without any, all anchors are negative, or
+    ignored unless `empty_is_negative`.
+
+    MXNet's MultiBoxTarget is `strict` and ignores images without objects; Caffe is neither.
     """
+    if negative_iou_threshold is None:
+        negative_iou_threshold = iou_threshold
     iou = jnp.where(valid, iou_matrix(anchors, boxes), -1)
     own_anchor = greedy_pairs(iou)
     owns = own_anchor == jnp.arange(len(anchors))[:, None]
     owned = owns.any(axis=1)
     overlap = iou.max(axis=1)
     index = jnp.where(owned, owns.argmax(axis=1), iou.argmax(axis=1))
-    positive = owned | (overlap >= iou_threshold)
+    positive = owned | (overlap > iou_threshold if strict else overlap >= iou_threshold)
+    negative = ~positive & (overlap < negative_iou_threshold)
     return Targets(
         box_deltas=jnp.where(
             positive[:, None], encode(jnp.asarray(boxes)[index], anchors, variances), 0
         ),
         class_ids=jnp.where(positive, jnp.asarray(labels)[index] + 1, 0),
         positive=positive,
-        negative=~positive & (overlap < iou_threshold),
+        negative=negative if empty_is_negative else negative & jnp.any(valid),
     )
 
 

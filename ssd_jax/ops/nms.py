@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ssd_jax.ops.boxes import iou_matrix
 
@@ -13,18 +13,26 @@ def nms(
     valid: Bool[Array | np.ndarray, "N"],
     *,
     iou_threshold: float | Float[Array, ""],
+    strict: bool = True,
+    labels: Int[Array | np.ndarray, "N"] | None = None,
 ) -> Bool[Array, "N"]:
     """Which boxes survive, in the order of their rows: the best box comes first.
 
-    A box goes when a surviving one before it overlaps it by IoU > `iou_threshold`. This rule
-    defines the answer uniquely: row i depends only on the rows before it, so applying the rule to
-    all rows at once is right for at least one row more each time, and what no longer changes is
-    the greedy result. It takes as many rounds as the longest chain of suppressions, usually a few.
+    A box goes when a surviving one before it, of the same label where `labels` are given, overlaps
+    it by IoU > `iou_threshold`, or >= when not `strict`: Caffe and GluonCV are strict, MXNet's
+    MultiBoxDetection is not. This rule defines the answer uniquely: row i depends only on the rows
+    before it, so applying the rule to all rows at once is right for at least one row more each
+    time, and what no longer changes is the greedy result. It takes as many rounds as the longest
+    chain of suppressions, usually a few.
     """
     before = np.tri(len(boxes), k=-1, dtype=bool)
+    iou = iou_matrix(boxes, boxes)
+    suppresses = before & (iou > iou_threshold if strict else iou >= iou_threshold)
+    if labels is not None:
+        suppresses &= labels[:, None] == labels
     # Numbers instead of truth values: on a CPU the sum, a product of matrix and vector, takes less
     # than half the time of a reduction by "any".
-    overlaps = (before & (iou_matrix(boxes, boxes) > iou_threshold)).astype(jnp.float32)
+    overlaps = suppresses.astype(jnp.float32)
 
     def apply_rule(keep):
         return valid & (overlaps @ keep.astype(jnp.float32) == 0)

@@ -1,10 +1,19 @@
 """Learning-rate schedules and optimizers, from optax's parts."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 import optax
+
+from ssd_jax.errors import UserError
+
+# (pattern on a parameter's path, factor) pairs; the last pattern that matches counts.
+Multipliers = Sequence[tuple[str, int | float]]
+
+KERNELS_ONLY = (("*", 0.0), ("*/kernel", 1.0))
 
 
 def step_schedule(
@@ -29,11 +38,26 @@ def one_cycle_schedule(learning_rate: float, *, total_steps: int) -> optax.Sched
     return optax.cosine_onecycle_schedule(total_steps, learning_rate)
 
 
-def decay_mask(params: Any, decay: str) -> Any:
-    """True for the parameters that weight decay pulls at: all, or convolution kernels only."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: decay == "all" or path[-1].key == "kernel", params
-    )
+def multipliers(params: Any, rules: Multipliers) -> Any:
+    """The factor of each parameter: that of the last rule whose pattern matches its path, else 1.
+
+    Paths look like "params/heads/box_0/bias"; patterns are those of `fnmatch`, in which * also
+    matches slashes. Raises UserError for a pattern that no path matches.
+    """
+    leaves, structure = jax.tree.flatten_with_path(params)
+    paths = ["/".join(("params", *(key.key for key in path))) for path, _ in leaves]
+    for pattern, _ in rules:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+            raise UserError(
+                f"multipliers: no parameter matches {pattern!r}, expected a pattern on paths such "
+                f"as {near[0] if near else paths}. Correct or remove it."
+            )
+    factors = [
+        next((factor for pattern, factor in reversed(rules) if fnmatchcase(path, pattern)), 1.0)
+        for path in paths
+    ]
+    return jax.tree.unflatten(structure, factors)
 
 
 def build_optimizer(
@@ -41,19 +65,41 @@ def build_optimizer(
     *,
     name: str = "sgd",
     momentum: float = 0.9,
+    learning_rate_in_momentum: bool = False,
     weight_decay: float = 5e-4,
-    decay: str = "kernels",
+    rate_multipliers: Multipliers = (),
+    decay_multipliers: Multipliers = KERNELS_ONLY,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """`sgd` adds the decay to the gradient, ahead of the momentum; `adamw` to the update."""
-    mask = lambda params: decay_mask(params, decay)  # noqa: E731
+    """`sgd` adds the decay to the gradient, ahead of the momentum; `adamw` to the update.
+
+    With `learning_rate_in_momentum` (sgd, as in MXNet and Caffe) v = momentum v - rate (gradient +
+    decay) is the update, otherwise v = momentum v + gradient + decay and the update -rate v (as in
+    PyTorch): the difference lies in the steps after a change of the rate.
+    """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    decay = _by_path(
+        lambda u, p, factor: u + weight_decay * factor * p if factor else u, decay_multipliers
+    )
+    rate = optax.scale_by_learning_rate(schedule)
+    own_rate = _by_path(lambda u, p, factor: u * factor, rate_multipliers)
+    if name == "sgd" and learning_rate_in_momentum:
+        return optax.chain(clip, decay, rate, own_rate, optax.trace(momentum))
     if name == "sgd":
-        return optax.chain(
-            clip,
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.sgd(schedule, momentum=momentum),
-        )
+        return optax.chain(clip, decay, optax.trace(momentum), rate, own_rate)
     if name == "adamw":
-        return optax.chain(clip, optax.adamw(schedule, weight_decay=weight_decay, mask=mask))
-    raise ValueError(f"optimizer: got {name!r}, expected sgd or adamw")
+        return optax.chain(clip, optax.scale_by_adam(), decay, rate, own_rate)
+    raise UserError(f"optimizer: got {name!r}, expected sgd or adamw")
+
+
+def _by_path(change: Callable, rules: Multipliers) -> optax.GradientTransformation:
+    """`change(update, parameter, factor)` for each parameter; wrong rules are found by `init`."""
+
+    def init(params):
+        multipliers(params, rules)
+        return optax.EmptyState()
+
+    def update(updates, state, params):
+        return jax.tree.map(change, updates, params, multipliers(params, rules)), state
+
+    return optax.GradientTransformation(init, update)

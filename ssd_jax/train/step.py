@@ -1,5 +1,6 @@
 """One training step: a pure function, augmentation included, jitted by the caller."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ssd_jax.errors import UserError
 from ssd_jax.ops.augment import Augmentation, augment
 from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
+from ssd_jax.train.optimizer import Multipliers, multipliers
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
 
@@ -54,23 +57,50 @@ def batch_loss(
     anchors: Float[Array | np.ndarray, "A 4"],
     *,
     iou_threshold: float = 0.5,
+    negative_iou_threshold: float | None = None,
+    strict: bool = False,
+    empty_is_negative: bool = True,
     box_weight: float = 1.0,
+    normalization: str = "positives",
+    group: int = 0,
     **mining: int | float,
 ) -> tuple[Array, Metrics]:
-    """(class loss + box_weight * box loss) / number of positives of the batch: paper, equation 1.
+    """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
-    A batch without any object divides by one.
+    With "positives" both counts are the positive anchors (SSD paper, equation 1). With "valid"
+    (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives, and the
+    box loss by its offsets that are not exactly right: both about four times as many. A count of
+    nothing is one. `group` is the number of consecutive images that are counted together, what
+    other frameworks have on a device; 0 is the whole batch. The remaining keywords are those of
+    `match` and `multibox_loss`.
     """
-    targets = jax.vmap(lambda b, c, v: match(anchors, b, c, v, iou_threshold=iou_threshold))(
-        batch.boxes, batch.labels, batch.valid
+    if normalization not in ("positives", "valid"):
+        raise UserError(f"normalization: got {normalization!r}, expected positives or valid.")
+    if group and len(box_deltas) % group:
+        raise UserError(
+            f"group: got {group}, expected a divisor of the batch of {len(box_deltas)} images. "
+            "Change one of them, or give 0 for the whole batch."
+        )
+    match_image = functools.partial(
+        match,
+        anchors,
+        iou_threshold=iou_threshold,
+        negative_iou_threshold=negative_iou_threshold,
+        strict=strict,
+        empty_is_negative=empty_is_negative,
     )
+    targets = jax.vmap(match_image)(batch.boxes, batch.labels, batch.valid)
     parts = jax.vmap(lambda d, c, t: multibox_loss(d, c, t, **mining))(
         box_deltas, class_logits, targets
     )
-    total = jax.tree.map(jnp.sum, parts)
-    positives = jnp.maximum(total.num_positive, 1)
-    class_loss = total.class_loss / positives
-    box_loss = total.box_loss / positives
+    total = jax.tree.map(lambda sums: sums.reshape(-1, group or len(sums)).sum(axis=1), parts)
+    counts = total.num_positive, total.num_positive
+    if normalization == "valid":
+        counts = total.num_classified, total.num_box_errors
+    class_loss, box_loss = (
+        jnp.mean(sums / jnp.maximum(count, 1))
+        for sums, count in zip((total.class_loss, total.box_loss), counts, strict=True)
+    )
     loss = class_loss + box_weight * box_loss
     return loss, {"loss": loss, "class_loss": class_loss, "box_loss": box_loss}
 
@@ -87,15 +117,20 @@ def train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     loss: dict[str, Any],
+    rate_multipliers: Multipliers = (),
 ) -> tuple[TrainState, Metrics]:
     """Augment, forward, match, loss, gradient, update; metrics are scalars on the device.
 
-    `augmentation` are the keywords of `augment_batch`, `loss` those of `batch_loss`.
+    `augmentation` are the keywords of `augment_batch`, `loss` those of `batch_loss`. A parameter
+    that `rate_multipliers`, those of the optimizer, freeze gets no gradient, which saves its
+    computation.
     """
     images, batch = augment_batch(batch, state.step, **augmentation)
     images = normalise(images, mean, std)
+    rates = multipliers(state.params, rate_multipliers)
 
     def loss_of(params):
+        params = jax.tree.map(lambda p, r: p if r else jax.lax.stop_gradient(p), params, rates)
         (box_deltas, class_logits), updates = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,

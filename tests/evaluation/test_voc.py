@@ -160,11 +160,61 @@ def test_the_result_names_its_protocol():
         "iou_threshold": 0.75,
         "iou_rule": ">",
         "plus_one": False,
-        "images": 3,
         "difficult": "ignored",
+        "counting": "devkit",
+        "images": 3,
         "map11": "VOC07 11-point, IoU > 0.75, difficult ignored, continuous boxes, 3 images",
         "map": "VOC12 area, IoU > 0.75, difficult ignored, continuous boxes, 3 images",
     }
+
+
+# ---- other protocols ----
+
+
+def test_difficult_objects_can_be_counted_like_all_others():
+    images = [truth(FAR, BOX, difficult=[True, False])], [found(FAR, BOX, scores=[0.9, 0.8])]
+    assert (only_class(*images).npos, only_class(*images).tp) == (1, 1)
+    counted = only_class(*images, difficult="counted")
+    assert (counted.npos, counted.tp) == (2, 2)
+
+
+HARD = truth(FAR, difficult=[True])
+HARD_AND_EASY = truth(FAR, BOX, difficult=[True, False])
+
+
+@pytest.mark.parametrize(
+    ("objects", "boxes", "devkit", "mxnet_ssd"),
+    [
+        (HARD_AND_EASY, [BOX], 1, 1),
+        (HARD_AND_EASY, [[0, 0, 5, 5]], 1, 1),
+        (HARD_AND_EASY, [FAR], 1, 0),  # all that is detected is ignored: the easy one is lost
+        (HARD_AND_EASY, [], 1, 2),  # nothing is detected: the difficult one is asked for
+        (HARD, [], 0, 1),
+    ],
+)
+def test_mxnet_ssd_counts_objects_by_what_was_detected_beside_them(
+    objects, boxes, devkit, mxnet_ssd
+):
+    images = [objects], [found(*boxes, scores=[0.9] * len(boxes))]
+    assert only_class(*images).npos == devkit
+    assert only_class(*images, counting="mxnet-ssd").npos == mxnet_ssd
+
+
+def test_mxnet_ssd_gives_a_detected_class_without_objects_an_average_of_zero():
+    images = [truth(BOX)], [found(BOX, FAR, scores=[0.9, 0.8], labels=[0, 1])]
+    averages = [
+        [each.ap11 for each in evaluate_voc(*images, num_classes=3, counting=counting).per_class]
+        for counting in ("devkit", "mxnet-ssd")
+    ]
+    assert averages == [[1.0, None, None], [1.0, 0.0, None]]
+
+
+def test_the_protocol_of_mxnet_ssd_has_its_name():
+    images = [truth(BOX)], [found(BOX, scores=[1])]
+    options = {"num_classes": 1, "iou_rule": ">", "counting": "mxnet-ssd"}
+    assert evaluate_voc(*images, **options).protocol.describe("11-point") == (
+        "mxnet-ssd 11-point, IoU > 0.5, difficult ignored, +1 pixels, 1 images"
+    )
 
 
 # ---- mistakes ----

@@ -21,9 +21,12 @@ def iou_table(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     return np.array([[iou(a, b) for b in boxes_b] for a in boxes_a], np.float32)
 
 
-def greedy_nms(boxes: np.ndarray, valid: np.ndarray, threshold: float) -> np.ndarray:
-    """Rows in falling order of score; a row is kept unless a kept one overlaps it by more."""
-    overlap = iou_table(boxes, boxes) > np.float32(threshold)
+def greedy_nms(
+    boxes: np.ndarray, valid: np.ndarray, threshold: float, *, strict: bool = True
+) -> np.ndarray:
+    """Rows in falling order of score; a row is kept unless a kept one overlaps it too much."""
+    overlap = iou_table(boxes, boxes)
+    overlap = overlap > np.float32(threshold) if strict else overlap >= np.float32(threshold)
     keep = np.zeros(len(boxes), bool)
     for i in range(len(boxes)):
         keep[i] = valid[i] and not (keep[:i] & overlap[i, :i]).any()

@@ -3,23 +3,29 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_boxes import greedy_nms, grid_boxes
 
+from ssd_jax.errors import UserError
 from ssd_jax.ops.boxes import VARIANCES, encode
 from ssd_jax.ops.detect import detect
 
 ANCHORS = grid_boxes(np.random.default_rng(0), 40, cells=4)
 jit_detect = jax.jit(
-    detect, static_argnames=("candidates_per_class", "max_detections", "variances")
-)
+    detect,
+    static_argnames=(
+        "candidates", "max_detections", "variances",
+        "strict", "class_per_anchor", "force_suppress", "clip",
+    ),
+)  # fmt: skip
 
 
-def run(deltas, logits, anchors=ANCHORS, *, score=0.01, overlap=0.45, **limits):
+def run(deltas, logits, anchors=ANCHORS, *, score=0.01, overlap=0.45, **settings):
     return jit_detect(
-        deltas, logits, anchors, score_threshold=score, iou_threshold=overlap, **limits
+        deltas, logits, anchors, score_threshold=score, iou_threshold=overlap, **settings
     )
 
 
@@ -54,7 +60,7 @@ def test_equals_numpy_with_ties(seed, overlap, score, limited):
     expected = detect_reference(
         logits, score=score, overlap=overlap, candidates=candidates, maximum=maximum
     )
-    limits = {"candidates_per_class": 10, "max_detections": 12} if limited else {}
+    limits = {"candidates": 10, "max_detections": 12} if limited else {}
     got = run(deltas, logits, score=score, overlap=overlap, **limits)
     assert got.boxes.shape == (maximum, 4)
     assert_array_equal(got.valid, np.arange(maximum) < len(expected))
@@ -63,6 +69,61 @@ def test_equals_numpy_with_ties(seed, overlap, score, limited):
     assert_array_equal(got.labels[:count], labels)
     assert_array_equal(got.boxes[:count], ANCHORS[list(anchors)])
     assert_allclose(got.scores[:count], scores, rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    overlap=st.sampled_from([0.25, 0.5]),
+    force_suppress=st.booleans(),
+)
+def test_the_best_class_of_each_anchor_equals_numpy_with_ties(seed, overlap, force_suppress):
+    deltas, logits = random_outputs(seed)
+    foreground = np.asarray(jax.nn.softmax(logits))[:, 1:]
+    labels, scores = foreground.argmax(axis=1), foreground.max(axis=1)
+    order = np.argsort(-scores, kind="stable")[:30]
+    rivals = [labels[order] == label for label in range(3)]
+    if force_suppress:
+        rivals = [np.ones(len(order), bool)]
+    good = scores[order] >= 0.2
+    kept = [greedy_nms(ANCHORS[order], good & among, overlap, strict=False) for among in rivals]
+    expected = order[np.any(kept, axis=0)][:12]
+    got = run(
+        deltas, logits, score=0.2, overlap=overlap, strict=False, class_per_anchor="best",
+        force_suppress=force_suppress, candidates=30, max_detections=12,
+    )  # fmt: skip
+    count = len(expected)
+    assert_array_equal(got.valid, np.arange(12) < count)
+    assert_array_equal(got.boxes[:count], ANCHORS[expected])
+    assert_array_equal(got.labels[:count], labels[expected])
+    assert_allclose(got.scores[:count], scores[expected], rtol=1e-6)
+
+
+def test_a_score_at_the_threshold_is_kept_unless_strict():
+    quarters = np.zeros((len(ANCHORS), 4), np.float32)  # as logits, four equal classes
+    for strict in (True, False):
+        got = run(np.zeros_like(ANCHORS), quarters, score=0.25, strict=strict)
+        assert got.valid.any() == (not strict)
+
+
+def test_of_equal_classes_the_first_is_the_best():
+    logits = np.tile(np.array([9, -9, -9, -9], np.float32), (len(ANCHORS), 1))
+    logits[3] = [-9, -9, 5, 5]
+    got = run(np.zeros_like(ANCHORS), logits, class_per_anchor="best")
+    assert_array_equal(got.valid, np.arange(200) < 1)
+    assert got.labels[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_per_anchor": "first"}, "expected all or best"),
+        ({"force_suppress": True}, "needs one class an anchor"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        detect(*random_outputs(0), ANCHORS, **settings)
 
 
 def test_finds_the_boxes_that_were_encoded():
@@ -86,7 +147,7 @@ def test_a_box_may_be_found_as_two_classes():
     assert_array_equal(got.boxes[:2], ANCHORS[[3, 3]])
 
 
-def test_boxes_are_clipped_to_the_image():
+def test_boxes_are_clipped_to_the_image_when_asked():
     _, logits = random_outputs(0)
     # Sizes times exp(4), far out of the image; 1e6 asks for more than float32 can hold.
     for size in (20, 1e6):
@@ -94,6 +155,8 @@ def test_boxes_are_clipped_to_the_image():
         boxes = np.asarray(run(deltas, logits).boxes)
         assert boxes.min() == 0
         assert boxes.max() == 1
+    deltas = np.zeros_like(ANCHORS) + np.array([0, 0, 20, 20], np.float32)
+    assert np.asarray(run(deltas, logits, clip=False).boxes).max() > 1
 
 
 def test_padding_is_zero_and_marked():
@@ -122,7 +185,7 @@ def test_on_eight_devices_equal_and_without_communication():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     outputs = [random_outputs(seed) for seed in range(16)]
     deltas, logits = map(np.stack, zip(*outputs, strict=True))
-    per_image = functools.partial(detect, candidates_per_class=20, max_detections=30)
+    per_image = functools.partial(detect, candidates=20, max_detections=30)
     batched = jax.vmap(per_image, in_axes=(0, 0, None))
     sharded = jax.jit(
         jax.shard_map(

@@ -23,7 +23,7 @@ def jitted(size):
     return jax.jit(functools.partial(resample, size=size, fill=FILL))
 
 
-def with_opencv(picture, window, *, size, fill=FILL, flip=False):
+def with_opencv(picture, window, *, size, fill=FILL, flip=False, flip_vertical=False):
     """Cut the window out of a picture that goes on as `fill`, and let OpenCV resize it."""
     xmin, ymin, xmax, ymax = window
     height, width = picture.shape[:2]
@@ -33,6 +33,7 @@ def with_opencv(picture, window, *, size, fill=FILL, flip=False):
     inside = np.ix_((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
     cut[inside] = picture[max(ymin, 0) : max(ymax, 0), max(xmin, 0) : max(xmax, 0)]
     cut = cut[:, ::-1] if flip else cut
+    cut = cut[::-1] if flip_vertical else cut
     return cv2.resize(np.ascontiguousarray(cut), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -48,13 +49,14 @@ def spans(draw, length):
     extent=st.tuples(st.integers(1, HEIGHT), st.integers(1, WIDTH)),
     horizontal=spans(WIDTH),
     vertical=spans(HEIGHT),
-    flip=st.booleans(),
+    flips=st.tuples(st.booleans(), st.booleans()),
 )
-def test_any_window_equals_opencv(size, extent, horizontal, vertical, flip):
+def test_any_window_equals_opencv(size, extent, horizontal, vertical, flips):
     window = (horizontal[0], vertical[0], horizontal[1], vertical[1])
-    image = jitted(size)(CANVAS, jnp.array(extent), jnp.array(window), flip=flip)
+    flips = dict(zip(("flip", "flip_vertical"), flips, strict=True))
+    image = jitted(size)(CANVAS, jnp.array(extent), jnp.array(window), **flips)
     picture = CANVAS[: extent[0], : extent[1]]
-    expected = with_opencv(picture, window, size=size, flip=flip)
+    expected = with_opencv(picture, window, size=size, **flips)
     np.testing.assert_allclose(image, expected, atol=0.01)
 
 
@@ -76,7 +78,7 @@ def test_distortion_spares_the_fill():
 
     extent, window = jnp.array((20, 20)), jnp.array((-21, 0, 20, 20))
     plain = jitted(32)(CANVAS, extent, window)
-    distorting = jax.jit(functools.partial(resample, size=32, fill=FILL, distort=bright))
+    distorting = jax.jit(functools.partial(resample, size=32, fill=FILL, recolour=bright))
     distorted = distorting(CANVAS, extent, window)
     # The picture's share of each column: none, then 0.64 at the edge, then all.
     share = np.clip((np.arange(32) + 0.5) * 41 / 32 - 0.5 - 20, 0, 1)[None, :, None]

@@ -39,10 +39,10 @@ def random_predictions(rng, *, scale=1.0):
     return jnp.asarray(deltas, jnp.float32), jnp.asarray(logits, jnp.float32)
 
 
-def mining_reference(loss, positive, negative, ratio, minimum):
-    hardest_first = np.argsort(-np.where(negative, loss, -np.inf), kind="stable")
-    chosen = np.zeros(len(loss), bool)
-    chosen[hardest_first[: max(ratio * positive.sum(), minimum)]] = True
+def mining_reference(background, positive, negative, ratio, minimum):
+    hardest_first = np.argsort(np.where(negative, background, np.inf), kind="stable")
+    chosen = np.zeros(len(background), bool)
+    chosen[hardest_first[: max(int(ratio * positive.sum()), minimum)]] = True
     return chosen & negative
 
 
@@ -50,10 +50,11 @@ def loss_reference(box_deltas, class_logits, targets):
     deltas, logits = np.float64(box_deltas), np.float64(class_logits)
     wanted, class_ids, positive, negative = (np.asarray(x) for x in targets)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    chosen = positive | mining_reference(-log_p[:, 0], positive, negative, 3, 3)
+    chosen = positive | mining_reference(log_p[:, 0], positive, negative, 3, 3)
     error = np.abs(deltas - wanted)[positive]
     smooth_l1 = np.where(error < 1, error**2 / 2, error - 0.5)
-    return -log_p[np.arange(ANCHORS), class_ids][chosen].sum(), smooth_l1.sum()
+    class_loss = -log_p[np.arange(ANCHORS), class_ids][chosen].sum()
+    return class_loss, smooth_l1.sum(), positive.sum(), chosen.sum(), (error > 0).sum()
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,31 +62,45 @@ def loss_reference(box_deltas, class_logits, targets):
     seed=st.integers(0, 2**32 - 1),
     share_positive=st.sampled_from([0.0, 0.02, 0.2, 0.6]),
     decimals=st.sampled_from([0, 1, 6]),
+    ratio_and_minimum=st.sampled_from([(3, 3), (2.5, 0)]),
 )
-def test_mining_equals_the_first_places_of_a_stable_sort(seed, share_positive, decimals):
+def test_mining_equals_the_first_places_of_a_stable_sort(
+    seed, share_positive, decimals, ratio_and_minimum
+):
     rng = np.random.default_rng(seed)
     targets = random_targets(rng, share_positive=share_positive, share_negative=0.35)
-    loss = rng.exponential(size=ANCHORS).round(decimals).astype(np.float32)
+    background = rng.random(ANCHORS).round(decimals).astype(np.float32)
     positive, negative = np.asarray(targets.positive), np.asarray(targets.negative)
-    expected = mining_reference(loss, positive, negative, 3, 3)
-    assert_array_equal(mine(loss, positive, negative), expected)
+    ratio, minimum = ratio_and_minimum
+    chosen = mine(background, positive, negative, negatives_per_positive=ratio, minimum=minimum)
+    expected = mining_reference(background, positive, negative, ratio, minimum)
+    assert_array_equal(chosen, expected)
 
 
 def test_mining_takes_three_for_each_positive_and_never_a_positive():
-    loss = jnp.arange(12.0)
-    positive = jnp.arange(12) >= 10  # also the anchors of the largest loss
-    chosen = mine(loss, positive, ~positive)
+    background = 1 - jnp.arange(12.0) / 16
+    positive = jnp.arange(12) >= 10  # also the anchors that look least like background
+    chosen = mine(background, positive, ~positive)
     assert_array_equal(np.flatnonzero(chosen), [4, 5, 6, 7, 8, 9])
-    chosen = mine(loss, positive, ~positive, negatives_per_positive=1, minimum=0)
-    assert_array_equal(np.flatnonzero(chosen), [8, 9])
+    for ratio, first in ((1, 8), (1.75, 7)):  # 1.75 for each of two are three
+        chosen = mine(background, positive, ~positive, negatives_per_positive=ratio, minimum=0)
+        assert_array_equal(np.flatnonzero(chosen), np.arange(first, 10))
 
 
-def test_of_equal_losses_the_lower_index_wins():
+def test_of_equal_probabilities_the_lower_index_wins():
     nobody = jnp.zeros(5, bool)
-    losses = jnp.array([1.0, 2.0, 1.0, 1.0, 1.0])
-    assert_array_equal(np.flatnonzero(mine(losses, nobody, ~nobody)), [0, 1, 2])
-    zeros = jnp.array([0.0, -0.0, 0.0, -0.0, 0.0])  # a certain background has a loss of -0.0
-    assert_array_equal(np.flatnonzero(mine(zeros, nobody, ~nobody)), [0, 1, 2])
+    background = jnp.array([0.5, 0.25, 0.5, 0.5, 0.5])
+    assert_array_equal(np.flatnonzero(mine(background, nobody, ~nobody)), [0, 1, 2])
+    for extreme in (0.0, 1.0):
+        background = jnp.full(5, extreme)
+        assert_array_equal(np.flatnonzero(mine(background, nobody, ~nobody)), [0, 1, 2])
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0])
+def test_without_a_ratio_all_negatives_are_chosen(ratio):
+    positive, negative = jnp.arange(9) < 2, jnp.arange(9) > 5
+    chosen = mine(jnp.ones(9), positive, negative, negatives_per_positive=ratio)
+    assert_array_equal(chosen, negative)
 
 
 def test_an_image_without_objects_gets_the_minimum():
@@ -104,10 +119,18 @@ def test_loss_equals_numpy(seed, share_positive):
         random_targets(rng, share_positive=share_positive),
     )
     (_, sums), _ = loss_and_gradient(predictions, targets)
-    class_loss, box_loss = loss_reference(*predictions, targets)
+    class_loss, box_loss, *counts = loss_reference(*predictions, targets)
     assert_allclose(sums.class_loss, class_loss, rtol=1e-4)
     assert_allclose(sums.box_loss, box_loss, rtol=1e-4, atol=1e-6)
-    assert sums.num_positive == targets.positive.sum()
+    assert_array_equal(sums[2:], counts)
+
+
+def test_an_offset_that_is_exactly_right_does_not_count():
+    targets = random_targets(np.random.default_rng(7), share_positive=0.5)
+    _, logits = random_predictions(np.random.default_rng(7))
+    off_by_one = targets.box_deltas.at[:, 0].add(1)
+    (_, sums), _ = loss_and_gradient((off_by_one, logits), targets)
+    assert sums.num_box_errors == sums.num_positive
 
 
 def test_a_perfect_prediction_costs_nothing():
@@ -123,7 +146,7 @@ def test_only_chosen_anchors_get_a_gradient():
     rng = np.random.default_rng(3)
     (box_deltas, logits), targets = random_predictions(rng), random_targets(rng)
     _, (box_gradient, logit_gradient) = loss_and_gradient((box_deltas, logits), targets)
-    hard = mine(-jax.nn.log_softmax(logits)[:, 0], targets.positive, targets.negative)
+    hard = mine(jax.nn.softmax(logits)[:, 0], targets.positive, targets.negative)
     assert_array_equal((box_gradient != 0).any(axis=1), targets.positive)
     assert_array_equal((logit_gradient != 0).any(axis=1), targets.positive | hard)
     # Softmax cross-entropy and nothing else: the selection itself is not differentiated.

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -9,10 +10,14 @@ from ssd_jax.ops.boxes import decode
 from ssd_jax.ops.matching import match
 
 ANCHORS, OBJECTS = 50, 6
-jit_match = jax.jit(match)
+MXNET = {"strict": True, "empty_is_negative": False}
+jit_match = jax.jit(
+    match,
+    static_argnames=("iou_threshold", "negative_iou_threshold", "strict", "empty_is_negative"),
+)
 
 
-def match_reference(anchors, boxes, labels, valid, threshold):
+def match_reference(anchors, boxes, valid, threshold, *, strict=False):
     """(index of the object or -1 for each anchor, largest IoU for each anchor)."""
     overlap = iou_table(anchors, boxes)
     overlap[:, ~valid] = -1
@@ -25,7 +30,7 @@ def match_reference(anchors, boxes, labels, valid, threshold):
         if free[anchor, box] > 1e-6:
             index[anchor] = box
     best = overlap.max(axis=1)
-    by_threshold = (index < 0) & (best >= threshold)
+    by_threshold = (index < 0) & (best > threshold if strict else best >= threshold)
     index[by_threshold] = overlap.argmax(axis=1)[by_threshold]
     return index, best
 
@@ -42,7 +47,7 @@ def random_problem(seed):
 @given(st.integers(0, 2**32 - 1))
 def test_equals_numpy_with_ties_and_padding(seed):
     anchors, boxes, labels, valid = random_problem(seed)
-    index, best = match_reference(anchors, boxes, labels, valid, 0.5)
+    index, best = match_reference(anchors, boxes, valid, 0.5)
     targets = jit_match(anchors, boxes, labels, valid)
     assert_array_equal(targets.positive, index >= 0)
     assert_array_equal(targets.class_ids, np.where(index >= 0, labels[index] + 1, 0))
@@ -68,11 +73,22 @@ def test_each_object_has_an_anchor_of_its_own():
     assert_array_equal(targets.class_ids, [9, 8, 0])
 
 
-def test_an_anchor_at_the_threshold_is_positive():
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_strict_thresholds_equal_numpy(seed):
+    anchors, boxes, labels, valid = random_problem(seed)
+    index, best = match_reference(anchors, boxes, valid, 0.5, strict=True)
+    targets = jit_match(anchors, boxes, labels, valid, negative_iou_threshold=0.25, **MXNET)
+    assert_array_equal(targets.class_ids, np.where(index >= 0, labels[index] + 1, 0))
+    assert_array_equal(targets.negative, (index < 0) & (best < 0.25) & valid.any())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_anchor_at_the_threshold_is_positive_or_when_strict_ignored(strict):
     anchors = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.25, 1]], np.float32)
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], np.float32)
-    targets = jit_match(anchors, boxes, np.array([0, 0]), np.array([True, False]))
-    assert_array_equal(targets.positive, [True, True, False])
+    targets = jit_match(anchors, boxes, np.array([0, 0]), np.array([True, False]), strict=strict)
+    assert_array_equal(targets.positive, [True, not strict, False])
     assert_array_equal(targets.negative, [False, False, True])
 
 
@@ -82,11 +98,13 @@ def test_an_object_that_overlaps_no_anchor_stays_unmatched():
     assert not jit_match(anchors, far, np.array([0, 1]), np.array([True, True])).positive.any()
 
 
-def test_without_objects_every_anchor_is_negative():
+@pytest.mark.parametrize("empty_is_negative", [True, False])
+def test_without_objects_all_anchors_are_negative_or_all_ignored(empty_is_negative):
     anchors, boxes, labels, _ = random_problem(0)
-    targets = jit_match(anchors, boxes, labels, np.zeros(OBJECTS, bool))
+    nobody = np.zeros(OBJECTS, bool)
+    targets = jit_match(anchors, boxes, labels, nobody, empty_is_negative=empty_is_negative)
     assert not targets.positive.any()
-    assert targets.negative.all()
+    assert_array_equal(targets.negative, empty_is_negative)
     assert_array_equal(targets.class_ids, 0)
     assert_array_equal(targets.box_deltas, 0)
 

@@ -10,7 +10,7 @@ from numpy_boxes import greedy_nms, grid_boxes
 from ssd_jax.ops.nms import nms
 
 COUNT = 40
-jit_nms = jax.jit(nms)
+jit_nms = jax.jit(nms, static_argnames="strict")
 
 
 @settings(max_examples=60, deadline=None)
@@ -26,6 +26,18 @@ def test_equals_greedy_numpy_with_ties(seed, threshold, cells):
     assert_array_equal(keep, greedy_nms(boxes, valid, threshold))
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), strict=st.booleans())
+def test_labels_keep_apart_as_greedy_numpy_within_each(seed, strict):
+    rng = np.random.default_rng(seed)
+    boxes, labels = grid_boxes(rng, COUNT, cells=4), rng.integers(0, 3, COUNT)
+    valid = rng.random(COUNT) < 0.8
+    keep = jit_nms(boxes, valid, iou_threshold=0.5, strict=strict, labels=labels)
+    for label in range(3):
+        expected = greedy_nms(boxes, valid & (labels == label), 0.5, strict=strict)
+        assert_array_equal(keep & (labels == label), expected)
+
+
 def test_a_chain_is_resolved_from_its_head():
     # Each box overlaps its neighbour by 7/9 and the next but one by 6/10: every other one stays.
     left = np.arange(COUNT, dtype=np.float32) / 64
@@ -35,11 +47,12 @@ def test_a_chain_is_resolved_from_its_head():
     assert_array_equal(keep, np.arange(COUNT) % 2 == 0)
 
 
-def test_an_overlap_at_the_threshold_is_no_reason_to_go():
+def test_an_overlap_at_the_threshold_is_a_reason_to_go_unless_strict():
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.25, 1]], np.float32)
     everything = np.ones(3, bool)
-    assert_array_equal(jit_nms(boxes, everything, iou_threshold=0.5), [True, True, True])
-    assert_array_equal(jit_nms(boxes, everything, iou_threshold=0.49), [True, False, True])
+    for threshold, strict, second in ((0.5, True, True), (0.5, False, False), (0.49, True, False)):
+        keep = jit_nms(boxes, everything, iou_threshold=threshold, strict=strict)
+        assert_array_equal(keep, [True, second, True])
 
 
 def test_what_is_not_valid_neither_stays_nor_suppresses():

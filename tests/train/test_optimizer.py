@@ -1,11 +1,20 @@
 """Schedules and optimizers against their textbook updates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd_jax.train.optimizer import build_optimizer, decay_mask, one_cycle_schedule, step_schedule
+from ssd_jax.errors import UserError
+from ssd_jax.train.optimizer import (
+    KERNELS_ONLY,
+    build_optimizer,
+    multipliers,
+    one_cycle_schedule,
+    step_schedule,
+)
 
 PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}}
 GRADIENT = {"conv": {"kernel": jnp.array([0.5, 0.25]), "bias": jnp.array([-1.0])}}
@@ -53,9 +62,64 @@ def test_sgd_is_momentum_on_the_gradient_with_decay():
     np.testing.assert_allclose(got["bias"], [bias], rtol=1e-6)
 
 
+def test_the_rate_in_the_momentum_outlives_a_drop_of_the_rate():
+    schedule = step_schedule(0.1, decay_steps=(1,), decay_factor=0.1)
+    optimizer = build_optimizer(
+        schedule, momentum=0.9, learning_rate_in_momentum=True, weight_decay=0.0
+    )
+    first, second = 0.1, 0.9 * 0.1 + 0.01  # the second step still carries the first at its rate
+    np.testing.assert_allclose(updated(optimizer, 2)["bias"], [3 + first + second], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kernel", "bias"),
+    [
+        ((), 1.0, 1.0),
+        ((("*/kernel", 2.0),), 2.0, 1.0),
+        ((("params/conv/*", 0.5), ("*/bias", 0.0)), 0.5, 0.0),
+        ((("*/bias", 0.0), ("*", 3.0)), 3.0, 3.0),
+        (KERNELS_ONLY, 1.0, 0.0),
+    ],
+)
+def test_the_last_pattern_that_matches_a_path_gives_its_factor(rules, kernel, bias):
+    assert multipliers(PARAMS, rules) == {"conv": {"kernel": kernel, "bias": bias}}
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_a_near_path():
+    optimizer = build_optimizer(lambda _: 0.1, rate_multipliers=(("*/cnov/bias", 0.0),))
+    with pytest.raises(UserError, match=r"'\*/cnov/bias', .* such as params/conv/bias"):
+        optimizer.init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "adamw"}, {}, {"learning_rate_in_momentum": True}], ids=str
+)
+def test_rate_multipliers_scale_the_steps_of_a_parameter(settings):
+    rules = (("*/kernel", 0.0), ("*/bias", 2.0))
+    plain, scaled = (
+        updated(build_optimizer(lambda _: 0.1, **settings, **words), 3)
+        for words in ({}, {"rate_multipliers": rules})
+    )
+    np.testing.assert_array_equal(scaled["kernel"], PARAMS["conv"]["kernel"])
+    np.testing.assert_allclose(scaled["bias"] - 3, 2 * (plain["bias"] - 3), rtol=1e-5)
+
+
 def test_weight_decay_spares_biases_unless_asked():
-    assert decay_mask(PARAMS, "kernels") == {"conv": {"kernel": True, "bias": False}}
-    assert decay_mask(PARAMS, "all") == {"conv": {"kernel": True, "bias": True}}
+    decay = functools.partial(build_optimizer, lambda _: 0.1, momentum=0.0)
+    spared, pulled, doubled, without = (
+        updated(optimizer, 1)
+        for optimizer in (
+            decay(weight_decay=0.5),
+            decay(weight_decay=0.5, decay_multipliers=()),
+            decay(weight_decay=0.5, decay_multipliers=(("*/bias", 2.0),)),
+            decay(weight_decay=0.0),
+        )
+    )
+    np.testing.assert_array_equal(spared["bias"], without["bias"])
+    for decayed, factor in ((pulled, 1), (doubled, 2)):
+        difference = without["bias"] - decayed["bias"]
+        np.testing.assert_allclose(difference, [factor * 0.1 * 0.5 * 3], rtol=1e-5)
+        np.testing.assert_array_equal(decayed["kernel"], spared["kernel"])
 
 
 def test_adamw_decays_apart_from_the_gradient():

@@ -1,25 +1,45 @@
 """One training step: what it learns from, and what it does not depend on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from ssd_jax.errors import UserError
 from ssd_jax.ops.augment import Augmentation
-from ssd_jax.train.step import augment_batch, batch_loss
+from ssd_jax.train.optimizer import build_optimizer
+from ssd_jax.train.state import TrainState
+from ssd_jax.train.step import augment_batch, batch_loss, train_step
 from ssd_jax.types import Batch
 
+# Compiling is most of the time; without optimisation it is a third of it.
+QUICK = {"xla_backend_optimization_level": 0}
+AUGMENTATION = {"seed": 3, "image_size": 8, "settings": Augmentation(), "fill": (0.0, 0.0, 0.0)}
 ANCHORS = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0.5, 0.5, 1]], np.float32)
 
 
+class Linear(nn.Module):
+    """The least that can be trained: two layers on the mean colour."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        features = nn.Dense(2, name="base")(images.mean(axis=(1, 2)))
+        outputs = nn.Dense(3 * 6, name="head")(features).reshape(-1, 3, 6)
+        return outputs[..., :4], outputs[..., 4:]
+
+
 def batch_of(valid):
-    """Two images with up to one object each, which the first and second anchor fit exactly."""
+    """Images with up to one object each, which the first or the second anchor fits exactly."""
     size = len(valid)
     return Batch(
         canvas=jnp.asarray(np.random.default_rng(0).integers(0, 256, (size, 8, 8, 3), np.uint8)),
         extent=jnp.full((size, 2), 8),
         size=jnp.full((size, 2), 8),
-        boxes=jnp.asarray(ANCHORS[:size, None]),
+        boxes=jnp.asarray(np.resize(ANCHORS[:2], (size, 1, 4))),
         labels=jnp.zeros((size, 1), jnp.int32),
         difficult=jnp.zeros((size, 1), bool),
         valid=jnp.asarray(valid)[:, None],
@@ -28,24 +48,63 @@ def batch_of(valid):
     )
 
 
-def loss_of(valid, logits=0.0, box_weight=1.0):
+@functools.cache
+def compiled_loss(**settings):
+    return jax.jit(functools.partial(batch_loss, **settings), compiler_options=QUICK)
+
+
+def loss_of(valid, logits=0.0, **settings):
     batch = batch_of(valid)
     class_logits = jnp.zeros((len(valid), 3, 2)).at[..., 0].set(logits)
     deltas = jnp.ones((len(valid), 3, 4))
-    return batch_loss(class_logits, deltas, batch, ANCHORS, box_weight=box_weight)
+    return compiled_loss(**settings)(class_logits, deltas, batch, ANCHORS)
+
+
+# What images of one object and of none contribute, where the odds are equal: an anchor log 2, a
+# positive one with four offsets that are off by 1, and up to three negatives.
+ONE_OBJECT, NO_OBJECT = 3 * np.log(2) + 4 * 0.5, 3 * np.log(2)
 
 
 def test_the_loss_is_divided_by_the_positives_of_the_whole_batch():
-    one, _ = loss_of([True])
-    two, _ = loss_of([True, True])
-    assert float(one) == pytest.approx(float(two), rel=1e-6)
-    # One positive and two negatives at equal odds; four coordinates that are off by 1.
-    assert float(one) == pytest.approx(3 * np.log(2) + 4 * 0.5, rel=1e-6)
+    assert float(loss_of([True, True])[0]) == pytest.approx(2 * ONE_OBJECT / 2, rel=1e-6)
+    assert float(loss_of([True, False])[0]) == pytest.approx(ONE_OBJECT + NO_OBJECT, rel=1e-6)
+
+
+def test_groups_are_counted_apart_and_averaged():
+    loss, _ = loss_of([True, False], group=1)
+    assert float(loss) == pytest.approx((ONE_OBJECT + NO_OBJECT) / 2, rel=1e-6)
+    loss, _ = loss_of([True, True], group=1)
+    assert float(loss) == pytest.approx(ONE_OBJECT, rel=1e-6)
+
+
+def test_normalization_valid_divides_by_what_each_loss_sums_over():
+    for valid in ([True, True], [True, False]):
+        _, metrics = loss_of(valid, normalization="valid", minimum_negatives=2)
+        assert float(metrics["class_loss"]) == pytest.approx(np.log(2), rel=1e-6)
+        assert float(metrics["box_loss"]) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="expected a divisor of the batch of 2 images"):
+        loss_of([True, True], group=3)
+    with pytest.raises(UserError, match="expected positives or valid"):
+        loss_of([True, True], normalization="batch")
+
+
+def test_the_keywords_of_matching_reach_it():
+    ignored, _ = loss_of([True, False], empty_is_negative=False)
+    assert float(ignored) == pytest.approx(ONE_OBJECT, rel=1e-6)
+    # No IoU exceeds 1, so one anchor of an image is positive, and none lies below 0.
+    alone, _ = loss_of([True, True], iou_threshold=1.0, strict=True, negative_iou_threshold=0.0)
+    assert float(alone) == pytest.approx(np.log(2) + 2, rel=1e-6)
+    # Every IoU reaches 0, so all three are positive and are averaged.
+    _, metrics = loss_of([True, True], iou_threshold=0.0)
+    assert float(metrics["class_loss"]) == pytest.approx(np.log(2), rel=1e-6)
 
 
 def test_the_box_loss_is_weighted():
-    _, metrics = loss_of([True])
-    weighted, _ = loss_of([True], box_weight=3.0)
+    _, metrics = loss_of([True, True])
+    weighted, _ = loss_of([True, True], box_weight=3.0)
     assert float(weighted) == pytest.approx(
         float(metrics["class_loss"] + 3 * metrics["box_loss"]), rel=1e-6
     )
@@ -60,9 +119,32 @@ def test_images_without_objects_are_negatives_and_their_loss_is_finite():
 
 def test_a_sample_is_augmented_alike_whatever_its_neighbours():
     batch = batch_of([True, True, True])
-    settings = {"seed": 3, "image_size": 8, "settings": Augmentation(), "fill": (0.0, 0.0, 0.0)}
-    augment = jax.jit(lambda batch, step: augment_batch(batch, step, **settings))
+    augment = jax.jit(lambda batch, step: augment_batch(batch, step, **AUGMENTATION))
     images, _ = augment(batch, 5)
     reversed_images, _ = augment(jax.tree.map(lambda x: x[::-1], batch), 5)
     np.testing.assert_array_equal(images, reversed_images[::-1])
     assert not np.array_equal(images, augment(batch, 6)[0])
+
+
+def test_a_rate_of_zero_freezes_and_leaves_no_gradient():
+    frozen = (("*/base/*", 0.0),)
+    optimizer = build_optimizer(lambda _: 0.1, rate_multipliers=frozen)
+    params = Linear().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=True)["params"]
+    state = TrainState(jnp.zeros((), int), params, {}, optimizer.init(params))
+    step = functools.partial(
+        train_step,
+        model=Linear(),
+        optimizer=optimizer,
+        schedule=lambda _: 0.1,
+        anchors=ANCHORS,
+        augmentation=AUGMENTATION | {"settings": Augmentation(distort=None, crop=None)},
+        mean=(127.0,) * 3,
+        std=(64.0,) * 3,
+        loss={},
+        rate_multipliers=frozen,
+    )
+    after, _ = jax.jit(step, compiler_options=QUICK)(state, batch_of([True, True]))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, after.params)
+    assert moved == {part: dict.fromkeys(("kernel", "bias"), part == "head") for part in params}
+    # Weight decay pulls at kernels only, so a bias shows the gradient alone.
+    assert not optax.tree.get(after.opt_state, "trace")["base"]["bias"].any()
