@@ -1,6 +1,8 @@
 """The stable codes of `DataError`: a code keeps its meaning for ever and is never used again.
 
-1xx is data at rest: 10x folders and splits, 11x image files, 12x annotation files, 13x objects.
+1xx is data at rest: 10x folders and splits, 11x image files, 12x annotation files, 13x objects,
+14x RecordIO, 15x JSON, 16x stores and archives, 17x and 18x what the doctor sees in a whole set.
+docs/doctor.md has the table of all.
 """
 
 FOLDER_MISSING = "SSD101"
@@ -21,3 +23,63 @@ BOX_OUTSIDE = "SSD132"
 BOX_WITHOUT_AREA = "SSD133"
 UNKNOWN_CLASS = "SSD134"
 TOO_MANY_OBJECTS = "SSD135"
+
+# Of RecordIO files.
+RECORD_FILE_MISSING = "SSD141"
+RECORD_DAMAGED = "SSD142"
+RECORD_INDEX_UNREADABLE = "SSD143"
+LABEL_UNREADABLE = "SSD144"
+OBJECT_WIDTHS_MIXED = "SSD145"
+
+# Of JSON and other annotations that stand in one file or name their images.
+ANNOTATION_TOO_LARGE = "SSD151"
+CLASS_NAMES_DISAGREE = "SSD152"
+REFERENCE_OUTSIDE = "SSD153"
+OBJECT_WITHOUT_IMAGE = "SSD154"
+LABEL_MISSING = "SSD155"
+
+# Of object stores and archives.
+OBJECT_MISSING = "SSD161"
+ACCESS_REFUSED = "SSD162"
+TRANSFER_FAILED = "SSD163"
+CONTENT_DISAGREES = "SSD164"
+NAME_UNSAFE = "SSD165"
+ARCHIVE_MISSING = "SSD166"
+ARCHIVE_UNREADABLE = "SSD167"
+
+# Of the doctor: oddities of images, and of the set as a whole.
+EXIF_ORIENTATION = "SSD171"
+EXIF_ILLEGAL = "SSD172"
+IMAGE_DAMAGED = "SSD173"
+IMAGE_TWICE = "SSD174"
+NAME_TWICE = "SSD175"
+BOX_TWICE = "SSD176"
+LEAKAGE = "SSD177"
+NO_OBJECTS = "SSD178"
+CLASS_WITHOUT_OBJECTS = "SSD179"
+CLASSES_ALIKE = "SSD180"
+TINY_OBJECTS = "SSD181"
+UNREACHED_OBJECTS = "SSD182"
+LABEL_WIDTH_SMALL = "SSD183"
+IMAGE_NOT_ANNOTATED = "SSD184"
+ANNOTATION_WITHOUT_IMAGE = "SSD185"
+
+# Findings that do not keep an image or a box from being used; every other code is an error.
+WARNINGS = frozenset(
+    {
+        OBJECT_WIDTHS_MIXED,
+        EXIF_ORIENTATION,
+        EXIF_ILLEGAL,
+        IMAGE_DAMAGED,
+        IMAGE_TWICE,
+        NAME_TWICE,
+        BOX_TWICE,
+        NO_OBJECTS,
+        CLASS_WITHOUT_OBJECTS,
+        CLASSES_ALIKE,
+        TINY_OBJECTS,
+        UNREACHED_OBJECTS,
+        IMAGE_NOT_ANNOTATED,
+        ANNOTATION_WITHOUT_IMAGE,
+    }
+)

@@ -44,6 +44,15 @@ def decode_image(
     in the errors. Returns (canvas, extent, size): `extent` is the picture's (height, width) on the
     canvas, `size` that of the file.
     """
+    canvas = np.empty((canvas_side, canvas_side, 3), np.uint8)
+    return canvas, *draw_image(canvas, data, name)
+
+
+def draw_image(
+    canvas: UInt8[np.ndarray, "S S 3"], data: bytes, name: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """`decode_image` on a canvas that is there already, whatever it holds: (extent, size)."""
+    canvas_side = len(canvas)
     header = _read_header(data, name)
     if header.size[0] * header.size[1] > MAX_PIXELS:
         raise DataError(
@@ -69,14 +78,41 @@ def decode_image(
     extent = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     if picture.shape[:2] != extent:
         picture = cv2.resize(picture, extent[::-1], interpolation=cv2.INTER_AREA)
-    canvas = np.zeros((canvas_side, canvas_side, 3), np.uint8)
-    canvas[: extent[0], : extent[1]] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    return canvas, extent, size
+    cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=canvas[: extent[0], : extent[1]])
+    canvas[: extent[0], extent[1] :] = 0
+    canvas[extent[0] :] = 0
+    return extent, size
+
+
+def empty_rows(*leading: int, canvas: int, max_objects: int) -> Batch:
+    """Memory for the rows of a batch, not filled in; `canvas` is the side in pixels."""
+    return Batch(
+        canvas=np.empty((*leading, canvas, canvas, 3), np.uint8),
+        extent=np.empty((*leading, 2), np.int32),
+        size=np.empty((*leading, 2), np.int32),
+        boxes=np.empty((*leading, max_objects, 4), np.float32),
+        labels=np.empty((*leading, max_objects), np.int32),
+        difficult=np.empty((*leading, max_objects), bool),
+        valid=np.empty((*leading, max_objects), bool),
+        sample_id=np.empty(leading, np.int32),
+        real=np.empty(leading, bool),
+    )
 
 
 def decode_example(example: Example, sample_id: int, *, canvas: int, max_objects: int) -> Batch:
     """One row of a batch: a `Batch` without the axis B; `canvas` is the side in pixels."""
-    count = len(example.labels)
+    row = empty_rows(canvas=canvas, max_objects=max_objects)
+    decode_into(row, example, sample_id)
+    return row
+
+
+def decode_into(row: Batch, example: Example, sample_id: int) -> None:
+    """`decode_example` into a row that is there already.
+
+    Rows of a batch are filled where they stand: no canvas is copied, and the system need not clear
+    memory for each.
+    """
+    count, max_objects = len(example.labels), len(row.labels)
     if count > max_objects:
         raise DataError(
             codes.TOO_MANY_OBJECTS,
@@ -84,26 +120,19 @@ def decode_example(example: Example, sample_id: int, *, canvas: int, max_objects
             f"{count} objects, expected at most {max_objects}",
             f"Set max_objects to {count} or more",
         )
-    pixels, extent, size = decode_image(example.image, example.name, canvas)
+    extent, size = draw_image(row.canvas, example.image, example.name)
     if example.size is not None and size != example.size:
         raise _size_disagrees(example, size)
-
-    def padded(values: np.ndarray, dtype: type) -> np.ndarray:
-        rows = np.zeros((max_objects, *values.shape[1:]), dtype)
-        rows[:count] = values
-        return rows
-
-    return Batch(
-        canvas=pixels,
-        extent=np.array(extent, np.int32),
-        size=np.array(size, np.int32),
-        boxes=padded(example.boxes, np.float32),
-        labels=padded(example.labels, np.int32),
-        difficult=padded(example.difficult, bool),
-        valid=np.arange(max_objects) < count,
-        sample_id=np.array(sample_id, np.int32),
-        real=np.array(True),
-    )
+    row.extent[:] = extent
+    row.size[:] = size
+    for name in ("boxes", "labels", "difficult"):
+        padded = getattr(row, name)
+        padded[:count] = getattr(example, name)
+        padded[count:] = 0
+    row.valid[:count] = True
+    row.valid[count:] = False
+    row.sample_id[...] = sample_id
+    row.real[...] = True
 
 
 def _reduction(header: _Header, canvas_side: int) -> int:

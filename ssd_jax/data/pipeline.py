@@ -7,12 +7,12 @@ threads, and a resumed run needs no state but its step.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-from ssd_jax.data.decode import decode_example
+from ssd_jax.data.decode import decode_example, decode_into, empty_rows
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.types import Batch
@@ -24,8 +24,24 @@ def max_objects(source: Source) -> int:
 
 
 def cache_bytes(source: Source, *, canvas: int) -> int:
-    """The memory that `cache="ram"` will take in each process, in bytes."""
+    """The memory that the decoded pictures will take, in bytes.
+
+    With the cache in RAM in each process, on devices in all of them together.
+    """
     return len(source) * canvas * canvas * 3
+
+
+def train_positions(
+    num_images: int, *, batch_size: int, seed: int, start_step: int = 0
+) -> Iterator[Int[np.ndarray, "B"]]:
+    """The images of each global batch: a new order of all each epoch, without end."""
+    return iter(_train_positions(num_images, batch_size, seed)[start_step:])
+
+
+def _train_positions(num_images: int, batch_size: int, seed: int):
+    import grain
+
+    return grain.MapDataset.range(num_images).shuffle(seed=seed).repeat().batch(batch_size)
 
 
 def train_batches(
@@ -49,19 +65,27 @@ def train_batches(
     stops them. `cache="ram"` keeps each image decoded, `cache_bytes` in all. A `DataError` of a
     record is raised by the `next` that would have returned it.
     """
-    import grain
-
     if cache not in ("none", "ram"):
         raise UserError(f"cache is {cache!r}: expected 'none' or 'ram'")
-    share = _share_of_process(batch_size, process_index, process_count)
+    share = share_of_process(batch_size, process_index, process_count)
 
-    def decode(index: int) -> Batch:
-        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
-
+    form = {"canvas": canvas, "max_objects": max_objects}
     if cache == "ram":
-        decode = functools.cache(decode)
-    positions = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat().batch(batch_size)
-    batches = positions[start_step:].map(lambda indices: _stack(decode, indices[share]))
+
+        @functools.cache
+        def decoded(index: int) -> Batch:
+            return decode_example(source[index], index, **form)
+
+        def fill(row: Batch, index: int) -> None:
+            _copy(decoded(index), row)
+
+    else:
+
+        def fill(row: Batch, index: int) -> None:
+            decode_into(row, source[index], index)
+
+    positions = _train_positions(len(source), batch_size, seed)
+    batches = positions[start_step:].map(lambda indices: _batch(fill, indices[share], **form))
     return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
 
 
@@ -82,21 +106,23 @@ def evaluation_batches(
     """
     import grain
 
-    share = _share_of_process(batch_size, process_index, process_count)
-    fill = _fill_row(canvas=canvas, max_objects=max_objects)
+    share = share_of_process(batch_size, process_index, process_count)
+    form = {"canvas": canvas, "max_objects": max_objects}
+    unreal = fill_row(**form)
 
-    def decode(index: int) -> Batch:
-        if index >= len(source):
-            return fill
-        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
+    def fill(row: Batch, index: int) -> None:
+        if index < len(source):
+            decode_into(row, source[index], index)
+        else:
+            _copy(unreal, row)
 
     length = math.ceil(len(source) / batch_size) * batch_size
     positions = grain.MapDataset.range(length).batch(batch_size)
-    batches = positions.map(lambda indices: _stack(decode, indices[share]))
+    batches = positions.map(lambda indices: _batch(fill, indices[share], **form))
     return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
 
 
-def _share_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
+def share_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
     """Consecutive rows: in order of the processes they make up the global batch again."""
     if batch_size % process_count:
         raise UserError(
@@ -106,12 +132,31 @@ def _share_of_process(batch_size: int, process_index: int, process_count: int) -
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _stack(decode: Callable[[int], Batch], indices: Int[np.ndarray, "B"]) -> Batch:
-    rows = [decode(int(index)) for index in indices]
+def _batch(
+    fill: Callable[[Batch, int], None],
+    indices: Int[np.ndarray, "B"],
+    *,
+    canvas: int,
+    max_objects: int,
+) -> Batch:
+    batch = empty_rows(len(indices), canvas=canvas, max_objects=max_objects)
+    for place, index in enumerate(indices.tolist()):
+        fill(Batch(*(field[place, ...] for field in batch)), index)
+    return batch
+
+
+def _copy(row: Batch, to: Batch) -> None:
+    for values, place in zip(row, to, strict=True):
+        place[...] = values
+
+
+def stack_rows(rows: Sequence[Batch]) -> Batch:
+    """Rows of `decode_example` as one batch."""
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
-def _fill_row(*, canvas: int, max_objects: int) -> Batch:
+def fill_row(*, canvas: int, max_objects: int) -> Batch:
+    """A row that fills up a batch: not `real`."""
     return Batch(
         canvas=np.zeros((canvas, canvas, 3), np.uint8),
         extent=np.ones(2, np.int32),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_jax.data.decode import decode_example, decode_image
+from ssd_jax.data.decode import decode_example, decode_image, decode_into, empty_rows
 from ssd_jax.errors import DataError
 from ssd_jax.types import Example
 
@@ -131,6 +131,18 @@ def test_objects_are_padded_under_a_mask():
     np.testing.assert_array_equal(row.boxes, [(0, 0, 0.5, 1), (0, 0, 0.5, 1), (0, 0, 0, 0)])
     assert (row.extent.tolist(), row.size.tolist()) == ([30, 40], [60, 80])
     assert (row.canvas.shape, int(row.sample_id), bool(row.real)) == ((40, 40, 3), 7, True)
+
+
+def test_a_row_may_have_held_something_else():
+    form = {"canvas": 40, "max_objects": 3}
+    used = empty_rows(**form)
+    for field in used:
+        field[...] = 1
+    decode_into(used, example(jpeg()), 7)
+    new = decode_example(example(jpeg()), 7, **form)
+    for name, field in new._asdict().items():
+        np.testing.assert_array_equal(getattr(used, name), field, err_msg=name)
+    assert not used.canvas[30:].any()
 
 
 def test_too_many_objects_says_how_many_are_needed():

@@ -6,6 +6,7 @@ with their boxes as written to `build_source`, and says how the bytes of an imag
 
 import collections
 import hashlib
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -319,6 +320,18 @@ def class_ids(names: Sequence[str], classes: Sequence[str]) -> Int[np.ndarray, "
     """The ids of class names; -1 for a name that is not among the classes."""
     ids = {name: number for number, name in enumerate(classes)}
     return np.array([ids.get(name, -1) for name in names], np.int64)
+
+
+def some_of(names: Sequence[str], limit: int = 12) -> str:
+    """A few names for a message, shortest first: `train` stands before VOC's `aeroplane_train`."""
+    shown = sorted(names, key=lambda name: (len(name), name))[:limit]
+    return (", ".join(shown) or "nothing") + (", ..." if len(names) > limit else "")
+
+
+def what_is_there(path: pathlib.Path) -> str:
+    """For a path that does not exist: what its nearest parent holds."""
+    parent = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{parent} holds {some_of([path.name for path in parent.iterdir()])}"
 
 
 def _offsets(counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N+1"]:

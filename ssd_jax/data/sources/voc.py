@@ -15,10 +15,21 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    build_source,
+    check_not_empty,
+    class_ids,
+    some_of,
+    what_is_there,
+)
 from ssd_jax.errors import DataError, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# A thousand objects, one of them in 1,000 bytes, are 1 MB.
+MAX_ANNOTATION_BYTES = 8 * 2**20
+MAX_PIXELS_OF_A_SIDE = 2**24
 
 
 def open_voc(
@@ -191,12 +202,10 @@ def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _folder_missing(folder: pathlib.Path) -> DataError:
-    parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
     return DataError(
         codes.FOLDER_MISSING,
         str(folder),
-        f"the folder does not exist; {parent} holds "
-        + _some_of([path.name for path in parent.iterdir()]),
+        f"the folder does not exist; {what_is_there(folder)}",
         "Give the folder that holds Annotations, ImageSets and JPEGImages, or VOC2007, VOC2012",
     )
 
@@ -206,19 +215,20 @@ def _image_sets(root: pathlib.Path) -> str:
     paths = [
         path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}ImageSets/Main/*.txt")
     ]
-    return _some_of([(path.parents[2].relative_to(root) / path.stem).as_posix() for path in paths])
-
-
-def _some_of(names: Sequence[str], limit: int = 12) -> str:
-    # Shortest first: `train` stands before VOC's `aeroplane_train`.
-    shown = sorted(names, key=lambda name: (len(name), name))[:limit]
-    return (", ".join(shown) or "nothing") + (", ..." if len(names) > limit else "")
+    return some_of([(path.parents[2].relative_to(root) / path.stem).as_posix() for path in paths])
 
 
 def _read(path: pathlib.Path) -> _Annotation:
+    if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
+        raise DataError(
+            codes.ANNOTATION_TOO_LARGE,
+            str(path),
+            f"{size:,} bytes, expected {MAX_ANNOTATION_BYTES:,} at most",
+            "Check that it is an annotation",
+        )
     try:
         root = ElementTree.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise _unreadable(path, f"the XML cannot be read ({error})") from error
     size = tuple(_positive_integer(root, f"size/{side}", path) for side in ("height", "width"))
     # Only the root's own children: the <part>s of a person have boxes too, but are no objects.
@@ -251,7 +261,7 @@ def _positive_integer(root: Element, tag: str, path: pathlib.Path) -> int:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
-    if not (value >= 1 and value.is_integer()):
+    if not (1 <= value <= MAX_PIXELS_OF_A_SIDE and value.is_integer()):
         raise _unreadable(path, f"<{tag}> is {text!r}, expected the image's size in whole pixels")
     return int(value)
 

@@ -1,0 +1,115 @@
+"""Decoded images in device memory: after they are filled in, the host sends nothing but indices."""
+
+import functools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int
+from tqdm import tqdm
+
+from ssd_jax.data.decode import decode_example
+from ssd_jax.data.pipeline import fill_row, stack_rows, train_positions
+from ssd_jax.data.sources.base import Source
+from ssd_jax.sharding import put_replicated, split
+from ssd_jax.types import Batch
+
+# Images that are decoded before they are sent.
+_CHUNK = 256
+
+
+def fill_device_cache(
+    source: Source, mesh: Mesh, *, canvas: int, max_objects: int, num_threads: int
+) -> Batch:
+    """All rows of the source, decoded and cut evenly over the devices of the mesh.
+
+    Each process decodes what its own devices hold. Rows beyond the source fill up the last device.
+    """
+    per_device = math.ceil(len(source) / mesh.size)
+    fill = fill_row(canvas=canvas, max_objects=max_objects)
+
+    def decode(index: int) -> Batch:
+        if index >= len(source):
+            return fill
+        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
+
+    own = [
+        (device, place)
+        for place, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
+    shards = []
+    with (
+        ThreadPoolExecutor(max(1, num_threads)) as threads,
+        tqdm(total=len(own) * per_device, desc="filling the cache", disable=None) as progress,
+    ):
+        for device, place in own:
+            shard = jax.tree.map(
+                lambda x, device=device: jnp.zeros((per_device, *x.shape), x.dtype, device=device),
+                fill,
+            )
+            for start in range(0, per_device, _CHUNK):
+                rows = range(start, min(start + _CHUNK, per_device))
+                decoded = threads.map(decode, [place * per_device + row for row in rows])
+                part = jax.device_put(stack_rows(list(decoded)), device)
+                shard = _write(shard, part, start)
+                progress.update(len(rows))
+            shards.append(shard)
+    return jax.tree.map(
+        lambda *pieces: jax.make_array_from_single_device_arrays(
+            (mesh.size * per_device, *pieces[0].shape[1:]), split(mesh), list(pieces)
+        ),
+        *shards,
+    )
+
+
+def cached_batches(
+    cache: Batch, mesh: Mesh, *, num_images: int, batch_size: int, seed: int, start_step: int = 0
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """The batches of `pipeline.train_batches`, picked on the devices, with their indices."""
+    pick = _picker(mesh)
+    for indices in train_positions(
+        num_images, batch_size=batch_size, seed=seed, start_step=start_step
+    ):
+        yield indices, pick(cache, put_replicated(indices.astype(np.int32), mesh))
+
+
+def _picker(mesh: Mesh):
+    """The rows of a batch, wherever they lie, each to the device that its place in it belongs to.
+
+    Every device lays out the whole batch with the rows that it holds and zeros for the others; the
+    sum, of which each device keeps its own part, is the batch.
+    """
+
+    def pick(cache: Batch, indices: jax.Array) -> Batch:
+        rows = len(cache.real)
+        local = indices - jax.lax.axis_index("data") * rows
+        here = (local >= 0) & (local < rows)
+
+        def pick_column(column: jax.Array) -> jax.Array:
+            taken = column[jnp.clip(local, 0, rows - 1)]
+            taken = jnp.where(here.reshape(-1, *(1,) * (taken.ndim - 1)), taken, 0)
+            summed = jax.lax.psum_scatter(
+                taken.astype(jnp.uint8) if taken.dtype == bool else taken, "data", tiled=True
+            )
+            return summed.astype(column.dtype)
+
+        return jax.tree.map(pick_column, cache)
+
+    by_row = PartitionSpec("data")
+    return jax.jit(
+        jax.shard_map(pick, mesh=mesh, in_specs=(by_row, PartitionSpec()), out_specs=by_row)
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(shard: Batch, part: Batch, start: Int[Array, ""] | int) -> Batch:
+    return jax.tree.map(
+        lambda column, rows: jax.lax.dynamic_update_slice_in_dim(column, rows, start, axis=0),
+        shard,
+        part,
+    )

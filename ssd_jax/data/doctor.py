@@ -1,0 +1,385 @@
+"""The doctor: reads a whole data set once, in parallel, and says what is wrong with it.
+
+No accelerator is touched. An image is judged by the same decoder that training uses.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssd_jax import __version__
+from ssd_jax.data import codes
+from ssd_jax.data.decode import decode_example
+from ssd_jax.data.findings import (
+    LABEL_HEADER,
+    LABEL_OBJECT,
+    Finding,
+    Reach,
+    annotation_findings,
+    best_ious,
+    boxes_twice,
+)
+from ssd_jax.data.sources.base import Annotations, Source
+from ssd_jax.errors import DataError, UserError
+
+# Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
+CANVAS = 32
+# Images between two looks at what the JPEG decoder complained about.
+CHUNK = 64
+# libjpeg goes on after these and fills in grey; it tells on standard error only.
+COMPLAINT = re.compile(
+    r"(Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression .*)"
+)
+# The size of a value by its EXIF type; a short is legal, the signed and the long are met too.
+EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
+
+
+class Diagnosis(NamedTuple):
+    """What was found, the figures of the set as JSON values, and images that copy an earlier one.
+
+    A copy has the same bytes and the same objects.
+    """
+
+    findings: tuple[Finding, ...]
+    statistics: dict[str, Any]
+    copies: tuple[int, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Findings by code."""
+        return dict(sorted(collections.Counter(each.code for each in self.findings).items()))
+
+    def count(self, severity: str) -> int:
+        """Findings of one severity."""
+        return sum(each.severity == severity for each in self.findings)
+
+    def usable(self, source: Source) -> Int[np.ndarray, "K"]:
+        """The images of `source` without an error."""
+        bad = {each.image for each in self.findings if each.severity == "error"}
+        return np.array([i for i in range(len(source)) if i not in bad], np.int64)
+
+
+class _Look(NamedTuple):
+    """What reading one image told."""
+
+    digest: bytes
+    error: DataError | None
+    orientation: int = 1
+    complaint: str = ""
+
+
+def examine(
+    source: Source,
+    *,
+    other: Sequence[Source] = (),
+    anchors: Float[np.ndarray, "A 4"] | None = None,
+    max_objects: int | None = None,
+    label_width: int | None = None,
+    workers: int | None = None,
+    show_progress: bool = False,
+) -> Diagnosis:
+    """Everything that can be said of a set: its own problems first, then images, then the whole.
+
+    Open `source` with `Problems("skip")`, so that what it left out is reported too. Images that
+    also stand in `other` are leaks. `max_objects` and `label_width` are limits to check, if any.
+    """
+    looks: list[_Look] = []
+    digests: list[dict[bytes, int]] = [{} for _ in other]
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
+    ):
+        for start in range(0, len(source), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(source)))
+            looks += _look_at(source, chunk, pool)
+            bar.update(len(chunk))
+        for each, found in zip(other, digests, strict=True):
+            hashes = pool.map(functools.partial(_hash_of, each), range(len(each)))
+            for image, digest in enumerate(hashes):
+                found[digest] = image
+                bar.update()
+    twins = _twins(looks)
+    reach = None if anchors is None else best_ious(source.annotations, anchors)
+    findings = [
+        *(Finding.of(error) for error in source.problems.found),
+        *_image_findings(source, looks),
+        *_twin_findings(source, twins),
+        *_leaks(source, looks, zip(other, digests, strict=True)),
+        *annotation_findings(source, reach=reach, max_objects=max_objects, label_width=label_width),
+    ]
+    copies = tuple(image for image, first in twins.items() if _same_objects(source, image, first))
+    return Diagnosis(tuple(findings), _statistics(source, reach), copies)
+
+
+def check_before_training(
+    source: Source,
+    cache_folder: str | os.PathLike,
+    *,
+    files: Sequence[str | os.PathLike] = (),
+    show_progress: bool = False,
+) -> tuple[Int[np.ndarray, "K"], Diagnosis]:
+    """The images that can be trained on, and all that was found.
+
+    Unusable images are refused or left out as `source.problems` says; `source.take` the rest. The
+    result is kept in `cache_folder` for as long as the annotations, the image files and `files`
+    (those that hold several images: name them) are the same.
+    """
+    path = pathlib.Path(cache_folder) / f"doctor-{_stamp(source, files)}.json"
+    diagnosis = _read_cache(path)
+    if diagnosis is None:
+        diagnosis = examine(source, show_progress=show_progress)
+        write_json(diagnosis, path)
+    bad = [
+        each for each in diagnosis.findings if each.severity == "error" and each.image is not None
+    ]
+    if bad and source.problems.policy == "error":
+        shown = "\n".join(f"  {each.error}" for each in bad[:5])
+        raise UserError(
+            f"{len(bad):,} findings in images that cannot be used, expected none:\n{shown}\n"
+            "See all with `ssd-jax doctor`, or set data.problems to 'skip' to train without them"
+        )
+    for each in bad:
+        source.problems(each.error)
+    return diagnosis.usable(source), diagnosis
+
+
+def clean(source: Source, diagnosis: Diagnosis) -> Source:
+    """What is left when every error is out, and every exact copy.
+
+    Copies are objects of the same box and class in an image, and images of the same bytes with the
+    same objects. Boxes that cannot be used were left out when the source was opened.
+    """
+    columns = source.annotations
+    keep = ~boxes_twice(columns)[1]
+    counts = np.bincount(columns.image_of_object[keep], minlength=len(source))
+    once = Source(
+        Annotations(
+            columns.names,
+            columns.sizes,
+            np.concatenate([[0], np.cumsum(counts)]),
+            *(column[keep] for column in columns[3:]),
+        ),
+        source.classes,
+        read_image=source.read_image,
+        locate=source.locate,
+        problems=source.problems,
+    )
+    return once.take(np.setdiff1d(diagnosis.usable(source), diagnosis.copies))
+
+
+def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
+    """All findings and figures; the file is there whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "errors": diagnosis.count("error"),
+        "warnings": diagnosis.count("warning"),
+        "counts": diagnosis.counts,
+        "statistics": diagnosis.statistics,
+        "copies": diagnosis.copies,
+        "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
+    }
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _read_cache(path: pathlib.Path) -> Diagnosis | None:
+    """None where there is none, or it is not whole."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = [Finding(*(each[name] for name in Finding._fields)) for each in report["findings"]]
+        return Diagnosis(tuple(found), report["statistics"], tuple(report["copies"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stamp(source: Source, files: Sequence[str | os.PathLike]) -> str:
+    """Changes with the annotations, the package, and every file's name, size and time."""
+    left_out = [str(error) for error in source.problems.found]
+    digest = hashlib.sha256(repr((__version__, source.fingerprint, left_out)).encode())
+    for path in [*files, *(source.locate(image) for image in range(len(source)))]:
+        digest.update(f"\n{path}".encode())
+        with contextlib.suppress(OSError):  # an image inside a larger file is no file of its own
+            status = os.stat(path)
+            digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _look_at(
+    source: Source, images: Sequence[int], pool: concurrent.futures.Executor
+) -> list[_Look]:
+    look = functools.partial(_look, source)
+    with _stderr_of_c() as lines:
+        looks = list(pool.map(look, images))
+    if _complaint(lines):
+        # Standard error belongs to the whole process: one at a time tells whom it is about.
+        for place, image in enumerate(images):
+            with _stderr_of_c() as lines:
+                look_again = look(image)
+            looks[place] = look_again._replace(complaint=_complaint(lines))
+    return looks
+
+
+def _look(source: Source, image: int) -> _Look:
+    try:
+        data = source.read_image(image)
+    except DataError as error:
+        return _Look(b"", error)
+    error = None
+    try:
+        example = source.example(image, data)
+        decode_example(example, image, canvas=CANVAS, max_objects=max(1, len(example.labels)))
+    except DataError as problem:
+        error = problem
+    return _Look(_digest(data), error, exif_orientation(data))
+
+
+def _hash_of(source: Source, image: int) -> bytes:
+    try:
+        return _digest(source.read_image(image))
+    except DataError:
+        return b""
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation of an image file as it stands there; 1 where there is none.
+
+    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4).
+    """
+    marks = ((data.find(b"Exif\0\0", 0, 2**16), 6), (data.find(b"eXIf", 0, 2**16), 4))
+    start = next((at + length for at, length in marks if at >= 0), len(data))
+    order = {b"II": "little", b"MM": "big"}.get(data[start : start + 2])
+    if order is None:
+        return 1
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[start + at : start + at + size], order)
+
+    directory = number(4, 4)
+    end = min(directory + 2 + 12 * number(directory, 2), len(data) - start)
+    for entry in range(directory + 2, end, 12):
+        if number(entry, 2) == 0x112:
+            return number(entry + 8, EXIF_BYTES.get(number(entry + 2, 2), 2))
+    return 1
+
+
+def _image_findings(source: Source, looks: Sequence[_Look]) -> Iterator[Finding]:
+    for image, look in enumerate(looks):
+        where = source.locate(image)
+        if look.error is not None:
+            yield Finding.of(look.error, image)
+        elif look.complaint:
+            message = f"the image decodes, but the decoder says: {look.complaint}. Look at it, and "
+            message += "replace it if a part of it is grey or shifted"
+            yield Finding(codes.IMAGE_DAMAGED, where, message, image)
+        if look.orientation not in range(1, 9):
+            message = f"EXIF orientation {look.orientation}, expected 1 to 8; the image stays as "
+            message += "stored. Remove the tag, for other programs may turn the image"
+            yield Finding(codes.EXIF_ILLEGAL, where, message, image)
+        elif look.orientation != 1:
+            message = f"EXIF orientation {look.orientation}, expected 1: the image is turned as "
+            message += "viewers turn it. See that its boxes were drawn on the turned image, or "
+            message += "remove the tag"
+            yield Finding(codes.EXIF_ORIENTATION, where, message, image)
+
+
+def _twins(looks: Sequence[_Look]) -> dict[int, int]:
+    """Images of the same bytes as an earlier one: {image: the first of them}."""
+    first: dict[bytes, int] = {}
+    seen = {image: first.setdefault(look.digest, image) for image, look in enumerate(looks)}
+    return {image: one for image, one in seen.items() if image != one and looks[image].digest}
+
+
+def _twin_findings(source: Source, twins: dict[int, int]) -> Iterator[Finding]:
+    for image, first in twins.items():
+        same = "the same objects" if _same_objects(source, image, first) else "OTHER objects"
+        message = f"the same bytes as {source.locate(first)}, with {same}, expected each image "
+        message += "once. Remove one of them"
+        yield Finding(codes.IMAGE_TWICE, source.locate(image), message, image)
+
+
+def _same_objects(source: Source, image: int, other: int) -> bool:
+    both = source.annotations.take(np.array([image, other]))
+    columns = np.column_stack([both.boxes, both.labels, both.difficult])
+    one, two = np.split(columns, [both.offsets[1]])
+    return np.array_equal(np.unique(one, axis=0), np.unique(two, axis=0))
+
+
+def _leaks(
+    source: Source, looks: Sequence[_Look], others: Iterable[tuple[Source, dict[bytes, int]]]
+) -> Iterator[Finding]:
+    for other, digests in others:
+        for image, look in enumerate(looks):
+            if look.digest and look.digest in digests:
+                message = f"the same bytes as {other.locate(digests[look.digest])} of the other "
+                message += "set, expected sets that share no image. Remove it from one of them"
+                yield Finding(codes.LEAKAGE, source.locate(image), message, image)
+
+
+def _statistics(source: Source, reach: Reach | None) -> dict[str, Any]:
+    columns = source.annotations
+    counts = source.object_counts
+    of_class = np.bincount(columns.labels, minlength=len(source.classes)).tolist()
+    most = int(counts.max(initial=0))
+    return {
+        "images": len(source),
+        "images_without_objects": int(np.sum(counts == 0)),
+        "objects": len(columns.labels),
+        "difficult_objects": int(columns.difficult.sum()),
+        "objects_by_class": dict(zip(source.classes, of_class, strict=True)),
+        "most_objects_in_an_image": most,
+        "label_width": LABEL_HEADER + LABEL_OBJECT * most,
+        "unreached_share": None if reach is None else reach.unreached,
+    }
+
+
+def _complaint(lines: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(line for line in lines if COMPLAINT.fullmatch(line)))
+
+
+@contextlib.contextmanager
+def _stderr_of_c() -> Iterator[list[str]]:
+    """Gives the lines that were written to standard error, by C code too.
+
+    Those that are no complaint about an image are passed on.
+    """
+    lines: list[str] = []
+    with tempfile.TemporaryFile() as spool:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(spool.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            spool.seek(0)
+            lines += spool.read().decode(errors="replace").splitlines()
+            for line in lines:
+                if not COMPLAINT.fullmatch(line):
+                    print(line, file=sys.stderr)
+
+
+def _progress_bar(total: int, show: bool):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="examining", unit=" images", disable=None if show else True)

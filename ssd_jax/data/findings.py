@@ -1,0 +1,230 @@
+"""What the doctor can say from annotations and folders alone: no image is opened here."""
+
+import pathlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ssd_jax.data import codes
+from ssd_jax.data.sources.base import Annotations, Source
+from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
+from ssd_jax.errors import DataError
+
+# Of the image's width or height: 3 of 300 pixels, less than half a cell of the finest feature map.
+TINY_SIDE = 0.01
+# An object that no default box reaches is still matched to its best one; too many are a mismatch.
+REACHING_IOU = 0.5
+TOLERATED_UNREACHED = 0.25
+# Enough for a share that is right within 1 to 2 %, in about a second for 24,564 default boxes.
+MEASURED_OBJECTS = 3000
+# Of a RecordIO label: header width, object width; then class id and four corners an object.
+LABEL_HEADER, LABEL_OBJECT = 2, 5
+
+
+class Finding(NamedTuple):
+    """Something wrong or odd, under a stable code.
+
+    `where` names the file, record and object; `message` says what was got, what was expected and
+    what to do. `image` is the index in the source, None where no image of it is to blame.
+    """
+
+    code: str
+    where: str
+    message: str
+    image: int | None = None
+
+    @property
+    def severity(self) -> str:
+        """`error`: cannot be used, or spoils a measurement. `warning`: look whether it is meant."""
+        return "warning" if self.code in codes.WARNINGS else "error"
+
+    @property
+    def error(self) -> DataError:
+        """The same as an exception."""
+        problem, _, fix = self.message.rpartition(". ")
+        return DataError(self.code, self.where, problem, fix)
+
+    @classmethod
+    def of(cls, error: DataError, image: int | None = None) -> "Finding":
+        """The same as a finding."""
+        message = str(error).removeprefix(f"{error.code} {error.where}: ")
+        return cls(error.code, error.where, message, image)
+
+
+class Reach(NamedTuple):
+    """The best IoU that any default box has with an object, of some objects of a set."""
+
+    objects: Int[np.ndarray, "K"]
+    best: Float[np.ndarray, "K"]
+
+    @property
+    def unreached(self) -> float:
+        """The share of objects that no default box reaches at REACHING_IOU."""
+        return float(np.mean(self.best < REACHING_IOU)) if len(self.best) else 0.0
+
+
+def annotation_findings(
+    source: Source,
+    *,
+    reach: Reach | None = None,
+    max_objects: int | None = None,
+    label_width: int | None = None,
+) -> list[Finding]:
+    """Findings about names, boxes, classes and counts; `reach` is what `best_ious` gave."""
+    return [
+        *_names_twice(source),
+        *_boxes_twice(source),
+        *_paddings(source, max_objects, label_width),
+        *_classes(source),
+        *_sizes(source, reach),
+    ]
+
+
+def folder_findings(root: pathlib.Path) -> list[Finding]:
+    """What lies in the VOC folders under `root` without its counterpart, listed or not."""
+    found = []
+    depths = ("", "*/", "*/*/")
+    for images in sorted({each for depth in depths for each in root.glob(f"{depth}JPEGImages")}):
+        paths = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        annotations = {path.stem: path for path in (images.parent / "Annotations").glob("*.xml")}
+        first: dict[str, pathlib.Path] = {}
+        for path in paths:
+            if path.stem not in annotations:
+                message = "the image has no annotation, expected an XML file of the same name. "
+                message += "Write it (without objects if it shows none), or remove the image"
+                found.append(Finding(codes.IMAGE_NOT_ANNOTATED, str(path), message))
+            if path.stem in first:
+                message = f"the same id as {first[path.stem].name}, expected one image for an id. "
+                message += "Rename or remove one of them"
+                found.append(Finding(codes.NAME_TWICE, str(path), message))
+            first[path.stem] = path
+        for stem in sorted(annotations.keys() - first.keys()):
+            message = f"the annotation has no image, expected one of its name in {images.name}. "
+            message += "Add the image, or remove the annotation"
+            found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, str(annotations[stem]), message))
+    return found
+
+
+def best_ious(annotations: Annotations, anchors: Float[np.ndarray, "A 4"]) -> Reach:
+    """The best IoU of each object; of many objects MEASURED_OBJECTS are taken, evenly spread."""
+    count = len(annotations.labels)
+    objects = np.unique(np.linspace(0, count - 1, min(count, MEASURED_OBJECTS)).astype(np.int64))
+    areas = np.prod(anchors[:, 2:] - anchors[:, :2], axis=1)
+    best = np.zeros(len(objects), np.float32)
+    for k, (x0, y0, x1, y1) in enumerate(annotations.boxes[objects].tolist()):
+        shared = np.minimum(anchors[:, 2], x1) - np.maximum(anchors[:, 0], x0)
+        height = np.minimum(anchors[:, 3], y1) - np.maximum(anchors[:, 1], y0)
+        shared = np.maximum(shared, 0) * np.maximum(height, 0)
+        best[k] = np.max(shared / (areas + (x1 - x0) * (y1 - y0) - shared))
+    return Reach(objects, best)
+
+
+def boxes_twice(annotations: Annotations) -> tuple[Bool[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
+    """Objects whose box an earlier one of their image has: (any class, the same class)."""
+    rows = np.column_stack([annotations.image_of_object, annotations.boxes])
+    return _repeated(rows), _repeated(np.column_stack([rows, annotations.labels]))
+
+
+def _repeated(rows: Float[np.ndarray, "M k"]) -> Bool[np.ndarray, "M"]:
+    repeated = np.ones(len(rows), bool)
+    repeated[np.unique(rows, axis=0, return_index=True)[1]] = False
+    return repeated
+
+
+def _names_twice(source: Source) -> Iterator[Finding]:
+    """Names that are one name on a file system without case, or in another Unicode form."""
+    seen: dict[str, int] = {}
+    for image, name in enumerate(source.names):
+        first = seen.setdefault(_plain(name), image)
+        if first != image:
+            message = f"the name {name!r} differs from {source.names[first]!r} in case or Unicode "
+            message += "form only, expected names that stay apart when copied. Rename one of them"
+            yield Finding(codes.NAME_TWICE, source.locate(image), message, image)
+
+
+def _boxes_twice(source: Source) -> Iterator[Finding]:
+    columns = source.annotations
+    any_class, same_class = boxes_twice(columns)
+    for k in np.flatnonzero(any_class).tolist():
+        image = int(columns.image_of_object[k])
+        corners = ", ".join(f"{corner:.4g}" for corner in columns.boxes[k].tolist())
+        of_class = "the same class" if same_class[k] else "another class"
+        message = f"box ({corners}) of the image's width and height stands twice, for {of_class}, "
+        message += "expected each object once. Remove one of them"
+        yield Finding(codes.BOX_TWICE, _object_place(source, k), message, image)
+
+
+def _paddings(
+    source: Source, max_objects: int | None, label_width: int | None
+) -> Iterator[Finding]:
+    counts = source.object_counts
+    if max_objects is not None:
+        for image in np.flatnonzero(counts > max_objects).tolist():
+            message = f"{counts[image]} objects, expected at most {max_objects}. "
+            message += f"Set max_objects to {counts.max()} or more, or leave it to be measured"
+            yield Finding(codes.TOO_MANY_OBJECTS, source.locate(image), message)
+    if label_width is not None:
+        widths = LABEL_HEADER + LABEL_OBJECT * counts
+        for image in np.flatnonzero(widths > label_width).tolist():
+            message = f"{counts[image]} objects need a label width of {widths[image]}, expected at "
+            message += f"most {label_width}. Set label_width to {widths.max()} or more, or leave it"
+            yield Finding(codes.LABEL_WIDTH_SMALL, source.locate(image), message)
+    empty = np.flatnonzero(counts == 0).tolist()
+    if empty:
+        message = f"{len(empty):,} of {len(source):,} images have no object, first "
+        message += f"{_first_places(source, empty)}. They are trained as background: see that "
+        message += "nothing was forgotten in them"
+        yield Finding(codes.NO_OBJECTS, "all images", message)
+
+
+def _classes(source: Source) -> Iterator[Finding]:
+    counts = np.bincount(source.annotations.labels, minlength=len(source.classes))
+    alike: dict[str, str] = {}
+    for name, count in zip(source.classes, counts, strict=True):
+        if not count:
+            message = f"no object of this class among {counts.sum():,}, expected at least one. "
+            message += "Correct the list of classes, or the split"
+            yield Finding(codes.CLASS_WITHOUT_OBJECTS, f"class {name!r}", message)
+        other = alike.setdefault("".join(_plain(name).split()), name)
+        if other != name:
+            message = f"differs from class {other!r} in case or spaces only. "
+            message += "Give both the same name if they are one class"
+            yield Finding(codes.CLASSES_ALIKE, f"class {name!r}", message)
+
+
+def _sizes(source: Source, reach: Reach | None) -> Iterator[Finding]:
+    columns = source.annotations
+    count = len(columns.labels)
+    tiny = np.flatnonzero((columns.boxes[:, 2:] - columns.boxes[:, :2]).min(axis=1) < TINY_SIDE)
+    if len(tiny):
+        message = f"{len(tiny):,} of {count:,} objects are narrower or lower than {TINY_SIDE:.0%} "
+        message += f"of their image, first {_object_place(source, int(tiny[0]))}. A network of 300 "
+        message += "pixels hardly sees them: cut the images into tiles, or use a larger network"
+        yield Finding(codes.TINY_OBJECTS, "all objects", message)
+    if reach is not None and count:
+        share = reach.unreached
+        if share > TOLERATED_UNREACHED:
+            worst = _object_place(source, int(reach.objects[np.argmin(reach.best)]))
+            message = f"{share:.0%} of the objects reach no IoU of {REACHING_IOU:g} with any "
+            message += f"default box, expected at most {TOLERATED_UNREACHED:.0%}; worst is {worst}"
+            message += ". Use a larger network, or other scales and ratios of default boxes"
+            yield Finding(codes.UNREACHED_OBJECTS, "all objects", message)
+
+
+def _object_place(source: Source, k: int) -> str:
+    columns = source.annotations
+    image = int(columns.image_of_object[k])
+    number = k - int(columns.offsets[image]) + 1
+    return f"{source.locate(image)}, object {number} ({source.classes[columns.labels[k]]})"
+
+
+def _first_places(source: Source, images: Sequence[int], limit: int = 3) -> str:
+    places = [source.locate(image) for image in images[:limit]]
+    return ", ".join(places) + (", ..." if len(images) > limit else "")
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,160 @@
+"""Any data set from its location: the one place that knows all formats."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from ssd_jax.data import codes
+from ssd_jax.data.remote import shown
+from ssd_jax.data.sources.base import Problems, Source, combine, what_is_there
+from ssd_jax.data.sources.coco import open_coco
+from ssd_jax.data.sources.json_folder import open_json_folder
+from ssd_jax.data.sources.manifest import open_manifest
+from ssd_jax.data.sources.recordio import open_recordio
+from ssd_jax.data.sources.tfds import open_tfds
+from ssd_jax.data.sources.voc import open_voc
+from ssd_jax.data.storage import is_remote, read_bytes, stage
+from ssd_jax.errors import DataError, UserError
+
+MANIFEST_SUFFIXES = (".manifest", ".jsonl")
+FORMATS = """
+  x.rec                          RecordIO; class names from x.classes.txt or classes.txt beside it
+  x.manifest, x.jsonl            augmented manifest (x.manifest#NAME: the label attribute NAME)
+  x.json                         COCO, with its images beside it or in images/
+  a folder with Annotations/     PASCAL VOC, or a devkit that holds such folders
+  a folder of images and JSON    one JSON file an image, or a pair NAME/, NAME_annotation/
+  tfds:NAME, a prepared folder   TensorFlow Datasets, as tfds:voc/2007 or DIR/voc/2007"""
+
+
+def open_data(
+    location: str | os.PathLike,
+    *,
+    split: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
+    problems: Problems | None = None,
+    label_width: int | None = None,
+) -> Source:
+    """The source at a location, of whatever format (see `FORMATS`).
+
+    `split` are the image sets of VOC, the splits of TFDS or the NAMEs of SageMaker's pairs; other
+    formats have none. A URL (`s3://`, `gs://`, `https://`) is copied to the local cache first, of
+    COCO the folder that the file is in; but the images of a manifest are read one by one when they
+    are asked for. `label_width` is that of `open_recordio`; other formats have no use for it.
+    """
+    split = (split,) if isinstance(split, str) else tuple(split)
+    location = os.fspath(location)
+    words = {"classes": classes, "problems": problems}
+    if location.startswith("tfds:"):
+        return open_tfds(location.removeprefix("tfds:"), _tfds_split(location, split), **words)
+    place, label = _without_label(location)
+    suffix = pathlib.PurePosixPath(place.partition("?")[0] if is_remote(place) else place).suffix
+    suffix = suffix.lower()
+    if suffix in (*MANIFEST_SUFFIXES, ".json", ".rec") and split:
+        raise UserError(f"{location} has no splits: expected none, got {', '.join(split)}")
+    if suffix in MANIFEST_SUFFIXES:
+        base = place.rpartition("/")[0] if is_remote(place) else None
+        path = stage(place) if is_remote(place) else place
+        return open_manifest(path, label=label, base=base, read_remote=read_bytes, **words)
+    if is_remote(location) and suffix == ".rec":
+        return _open_remote_recordio(location, label_width=label_width, **words)
+    path = _staged(location, with_neighbours=suffix == ".json")
+    if suffix == ".json" and path.is_file():
+        return open_coco(path, **words)
+    if suffix == ".rec" and path.is_file():
+        return _open_recordio(path, label_width=label_width, **words)
+    if not path.is_dir():
+        fix = "Correct the path" if not path.exists() else f"Give one of these:{FORMATS}"
+        there = f"there is no such file or folder; {what_is_there(path)}"
+        problem = there if not path.exists() else "an unknown format"
+        raise DataError(codes.FOLDER_MISSING, location, problem, fix)
+    return _open_folder(path, split, label_width, **words)
+
+
+def _open_folder(
+    path: pathlib.Path, split: tuple[str, ...], label_width: int | None, **words
+) -> Source:
+    if versions := list(path.glob("[0-9]*/dataset_info.json")):  # of a data set of TFDS
+        path = max(versions, key=lambda file: _version(file.parent.name)).parent
+    if (path / "dataset_info.json").is_file():
+        return open_tfds(path, _tfds_split(str(path), split), **words)
+    if any(next(path.glob(f"{depth}Annotations"), None) for depth in ("", "*/", "*/*/")):
+        words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
+        return open_voc(path, split, **words)
+    if split:
+        return combine([_open_pair(path / name, **words) for name in split])
+    if _annotation_folder(path).is_dir():
+        return _open_pair(path, **words)
+    if len(records := sorted(path.glob("*.rec"))) == 1:
+        return _open_recordio(records[0], label_width=label_width, **words)
+    if next(path.rglob("*.json"), None):
+        return open_json_folder(path, **words)
+    raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(".") if part.isdigit())
+
+
+def _open_pair(images: pathlib.Path, **words) -> Source:
+    return open_json_folder(images, _annotation_folder(images), **words)
+
+
+def _annotation_folder(images: pathlib.Path) -> pathlib.Path:
+    return images.with_name(f"{images.name}_annotation")
+
+
+def _open_recordio(path: pathlib.Path, *, classes, problems, label_width) -> Source:
+    beside = (path.with_suffix(".classes.txt"), path.with_name("classes.txt"))
+    listed = next((names for names in map(_read_classes, beside) if names), None)
+    return open_recordio(
+        path, classes=classes or listed, problems=problems, label_width=label_width
+    )
+
+
+def _open_remote_recordio(url: str, *, classes, problems, label_width) -> Source:
+    path = stage(url)
+    stem, folder = url.removesuffix(".rec"), url.rpartition("/")[0]
+    for beside in () if classes else (f"{stem}.classes.txt", f"{folder}/classes.txt"):
+        try:
+            classes = classes or _read_classes(stage(beside))
+        except DataError as error:
+            if error.code != codes.OBJECT_MISSING:
+                raise
+    return open_recordio(path, classes=classes, problems=problems, label_width=label_width)
+
+
+def _read_classes(path: pathlib.Path) -> tuple[str, ...] | None:
+    """The class names in a file, one a line; None if there is no such file."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _without_label(location: str) -> tuple[str, str | None]:
+    """The place of a manifest and the label attribute that is asked for, as `x.manifest#NAME`."""
+    place, separator, label = location.rpartition("#")
+    if separator and place.lower().endswith(MANIFEST_SUFFIXES):
+        return place, label or None
+    return location, None
+
+
+def _staged(location: str, *, with_neighbours: bool) -> pathlib.Path:
+    """A local path; with neighbours if what belongs to a remote file stands beside it."""
+    if not is_remote(location):
+        return pathlib.Path(location)
+    if not with_neighbours:
+        return stage(location)
+    folder, _, name = location.rpartition("/")
+    if location.startswith("http"):
+        raise UserError(
+            f"{shown(location)}: the images of this file cannot be found, for a web server has no "
+            "folders. Download them and give the local path"
+        )
+    return stage(folder) / name
+
+
+def _tfds_split(location: str, split: tuple[str, ...]) -> str:
+    if not split:
+        raise UserError(f"{location} needs a split, got none: expected one such as 'train'")
+    return "+".join(split)

@@ -1,0 +1,183 @@
+"""Web servers and object stores behind one interface: describe an object, list a prefix, read on.
+
+HTTP needs nothing beyond the bare install; `s3://` and `gs://` go through fsspec. Endpoint and
+credentials come from the environment, as the libraries of each store read them.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import requests
+
+from ssd_jax.errors import UserError
+
+SCHEMES = ("s3", "gs", "http", "https")
+CHUNK_BYTES = 8 << 20
+_CONNECT_READ_SECONDS = (10, 60)
+_EXTRAS = {"s3": "pip install 'ssd-jax[s3]'", "gs": "pip install gcsfs"}
+# Stores that speak S3 but not its newer checksums send ones of the whole object with a part of it.
+_OPTIONS = {
+    "s3": {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            # s3fs and our own loop try again; a third loop only multiplies the waiting.
+            "retries": {"total_max_attempts": 1},
+        },
+    },
+    "gs": {"use_listings_cache": False},
+}
+
+
+class RemoteObject(NamedTuple):
+    """An object as its server describes it; `checksum` is (algorithm, hexadecimal digits).
+
+    Another `version` is other content; "" where the server does not say.
+    """
+
+    url: str
+    size: int
+    version: str
+    checksum: tuple[str, str] | None = None
+
+
+class WebServer:
+    """Files of a web server; it has no folders."""
+
+    def describe(self, url: str) -> RemoteObject:
+        """Size and validator of a file."""
+        # Not HEAD: an address that was signed for reading is signed for GET alone.
+        with _get(url, {}) as response:
+            length = response.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                raise UserError(
+                    f"{shown(url)}: the server does not say how long the file is, so a cut could "
+                    "not be told from its end. Download it by other means and give the local path."
+                )
+            version = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+            return RemoteObject(url, int(length), version)
+
+    def read(self, remote: RemoteObject, offset: int) -> tuple[int, Iterator[bytes]]:
+        """The bytes from `offset` on, or from 0 where the server cannot or tells no versions."""
+        resume = offset and remote.version
+        response = _get(remote.url, {"Range": f"bytes={offset}-"} if resume else {})
+        found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        start = int(found[1]) if response.status_code == 206 and found else 0
+
+        def chunks() -> Iterator[bytes]:
+            with response:
+                yield from response.raw.stream(1 << 20, decode_content=False)
+
+        return start, chunks()
+
+
+class Bucket:
+    """Objects of an S3 or Google Cloud Storage bucket."""
+
+    def __init__(self, scheme: str):
+        try:
+            import fsspec
+
+            self._scheme = scheme
+            self._files = fsspec.filesystem(scheme, **_OPTIONS[scheme])
+        except ImportError as error:
+            raise UserError(
+                f"{scheme}:// needs a package that is not installed ({error}). "
+                f"Install it: {_EXTRAS[scheme]}"
+            ) from error
+
+    def describe(self, url: str) -> RemoteObject | None:
+        """Size and validator of an object; None for a prefix that holds objects."""
+        info = self._files.info(url)
+        return None if info["type"] == "directory" else _remote_object(url, info)
+
+    def list(self, url: str) -> list[RemoteObject]:
+        """All objects below a prefix, by name."""
+        found = self._files.find(url, detail=True)
+        return [
+            _remote_object(f"{self._scheme}://{path}", info)
+            for path, info in sorted(found.items())
+            # An object of no bytes whose name ends in a slash stands for a folder.
+            if not path.endswith("/")
+        ]
+
+    def read(self, remote: RemoteObject, offset: int) -> tuple[int, Iterator[bytes]]:
+        """The bytes from `offset` on."""
+        return offset, self._chunks(remote, offset)
+
+    def _chunks(self, remote: RemoteObject, offset: int) -> Iterator[bytes]:
+        for start in range(offset, remote.size, CHUNK_BYTES):
+            end = min(start + CHUNK_BYTES, remote.size)
+            yield self._files.cat_file(remote.url, start=start, end=end)
+
+    def etag_is_md5(self, remote: RemoteObject) -> bool:
+        """Whether an ETag that looks like an MD5 is one: not so for objects encrypted by KMS.
+
+        Source: Amazon S3 API reference, `Object`, `ETag`.
+        """
+        if self._scheme != "s3":
+            return True
+        bucket, key, _ = self._files.split_path(remote.url)
+        head = self._files.call_s3("head_object", Bucket=bucket, Key=key)
+        return not head.get("ServerSideEncryption", "").startswith("aws:kms")
+
+    def put(self, path: str | os.PathLike, url: str) -> None:
+        """Store a file; the object appears when all of it has arrived."""
+        self._files.put_file(os.fspath(path), url)
+
+
+def open_store(url: str) -> WebServer | Bucket:
+    """What answers for a URL."""
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise UserError(f"{url!r} is no remote location, expected one of {', '.join(SCHEMES)}://")
+    return WebServer() if scheme in ("http", "https") else Bucket(scheme)
+
+
+def split_url(url: str) -> tuple[str, str, list[str]]:
+    """Scheme, host or bucket, and the names on the path; keys of buckets are taken literally."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https"):
+        parts = urlsplit(url)
+        host, path = parts.netloc.rpartition("@")[2], unquote(parts.path)
+    else:
+        host, _, path = rest.partition("/")
+    return scheme, host, [name for name in path.split("/") if name]
+
+
+def shown(url: str) -> str:
+    """A URL for messages: without what may be a password or a signature."""
+    scheme, host, names = split_url(url)
+    return f"{scheme}://{'/'.join([host, *names])}"
+
+
+def _get(url: str, headers: dict[str, str]) -> requests.Response:
+    response = requests.get(
+        url,
+        headers={"Accept-Encoding": "identity", **headers},
+        stream=True,
+        timeout=_CONNECT_READ_SECONDS,
+    )
+    status, reason = response.status_code, f"{response.status_code} {response.reason}"
+    if status in (200, 206):
+        return response
+    response.close()
+    if status in (404, 410):
+        raise FileNotFoundError(reason)
+    if status in (401, 403):
+        raise PermissionError(reason)
+    raise OSError(reason)
+
+
+def _remote_object(url: str, info: dict) -> RemoteObject:
+    """From what s3fs (`ETag`) or gcsfs (`etag`, `md5Hash` in base64) say of an object."""
+    version = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    md5 = base64.b64decode(info["md5Hash"]).hex() if "md5Hash" in info else version
+    # The ETag of an object stored in parts is a hash of hashes, with their number behind a dash.
+    checksum = ("md5", md5) if re.fullmatch("[0-9a-f]{32}", md5) else None
+    return RemoteObject(url, int(info["size"]), version, checksum)

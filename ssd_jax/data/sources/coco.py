@@ -1,0 +1,200 @@
+"""COCO's object detection format: one JSON file for all images (cocodataset.org/#format-data).
+
+Boxes are `[left, top, width, height]` in pixels from 0; `iscrowd` objects are difficult ones.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssd_jax.data import codes
+from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.json_records import (
+    Box,
+    box,
+    check_folder,
+    corner_column,
+    flag,
+    listed_twice,
+    member,
+    path_inside,
+    read_file,
+    read_json,
+    short_names,
+    shown,
+    side,
+    text,
+    unreadable,
+    whole_number,
+)
+from ssd_jax.errors import DataError
+
+# The largest public file, LVIS's training set, has 1.1 GB.
+MAX_BYTES = 2**31
+
+
+class _Image(NamedTuple):
+    reference: str
+    path: pathlib.Path
+    size: tuple[int, int]
+
+
+class _Object(NamedTuple):
+    number: int  # in the list `annotations`, from 1
+    image: int  # in the images that are used
+    class_name: str
+    box: Box
+    difficult: bool
+
+
+def open_coco(
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    problems: Problems | None = None,
+) -> Source:
+    """The images of a COCO file, in its order; categories become classes 0, 1, ... in its order.
+
+    `images` is the folder that `file_name` counts from. By default the one of these that holds the
+    first image: the file's own folder, `images` or one named like the file in it, the same beside
+    it, and COCO's `NAME` for `annotations/instances_NAME.json`. Other `classes` are found by name.
+    An object with `ignore` is difficult, too: VOC in this format has it so.
+    """
+    problems = problems or Problems()
+    path = pathlib.Path(path)
+    value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
+    categories = _categories(value, str(path))
+    listed = member(value, "images", list, str(path))
+    folder = _image_folder(path, listed) if images is None else pathlib.Path(images)
+    check_folder(folder)
+    found, index_of_id = _read_images(listed, folder, str(path), problems)
+    objects = _read_objects(
+        member(value, "annotations", list, str(path)), index_of_id, categories, str(path), problems
+    )
+    objects.sort(key=lambda thing: thing.image)
+
+    classes = tuple(classes or categories.values())
+    counts = np.bincount([thing.image for thing in objects], minlength=len(found)).astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    sizes = np.array([image.size for image in found], np.int32).reshape(-1, 2)
+    written = corner_column([thing.box for thing in objects])
+    class_names = [thing.class_name for thing in objects]
+
+    def locate_object(image: int, number: int) -> str:
+        thing = objects[int(starts[image]) + number - 1]
+        name = found[image].reference
+        return f"{path}, annotations[{thing.number - 1}] of {name}, object {number}"
+
+    source = build_source(
+        names=short_names([image.reference for image in found]),
+        sizes=sizes,
+        object_counts=counts,
+        written=written,
+        boxes=written / np.tile(np.repeat(sizes, counts, axis=0)[:, ::-1], 2),
+        labels=class_ids(class_names, classes),
+        difficult=np.array([thing.difficult for thing in objects], bool),
+        classes=classes,
+        read_image=lambda index: read_file(found[index].path),
+        locate=lambda index: str(found[index].path),
+        problems=problems,
+        locate_object=locate_object,
+        label_text=class_names.__getitem__,
+        box_text=lambda k: f"({objects[k].box.text})",
+    )
+    return check_not_empty(source, str(path))
+
+
+def _categories(value: Any, where: str) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for number, item in enumerate(member(value, "categories", list, where)):
+        place = f"{where}, categories[{number}]"
+        name = text(item, "name", place).strip()
+        class_id = whole_number(item.get("id"))
+        if class_id is None or class_id in names or name in names.values():
+            problem = f"it is {shown(item)}, expected an id and a name of its own"
+            raise DataError(codes.CLASS_NAMES_DISAGREE, place, problem, "Correct the category")
+        names[class_id] = name
+    return names
+
+
+def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:
+    """The first of the usual places that holds the first image that a file lists."""
+    first = next((item for item in listed if isinstance(item, dict)), {})
+    reference = first.get("file_name")
+    places = [
+        parent / name
+        for parent in (path.parent, path.absolute().parent.parent)
+        for name in ("", "images", path.stem, path.stem.rpartition("_")[2])
+    ]
+    for place in places:
+        try:
+            path_inside(place, text({"file_name": reference}, "file_name", str(path)), str(path))
+        except DataError:
+            continue
+        return place
+    return path.parent
+
+
+def _read_images(
+    listed: list, folder: pathlib.Path, where: str, problems: Problems
+) -> tuple[list[_Image], dict[int, int | None]]:
+    """The images that can be used, and their place by id; None for those that cannot."""
+    found: list[_Image] = []
+    index_of_id: dict[int, int | None] = {}
+    references: set[str] = set()
+    for number, item in enumerate(listed):
+        place = f"{where}, images[{number}]"
+        try:
+            written = text(item, "file_name", place)
+            image_id = whole_number(item.get("id"))
+            if image_id is None:
+                problem = f"'id' is {shown(item.get('id'))}, expected a whole number"
+                raise unreadable(place, problem)
+            reference = str(pathlib.PurePosixPath(written))
+            if reference in references or image_id in index_of_id:
+                raise listed_twice(place, f"{reference} (id {image_id})")
+            references.add(reference)
+            index_of_id[image_id] = None
+            size = (side(item, "height", place), side(item, "width", place))
+            found.append(_Image(reference, path_inside(folder, reference, place), size))
+            index_of_id[image_id] = len(found) - 1
+        except DataError as error:
+            problems(error)
+    return found, index_of_id
+
+
+def _read_objects(
+    listed: list,
+    index_of_id: dict[int, int | None],
+    categories: dict[int, str],
+    where: str,
+    problems: Problems,
+) -> list[_Object]:
+    """The objects of the images that can be used; those of the others are left out with them."""
+    objects = []
+    for number, item in enumerate(listed, 1):
+        place = f"{where}, annotations[{number - 1}]"
+        try:
+            sides = member(item, "bbox", list, place)
+            if len(sides) != 4:
+                raise unreadable(place, f"'bbox' is {shown(sides)}, expected four numbers")
+            image_id = whole_number(item.get("image_id"))
+            if image_id not in index_of_id:
+                raise DataError(
+                    codes.OBJECT_WITHOUT_IMAGE,
+                    place,
+                    f"'image_id' is {shown(item.get('image_id'))}, which no image has",
+                    "Add the image to the list 'images', or take the annotation out",
+                )
+            difficult = flag(item, "iscrowd", place) or flag(item, "ignore", place)
+            if (image := index_of_id[image_id]) is not None:
+                written = item.get("category_id")
+                name = categories.get(whole_number(written), f"category_id {shown(written)}")
+                objects.append(_Object(number, image, name, box(*sides), difficult))
+        except DataError as error:
+            problems(error)
+    return objects

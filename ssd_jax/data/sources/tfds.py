@@ -1,0 +1,191 @@
+"""Detection data sets of TensorFlow Datasets, read without TensorFlow.
+
+They must be prepared in the array_record format, which alone allows random access without it.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.image_header import image_size
+from ssd_jax.data.sources.json_records import short_names
+from ssd_jax.errors import UserError
+
+# The first of these that a feature of this meaning has.
+_LABELS = ("label", "type", "category")
+_DIFFICULT = ("is_difficult", "is_crowd")
+_NAMES = ("image/filename", "image/id", "filename", "image_id")
+
+
+class _Fields(NamedTuple):
+    image: str
+    objects: str
+    box: str
+    label: str
+    difficult: str | None
+    name: str | None
+
+
+def open_tfds(
+    name: str | os.PathLike,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    classes: Sequence[str] | None = None,
+    problems: Problems | None = None,
+) -> Source:
+    """The images of a split, as `train+validation` or `train[:10%]`.
+
+    `name` is as in `tfds.builder`, with `data_dir` (default: as TFDS has it, `TFDS_DATA_DIR`), or
+    the folder of a prepared version, with its `dataset_info.json`. Any features with one sequence
+    of a box and a class label will do. All records are read once for their annotations, at some
+    thousand images a second. Classes are in TFDS's order; other `classes` are found by name.
+
+    `voc` keeps xmin and ymin as the devkit counts them, from 1: here they are moved to the edges
+    that `open_voc` gives.
+    """
+    problems = problems or Problems()
+    builder = _builder(name, data_dir)
+    fields = _fields(builder)
+    where = f"tfds:{builder.info.full_name}, split {split}"
+    of_voc = builder.name == "voc"
+    records = _records(builder, split)
+    parse_objects = _parser(builder, fields, with_image=of_voc)
+    parse_image = _parser(builder, fields, with_objects=False)
+    label_names = builder.info.features[fields.objects].feature[fields.label].names
+
+    names, sizes, counts, boxes, labels, difficult = [], [], [], [], [], []
+    for number in range(len(records)):
+        record = parse_objects(records[number])
+        found = record[fields.objects]
+        box = np.asarray(found[fields.box], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        size = (0, 0)
+        if of_voc:
+            size = image_size(record[fields.image], f"{where}, record {number}")
+            box = box - [1 / size[1], 1 / size[0], 0, 0]
+        names.append(_text(record[fields.name]) if fields.name else f"{number:06d}")
+        sizes.append(size)
+        counts.append(len(box))
+        boxes.append(box)
+        labels.extend(int(label) for label in found[fields.label])
+        flags = found[fields.difficult] if fields.difficult else [False] * len(box)
+        difficult.extend(bool(flag) for flag in flags)
+    if len(set(names)) < len(names):
+        names = [f"{number:06d}" for number in range(len(names))]
+    classes = tuple(classes or label_names)
+    all_boxes = np.concatenate([np.zeros((0, 4)), *boxes])
+    texts = [
+        label_names[label] if 0 <= label < len(label_names) else str(label) for label in labels
+    ]
+
+    source = build_source(
+        names=short_names(names),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        object_counts=np.array(counts, np.int64),
+        written=all_boxes,
+        boxes=all_boxes,
+        labels=class_ids(texts, classes),
+        difficult=np.array(difficult, bool),
+        classes=classes,
+        read_image=lambda index: parse_image(records[index])[fields.image],
+        locate=lambda index: f"{where}, record {index} ({names[index]})",
+        problems=problems,
+        locate_object=lambda image, number: f"{where}, {names[image]}, object {number}",
+        label_text=texts.__getitem__,
+    )
+    return check_not_empty(source, where)
+
+
+def _builder(name: str | os.PathLike, data_dir: str | os.PathLike | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        if (pathlib.Path(name) / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(name)
+        builder = tfds.builder(str(name), data_dir=data_dir, file_format="array_record")
+    except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"tfds:{name} cannot be opened ({reason}). Correct its name") from error
+    if not builder.info.splits:
+        raise UserError(
+            f"tfds:{name} is not prepared in {builder.data_dir}: expected the record files there. "
+            "Prepare it (VOC: ssd-jax data prepare voc), or set TFDS_DATA_DIR"
+        )
+    return builder
+
+
+def _fields(builder: Any) -> _Fields:
+    """Which features hold what."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    for key in features:
+        inner = getattr(features[key], "feature", None)
+        if not isinstance(inner, tfds.features.FeaturesDict):
+            continue
+        boxes = [
+            k
+            for k in inner
+            if isinstance(inner[k], tfds.features.BBoxFeature)
+            and getattr(inner[k].bbox_format, "value", "REL_YXYX") == "REL_YXYX"
+        ]
+        labels = [k for k in inner if isinstance(inner[k], tfds.features.ClassLabel)]
+        label = next((k for k in _LABELS if k in labels), None)
+        if len(boxes) == len(images) == 1 and label:
+            difficult = next((k for k in _DIFFICULT if k in inner), None)
+            name = next((k for k in _NAMES if k in features), None)
+            return _Fields(images[0], key, boxes[0], label, difficult, name)
+    raise UserError(
+        f"tfds:{builder.info.full_name} is no detection data set: expected one image and a "
+        f"sequence of boxes with class labels, got {', '.join(features)}"
+    )
+
+
+def _records(builder: Any, split: str) -> Sequence[bytes]:
+    """The records of a split as they are stored."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"tfds:{builder.info.full_name} is prepared as {builder.info.file_format.value}, "
+            "expected array_record. Prepare it with tfds.builder(..., file_format='array_record')"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"tfds:{builder.info.full_name} has no split {split!r}: expected one of "
+            f"{', '.join(builder.info.splits)}, or as train+validation"
+        ) from error
+
+
+def _parser(
+    builder: Any, fields: _Fields, *, with_image: bool = True, with_objects: bool = True
+) -> Callable[[bytes], dict[str, Any]]:
+    """A function that reads the wanted features of a record, the image as its bytes."""
+    import tensorflow_datasets as tfds
+
+    # Not `PartialDecoding`, which imports TensorFlow.
+    features, wanted = builder.info.features, {}
+    if with_image:
+        wanted[fields.image] = features[fields.image]
+    if with_objects:
+        inner = features[fields.objects].feature
+        keys = (fields.box, fields.label, fields.difficult)
+        wanted[fields.objects] = tfds.features.Sequence({key: inner[key] for key in keys if key})
+    if with_objects and fields.name:
+        wanted[fields.name] = features[fields.name]
+    features = tfds.features.FeaturesDict(wanted)
+    decoders = {fields.image: tfds.decode.SkipDecoding()} if with_image else None
+    return lambda record: features.deserialize_example_np(record, decoders=decoders)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

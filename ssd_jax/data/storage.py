@@ -1,0 +1,367 @@
+"""Files behind a URL, `s3://`, `gs://` or `https://`: read whole, or staged to a local cache.
+
+A transfer writes to `NAME.VERSION.part`. After a cut it goes on there, also in another process; it
+gets its name only when its size, and the checksum where the store has one, agree.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import BinaryIO, TypeVar
+
+from tqdm import tqdm
+
+from ssd_jax.data import codes
+from ssd_jax.data.remote import (
+    SCHEMES,
+    Bucket,
+    RemoteObject,
+    WebServer,
+    open_store,
+    shown,
+    split_url,
+)
+from ssd_jax.errors import DataError, UserError
+
+# Tries without a byte of progress, and the first pause between them in seconds; each doubles it.
+ATTEMPTS = 5
+PAUSE = 0.5
+PARALLEL_TRANSFERS = 16
+LARGEST_READ = 256 << 20
+# File systems allow 255 bytes; a temporary name is longer by its version.
+LONGEST_NAME = 230
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# botocore's, which may not be installed.
+_WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+
+Result = TypeVar("Result")
+
+
+def is_remote(location: str | os.PathLike) -> bool:
+    """Whether a location is a URL of a scheme that is read here."""
+    scheme, separator, _ = os.fspath(location).partition("://")
+    return bool(separator) and scheme in SCHEMES
+
+
+def cache_folder() -> pathlib.Path:
+    """Where staged files are kept: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder."""
+    if folder := os.environ.get("SSD_JAX_CACHE"):
+        return pathlib.Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "ssd_jax"
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of a small object, such as an image."""
+    store = open_store(url)
+
+    def read() -> bytes:
+        remote = _described(store, url)
+        if remote.size > LARGEST_READ:
+            raise _disagrees(url, f"{remote.size:,} bytes, expected {LARGEST_READ:,} at most")
+        content = b"".join(store.read(remote, 0)[1])
+        if len(content) != remote.size:
+            raise OSError(f"{len(content)} of {remote.size} bytes arrived")
+        return content
+
+    return _persistently(read, url)
+
+
+def stage(
+    url: str, *, cache: str | os.PathLike | None = None, progress: bool = True
+) -> pathlib.Path:
+    """A local copy of an object, or of all objects below a prefix; what is there is not read again.
+
+    A changed object gets a new place, so that a path that was returned never changes its content.
+    """
+    store = open_store(url)
+    remote = _persistently(lambda: store.describe(url), url)
+    if remote is not None:
+        path = _place(url, [remote], cache)
+        _transfer_all(store, {path: remote}, progress=progress)
+        return path
+    remotes = _persistently(lambda: _listed(store, url), url)
+    folder = _place(url, remotes, cache)
+    depth = len(_names(url))
+    plan = {folder.joinpath(*_names(remote.url)[depth:]): remote for remote in remotes}
+    folders = {parent for path in plan for parent in path.parents}
+    for path in plan:
+        if path in folders:
+            raise _unsafe(plan[path].url, "it is an object and a folder of others")
+    _transfer_all(store, plan, progress=progress)
+    return folder
+
+
+def fetch(
+    url: str, path: str | os.PathLike, *, size: int, sha256: str, progress: bool = True
+) -> pathlib.Path:
+    """Download a file whose size and SHA-256 are known; a file that is there is verified only."""
+    path = pathlib.Path(path)
+    if path.exists():
+        verify(path, size=size, sha256=sha256)
+        return path
+    store = open_store(url)
+    remote = _persistently(lambda: _described(store, url), url)
+    if remote.size != size:
+        raise _disagrees(url, f"{remote.size:,} bytes, expected {size:,}")
+    remote = remote._replace(checksum=("sha256", sha256))
+    _transfer_all(store, {path: remote}, progress=progress)
+    return path
+
+
+def verify(path: str | os.PathLike, *, size: int, sha256: str) -> None:
+    """Raise a `DataError` if a local file is not the one that was expected."""
+    if (got := os.path.getsize(path)) != size:
+        raise _disagrees(os.fspath(path), f"{got:,} bytes, expected {size:,}")
+    if (got := _hash(path, "sha256")) != sha256:
+        raise _disagrees(os.fspath(path), f"its sha256 is {got}, expected {sha256}")
+
+
+def upload(path: str | os.PathLike, url: str) -> None:
+    """Store a file, or all files below a folder, and check the sizes that arrived."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist, expected a file or a folder to upload")
+    store = open_store(url)
+    if not isinstance(store, Bucket):
+        raise UserError(f"{shown(url)}: cannot be written to, expected s3:// or gs://")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        target = url.rstrip("/") + f"/{file.relative_to(path).as_posix()}" * (file != path)
+
+        def put(file: pathlib.Path = file, target: str = target) -> None:
+            store.put(file, target)
+            if store.describe(target).size != file.stat().st_size:
+                raise OSError("another number of bytes arrived than was sent")
+
+        _persistently(put, target)
+
+
+def _described(store: WebServer | Bucket, url: str) -> RemoteObject:
+    remote = store.describe(url)
+    if remote is None:
+        raise FileNotFoundError("it is a folder, expected an object")
+    return remote
+
+
+def _listed(store: Bucket, url: str) -> list[RemoteObject]:
+    if not (remotes := store.list(url)):
+        raise FileNotFoundError("the prefix is empty")
+    return remotes
+
+
+def _place(
+    url: str, remotes: Sequence[RemoteObject], cache: str | os.PathLike | None
+) -> pathlib.Path:
+    """Where an object or a prefix of this content belongs in the cache."""
+    versions = "\n".join(f"{remote.url} {remote.size} {remote.version}" for remote in remotes)
+    digest = hashlib.sha256(versions.encode()).hexdigest()[:12]
+    *parents, name = _names(url)
+    folder = cache_folder() if cache is None else pathlib.Path(cache)
+    return folder.joinpath(url.partition("://")[0], *parents, digest, name).absolute()
+
+
+def _names(url: str) -> list[str]:
+    """Host or bucket and the names on the path, safe as names of files."""
+    _, host, names = split_url(url)
+    for name in (host, *names):
+        strange = name in ("", ".", "..") or "\0" in name or "\\" in name
+        if strange or len(name.encode()) > LONGEST_NAME:
+            raise _unsafe(url, f"{name!r} is no name that a file can have")
+    return [host, *names]
+
+
+def _transfer_all(
+    store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObject], *, progress: bool
+) -> None:
+    plan = {path: remote for path, remote in plan.items() if not path.exists()}
+    if not plan:
+        return
+    for path in plan:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(remote.size for remote in plan.values())
+    parts = [_part(path, remote) for path, remote in plan.items()]
+    missing = total - sum(part.stat().st_size for part in parts if part.exists())
+    folder = next(iter(plan)).parent
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise UserError(
+            f"{folder}: {missing:,} bytes are to be staged, but only {free:,} are free. "
+            "Make room, or set SSD_JAX_CACHE to a folder on another disk."
+        )
+    bar = tqdm(
+        total=total,
+        desc=path.name if len(plan) == 1 else f"{len(plan):,} files",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None if progress else True,
+    )
+    stopped = threading.Event()
+
+    def advance(count: int) -> None:
+        if stopped.is_set():
+            raise UserError("the transfer was stopped")
+        with bar.get_lock():
+            bar.update(count)
+
+    with bar, ThreadPoolExecutor(min(PARALLEL_TRANSFERS, len(plan))) as pool:
+        transfers = [
+            pool.submit(_transfer, store, remote, path, advance) for path, remote in plan.items()
+        ]
+        try:
+            for transfer in as_completed(transfers):
+                transfer.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _part(path: pathlib.Path, remote: RemoteObject) -> pathlib.Path:
+    version = hashlib.sha256(f"{remote.size} {remote.version}".encode()).hexdigest()[:12]
+    return path.with_name(f"{path.name}.{version}.part")
+
+
+def _transfer(
+    store: WebServer | Bucket,
+    remote: RemoteObject,
+    path: pathlib.Path,
+    advance: Callable[[int], None],
+) -> None:
+    part = _part(path, remote)
+    with part.open("ab") as file:
+        # Another process may be staging the same; who waited finds it done.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            part.unlink(missing_ok=True)
+            return
+        advance(_length(file))
+        _persistently(
+            lambda: _receive(store, remote, file, advance),
+            remote.url,
+            progress=lambda: _length(file),
+        )
+        os.fsync(file.fileno())
+        part.replace(path)
+
+
+def _receive(
+    store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO, advance: Callable[[int], None]
+) -> None:
+    """Append what is missing; return only if the file is whole."""
+
+    def drop_from(start: int) -> None:
+        advance(start - _length(file))
+        file.truncate(start)
+
+    resumed = _length(file)
+    if resumed < remote.size:
+        start, chunks = store.read(remote, resumed)
+        with contextlib.closing(chunks):
+            drop_from(start)
+            for chunk in chunks:
+                file.write(chunk)
+                advance(len(chunk))
+                if _length(file) > remote.size:
+                    break
+    if (length := _length(file)) < remote.size:
+        raise OSError(f"the transfer ended after {length:,} of {remote.size:,} bytes")
+    if problem := _difference(store, remote, file):
+        drop_from(0)
+        # What was left from an earlier transfer may be to blame: once more from the start.
+        raise OSError(problem) if resumed else _disagrees(remote.url, problem)
+
+
+def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO) -> str:
+    """What is wrong with a file that has arrived; empty if nothing is."""
+    if (length := _length(file)) > remote.size:
+        return f"{length:,} bytes or more, expected {remote.size:,}"
+    if remote.checksum is not None:
+        algorithm, expected = remote.checksum
+        if (got := _hash(file.name, algorithm)) == expected:
+            return ""
+        if algorithm == "sha256" or store.etag_is_md5(remote):
+            return f"its {algorithm} is {got}, expected {expected}"
+    now = _described(store, remote.url)
+    unchanged = (now.size, now.version) == (remote.size, remote.version)
+    return "" if unchanged else "it was changed while it was read"
+
+
+def _length(file: BinaryIO) -> int:
+    file.flush()
+    return os.fstat(file.fileno()).st_size
+
+
+def _hash(path: str | os.PathLike, algorithm: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _persistently(
+    action: Callable[[], Result], url: str, *, progress: Callable[[], int] = lambda: 0
+) -> Result:
+    """The result of an action that may fail for a while; tries that get further do not count."""
+    failures, reached = 0, progress()
+    while True:
+        try:
+            return action()
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise DataError(
+                codes.OBJECT_MISSING,
+                shown(url),
+                f"there is no such object, prefix or bucket ({error})",
+                "Correct the address",
+            ) from error
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise
+            if isinstance(error, PermissionError) or type(error).__name__ in _WITHOUT_CREDENTIALS:
+                raise _refused(url, error) from error
+            failures = 0 if progress() > reached else failures + 1
+            reached = progress()
+            if failures == ATTEMPTS:
+                raise DataError(
+                    codes.TRANSFER_FAILED,
+                    shown(url),
+                    f"{ATTEMPTS} tries failed, the last with {type(error).__name__}: {error}",
+                    "Check the address, the endpoint and the network, and run it again: "
+                    "it goes on where it stopped",
+                ) from error
+            time.sleep(PAUSE * 2**failures)
+
+
+def _refused(url: str, error: Exception) -> DataError:
+    return DataError(
+        codes.ACCESS_REFUSED,
+        shown(url),
+        f"access was refused ({error})",
+        "Check the credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and "
+        "AWS_ENDPOINT_URL, for S3 (FSSPEC_S3_ANON=true reads public buckets), "
+        "GOOGLE_APPLICATION_CREDENTIALS for gs://, ~/.netrc for https://",
+    )
+
+
+def _disagrees(where: str, problem: str) -> DataError:
+    return DataError(
+        codes.CONTENT_DISAGREES,
+        shown(where) if is_remote(where) else where,
+        problem,
+        "Delete a local copy and try again, or ask where the file comes from",
+    )
+
+
+def _unsafe(url: str, problem: str) -> DataError:
+    return DataError(
+        codes.NAME_UNSAFE, shown(url), problem, "Rename the object, or copy it by other means"
+    )

@@ -1,0 +1,299 @@
+"""Sources to files: images byte for byte, annotations in each format's own words.
+
+A writer gets an empty folder and a name, and leaves in the folder what its format calls NAME. What
+a format has no place for stands where its other readers do not look, so nothing is lost on the way
+back: `"difficult": 1` in JSON, `classes.txt` where a format lists no classes.
+"""
+
+import collections
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from ssd_jax.data import codes
+from ssd_jax.data.sources.base import Source
+from ssd_jax.data.sources.image_header import image_size, image_suffix
+from ssd_jax.data.sources.recordio_writer import write_recordio
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.types import Example
+
+THREADS = 4
+_AHEAD = 4 * THREADS
+# Names of files may have 255 bytes on common systems, with suffix and number.
+_LONGEST_STEM = 240
+T = TypeVar("T")
+
+
+class Object(NamedTuple):
+    """An object in pixels: xmin, ymin, xmax, ymax, to a thousandth."""
+
+    class_id: int
+    box: tuple[float | int, ...]
+    difficult: int
+
+
+class Picture(NamedTuple):
+    """An image whose file was written, and what is on it."""
+
+    stem: str
+    file_name: str
+    size: tuple[int, int]
+    objects: tuple[Object, ...]
+
+
+def write_voc(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+    """PASCAL VOC, image set NAME; the class list in `classes.txt`.
+
+    Corners count from 1, both inside the box, so one of a pixel or less cannot be written.
+    """
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+
+    def annotate(picture: Picture) -> str:
+        text = _voc_annotation(picture, source.classes)
+        (folder / "Annotations" / f"{picture.stem}.xml").write_text(text, encoding="utf-8")
+        return picture.stem
+
+    ids = _write_images(source, folder / "JPEGImages", annotate, first_pixel=1, progress=progress)
+    _write_lines(folder / "ImageSets" / "Main" / f"{name}.txt", ids)
+    _write_lines(folder / "classes.txt", source.classes)
+
+
+def write_json_folder(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+    """SageMaker's pair of folders, NAME and NAME_annotation; each file lists all classes."""
+    images, annotations = folder / name, folder / f"{name}_annotation"
+    images.mkdir()
+    annotations.mkdir()
+    names = [{"class_id": i, "name": class_name} for i, class_name in enumerate(source.classes)]
+
+    def annotate(picture: Picture) -> None:
+        record = {"file": picture.file_name, **_sagemaker_record(picture), "categories": names}
+        (annotations / f"{picture.stem}.json").write_text(_dump(record), encoding="utf-8")
+
+    for _ in _write_images(source, images, annotate, progress=progress):
+        pass
+
+
+def write_manifest(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+    """An augmented manifest NAME with references to images in a folder named like it."""
+    images = folder / pathlib.PurePath(name).stem
+    images.mkdir()
+    class_map = {str(class_id): class_name for class_id, class_name in enumerate(source.classes)}
+    metadata = {"class-map": class_map, "type": "groundtruth/object-detection"}
+
+    def annotate(picture: Picture) -> str:
+        reference = f"{images.name}/{picture.file_name}"
+        record = _sagemaker_record(picture)
+        return _dump({"source-ref": reference, "objects": record, "objects-metadata": metadata})
+
+    _write_lines(folder / name, _write_images(source, images, annotate, progress=progress))
+
+
+def write_coco(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+    """A COCO file NAME with images in a folder named like it; difficult objects are `iscrowd`."""
+    images = folder / pathlib.PurePath(name).stem
+    images.mkdir()
+    pictures = list(_write_images(source, images, lambda picture: picture, progress=progress))
+    numbers = itertools.count(1)
+    value = {
+        "images": [
+            {"id": i, "file_name": p.file_name, "height": p.size[0], "width": p.size[1]}
+            for i, p in enumerate(pictures, 1)
+        ],
+        "annotations": [
+            _coco_object(thing, next(numbers), image)
+            for image, picture in enumerate(pictures, 1)
+            for thing in picture.objects
+        ],
+        "categories": [{"id": i, "name": c} for i, c in enumerate(source.classes, 1)],
+    }
+    (folder / name).write_text(_dump(value), encoding="utf-8")
+
+
+def write_record_file(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+    """A RecordIO file NAME with its index and list; the class list in `.classes.txt`."""
+    if source.problems.policy == "skip":
+        source = _readable(source)  # a record once begun has to be written
+    images = _in_parallel(source.read_image, len(source), progress=progress)
+    write_recordio(folder / name, source, images=images)
+    _write_lines((folder / name).with_suffix(".classes.txt"), source.classes)
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """A name of a file for each name: without folders, printable, unique also without case."""
+    stems, taken = [], set()
+    for name in names:
+        plain = "".join(letter if letter.isprintable() else "_" for letter in name)
+        plain = plain.translate(dict.fromkeys(map(ord, '/\\:*?"<>|'), "_")).strip(" .")
+        plain = stem = plain.encode()[:_LONGEST_STEM].decode(errors="ignore") or "image"
+        for number in itertools.count(2):
+            if stem.casefold() not in taken:
+                break
+            stem = f"{plain}_{number}"
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """A `UserError` for a name that not all formats can hold."""
+    for name in classes:
+        if not name or not name.isprintable() or name != name.strip():
+            raise UserError(
+                f"the class {name!r} cannot be written, expected printable letters without spaces "
+                "around them. Give other classes"
+            )
+
+
+def _write_images(
+    source: Source,
+    folder: pathlib.Path,
+    annotate: Callable[[Picture], T],
+    *,
+    first_pixel: int = 0,
+    progress: bool,
+) -> Iterator[T]:
+    """Write all images, and give what `annotate` makes of each, in order.
+
+    What cannot be written goes to `source.problems`, and is left out if they let it pass.
+    """
+    stems = file_stems(source.names)
+
+    def write(index: int) -> T | None:
+        try:
+            data = source.read_image(index)
+            suffix = image_suffix(data, source.locate(index))
+        except DataError as error:
+            source.problems(error)
+            return None
+        example = source.example(index, data)
+        size = example.size or image_size(data, example.name)
+        objects = tuple(_objects(source, example, size, first_pixel))
+        file_name = f"{stems[index]}{suffix}"
+        (folder / file_name).write_bytes(data)
+        return annotate(Picture(stems[index], file_name, size, objects))
+
+    return (
+        made for made in _in_parallel(write, len(source), progress=progress) if made is not None
+    )
+
+
+def _in_parallel(work: Callable[[int], T], count: int, *, progress: bool) -> Iterator[T]:
+    """`work(0)`, `work(1)`, ... in order, a few of them ahead, so that memory is bounded."""
+    from tqdm import tqdm
+
+    waiting: collections.deque[Future[T]] = collections.deque()
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=count, unit=" images", disable=not progress) as bar,
+    ):
+        for index in range(count):
+            waiting.append(pool.submit(work, index))
+            if len(waiting) >= _AHEAD:
+                yield waiting.popleft().result()
+                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+            bar.update()
+
+
+def _readable(source: Source) -> Source:
+    """The images that can be read; the others go to `source.problems`."""
+    images = []
+    for index in range(len(source)):
+        try:
+            source.read_image(index)
+            images.append(index)
+        except DataError as error:
+            source.problems(error)
+    return source.take(images)
+
+
+def _objects(
+    source: Source, example: Example, size: tuple[int, int], first_pixel: int
+) -> Iterator[Object]:
+    """The objects in pixels, with xmin and ymin counted from `first_pixel`."""
+    sides = np.array(size[::-1] * 2)
+    corners = np.round(example.boxes.astype(np.float64) * sides, 3)
+    corners[:, :2] += first_pixel
+    rows = zip(corners.tolist(), example.labels.tolist(), example.difficult.tolist(), strict=True)
+    for number, (box, label, difficult) in enumerate(rows, 1):
+        if box[2] <= box[0] or box[3] <= box[1]:
+            source.problems(_too_thin(f"{example.name}, object {number}", box))
+        else:
+            yield Object(label, tuple(map(_number, box)), int(difficult))
+
+
+def _too_thin(where: str, box: Sequence[float]) -> DataError:
+    return DataError(
+        codes.BOX_WITHOUT_AREA,
+        where,
+        f"box ({', '.join(map(str, box))}) is too thin for the format that is written",
+        "Set the policy for problems to 'skip' to leave it out, or choose another format",
+    )
+
+
+def _number(value: float | int) -> float | int:
+    """An integer where it is one: some readers know no others. Else three decimals."""
+    value = round(value, 3)
+    return int(value) if value == int(value) else value
+
+
+def _sagemaker_record(picture: Picture) -> dict:
+    height, width = picture.size
+    annotations = []
+    for thing in picture.objects:
+        xmin, ymin, xmax, ymax = thing.box
+        sides = {"left": xmin, "top": ymin}
+        sides |= {"width": _number(xmax - xmin), "height": _number(ymax - ymin)}
+        extra = {"difficult": 1} if thing.difficult else {}
+        annotations.append({"class_id": thing.class_id, **sides, **extra})
+    size = {"width": width, "height": height, "depth": 3}
+    return {"image_size": [size], "annotations": annotations}
+
+
+def _coco_object(thing: Object, number: int, image: int) -> dict:
+    xmin, ymin, xmax, ymax = thing.box
+    width, height = _number(xmax - xmin), _number(ymax - ymin)
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": thing.class_id + 1,
+        "bbox": [xmin, ymin, width, height],
+        "area": _number(width * height),
+        "iscrowd": thing.difficult,
+    }
+
+
+def _voc_annotation(picture: Picture, classes: Sequence[str]) -> str:
+    height, width = picture.size
+    objects = []
+    for thing in picture.objects:
+        tags = zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)
+        box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+        # TFDS's reader asks for pose and truncated.
+        objects.append(
+            f"<object><name>{escape(classes[thing.class_id])}</name><pose>Unspecified</pose>"
+            f"<truncated>0</truncated><difficult>{thing.difficult}</difficult>"
+            f"<bndbox>{box}</bndbox></object>\n"
+        )
+    return (
+        f"<annotation>\n<filename>{escape(picture.file_name)}</filename>\n"
+        f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"{''.join(objects)}</annotation>\n"
+    )
+
+
+def _dump(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)

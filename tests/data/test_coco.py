@@ -1,0 +1,140 @@
+"""COCO's object detection format."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssd_jax.data.sources.base import Problems
+from ssd_jax.data.sources.coco import open_coco
+from ssd_jax.errors import DataError
+
+CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "animal"}]
+
+
+def image(number, name, **more):
+    return {"id": number, "file_name": name, "width": 100, "height": 50, **more}
+
+
+def thing(number, box=(10, 5, 50, 20), category=1, **more):
+    return {"image_id": number, "bbox": list(box), "category_id": category, **more}
+
+
+def write(folder, images, things, categories=CATEGORIES, *, path="set.json", place="."):
+    for each in images:
+        if isinstance(each, dict) and isinstance(name := each.get("file_name"), str):
+            (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place / name).write_bytes(name.encode())
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    value = {"images": images, "annotations": things, "categories": categories, "info": {}}
+    (folder / path).write_text(json.dumps(value), encoding="utf-8")
+    return folder / path
+
+
+def expect(code, *parts):
+    return pytest.raises(DataError, match=f"(?s)^{code} .*" + ".*".join(parts))
+
+
+def test_images_and_their_objects(tmp_path):
+    images = [image(7, "a.jpg"), image(3, "x/b.png"), image(5, "c.jpg")]
+    outline = {"segmentation": [[1.5] * 8], "area": 7.5}
+    things = [thing(3, **outline), thing(7, (0, 0, 100, 50.4), 18), thing(3, category=18)]
+    source = open_coco(write(tmp_path, images, things))
+    assert (source.classes, source.names) == (("dog", "cat"), ("a", "b", "c"))
+    assert source.object_counts.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(source[1].boxes, [(0.1, 0.1, 0.6, 0.5)] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(source[0].boxes, [(0, 0, 1, 1)])
+    assert source[1].labels.tolist() == [1, 0]
+    assert (source[1].image, source[1].size) == (b"x/b.png", (50, 100))
+    assert source[1].name == str(tmp_path / "x/b.png")
+
+
+def test_other_classes_are_found_by_name(tmp_path):
+    path = write(tmp_path, [image(1, "a.jpg")], [thing(1), thing(1, category=18)])
+    assert open_coco(path, classes=("cat", "dog"))[0].labels.tolist() == [0, 1]
+    with expect("SSD134", r"annotations\[1\] of a.jpg, object 2", "'dog', expected one of cat"):
+        open_coco(path, classes=("cat",))
+
+
+def test_crowds_and_ignored_objects_are_difficult(tmp_path):
+    things = [thing(1, iscrowd=1), thing(1, iscrowd=0, ignore=1), thing(1, iscrowd=0), thing(1)]
+    source = open_coco(write(tmp_path, [image(1, "a.jpg")], things))
+    assert source[0].difficult.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("set.json", "."),
+        ("set.json", "images"),
+        ("train.json", "train"),
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/train.json", "images"),
+    ],
+)
+def test_images_are_found_in_the_usual_places(tmp_path, path, place):
+    path = write(tmp_path, [image(1, "a.jpg")], [thing(1)], path=path, place=place)
+    assert open_coco(path)[0].image == b"a.jpg"
+
+
+def test_a_folder_of_images_can_be_given(tmp_path):
+    path = write(tmp_path, [image(1, "a.jpg")], [thing(1)], place="elsewhere")
+    assert open_coco(path, tmp_path / "elsewhere")[0].image == b"a.jpg"
+    with expect("SSD111", r"a\.jpg", r"images\[0\] names it"):
+        open_coco(path)
+    with expect("SSD101", "nowhere"):
+        open_coco(path, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("images", "things", "code", "part"),
+    [
+        ([image(2, "a.jpg")], [], "SSD104", r"images\[1\].*a\.jpg \(id 2\)"),
+        ([image(1, "b.jpg")], [], "SSD104", r"b\.jpg \(id 1\)"),
+        ([3], [], "SSD122", r"images\[1\].*'file_name' is None"),
+        ([image("x", "b.jpg")], [], "SSD122", r"'id' is 'x'"),
+        ([image(2, "b.jpg", width=0)], [thing(2)], "SSD122", "'width' is 0"),
+        ([], [thing(9)], "SSD154", r"annotations\[1\].*'image_id' is 9, which no image has"),
+        ([], [[]], "SSD122", "'bbox' is None, expected a list"),
+        ([], [thing(1, (1, 2, 3))], "SSD122", r"'bbox' is \[1, 2, 3\], expected four"),
+        ([], [thing(1, iscrowd="?")], "SSD122", "'iscrowd' is '\\?'"),
+        ([], [thing(1, (1, 2, "x", 4))], "SSD131", "annotations.*object 2.*width 'x'"),
+        ([], [thing(1, (1, 2, 1e308, 4))], "SSD131", "width 1e"),
+        ([], [thing(1, (1, 2, 0, 4))], "SSD133", "width 0, height 4"),
+        ([], [thing(1, (60, 2, 50, 4))], "SSD132", "10 pixels"),
+        ([], [thing(1, category=2)], "SSD134", "'category_id 2', expected one of dog, cat"),
+        ([], [thing(1, category=None)], "SSD134", "category_id None"),
+    ],
+)
+def test_what_cannot_be_used_is_named_or_left_out(tmp_path, images, things, code, part):
+    path = write(tmp_path, [image(1, "a.jpg"), *images], [thing(1), *things])
+    with expect(code, r"set\.json", part):
+        open_coco(path)
+    source = open_coco(path, problems=Problems("skip"))
+    assert (source.names[0], source.object_counts.tolist()[0]) == ("a", 1)
+    assert source.problems.counts == {code: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "part"),
+    [
+        ("[]", "SSD122", "'categories' is None"),
+        ('{"categories": [], "images": 3}', "SSD122", "'images' is 3"),
+        ('{"categories": [{"id": 1}]}', "SSD122", r"categories\[0\]: 'name' is None"),
+        ('{"categories": [{"id": "x", "name": "a"}]}', "SSD152", "expected an id and a name"),
+        ('{"categories": [{"id":1,"name":"a"},{"id":1,"name":"b"}]}', "SSD152", "of its own"),
+        ('{"categories": [{"id":1,"name":"a"},{"id":2,"name":"a"}]}', "SSD152", r"\[1\]"),
+        ('{"categories": [], "images": [], "annotations": []}', "SSD103", "0 images"),
+        ('{"images": [], "images": []}', "SSD122", "'images' stands twice"),
+        ("not JSON", "SSD122", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_of_coco(tmp_path, text, code, part):
+    (tmp_path / "set.json").write_text(text)
+    with expect(code, r"set\.json", part):
+        open_coco(tmp_path / "set.json")
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with expect("SSD122", r"no\.json: the file cannot be read"):
+        open_coco(tmp_path / "no.json")

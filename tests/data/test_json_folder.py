@@ -1,0 +1,178 @@
+"""Images with one JSON annotation each, as SageMaker's image channels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssd_jax.data.sources.base import Problems
+from ssd_jax.data.sources.json_folder import open_json_folder
+from ssd_jax.errors import DataError
+
+CATEGORIES = [{"class_id": 0, "name": "cat"}, {"class_id": 1, "name": "dog"}]
+
+
+def thing(class_id=1, left=10, top=5, width=50, height=20, **more):
+    sides = {"left": left, "top": top, "width": width, "height": height}
+    return {"class_id": class_id, **sides, **more}
+
+
+def record(*things, file="a.jpg", **more):
+    size = [{"width": 100, "height": 50, "depth": 3}]
+    return {"file": file, "image_size": size, "annotations": list(things), **more}
+
+
+def write(folder, *records, annotations=None):
+    """The images of the records, and each record (or text) as a JSON file."""
+    annotations = annotations or folder
+    for number, value in enumerate(records):
+        annotations.mkdir(parents=True, exist_ok=True)
+        text = value if isinstance(value, str) else json.dumps(value)
+        path = annotations / f"{number}.json"
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        if isinstance(value, dict) and value.get("file"):
+            image = folder / value["file"]
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(f"bytes of {value['file']}".encode())
+    return folder
+
+
+def expect(code, *parts):
+    return pytest.raises(DataError, match=f"(?s)^{code} .*" + ".*".join(parts))
+
+
+def test_a_record(tmp_path):
+    source = open_json_folder(
+        write(tmp_path, record(thing(), thing("0", 0, 0, 100.5, 50), categories=CATEGORIES))
+    )
+    example = source[0]
+    np.testing.assert_allclose(example.boxes, [(0.1, 0.1, 0.6, 0.5), (0, 0, 1, 1)], rtol=1e-6)
+    assert (example.size, example.image) == ((50, 100), b"bytes of a.jpg")
+    assert (source.classes, example.labels.tolist()) == (("cat", "dog"), [1, 0])
+    assert (source.names, example.name) == (("a",), str(tmp_path / "a.jpg"))
+
+
+def test_two_channels_subfolders_and_no_objects(tmp_path):
+    images, annotations = tmp_path / "train", tmp_path / "train_annotation"
+    records = record(thing(), file="x/a.jpg"), record(file="y/a.jpg"), record(file="ü 1.PNG")
+    write(images, *records, annotations=annotations)
+    source = open_json_folder(images, annotations)
+    assert source.names == ("x/a", "y/a", "ü 1")
+    assert source.object_counts.tolist() == [1, 0, 0]
+    assert source[1].image == b"bytes of y/a.jpg"
+
+
+def test_difficult_is_an_extension(tmp_path):
+    source = open_json_folder(write(tmp_path, record(thing(difficult=1), thing(difficult=False))))
+    assert source[0].difficult.tolist() == [True, False]
+
+
+def test_names_of_the_ids_in_use_are_believed(tmp_path):
+    first = record(thing(1), categories=CATEGORIES[1:])
+    last = record(thing(3), file="b.jpg", categories=[{"class_id": "3", "name": "owl"}])
+    write(tmp_path, first, last)
+    assert open_json_folder(tmp_path).classes == ("0", "dog", "2", "owl")
+    source = open_json_folder(tmp_path, classes=("owl", "dog"))
+    assert source.annotations.labels.tolist() == [1, 0]
+    with expect("SSD134", "1.json, object 1", "'owl', expected one of dog, cat"):
+        open_json_folder(tmp_path, classes=("dog", "cat"))
+
+
+def test_names_of_other_ids_are_not(tmp_path):
+    """SageMaker's COCO notebook counts ids from 0, and leaves COCO's own in `categories`."""
+    write(tmp_path, record(thing(0), thing(1), categories=[{"class_id": 1, "name": "person"}]))
+    assert open_json_folder(tmp_path).classes == ("0", "1")
+    source = open_json_folder(tmp_path, classes=("person", "bicycle"))
+    assert source[0].labels.tolist() == [0, 1]
+    with expect("SSD134", "object 2", "class_id 1'"):
+        open_json_folder(tmp_path, classes=("person",))
+
+
+def test_contradicting_names_are_found(tmp_path):
+    other = [{"class_id": 0, "name": "cow"}]
+    cat = record(thing(0), categories=CATEGORIES)
+    write(tmp_path / "a", cat, record(thing(0), file="b.jpg", categories=other))
+    with expect("SSD152", "1.json", "class 0 is 'cow', and 'cat' in other records"):
+        open_json_folder(tmp_path / "a")
+    write(tmp_path / "b", record(thing(0), categories=CATEGORIES + other))
+    with expect("SSD152", "0.json", "class 0 is 'cat' and 'cow'"):
+        open_json_folder(tmp_path / "b")
+    same = [{"class_id": 0, "name": "cat"}, {"class_id": 1, "name": "cat"}]
+    write(tmp_path / "c", record(thing(0), categories=same))
+    with expect("SSD152", "the classes 0, 1 are all named 'cat'"):
+        open_json_folder(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "part"),
+    [
+        ("{", "SSD122", "0.json.*cannot be read"),
+        ("\ud800", "SSD122", "cannot be read"),
+        ("[" * 100_000, "SSD122", "too deeply nested"),
+        ('{"file": "a.jpg", "file": "b.jpg"}', "SSD122", "'file' stands twice"),
+        ("[]", "SSD122", "'file' is None, expected a text"),
+        ('{"file": "\\ud800"}', "SSD122", "'file' is "),
+        ('{"file": "a\\u0000.jpg"}', "SSD122", "'file' is "),
+        ('{"file": "missing.jpg"}', "SSD111", "missing.jpg"),
+        ('{"file": "' + "x" * 300 + '"}', "SSD111", "no such file"),
+        ('{"file": "../a.jpg"}', "SSD153", "'../a.jpg' is outside"),
+        ('{"file": "/etc/passwd"}', "SSD153", "expected a path inside"),
+        (record() | {"image_size": []}, "SSD122", r"'image_size' is \[\]"),
+        (record() | {"image_size": [{"width": 0, "height": 5}]}, "SSD122", "'width' is 0"),
+        (record() | {"image_size": [{"width": 5, "height": 1e99}]}, "SSD122", "'height' is 1e"),
+        (record() | {"annotations": {}}, "SSD122", "'annotations' is {}, expected a list"),
+        (record([]), "SSD122", r"object 1: it is \[\]"),
+        (record(thing(difficult=2)), "SSD122", "object 1: 'difficult' is 2, expected 0 or 1"),
+        (record(categories=[3]), "SSD122", "a class is None: None"),
+        (record(thing(left="10")), "SSD131", "left '10', top 5.*expected four numbers"),
+        (record(thing(top=float("nan"))), "SSD131", "top nan"),
+        (record(thing(top=float("inf"))), "SSD131", "top inf"),
+        (record(thing(width=10**400)), "SSD131", "width 1000"),
+        (record(thing(width=True)), "SSD131", "width True"),
+        (record(thing(height=None)), "SSD131", "height None"),
+        (record(thing(width=0)), "SSD133", "width 0, height 20.*no area"),
+        (record(thing(height=-3)), "SSD133", "height -3"),
+        (record(thing(left=60)), "SSD132", "10 pixels outside"),
+        (record(thing(class_id=-1)), "SSD134", "class_id -1"),
+        (record(thing(class_id=10**30)), "SSD134", "class_id 1000"),
+        (record(thing(class_id=[])), "SSD134", r"class_id \[\]"),
+        (record(thing(class_id=0.5)), "SSD134", r"class_id 0\.5"),
+    ],
+)
+def test_what_cannot_be_used_is_named_or_left_out(tmp_path, value, code, part):
+    write(tmp_path, value, record(thing(0), file="good.jpg"))
+    with expect(code, part):
+        open_json_folder(tmp_path)
+    source = open_json_folder(tmp_path, problems=Problems("skip"))
+    assert source.annotations.labels.tolist() == [0]
+    assert source.problems.counts[code] == 1
+
+
+def test_each_image_has_one_annotation(tmp_path):
+    write(tmp_path, record(), record(file="./a.jpg"))
+    with expect("SSD104", "1.json", "'a.jpg' has a record already"):
+        open_json_folder(tmp_path)
+    (tmp_path / "1.json").unlink()
+    (tmp_path / "b.png").write_bytes(b"")
+    with expect("SSD121", "b.png: no JSON file under", "empty list"):
+        open_json_folder(tmp_path)
+
+
+def test_absurd_sizes_and_missing_folders_are_refused(tmp_path):
+    write(tmp_path, record())
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**40)
+    with expect("SSD151", "huge.json: more than 8,388,608 bytes"):
+        open_json_folder(tmp_path)
+    with expect("SSD101", "nowhere: there is no such folder"):
+        open_json_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with expect("SSD103", "0 images"):
+        open_json_folder(tmp_path / "empty")
+
+
+def test_an_image_that_vanished_is_told(tmp_path):
+    source = open_json_folder(write(tmp_path, record(thing())))
+    (tmp_path / "a.jpg").unlink()
+    with expect("SSD111", "was there when training began"):
+        source[0]

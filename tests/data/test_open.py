@@ -1,0 +1,123 @@
+"""A location tells its format."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from ssd_jax.data import codes
+from ssd_jax.data import open as open_module
+from ssd_jax.data.convert import convert
+from ssd_jax.data.open import open_data
+from ssd_jax.data.sources.coco import open_coco
+from ssd_jax.errors import DataError, UserError
+
+JPEG = cv2.imencode(".jpg", np.zeros((50, 100, 3), np.uint8))[1].tobytes()
+THING = {"class_id": 0, "left": 10, "top": 5, "width": 50, "height": 20}
+RECORD = {"file": "a.jpg", "image_size": [{"width": 100, "height": 50}], "annotations": [THING]}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """One image with an object of the class `owl`, in a folder of its own."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(JPEG)
+    box = {"image_id": 1, "bbox": [10, 5, 50, 20], "category_id": 1}
+    image = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 50}
+    value = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "owl"}]}
+    (folder / "given.json").write_text(json.dumps(value))
+    return open_coco(folder / "given.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "location", "split"),
+    [
+        ("set.rec", {}, "set.rec", ()),
+        ("channel/set.rec", {}, "channel", ()),
+        ("set.manifest", {}, "set.manifest", ()),
+        ("set.jsonl", {}, "set.jsonl#objects", ()),
+        ("set.json", {}, "set.json", ()),
+        ("set", {"format": "voc"}, "set", ("train",)),
+        ("dev/VOC2007", {"format": "voc"}, "dev", ("VOC2007/train",)),
+        ("set", {"format": "json"}, "set", "train"),
+        ("set", {"format": "json"}, "set/train", ()),
+    ],
+)
+def test_every_format_by_its_location(tmp_path, source, place, words, location, split):
+    convert(source, tmp_path / place, progress=False, **words)
+    found = open_data(str(tmp_path / location), split=split)
+    assert found[0].image == JPEG
+    np.testing.assert_allclose(found[0].boxes, [(0.1, 0.1, 0.6, 0.5)], rtol=1e-6)
+    if location != "dev":  # a devkit has no class list; its names are in the annotations
+        assert found.classes == ("owl",)
+    other = open_data(str(tmp_path / location), split=split, classes=("elk", "owl"))
+    assert other.classes == ("elk", "owl")
+
+
+def test_one_folder_of_images_and_json(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "a.json").write_text(json.dumps(RECORD))
+    assert open_data(tmp_path)[0].image == JPEG
+
+
+def test_class_names_beside_a_record_file(tmp_path, source):
+    convert(source, tmp_path / "set.rec", progress=False)
+    (tmp_path / "set.classes.txt").rename(tmp_path / "classes.txt")
+    assert open_data(tmp_path / "set.rec").classes == ("owl",)
+    (tmp_path / "classes.txt").unlink()
+    assert open_data(tmp_path / "set.rec").classes == ("0",)
+
+
+def test_a_local_name_may_hold_any_sign(tmp_path, source):
+    convert(source, tmp_path / "#1?x=y.z/set.json", progress=False)
+    assert len(open_data(tmp_path / "#1?x=y.z/set.json")) == 1
+
+
+def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
+    """The copies of a bucket `s3://b` lie in a folder here."""
+    convert(source, tmp_path / "sets/set.json", progress=False)
+    convert(source, tmp_path / "sets/far.manifest", progress=False)
+    convert(source, tmp_path / "sets/voc", progress=False)
+    convert(source, tmp_path / "sets/far.rec", progress=False)
+    staged = []
+
+    def stage(url):
+        staged.append(url)
+        path = tmp_path / url.removeprefix("s3://b/").partition("?")[0]
+        if not path.exists():
+            raise DataError(codes.OBJECT_MISSING, url, "it is not there", "Correct the address")
+        return path
+
+    monkeypatch.setattr(open_module, "stage", stage)
+    monkeypatch.setattr(open_module, "read_bytes", str.encode)
+    assert open_data("s3://b/sets/set.json")[0].image == JPEG
+    assert open_data("s3://b/sets/voc", split=("train",))[0].image == JPEG
+    assert open_data("s3://b/sets/far.manifest")[0].image == b"s3://b/sets/far/a.jpg"
+    assert staged == ["s3://b/sets", "s3://b/sets/voc", "s3://b/sets/far.manifest"]
+    assert open_data("s3://b/sets/far.rec").classes == ("owl",)
+    assert open_data("s3://b/sets/far.rec?signed=x.y", classes=("elk",)).classes == ("elk",)
+    with pytest.raises(DataError, match=r"SSD161 s3://b/none\.rec"):
+        open_data("s3://b/none.rec")
+    with pytest.raises(UserError, match="a web server has no folders"):
+        open_data("https://b/sets/set.json")
+
+
+def test_what_is_none_of_these_is_told(tmp_path, source):
+    with pytest.raises(DataError, match=r"SSD101 .*nowhere: there is no such file or folder"):
+        open_data(tmp_path / "nowhere")
+    (tmp_path / "set.txt").write_text("")
+    with pytest.raises(
+        DataError, match=r"(?s)set\.txt: an unknown format.*RecordIO.*tfds:voc/2007"
+    ):
+        open_data(tmp_path / "set.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"(?s)empty holds no data set that is known.*COCO"):
+        open_data(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"given\.json has no splits: expected none, got train"):
+        open_data(tmp_path / "given/given.json", split=("train",))
+    with pytest.raises(UserError, match=r"tfds:voc/2007 needs a split, got none"):
+        open_data("tfds:voc/2007")
+    with pytest.raises(DataError, match=r"SSD101 .*val: there is no such folder"):
+        open_data(tmp_path / "given", split=("val",))
