@@ -16,10 +16,7 @@ from ssd_jax.config import load_config
 def get_config() -> ConfigDict:
     config = load_config(str(pathlib.Path(__file__).with_name("voc0712_vgg16_512.py")))
     config.model.update({"backbone": "resnet50", "batch_norm": "batch", "batch_norm_group": 8})
-    # GluonCV's sizes in pixels, model_zoo/ssd/presets.py.
-    config.anchors.scales = tuple(
-        pixels / 512 for pixels in (51.2, 102.4, 189.4, 276.4, 363.52, 450.6, 492.0)
-    )
+    config.anchors.layout = "gluoncv"
     config.preprocess.std = (58.395, 57.12, 57.375)
     config.weights.path = ""
     return config

@@ -22,14 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not getattr(options, "takes_settings", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        options.run(options, rest)
+        return options.run(options, rest) or 0
     except (UserError, OSError) as error:
         print(f"ssd-jax {options.verb}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ssd-jax {options.verb}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,6 +83,52 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _step(predict)
 
+    _add_data_verbs(verbs)
+    _add_weight_verbs(verbs)
+    return parser
+
+
+def _add_data_verbs(verbs):
+    doctor = _verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "look for everything that is wrong with a data set, before a run pays for it",
+        example="ssd-jax doctor data/VOCdevkit --split VOC2007/trainval --out doctor/",
+        note="Exit code: 0 without errors, 3 with any. docs/doctor.md explains every code.",
+    )
+    _location(doctor, "location", "SRC")
+    doctor.add_argument(
+        "--against", metavar="SRC2", help="another set that must not share images with it"
+    )
+    doctor.add_argument("--against-split", nargs="+", default=(), metavar="NAME", help="its splits")
+    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
+    doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
+    doctor.add_argument(
+        "--label-width", type=_count, metavar="N", help="numbers that a label may have"
+    )
+
+    convert = _verb(
+        verbs,
+        "convert",
+        _convert,
+        "write a data set in another format; images are passed through as they are",
+        example="ssd-jax convert data/VOCdevkit train.rec --split VOC2007/trainval",
+    )
+    _location(convert, "location", "SRC")
+    convert.add_argument("destination", metavar="DST")
+    convert.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="voc, json, manifest, coco or recordio (default: by the suffix of DST, else voc)",
+    )
+    convert.add_argument("--name", help="of the split that is written (default: as it is read)")
+    convert.add_argument(
+        "--skip-problems",
+        action="store_true",
+        help="leave out what cannot be used, instead of stopping",
+    )
+
     data = verbs.add_parser("data", help="make data sets", description="Make data sets.")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     shapes = _verb(
@@ -99,20 +144,72 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shapes.add_argument("--val", type=_count, default=300, metavar="N", help="images (%(default)s)")
     shapes.add_argument("--seed", type=_count, default=0, help="(%(default)s)")
-    return parser
+    prepare = kinds.add_parser(
+        "prepare", help="prepare a published data set", description="Prepare a data set."
+    ).add_subparsers(dest="name", metavar="NAME", required=True)
+    voc = _verb(
+        prepare,
+        "voc",
+        _data_prepare_voc,
+        "PASCAL VOC 2007 and 2012 from the official archives, in the format of TFDS",
+        example="ssd-jax data prepare voc --out data/tfds",
+        note="Then train on it with --config.data.train.root='DIR/voc/2007 + DIR/voc/2012'\n"
+        "and --config.data.train.image_sets=train,validation.",
+    )
+    voc.add_argument("--out", required=True, metavar="DIR")
+    voc.add_argument(
+        "--archives", metavar="DIR", help="a folder with the tar files (default: download them)"
+    )
+    voc.add_argument("--years", nargs="+", default=("2007", "2012"), choices=("2007", "2012"))
 
 
-def _verb(verbs, name, run, summary, *, example, settings=False):
+def _add_weight_verbs(verbs):
+    weights = verbs.add_parser("weights", help="bring weights in", description="Bring weights in.")
+    kinds = weights.add_subparsers(dest="kind", metavar="KIND", required=True)
+    importing = _verb(
+        kinds,
+        "import",
+        _weights_import,
+        "make the folder of a run of a detector that was trained elsewhere",
+        settings=True,
+        example="ssd-jax weights import model.tar.gz --out runs/imported --classes cat,dog",
+        note="FILE is a model.tar.gz of SageMaker Object Detection, or a weight file (.params,\n"
+        ".safetensors, .h5, hf://owner/repository/file) with the config of its network.",
+    )
+    importing.add_argument("file", metavar="FILE")
+    importing.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
+    importing.add_argument("--classes", metavar="NAME,NAME,...", help="in the order of their ids")
+    importing.add_argument(
+        "--reinit-heads", action="store_true", help="begin with new heads where they do not fit"
+    )
+
+
+def _verb(verbs, name, run, summary, *, example, settings=False, note=""):
     parser = verbs.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=(SETTINGS if settings else "") + f"\nExample:\n  {example}",
+        epilog="\n\n".join(
+            part for part in (note, SETTINGS if settings else "", f"Example:\n  {example}") if part
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run, takes_settings=settings)
     return parser
+
+
+def _location(parser, name, metavar):
+    parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
+    parser.add_argument("--split", nargs="+", default=(), metavar="NAME", help="its splits")
+    parser.add_argument(
+        "--classes", metavar="NAME,NAME,...", help="names in the order of their ids"
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
 
 
 def _count(text: str) -> int:
@@ -136,24 +233,26 @@ def _step(parser):
 
 def _train(options, rest):
     from ssd_jax import config as configs
+    from ssd_jax.config_check import check
     from ssd_jax.runs import run_training
     from ssd_jax.sharding import use_cpu_cores
 
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))
-    configs.check(config)
+    check(config)
     use_cpu_cores(config.batch_size)
     run_training(config, options.workdir)
 
 
 def _evaluate(options, rest):
     from ssd_jax import config as configs
+    from ssd_jax.config_check import check
     from ssd_jax.runs import run_evaluation
     from ssd_jax.sharding import use_cpu_cores
 
     config = configs.read_config(options.workdir / "config.json")
     configs.override(config, configs.split_assignments(rest))
-    configs.check(config)
+    check(config)
     use_cpu_cores(config.batch_size)
     run_evaluation(config, options.workdir, split=options.split, step=options.step)
 
@@ -179,3 +278,58 @@ def _data_shapes(options, rest):
         progress=lambda indices: tqdm(indices, desc="drawing", disable=None),
     )
     print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")
+
+
+def _data_prepare_voc(options, rest):
+    from ssd_jax.data.prepare import prepare_voc
+
+    counts = prepare_voc(options.out, archives=options.archives, years=options.years)
+    for name, splits in counts.items():
+        images = ", ".join(f"{split} {count:,} images" for split, count in splits.items())
+        print(f"{options.out}/{name}: {images}")
+
+
+def _doctor(options, rest):
+    from ssd_jax.data.doctor_report import run_doctor
+
+    return run_doctor(
+        options.location,
+        split=options.split,
+        classes=_names(options.classes) or None,
+        against=options.against,
+        against_split=options.against_split,
+        fix=options.fix,
+        out=options.out,
+        label_width=options.label_width,
+    )
+
+
+def _convert(options, rest):
+    from ssd_jax.data.convert import run_convert
+
+    done = run_convert(
+        options.location,
+        options.destination,
+        split=options.split,
+        format=options.format,
+        name=options.name,
+        classes=_names(options.classes) or None,
+        problems="skip" if options.skip_problems else "error",
+    )
+    print(done)
+
+
+def _weights_import(options, rest):
+    from ssd_jax import config as configs
+    from ssd_jax.importing import import_weights
+
+    report = import_weights(
+        options.file,
+        options.out,
+        config=configs.load_config(options.config) if options.config else None,
+        classes=_names(options.classes),
+        assignments=configs.split_assignments(rest),
+        reinit_heads=options.reinit_heads,
+    )
+    print(report)
+    print(f"a run to use: ssd-jax predict --workdir {options.out} IMAGE... --out found/")

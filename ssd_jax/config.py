@@ -24,32 +24,41 @@ VOC_CLASSES = (
 
 
 def default_config() -> ConfigDict:
-    """The SSD of the paper (https://arxiv.org/abs/1512.02325) with VGG16 at 300 px."""
+    """The SSD of the paper (https://arxiv.org/abs/1512.02325) with VGG16 at 300 px.
+
+    `recipes.py` has what the recipe "sagemaker" changes.
+    """
     config = ConfigDict()
-    config.recipe = "paper"
+    config.recipe = "paper"  # paper | sagemaker: what the algorithm is compared with
     config.seed = 0
     config.batch_size = 32
     config.epochs = placeholder(float)  # exactly one of epochs and steps is set
     config.steps = placeholder(int)
     config.log_every_steps = 10
     config.model = {
-        "backbone": "vgg16",  # vgg16 | resnet50 | small
+        "backbone": "vgg16",  # vgg16 | resnet50 (v1.5) | resnet50_v1 | resnet50_v2 | small
+        "extras": "paper",  # paper | mxnet: the layers behind the backbone
         "image_size": 300,  # px; the network's square input
         "width": 1.0,  # multiplies every channel count
-        "first_stage": placeholder(int),  # resnet50: the finest stage that is detected on
+        "first_stage": placeholder(int),  # of a ResNet: the finest stage that is detected on
         "dtype": "float32",  # of the computation: float32 | bfloat16; parameters are float32
         "batch_norm": "none",  # none | frozen | batch; a ResNet needs one of the latter two
         "batch_norm_group": 0,  # images that share their statistics; 0 = the whole batch
+        "batch_norm_epsilon": 1e-5,
+        "batch_norm_momentum": 0.9,  # the part that the running statistics keep in a step
+        "l2_epsilon": 1e-10,  # vgg16: of the L2 normalisation of conv4_3
     }
     config.anchors = {
-        "scales": (),  # one more than maps, as parts of the image side; () = the paper's
+        "layout": "paper",  # paper | gluoncv | mxnet | mxnet_legacy: whose scales
+        "scales": (),  # or one's own, as parts of the image side, one more than there are maps
     }
     config.weights = {
-        "path": "",  # a safetensors file with the backbone's weights; "" = from scratch
+        "path": "",  # a file, a run's folder or hf://..., see docs/weights.md; "" = from scratch
+        "reinitialise": (),  # what may be of another shape there, as ("params/heads/*",)
     }
     split = {
-        "root": "",  # a VOC devkit, or a folder that holds Annotations/ and JPEGImages/
-        "image_sets": (),  # as "VOC2007/trainval", or "train" in a folder without years
+        "root": "",  # a data set of any format, see docs/data.md; several as "A + B"
+        "image_sets": (),  # its splits; of VOC as "VOC2007/trainval", or "train" without years
     }
     config.data = {
         "train": dict(split),
@@ -58,12 +67,16 @@ def default_config() -> ConfigDict:
         "classes": (),  # names in the order of their ids; () = found in the training split
         "problems": "error",  # error | skip, for records and boxes that cannot be used
         "canvas": 512,  # px; larger pictures are scaled down to fit when they are decoded
-        "cache": "none",  # none | ram: keep the decoded pictures
+        "doctor": True,  # look at every image once before the run; remembered for the next one
+        "label_width": placeholder(int),  # of record files: refuse wider labels
+        "cache": "none",  # none | ram | device: keep the decoded pictures
         "threads": 4,
     }
     config.augment = {  # see ops/augment.py for what each word does
         "flip": 0.5,  # probability
         "flip_vertical": 0.0,
+        "interpolations": ("linear",),  # of nearest, linear, cubic, area, lanczos4; one by chance
+        "exact_boxes": True,  # False: up to a pixel off, as the references round
         "distort": {  # probability 0 = none
             "probability": 0.5,
             "brightness": 32.0,
@@ -71,30 +84,55 @@ def default_config() -> ConfigDict:
             "saturation": (0.5, 1.5),
             "hue": 18.0,
         },
-        "expand": {"probability": 0.5, "scale": (1.0, 4.0)},  # probability 0 = none
+        "jitter": {  # in HLS, as mxnet-ssd; probability 0 = none
+            "probability": 0.0,
+            "hue": 18.0,
+            "lightness": 32.0,
+            "saturation": 32.0,
+            "contrast": 0.5,
+        },
+        "expand": {  # probability 0 = none
+            "probability": 0.5,
+            "scale": (1.0, 4.0),
+            "minimum": 1.0,
+            "fill": (),  # RGB of what is uncovered; () = preprocess.mean
+        },
         "crop": {  # min_ious () = none
             "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9, 0.0),
             "trials": 50,
             "scale": (0.3, 1.0),
             "aspect": (0.5, 2.0),
+            "probability": 1.0,
+            "choice": "even",  # even | first
+            "iou_binds": True,
         },
     }
     config.preprocess = {
-        "mean": (123.675, 116.28, 103.53),  # RGB, ImageNet; also fills what expansion uncovers
+        "mean": (123.675, 116.28, 103.53),  # RGB, ImageNet
         "std": (1.0, 1.0, 1.0),
     }
-    config.match = {"iou_threshold": 0.5}
+    config.match = {
+        "iou_threshold": 0.5,
+        "strict": False,  # True: the IoU must exceed the threshold
+        "negative_iou_threshold": placeholder(float),  # None = iou_threshold
+        "empty_is_negative": True,  # False: images without objects are not learned from
+    }
     config.loss = {
         "negatives_per_positive": 3,
         "minimum_negatives": 3,  # also in an image without objects
         "box_weight": 1.0,
+        "normalization": "positives",  # positives | valid: what the losses are divided by
+        "group": 0,  # images that are counted together; 0 = the whole batch
     }
     config.optimizer = {
         "name": "sgd",  # sgd | adamw
         "learning_rate": 1e-3,  # the highest
         "momentum": 0.9,  # sgd only
+        "learning_rate_in_momentum": False,  # sgd only
         "weight_decay": 5e-4,
-        "decay": "kernels",  # kernels | all: the parameters that weight decay pulls at
+        # (glob on a parameter's path, factor) pairs; the last match wins, without one it is 1
+        "rate_multipliers": (),  # of the learning rate; 0 freezes
+        "decay_multipliers": (("*", 0.0), ("*/kernel", 1.0)),  # of weight_decay
         "clip_norm": placeholder(float),  # largest global norm of the gradient
         "schedule": "step",  # step | one_cycle
         "decay_epochs": (160.0, 200.0),  # step: learning rate times decay_factor after these
@@ -104,14 +142,18 @@ def default_config() -> ConfigDict:
     config.detect = {
         "score_threshold": 0.01,
         "iou_threshold": 0.45,
-        "candidates_per_class": 400,
+        "strict": True,  # False: reaching a threshold is enough
+        "class_per_anchor": "all",  # all | best
+        "force_suppress": False,  # with best: boxes of any class suppress each other
+        "candidates": 400,  # a class; with best in all
         "max_detections": 200,
+        "clip": True,  # boxes to the image
     }
     config.evaluate = {
         "every_epochs": placeholder(float),  # neither = only at the end
         "every_steps": placeholder(int),
         "batch_size": 32,
-        "metric": "voc07",  # voc07 | voc12: which mAP names the best checkpoint and the result
+        "metric": "voc07",  # voc07 | voc12 | mxnet: the mAP that chooses the best checkpoint
         "iou_threshold": 0.5,
     }
     config.checkpoint = {
@@ -152,9 +194,9 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         try:
-            config.update_from_flattened_dict({name: _parsed(text, _get(config, name))})
+            config.update_from_flattened_dict({name: _parsed(text, get(config, name))})
         except TypeError:
-            now = _get(config, name)
+            now = get(config, name)
             raise UserError(
                 f"--config.{name}: got {text!r}, expected a value of the kind of {now!r}."
             ) from None
@@ -170,98 +212,6 @@ def _parsed(text: str, now: object) -> object:
     if isinstance(now, tuple) and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
     return value
-
-
-def check(config: ConfigDict) -> None:
-    """Raises `UserError` on the first value that no run could use; touches no file."""
-
-    def expect(name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise UserError(f"config.{name}: got {_get(config, name)!r}, expected {expected}.")
-
-    def choice(name: str, *choices: str) -> None:
-        value = _get(config, name)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
-            expect(name, False, f"one of {', '.join(choices)}; the nearest is {near}")
-
-    def fraction(name: str) -> None:
-        expect(name, 0.0 <= _get(config, name) <= 1.0, "a number from 0 to 1")
-
-    def at_least(name: str, least: int) -> None:
-        value = _get(config, name)
-        expect(name, value is None or value >= least, f"at least {least}")
-
-    defaults = dict(flat_items(default_config()))
-    for name, value in flat_items(config):
-        expect(name, value is not None or defaults[name] is None, "a value")
-    choice("recipe", "paper")
-    choice("model.backbone", "vgg16", "resnet50", "small")
-    choice("model.dtype", "float32", "bfloat16")
-    choice("model.batch_norm", "none", "frozen", "batch")
-    choice("data.problems", "error", "skip")
-    choice("data.cache", "none", "ram")
-    choice("optimizer.name", "sgd", "adamw")
-    choice("optimizer.schedule", "step", "one_cycle")
-    choice("optimizer.decay", "kernels", "all")
-    choice("evaluate.metric", "voc07", "voc12")
-    choice("checkpoint.select", "last", "best")
-    for name in ("match.iou_threshold", "detect.iou_threshold", "detect.score_threshold",
-                 "evaluate.iou_threshold", "optimizer.momentum", "augment.flip",
-                 "augment.flip_vertical",
-                 "augment.distort.probability", "augment.expand.probability"):  # fmt: skip
-        fraction(name)
-    for name in ("batch_size", "steps", "log_every_steps", "data.canvas",
-                 "evaluate.every_steps", "evaluate.batch_size", "checkpoint.every_steps",
-                 "checkpoint.keep_latest", "detect.candidates_per_class",
-                 "detect.max_detections", "augment.crop.trials"):  # fmt: skip
-        at_least(name, 1)
-    for name in ("loss.negatives_per_positive", "loss.minimum_negatives", "loss.box_weight",
-                 "optimizer.weight_decay", "optimizer.warmup_steps", "data.threads",
-                 "model.batch_norm_group"):  # fmt: skip
-        at_least(name, 0)
-    at_least("model.image_size", 64)
-    for name in ("epochs", "optimizer.learning_rate", "optimizer.clip_norm", "model.width",
-                 "evaluate.every_epochs", "optimizer.decay_factor"):  # fmt: skip
-        value = _get(config, name)
-        expect(name, value is None or value > 0, "more than 0")
-    expect("steps", (config.steps is None) != (config.epochs is None),
-           "exactly one of config.steps and config.epochs")  # fmt: skip
-    expect("evaluate.every_steps",
-           config.evaluate.every_steps is None or config.evaluate.every_epochs is None,
-           "at most one of every_steps and every_epochs")  # fmt: skip
-    expect("model.batch_norm", config.model.backbone != "resnet50"
-           or config.model.batch_norm != "none",
-           "frozen or batch: a resnet50 has batch normalisation")  # fmt: skip
-    group = config.model.batch_norm_group
-    expect("model.batch_norm_group", group == 0 or config.batch_size % group == 0,
-           f"a divisor of batch_size {config.batch_size}")  # fmt: skip
-    expect("seed", 0 <= config.seed < 2**31, "a number from 0 to 2147483647")
-    expect("evaluate.iou_threshold", config.evaluate.iou_threshold > 0, "more than 0")
-    for name in ("preprocess.mean", "preprocess.std"):
-        expect(name, _numbers(_get(config, name), 3), "three numbers, one a channel (RGB)")
-    expect("preprocess.std", 0 not in config.preprocess.std, "numbers that are not 0")
-    for name in ("augment.distort.contrast", "augment.distort.saturation",
-                 "augment.expand.scale", "augment.crop.scale", "augment.crop.aspect"):  # fmt: skip
-        low_high = _get(config, name)
-        expect(name, _numbers(low_high, 2) and 0 < low_high[0] <= low_high[1],
-               "two rising numbers above 0")  # fmt: skip
-    for name in ("augment.crop.min_ious", "anchors.scales", "optimizer.decay_epochs"):
-        expect(name, _numbers(_get(config, name)) and all(x >= 0 for x in _get(config, name)),
-               "numbers of at least 0")  # fmt: skip
-    decays = config.optimizer.decay_epochs
-    expect("optimizer.decay_epochs", list(decays) == sorted(decays), "rising epochs")
-    names = ["data.classes", *(f"data.{split}.image_sets" for split in ("train", "val", "test"))]
-    for name in names:
-        value = _get(config, name)
-        expect(name, all(isinstance(each, str) for each in value) and len(set(value)) == len(value),
-               "names, each once")  # fmt: skip
-
-
-def _numbers(values: tuple, count: int | None = None) -> bool:
-    return count in (None, len(values)) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
-    )
 
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
@@ -304,7 +254,8 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _get(config: ConfigDict, name: str) -> object:
+def get(config: ConfigDict, name: str) -> object:
+    """The setting of a dotted name."""
     for part in name.split("."):
         config = config[part]
     return config

@@ -1,7 +1,8 @@
 """Where a config becomes the parts of a run. Below this file nothing knows a config."""
 
-import pathlib
-from typing import NamedTuple
+import functools
+import os
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
@@ -9,14 +10,32 @@ from flax import linen as nn
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from ssd_jax.data.sources.base import Problems, Source
-from ssd_jax.data.sources.voc import open_voc
+from ssd_jax.data.doctor import check_before_training
+from ssd_jax.data.open import open_data
+from ssd_jax.data.sources.base import Problems, Source, combine
+from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import build_model, feature_shapes
-from ssd_jax.ops.anchors import AnchorLevel, chained_levels, default_boxes, paper_levels
-from ssd_jax.ops.augment import Augmentation, Crop, Distort, Expand
+from ssd_jax.ops.anchors import (
+    AnchorLevel,
+    chained_levels,
+    default_boxes,
+    gluoncv_levels,
+    mxnet_levels,
+    paper_levels,
+)
+from ssd_jax.ops.augment import Augmentation
+from ssd_jax.ops.colour import Distort, Jitter
+from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.predict import make_predict
 from ssd_jax.train import optimizer
+
+_LEVELS = {
+    "paper": paper_levels,
+    "gluoncv": gluoncv_levels,
+    "mxnet": mxnet_levels,
+    "mxnet_legacy": functools.partial(mxnet_levels, legacy=True),
+}
 
 
 class Network(NamedTuple):
@@ -27,19 +46,31 @@ class Network(NamedTuple):
 
 
 def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> Source:
-    """The data of "train", "val" or "test"; `classes` fixes the ids."""
+    """The data of "train", "val" or "test", as the doctor left it; `classes` fixes the ids."""
     place = config.data[split]
-    if not place.root:
+    locations = [location.strip() for location in place.root.split(" + ") if location.strip()]
+    if not locations:
         raise UserError(
-            f"config.data.{split}.root: it is empty, so there is nothing to read. Give a folder "
-            f"in VOC layout, --config.data.{split}.root=DIR."
+            f"config.data.{split}.root: it is empty, so there is nothing to read. Give a data set, "
+            f"--config.data.{split}.root=DIR; docs/data.md has the formats."
         )
-    return open_voc(
-        pathlib.Path(place.root),
-        image_sets=place.image_sets,
-        classes=classes or config.data.classes or None,
-        problems=Problems(config.data.problems),
+    sources = [
+        open_data(
+            location,
+            split=place.image_sets,
+            classes=classes or config.data.classes or None,
+            problems=Problems(config.data.problems),
+            label_width=config.data.label_width,
+        )
+        for location in locations
+    ]
+    source = combine(sources) if len(sources) > 1 else sources[0]
+    if not config.data.doctor:
+        return source
+    usable, _ = check_before_training(
+        source, cache_folder(), files=list(filter(os.path.isfile, locations)), show_progress=True
     )
+    return source if len(usable) == len(source) else source.take(usable)
 
 
 def build_network(config: ConfigDict, num_classes: int) -> Network:
@@ -47,6 +78,7 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
     shapes = feature_shapes(
         backbone=config.model.backbone,
         image_size=config.model.image_size,
+        extras=config.model.extras,
         first_stage=config.model.first_stage,
     )
     levels = _levels(config, shapes)
@@ -60,7 +92,7 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
 
 def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[AnchorLevel, ...]:
     if not config.anchors.scales:
-        return paper_levels(config.model.image_size, shapes)
+        return _LEVELS[config.anchors.layout](config.model.image_size, shapes)
     if len(config.anchors.scales) != len(shapes) + 1:
         raise UserError(
             f"config.anchors.scales: got {len(config.anchors.scales)} scales, expected "
@@ -106,22 +138,37 @@ def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that the config names."""
-    words = ("name", "momentum", "weight_decay", "decay", "clip_norm")
+    words = (
+        "name",
+        "momentum",
+        "learning_rate_in_momentum",
+        "weight_decay",
+        "rate_multipliers",
+        "decay_multipliers",
+        "clip_norm",
+    )
     return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
 
 
-def build_augmentation(config: ConfigDict) -> Augmentation:
-    """The settings of `ops.augment`; what can never happen is left out of the program."""
-    flip, distort, expand, crop = (
-        config.augment[part] for part in ("flip", "distort", "expand", "crop")
-    )
-    return Augmentation(
-        flip=flip,
-        flip_vertical=config.augment.flip_vertical,
-        distort=Distort(**distort) if distort.probability else None,
-        expand=Expand(**expand) if expand.probability else None,
-        crop=Crop(**crop) if crop.min_ious else None,
-    )
+def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
+    """The keywords of `train.step.augment_batch`; what can never happen is left out."""
+    words = config.augment.to_dict()
+    fill = words["expand"].pop("fill") or config.preprocess.mean
+    parts = {
+        "distort": Distort(**words.pop("distort")),
+        "jitter": Jitter(**words.pop("jitter")),
+        "expand": Expand(**words.pop("expand")),
+        "crop": Crop(**words.pop("crop")),
+    }
+    never = [name for name, part in parts.items() if not part.probability]
+    if not parts["crop"].min_ious:
+        never.append("crop")
+    return {
+        "seed": config.seed,
+        "image_size": config.model.image_size,
+        "settings": Augmentation(**words, **parts | dict.fromkeys(never)),
+        "fill": fill,
+    }
 
 
 def build_predict(config: ConfigDict, network: Network):
@@ -136,6 +183,6 @@ def build_predict(config: ConfigDict, network: Network):
     )
 
 
-def loss_settings(config: ConfigDict) -> dict[str, float]:
+def loss_settings(config: ConfigDict) -> dict[str, Any]:
     """The keywords of `train.step.batch_loss`."""
     return {**config.match, **config.loss}

@@ -11,6 +11,7 @@ from ssd_jax import experiment, gallery
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation.run import Evaluation, evaluate, summary
+from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, write_json
 from ssd_jax.sharding import each_device_alone, make_mesh
 
@@ -50,7 +51,7 @@ def measure(
 def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
     """The content of report.json: metrics with the protocol that they were measured by."""
     return {
-        "metrics": summary(measured.evaluation.result, measured.source.classes),
+        "metrics": summary(measured.evaluation, measured.source.classes),
         "protocol": measured.evaluation.result.protocol.to_dict()
         | {
             "split": measured.split,
@@ -58,6 +59,10 @@ def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
             "image_sets": config.data[measured.split].image_sets,
             "fingerprint": measured.source.fingerprint,
             "recipe": config.recipe,
+            "recipe_changes": {
+                name: {"recipe": theirs, "run": ours}
+                for name, (theirs, ours) in recipe_changes(config).items()
+            },
             "checkpoint": config.checkpoint.select,
         },
         "step": measured.step,
@@ -72,6 +77,7 @@ def headline(config: ConfigDict, measured: Measured) -> str:
     name, value = {
         "voc07": ("VOC07 11-point", result.map11),
         "voc12": ("VOC12 area", result.map),
+        "mxnet": ("mxnet-ssd 11-point", measured.evaluation.mxnet.map11),
     }[config.evaluate.metric]
     threshold = f"{config.evaluate.iou_threshold:g}".removeprefix("0")
     text = "undefined: no object to find" if value is None else f"{value:.3f}"
@@ -90,6 +96,9 @@ def table(measured: Measured) -> str:
             f"{name:{width}}     {number(of_class.ap11)}  {number(of_class.ap)}  {of_class.npos:7,}"
         )
     lines.append(f"{'mean':{width}}     {number(result.map11)}  {number(result.map)}")
+    counted, mxnet = measured.evaluation.counted, measured.evaluation.mxnet
+    lines.append(f"with difficult objects asked for {number(counted.map11)}, ")
+    lines[-1] += f"by mxnet-ssd's own metric {number(mxnet.map11)} (11-point)"
     lines.append(
         f"step {measured.step}, split {measured.split}: {result.protocol.describe('11-point')}"
     )

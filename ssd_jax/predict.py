@@ -20,7 +20,7 @@ def make_predict(
     image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    **detect_settings: int | float,
+    **detect_settings: int | float | str,
 ) -> Callable[[Any, Array, Array], Detections]:
     """Returns `predict(variables, canvas, extent) -> Detections`, to be jitted by the caller.
 

@@ -15,10 +15,12 @@ from tqdm import tqdm
 from ssd_jax import config as configs
 from ssd_jax import experiment, gallery, visualize
 from ssd_jax.data.decode import decode_image
-from ssd_jax.data.pipeline import cache_bytes, max_objects, train_batches
+from ssd_jax.data.device_cache import cached_batches, fill_device_cache
+from ssd_jax.data.pipeline import cache_bytes, max_objects, share_of_process, train_batches
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.run import summary
+from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.outcome import (
     PICTURES,
@@ -35,7 +37,6 @@ from ssd_jax.train.loop import train
 from ssd_jax.train.state import create_state
 from ssd_jax.train.step import train_step
 from ssd_jax.types import Batch
-from ssd_jax.weights.load import load_weights
 
 CONFIG_FILE = "config.json"
 # Decoded pictures are drawn at no more than this many pixels a side.
@@ -64,12 +65,13 @@ def run_training(
     if config.data.test.root:  # read now, so that a mistake in it does not cost the training
         test = experiment.build_source(config, "test", classes=source.classes)
         _tell(f"test:  {test.describe()}")
-    if config.data.cache == "ram":
-        gigabytes = cache_bytes(source, canvas=config.data.canvas) / 2**30
-        _tell(f"decoded training pictures are kept in memory, {gigabytes:.2f} GiB")
-
-    # ---- mesh, network, state ----
     mesh = mesh or make_mesh()
+    if config.data.cache != "none":
+        gigabytes = cache_bytes(source, canvas=config.data.canvas) / 2**30
+        place = "of each process" if config.data.cache == "ram" else f"of {mesh.size} devices"
+        _tell(f"decoded training pictures are kept in the memory {place}, {gigabytes:.2f} GiB")
+
+    # ---- network, state ----
     if config.batch_size % mesh.size:
         raise UserError(
             f"config.batch_size: got {config.batch_size}, expected a multiple of the {mesh.size} "
@@ -80,7 +82,12 @@ def run_training(
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=config.seed)
     if config.weights.path:
-        variables, load_report = load_weights(variables, config.weights.path)
+        variables, load_report = start_from(
+            variables,
+            config.weights.path,
+            backbone=config.model.backbone,
+            reinitialise=config.weights.reinitialise,
+        )
         _tell(load_report)
     state = create_state(variables, optimizer, mesh)
     _tell(_describe(config, network, variables, mesh))
@@ -88,12 +95,7 @@ def run_training(
     first_process = jax.process_index() == 0
 
     # ---- the two programs: a step, and the detections of a batch ----
-    augmentation = {
-        "seed": config.seed,
-        "image_size": config.model.image_size,
-        "settings": experiment.build_augmentation(config),
-        "fill": config.preprocess.mean,
-    }
+    augmentation = experiment.augmentation_settings(config)
     step_function = jax.jit(
         functools.partial(
             train_step,
@@ -105,6 +107,7 @@ def run_training(
             mean=config.preprocess.mean,
             std=config.preprocess.std,
             loss=experiment.loss_settings(config),
+            rate_multipliers=config.optimizer.rate_multipliers,
         ),
         in_shardings=(replicated(mesh), split(mesh)),
         out_shardings=replicated(mesh),
@@ -122,6 +125,10 @@ def run_training(
     total_steps = experiment.total_steps(config, len(source))
     with open_checkpoints(config, workdir) as checkpoints:
         start_step = checkpoints.latest_step() or 0
+        if checkpoints.latest_step() == 0:  # of `weights import`: there was no training yet
+            variables = checkpoints.restore_variables(0, state.variables, classes=source.classes)
+            state = state.replace(**variables)
+            _tell("begins with the imported weights")
         if start_step:
             state = checkpoints.restore(start_step, state, classes=source.classes)
             _tell(f"resumed at step {start_step} of {total_steps}")
@@ -147,7 +154,7 @@ def run_training(
                     batches,
                     total_steps=total_steps,
                     evaluate=lambda state: summary(
-                        measure_variables(state.variables).result, source.classes
+                        measure_variables(state.variables), source.classes
                     ),
                     save=functools.partial(checkpoints.save, classes=source.classes),
                     reporter=reporter,
@@ -245,12 +252,31 @@ def _host_batches(config, source, *, start_step, num_threads) -> Iterator[Batch]
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=num_threads,
-        cache=config.data.cache,
+        cache="ram" if config.data.cache == "ram" else "none",
     )
 
 
 def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
+    """Names of the images of this process, and the batch on the mesh."""
     names = source.names
+    if config.data.cache == "device":
+        cache = fill_device_cache(
+            source,
+            mesh,
+            canvas=config.data.canvas,
+            max_objects=max_objects(source),
+            num_threads=config.data.threads,
+        )
+        share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
+        for indices, batch in cached_batches(
+            cache,
+            mesh,
+            num_images=len(source),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+        ):
+            yield [names[index] for index in indices[share]], batch
     with contextlib.closing(
         _host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
     ) as batches:

@@ -27,6 +27,14 @@ def compile_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory):
+    """Nothing of a test stays in, or comes from, the cache folder of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSD_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> pathlib.Path:
     """A generated data set: 20 images to train on, 12 to measure on."""

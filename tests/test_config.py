@@ -3,6 +3,7 @@
 import pytest
 
 from ssd_jax import config as configs
+from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 
 
@@ -68,7 +69,7 @@ def test_a_value_of_another_kind_is_refused():
 )
 def test_an_impossible_value_is_refused(name, value, expected):
     with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
-        configs.check(overridden(**{name: value}))
+        check(overridden(**{name: value}))
 
 
 def test_a_saved_config_reads_back_equal(tmp_path):
@@ -81,7 +82,7 @@ def test_a_missing_value_is_refused():
     config = overridden()
     config.update_from_flattened_dict({"batch_size": None})
     with pytest.raises(UserError, match=r"config\.batch_size: got None, expected a value"):
-        configs.check(config)
+        check(config)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"batch_sise": 3}'])

@@ -104,7 +104,7 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.train.root=nowhere", "the folder does not exist"),
+        ("data.train.root=nowhere", "no such file or folder"),
         ("data.val.image_sets=('vall',)", "expected one of val, train"),
         ("data.classes=('cross','ring')", "unknown class 'triangle'"),
         ("model.backbone=vgg61", "the nearest is vgg16"),

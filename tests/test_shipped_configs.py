@@ -10,6 +10,7 @@ import pytest
 
 from ssd_jax import config as configs
 from ssd_jax import experiment
+from ssd_jax.config_check import check
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.state import create_state
@@ -44,7 +45,7 @@ def fake_batch(size, canvas=32, objects=2):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_config_is_possible_and_documented(file):
     config = configs.load_config(str(file))
-    configs.check(config)
+    check(config)
     assert "Run:" in file.read_text().split('"""')[1]
 
 
@@ -76,15 +77,11 @@ def test_the_config_takes_a_step(file):
         optimizer=optimizer,
         schedule=schedule,
         anchors=network.anchors,
-        augmentation={
-            "seed": config.seed,
-            "image_size": config.model.image_size,
-            "settings": experiment.build_augmentation(config),
-            "fill": config.preprocess.mean,
-        },
+        augmentation=experiment.augmentation_settings(config),
         mean=config.preprocess.mean,
         std=config.preprocess.std,
         loss=experiment.loss_settings(config),
+        rate_multipliers=config.optimizer.rate_multipliers,
     )
     # Compiling is most of the time; without optimisation it is a third of it.
     compiled = (

@@ -20,7 +20,7 @@ def tiny_config(shapes: pathlib.Path, **changes):
     config.optimizer.decay_epochs = ()
     config.evaluate.update({"batch_size": 8, "every_steps": 4})
     config.checkpoint.update({"every_steps": 1, "keep_latest": 10})
-    config.detect.update({"candidates_per_class": 50, "max_detections": 20})
+    config.detect.update({"candidates": 50, "max_detections": 20})
     config.log_every_steps = 1
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}

@@ -1,0 +1,97 @@
+"""The two recipes: every choice that makes a run the one algorithm or the other.
+
+docs/recipes.md holds them next to each other, quirk by quirk, with the sources.
+"""
+
+from ml_collections import ConfigDict
+
+from ssd_jax.config import default_config, flat_items, get
+from ssd_jax.errors import UserError
+
+# What belongs to the algorithm; the rest is data, hardware and taste.
+_SECTIONS = ("model", "anchors", "preprocess", "augment", "match", "loss", "optimizer", "detect")
+# What every user sets for the images at hand.
+_FREE = ("model.image_size", "model.width", "model.dtype", "anchors.scales")
+
+
+def recipe_config(recipe: str, backbone: str) -> ConfigDict:
+    """All settings of "paper" or "sagemaker" with one of its backbones."""
+    if recipe == "paper":
+        return _paper(backbone)
+    if recipe == "sagemaker":
+        return _sagemaker(backbone)
+    raise UserError(f"recipe: got {recipe!r}, expected paper or sagemaker.")
+
+
+def recipe_changes(config: ConfigDict) -> dict[str, tuple[object, object]]:
+    """What a config changes of the recipe that it names: setting -> (recipe's value, its own)."""
+    recipe = recipe_config(config.recipe, config.model.backbone)
+    return {
+        name: (get(recipe, name), value)
+        for name, value in flat_items(config)
+        if name.split(".")[0] in _SECTIONS and name not in _FREE and value != get(recipe, name)
+    }
+
+
+def _paper(backbone: str) -> ConfigDict:
+    """The SSD of the paper (arXiv:1512.02325); with a ResNet that of GluonCV."""
+    config = default_config()
+    config.model.backbone = backbone
+    if backbone.startswith("resnet50"):
+        config.model.update({"batch_norm": "batch", "batch_norm_group": 8})
+        config.anchors.layout = "gluoncv"
+        config.preprocess.std = (58.395, 57.12, 57.375)
+    return config
+
+
+def _sagemaker(backbone: str) -> ConfigDict:
+    """mxnet-ssd, whose graph the artefacts of SageMaker's Object Detection are, as published.
+
+    The settings are those of the published runs: 512 px, batch 16 on one GPU with a learning rate
+    of 0.0005; for 64 on four GPUs it is 0.002 (ResNet-50) or 0.004 (VGG16).
+    """
+    if backbone not in ("resnet50_v2", "vgg16"):
+        raise UserError(
+            f"config.model.backbone: got {backbone!r}, expected resnet50_v2 or vgg16, which are "
+            "the networks of the recipe sagemaker."
+        )
+    config = default_config()
+    config.recipe = "sagemaker"
+    config.batch_size = 16
+    config.epochs = 240.0
+    config.model.update({"backbone": backbone, "image_size": 512, "extras": "mxnet"})
+    config.anchors.layout = "mxnet"
+    config.preprocess.mean = (123.0, 117.0, 104.0)
+    config.augment.distort.probability = 0.0
+    config.augment.jitter.probability = 0.5
+    config.augment.expand.update({"minimum": 1.05, "fill": (127.0, 127.0, 127.0)})
+    config.augment.crop.update(
+        {
+            "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9),
+            "trials": 25,
+            "probability": 5 / 6,
+            "choice": "first",
+        }
+    )
+    config.augment.interpolations = ("nearest", "linear", "cubic", "area", "lanczos4")
+    config.augment.exact_boxes = False
+    config.match.update({"strict": True, "empty_is_negative": False})
+    config.loss.update({"minimum_negatives": 0, "normalization": "valid", "group": 16})
+    config.optimizer.update(
+        {
+            "learning_rate": 5e-4,
+            "decay_epochs": (80.0, 160.0),
+            "learning_rate_in_momentum": True,
+            "rate_multipliers": (("params/extras/*/bias", 2.0), ("params/heads/*/bias", 2.0)),
+        }
+    )
+    kernels = config.optimizer.decay_multipliers
+    if backbone == "vgg16":
+        config.optimizer.decay_multipliers = (*kernels, ("*/conv4_3_norm/scale", 0.1))
+    else:
+        config.optimizer.decay_multipliers = (*kernels, ("*/scale", 1.0))
+        config.model.update(
+            {"batch_norm": "batch", "batch_norm_group": 16, "batch_norm_epsilon": 2e-5}
+        )
+    config.detect.update({"class_per_anchor": "best", "strict": False, "max_detections": 400})
+    return config
