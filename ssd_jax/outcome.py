@@ -105,9 +105,23 @@ def table(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def write_result(config: ConfigDict, workdir: pathlib.Path, measured: Measured) -> None:
+def data_report(source: Source) -> dict[str, Any]:
+    """What a split held, and everything that was left out of it."""
+    return {
+        "images": len(source),
+        "objects": len(source.annotations.labels),
+        "fingerprint": source.fingerprint,
+        "left_out": source.problems.counts,
+        "left_out_because": [str(error) for error in source.problems.found],
+    }
+
+
+def write_result(
+    config: ConfigDict, workdir: pathlib.Path, measured: Measured, sources: dict[str, Source]
+) -> None:
     """Leaves report.json and the pictures of a finished run in its folder."""
-    write_json(workdir / REPORT_FILE, report(config, measured))
+    data = {split: data_report(source) for split, source in sources.items()}
+    write_json(workdir / REPORT_FILE, report(config, measured) | {"data": data})
     pictures = workdir / PICTURES
     gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
     gallery.draw_precision_recall(

@@ -60,11 +60,11 @@ def run_training(
             "config.checkpoint.select: got 'best', but the val split has no object to measure by. "
             "Give another val split, or select 'last'."
         )
-    _tell(f"train: {source.describe()}")
-    _tell(f"val:   {validation.describe()}")
+    sources = {"train": source, "val": validation}
     if config.data.test.root:  # read now, so that a mistake in it does not cost the training
-        test = experiment.build_source(config, "test", classes=source.classes)
-        _tell(f"test:  {test.describe()}")
+        sources["test"] = experiment.build_source(config, "test", classes=source.classes)
+    for split_name, each in sources.items():
+        _tell(f"{split_name + ':':6} {each.describe()}")
     mesh = mesh or make_mesh()
     if config.data.cache != "none":
         gigabytes = cache_bytes(source, canvas=config.data.canvas) / 2**30
@@ -166,7 +166,7 @@ def run_training(
     # ---- the result ----
     measured = measure(config, workdir, mesh=mesh)
     if first_process:
-        write_result(config, workdir, measured)
+        write_result(config, workdir, measured, sources)
     _tell(table(measured))
     _tell(_where_things_are(workdir))
     _tell(headline(config, measured))

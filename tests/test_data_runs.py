@@ -1,0 +1,72 @@
+"""Data of any format through a whole run, and the verbs that look at it and rewrite it."""
+
+import json
+import shutil
+
+import jax
+import pytest
+from tiny import tiny_config
+
+from ssd_jax import experiment
+from ssd_jax.cli import main
+from ssd_jax.errors import UserError
+from ssd_jax.outcome import data_report
+from ssd_jax.reporting import read_metrics
+from ssd_jax.runs import run_training
+from ssd_jax.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def record_files(shapes, tmp_path_factory):
+    """The shapes as RecordIO."""
+    folder = tmp_path_factory.mktemp("records")
+    for split in ("train", "val"):
+        destination = str(folder / f"{split}.rec")
+        assert main(["convert", str(shapes), destination, "--split", split]) == 0
+    return folder
+
+
+def test_records_on_the_device_train_as_the_folder_did(tiny_run, shapes, record_files, tmp_path):
+    changes = {"data__cache": "device"}
+    for split in ("train", "val"):
+        changes[f"data__{split}__root"] = str(record_files / f"{split}.rec")
+        changes[f"data__{split}__image_sets"] = ()
+    run_training(tiny_config(shapes, **changes), tmp_path, mesh=make_mesh(jax.devices()[:1]))
+
+    def numbers(workdir):
+        records = read_metrics(workdir / "metrics.jsonl")
+        return [(r["step"], r.get("loss"), r.get("map_voc07")) for r in records]
+
+    assert numbers(tmp_path) == numbers(tiny_run)
+    data = json.loads((tmp_path / "report.json").read_text())["data"]
+    assert {split: data[split]["images"] for split in data} == {"train": 20, "val": 12}
+
+
+def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path):
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes, folder)
+    first = (folder / "ImageSets/Main/train.txt").read_text().split()[0]
+    (image,) = folder.glob(f"JPEGImages/{first}.*")
+    image.write_bytes(image.read_bytes()[:-50])
+    with pytest.raises(UserError, match=rf"(?s)SSD112.*{first}.*ssd-jax doctor.*skip"):
+        experiment.build_source(tiny_config(folder), "train")
+    source = experiment.build_source(tiny_config(folder, data__problems="skip"), "train")
+    assert len(source) == 19
+    report = data_report(source)
+    assert (report["images"], report["left_out"]) == (19, {"SSD112": 1})
+    assert first in report["left_out_because"][0]
+
+
+def test_several_data_sets_are_one(shapes):
+    both = tiny_config(shapes, data__train__root=f"{shapes} + {shapes}", data__doctor=False)
+    assert len(experiment.build_source(both, "train")) == 40
+
+
+def test_the_doctor_tells_by_its_exit_code(shapes, tmp_path, capsys):
+    sound = ["doctor", str(shapes), "--split", "train"]
+    assert main([*sound, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "doctor.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "doctor.json").read_text())["errors"] == 0
+    capsys.readouterr()
+    assert main([*sound, "--against-split", "train"]) == 3
+    assert "20" in capsys.readouterr().out
