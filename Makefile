@@ -5,6 +5,8 @@ PYTHON ?= python3
 # One environment a Python version, so that two can be tested side by side.
 VENV ?= .venv/$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 BIN = $(VENV)/bin
+# Optional parts to install; test,torch adds the comparisons with PyTorch, a large package.
+EXTRAS ?= test
 INSTALLED = $(VENV)/installed
 QUICKSTART = runs/quickstart
 
@@ -20,7 +22,7 @@ help:
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssd_jax needs Python 3.11 or newer; give one with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 quickstart: $(INSTALLED)

@@ -12,7 +12,6 @@ from weights.mxnet_files import MAGICS, TYPE_FLAGS, array_bytes, params_bytes
 from ssd_jax.errors import UserError
 from ssd_jax.weights.mxnet_params import parse_mxnet_params
 
-
 SECONDS = float(os.environ.get("SSD_JAX_FUZZ_SECONDS", "0.3"))
 
 
