@@ -114,7 +114,7 @@ class Source:
     def example(self, index: int, image: bytes) -> Example:
         """`source[index]` with the bytes already at hand."""
         columns = self.annotations
-        objects = slice(columns.offsets[index], columns.offsets[index + 1])
+        objects = slice(*columns.offsets[index : index + 2].tolist())
         height, width = columns.sizes[index].tolist()
         return Example(
             name=self.locate(index),
@@ -278,7 +278,7 @@ def build_source(
         return DataError(
             codes.UNKNOWN_CLASS,
             where,
-            f"unknown class {label_text(k)!r}, expected one of {', '.join(classes)}",
+            f"unknown class {label_text(k)!r}, expected one of {some_of(classes, limit=100)}",
             "Correct the name, or add it to the classes",
         )
 
