@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from ssd_jax.errors import UserError
 from ssd_jax.weights.maps import NameMap
-from ssd_jax.weights.maps_gluoncv import VGG16_GLUONCV
+from ssd_jax.weights.maps_gluoncv import GLUONCV_MAPS
 from ssd_jax.weights.maps_mxnet import MXNET_MAPS
 from ssd_jax.weights.maps_resnet import RESNET50_KERAS, RESNET50_TORCHVISION, RESNET50_V2_TIMM
 from ssd_jax.weights.maps_vgg import (
@@ -19,10 +19,10 @@ LAYOUTS = (
     VGG16_TORCHVISION,
     VGG16_REDUCED_TORCH,
     VGG16_KERAS,
-    VGG16_GLUONCV,
     RESNET50_TORCHVISION,
     RESNET50_KERAS,
     RESNET50_V2_TIMM,
+    *GLUONCV_MAPS,
     *MXNET_MAPS,
 )
 

@@ -8,7 +8,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import build_model, feature_shapes
 from ssd_jax.weights.layouts import LAYOUTS, find_layout
-from ssd_jax.weights.maps_gluoncv import VGG16_GLUONCV
+from ssd_jax.weights.maps_gluoncv import RESNET50_GLUON, RESNET50_GLUONCV, VGG16_GLUONCV
 from ssd_jax.weights.maps_resnet import RESNET50_KERAS, RESNET50_TORCHVISION, RESNET50_V2_TIMM
 from ssd_jax.weights.maps_vgg import (
     VGG16_CAFFE_NAMES,
@@ -41,6 +41,8 @@ def paths(**network):
         (VGG16_REDUCED_TORCH, {"backbone": "vgg16"}),
         (VGG16_KERAS, {"backbone": "vgg16"}),
         (VGG16_GLUONCV, {"backbone": "vgg16", "image_size": 512}),
+        (RESNET50_GLUONCV, {"backbone": "resnet50_v1", "image_size": 512}),
+        (RESNET50_GLUON, {"backbone": "resnet50_v1"}),
         (RESNET50_TORCHVISION, {"backbone": "resnet50"}),
         (RESNET50_KERAS, {"backbone": "resnet50_v1"}),
         (RESNET50_V2_TIMM, {"backbone": "resnet50_v2", "extras": "mxnet"}),
@@ -54,7 +56,8 @@ def test_a_layout_fills_the_whole_backbone_of_its_network_but_what_it_names(layo
     backbone = {path for path in ours if "/backbone/" in path}
     unfilled = {path.split("/")[2] for path in backbone - filled}
     assert unfilled <= {"conv4_3_norm", "bn_data", "bn0"}
-    assert layout is not VGG16_GLUONCV or ours == filled
+    if layout in (VGG16_GLUONCV, RESNET50_GLUONCV):
+        assert filled == ours
     assert layout.backbones == (network["backbone"],)
     assert set(layout.biases.values()) <= ours
 
