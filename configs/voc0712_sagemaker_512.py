@@ -13,6 +13,7 @@ Result:  not measured yet. Published for Amazon SageMaker Object Detection, in t
 from ml_collections import ConfigDict
 
 from ssd_jax.config import VOC_CLASSES
+from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_config
 
 # network, batch, learning rate, file of weights
@@ -25,6 +26,8 @@ ROWS = {
 
 
 def get_config(row: str = "vgg16_16") -> ConfigDict:
+    if row not in ROWS:
+        raise UserError(f"got row {row!r}, expected one of {', '.join(ROWS)}")
     backbone, batch_size, learning_rate, weights = ROWS[row]
     config = recipe_config("sagemaker", backbone)
     config.batch_size = batch_size

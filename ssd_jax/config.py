@@ -1,12 +1,13 @@
 """The settings of an experiment: defaults, overrides from the command line, checks.
 
-Configs are read where a run is put together (`experiment.py`) and nowhere below it.
+A run's parts are put together from them in `experiment.py`; below it nothing reads a config.
 """
 
 import ast
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -165,7 +166,12 @@ def default_config() -> ConfigDict:
 
 
 def load_config(path: str) -> ConfigDict:
-    """Runs `get_config(variant)` of a config file given as `FILE.py` or `FILE.py:variant`."""
+    """The config of a file: `FILE.py`, `FILE.py:variant`, or the config.json of a run.
+
+    A Python file has `get_config()`, which may take the variant.
+    """
+    if path.endswith(".json"):
+        return read_config(pathlib.Path(path))
     name, _, variant = path.partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
@@ -180,7 +186,8 @@ def load_config(path: str) -> ConfigDict:
     except Exception as error:
         # ConfigDict prints all settings between what is wrong and the nearest name.
         parts = re.findall(r'Key "[^"]*" does not exist|Did you mean "[^"]*"', str(error))
-        raise UserError(f"config {path}: {'. '.join(parts) or repr(error)}.") from error
+        said = str(error) if isinstance(error, UserError) else repr(error)
+        raise UserError(f"config {path}: {'. '.join(parts) or said}.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config gave {config!r}, expected a ConfigDict.")
     return config
@@ -190,6 +197,11 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types."""
     known = dict(flat_items(config))
     for name, text in assignments:
+        if name == "recipe":
+            raise UserError(
+                "--config.recipe: a recipe is all settings of a config together. Take a config "
+                "that begins with it, as configs/voc0712_sagemaker_512.py does."
+            )
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
@@ -215,8 +227,10 @@ def _parsed(text: str, now: object) -> object:
 
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
-    """Writes the resolved config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes the resolved config as JSON; the file is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:

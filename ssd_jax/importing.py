@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import config as configs
 from ssd_jax.config_check import check
+from ssd_jax.data.storage import is_remote, stage
 from ssd_jax.detector import load_trained, open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import Network, build_network
@@ -51,6 +52,7 @@ def import_weights(
     """
     if workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir}: it is not empty. Give a new folder.")
+    source = _local(source)
     if is_archive(source):
         if config is not None:
             raise UserError(f"{source}: an artefact says itself what it is. Leave out the config.")
@@ -94,20 +96,44 @@ def start_from(
     *,
     backbone: str | None = None,
     reinitialise: Sequence[str] = (),
+    config: ConfigDict | None = None,
 ) -> tuple[dict, LoadReport]:
     """Variables to begin a training with, and what was loaded.
 
-    `source` is the folder of a run, of which the checkpoint is taken that its config selects, or
-    anything that `load_weights` takes; the other words are its as well.
+    `source` is the folder of a run, of which the checkpoint is taken that its config selects, a
+    URL, or anything that `load_weights` takes; the other words are its as well. With `config`, a
+    run must have had the same input and anchors, without which its weights mean something else.
     """
     if not pathlib.Path(source).is_dir():
+        source = _local(source)
         return load_weights(variables, source, backbone=backbone, reinitialise=reinitialise)
-    file, own = _read_run(pathlib.Path(source))
+    file, own = _read_run(pathlib.Path(source), config)
     return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
 
 
-def _read_run(workdir: pathlib.Path) -> tuple[WeightFile, NameMap]:
+def _local(source: str) -> str:
+    """The path of a file, fetched if it is remote; hf:// is for `read_weights`, which knows it."""
+    if is_remote(source):
+        return str(stage(source))
+    if not source.startswith("hf://") and not pathlib.Path(source).is_file():
+        raise UserError(f"{source}: no such file. Give a weight file or a model.tar.gz.")
+    return source
+
+
+def _read_run(workdir: pathlib.Path, ours: ConfigDict | None) -> tuple[WeightFile, NameMap]:
     config = configs.read_config(workdir / CONFIG_FILE)
+    theirs = dict(configs.flat_items(config))
+    differing = [
+        f"config.{name} is {value!r}, in that run {theirs[name]!r}"
+        for name, value in configs.flat_items(ours or config)
+        if name.split(".")[0] in ("preprocess", "anchors") and theirs[name] != value
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir}: its weights are for another input or other anchors: "
+            f"{'; '.join(differing)}. Train with the config of that run, --config "
+            f"{workdir / CONFIG_FILE}, or change these settings."
+        )
     trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
     tensors = {
         "/".join(entry.key for entry in path): np.asarray(leaf)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ from ssd_jax.train.step import train_step
 from ssd_jax.types import Batch
 
 CONFIG_FILE = "config.json"
+# Settings that change how a run is computed and told, but not what comes out of it.
+HARDWARE = ("data.cache", "data.threads", "data.doctor", "log_every_steps",
+            "checkpoint.every_steps", "checkpoint.keep_latest")  # fmt: skip
 # Decoded pictures are drawn at no more than this many pixels a side.
 DRAWN_SIDE = 1600
 
@@ -67,9 +71,7 @@ def run_training(
         _tell(f"{split_name + ':':6} {each.describe()}")
     mesh = mesh or make_mesh()
     if config.data.cache != "none":
-        gigabytes = cache_bytes(source, canvas=config.data.canvas) / 2**30
-        place = "of each process" if config.data.cache == "ram" else f"of {mesh.size} devices"
-        _tell(f"decoded training pictures are kept in the memory {place}, {gigabytes:.2f} GiB")
+        _tell(_describe_cache(config, source, mesh))
 
     # ---- network, state ----
     if config.batch_size % mesh.size:
@@ -87,6 +89,7 @@ def run_training(
             config.weights.path,
             backbone=config.model.backbone,
             reinitialise=config.weights.reinitialise,
+            config=config,
         )
         _tell(load_report)
     state = create_state(variables, optimizer, mesh)
@@ -178,6 +181,7 @@ def run_evaluation(
 ) -> Measured:
     """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end."""
     measured = measure(config, workdir, split=split, step=step)
+    _tell(f"{measured.split}: {measured.source.describe()}")
     _tell(table(measured))
     _tell(headline(config, measured))
     return measured
@@ -287,12 +291,12 @@ def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], B
 def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes config.json, or refuses to go on with a run that was started with another config."""
     path = workdir / CONFIG_FILE
-    if path.is_file():
+    if path.is_file() and any(workdir.glob("checkpoints/[0-9]*")):
         before = dict(configs.flat_items(configs.read_config(path)))
         changed = [
             f"config.{name} was {before[name]!r} and is now {value!r}"
             for name, value in configs.flat_items(config)
-            if before[name] != value
+            if before[name] != value and name not in HARDWARE
         ]
         if changed:
             raise UserError(
@@ -311,6 +315,24 @@ def _describe(config, network, variables, mesh: Mesh) -> str:
         f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
         f"{mesh.devices.flat[0].device_kind}"
     )
+
+
+def _describe_cache(config, source, mesh: Mesh) -> str:
+    """The memory that the cache will take; refused where there is not as much."""
+    needed = cache_bytes(source, canvas=config.data.canvas)
+    if config.data.cache == "ram":
+        where, free = "memory", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        where = f"the memory of {mesh.size} devices"
+        of_one = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+        free = of_one and of_one * mesh.size
+    if free and needed > free:
+        raise UserError(
+            f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}, "
+            f"expected at most the {free / 2**30:.1f} GiB there are. Take 'none', or a smaller "
+            "config.data.canvas."
+        )
+    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB"
 
 
 def _where_things_are(workdir: pathlib.Path) -> str:

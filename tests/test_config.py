@@ -129,3 +129,15 @@ def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
     text.write_text("")
     with pytest.raises(UserError, match="not a Python file"):
         configs.load_config(str(text))
+
+
+def test_a_recipe_is_no_word_to_change_alone():
+    with pytest.raises(UserError, match=r"voc0712_sagemaker_512\.py"):
+        configs.override(configs.default_config(), [("recipe", "sagemaker")])
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path):
+    config = configs.default_config()
+    config.batch_size = 7
+    configs.save_config(config, tmp_path / "config.json")
+    assert configs.load_config(str(tmp_path / "config.json")).to_dict() == config.to_dict()

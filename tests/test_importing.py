@@ -80,6 +80,19 @@ def test_a_training_starts_from_what_was_imported(imported, made):
         start_from(zeros, str(imported[0]), backbone="resnet50")
 
 
+def test_weights_of_a_run_are_for_its_own_input_and_anchors(imported, made):
+    config = configs.load_config(str(imported[0] / "config.json"))
+    start_from(made.variables, str(imported[0]), config=config)
+    config.preprocess.std = (58.0, 57.0, 57.0)
+    with pytest.raises(UserError, match=r"config\.preprocess\.std is \(58.*config\.json"):
+        start_from(made.variables, str(imported[0]), config=config)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"model\.tar\.gz: no such file"):
+        import_weights(str(tmp_path / "model.tar.gz"), tmp_path / "w")
+
+
 def test_a_training_on_other_classes_starts_with_new_heads_when_asked(imported, made):
     other = copy.deepcopy(made.variables)
     for name, head in other["params"]["heads"].items():
@@ -165,6 +178,7 @@ def test_a_folder_that_is_in_use_is_refused(archive, tmp_path):
 
 
 def test_a_file_that_is_no_artefact_needs_a_config_and_names(tmp_path):
+    (tmp_path / "w.params").write_bytes(b"some weights")
     with pytest.raises(UserError, match="Give its config"):
         import_weights(str(tmp_path / "w.params"), tmp_path / "w")
     config = configs.default_config()

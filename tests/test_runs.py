@@ -13,6 +13,7 @@ from tiny import tiny_config
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.detector import Detector
+from ssd_jax.errors import UserError
 from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
@@ -57,7 +58,8 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     assert main(["evaluate", "--workdir", str(tiny_run), "--step", "best"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
-    assert lines[0].split() == ["class", "11-point", "area", "objects"]
+    assert lines[0].startswith("val: 12 images")
+    assert lines[1].split() == ["class", "11-point", "area", "objects"]
 
 
 def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):
@@ -125,6 +127,12 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path):
     with pytest.raises(ValueError, match="got 12, expected a multiple of the 8 devices"):
         run_training(tiny_config(shapes, batch_size=12), tmp_path)
+
+
+def test_a_cache_that_does_not_fit_is_refused(shapes, tmp_path):
+    config = tiny_config(shapes, data__cache="ram", data__canvas=2_000_000)
+    with pytest.raises(UserError, match=r"'ram' needs 2\d{5}\.\d GiB of memory, expected at most"):
+        run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))
 
 
 def write_config(folder, shapes):

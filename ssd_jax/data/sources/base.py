@@ -278,7 +278,7 @@ def build_source(
         return DataError(
             codes.UNKNOWN_CLASS,
             where,
-            f"unknown class {label_text(k)!r}, expected one of {some_of(classes, limit=100)}",
+            f"unknown class {label_text(k)!r}, expected one of {', '.join(classes[:100])}",
             "Correct the name, or add it to the classes",
         )
 

@@ -1,0 +1,77 @@
+"""The command line as a newcomer meets it: how arguments are read, and what is answered."""
+
+import pytest
+
+from ssd_jax.cli import build_parser, main
+from ssd_jax.data.open import open_data
+
+
+def parsed(*arguments):
+    return build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    "split", [("--split", "a/b,c"), ("--split", "a/b, c"), ("--split", "a/b", "--split=c")]
+)
+def test_splits_are_names_with_commas_and_eat_nothing(split):
+    options = parsed("convert", "SRC", *split, "DST")
+    assert (options.destination, tuple(options.split)) == ("DST", ("a/b", "c"))
+    against = [word.replace("--split", "--against-split") for word in split]
+    options = parsed("doctor", *against, "SRC")
+    assert (options.location, tuple(options.against_split)) == ("SRC", ("a/b", "c"))
+    assert tuple(options.split) == ()
+
+
+def test_classes_are_stripped(shapes, tmp_path):
+    classes = "cross, ring ,triangle, square"
+    command = ["convert", str(shapes), str(tmp_path / "a.json"), "--split", "val"]
+    assert main([*command, "--classes", classes]) == 0
+    assert open_data(tmp_path / "a.json").classes == ("cross", "ring", "triangle", "square")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb"),
+    [
+        (["weights", "import", "nowhere.params", "--out", "out"], "ssd-jax weights import"),
+        (["convert", "nowhere", "out"], "ssd-jax convert"),
+    ],
+)
+def test_errors_name_the_whole_verb(arguments, verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"{verb}: error: ")
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--typo"])
+    assert f"{verb}: error: unrecognized arguments: --typo" in capsys.readouterr().err
+
+
+def test_the_doctor_judges_by_a_config(shapes, tmp_path, capsys):
+    (tmp_path / "config.py").write_text(
+        "from ssd_jax.config import default_config\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.steps = 1\n"
+        "    config.data.label_width = 6\n"
+        "    config.anchors.scales = (0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)\n"
+        "    return config\n"
+    )
+    command = ["doctor", str(shapes), "--split", "train"]
+    assert main(command) == 0
+    assert "SSD182" not in capsys.readouterr().out
+    command += ["--config", str(tmp_path / "config.py")]
+    assert main(command) == 3
+    printed = capsys.readouterr().out
+    assert "SSD182 warning" in printed
+    assert "SSD183 error" in printed
+    assert main([*command, "--label-width", "1000"]) == 0
+
+
+@pytest.mark.parametrize("smaller", [("2", "1"), ("4", "0")])
+def test_shapes_are_not_mixed_with_another_set(tmp_path, capsys, smaller):
+    def draw(train, val):
+        return main(["data", "shapes", str(tmp_path), "--train", train, "--val", val])
+
+    assert draw("3", "1") == 0
+    assert draw("3", "1") == 0  # as `make quickstart` does
+    assert draw(*smaller) == 2
+    assert "holds another set" in capsys.readouterr().err
