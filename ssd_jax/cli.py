@@ -20,14 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_settings", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest) or 0
     except (UserError, OSError) as error:
-        print(f"ssd-jax {options.verb}: error: {error}", file=sys.stderr)
+        print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"ssd-jax {options.verb}: interrupted", file=sys.stderr)
+        print(f"{options.parser.prog}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -101,9 +101,14 @@ def _add_data_verbs(verbs):
     doctor.add_argument(
         "--against", metavar="SRC2", help="another set that must not share images with it"
     )
-    doctor.add_argument("--against-split", nargs="+", default=(), metavar="NAME", help="its splits")
+    _names_argument(doctor, "--against-split", "its splits")
     doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
     doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
+    doctor.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="judge by its default boxes and data.label_width (default: SSD300's boxes)",
+    )
     doctor.add_argument(
         "--label-width", type=_count, metavar="N", help="numbers that a label may have"
     )
@@ -179,7 +184,7 @@ def _add_weight_verbs(verbs):
     importing.add_argument("file", metavar="FILE")
     importing.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
     importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
-    importing.add_argument("--classes", metavar="NAME,NAME,...", help="in the order of their ids")
+    _names_argument(importing, "--classes", "in the order of their ids")
     importing.add_argument(
         "--reinit-heads", action="store_true", help="begin with new heads where they do not fit"
     )
@@ -196,20 +201,24 @@ def _verb(verbs, name, run, summary, *, example, settings=False, note=""):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run, takes_settings=settings)
+    parser.set_defaults(run=run, takes_settings=settings, parser=parser)
     return parser
 
 
 def _location(parser, name, metavar):
     parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
-    parser.add_argument("--split", nargs="+", default=(), metavar="NAME", help="its splits")
+    _names_argument(parser, "--split", "its splits")
+    _names_argument(parser, "--classes", "names in the order of their ids")
+
+
+def _names_argument(parser, option, text):
     parser.add_argument(
-        "--classes", metavar="NAME,NAME,...", help="names in the order of their ids"
+        option, type=_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
     )
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(text.split(",")) if text else ()
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
 def _count(text: str) -> int:
@@ -270,6 +279,7 @@ def _data_shapes(options, rest):
 
     from ssd_jax.data.shapes import write_shapes
 
+    _refuse_another_set(options.folder, train=options.train, val=options.val)
     write_shapes(
         options.folder,
         train=options.train,
@@ -278,6 +288,17 @@ def _data_shapes(options, rest):
         progress=lambda indices: tqdm(indices, desc="drawing", disable=None),
     )
     print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")
+
+
+def _refuse_another_set(folder: pathlib.Path, *, train: int, val: int) -> None:
+    """Shapes are written over shapes; what would stay of a larger set would mix with them."""
+    names = {f"{index:06d}" for index in range(train + val)}
+    names |= {split for split, count in (("train", train), ("val", val)) if count}
+    there = [*folder.glob("Annotations/*.xml"), *folder.glob("ImageSets/Main/*.txt")]
+    if others := [path for path in there if path.stem not in names]:
+        raise UserError(
+            f"{folder} holds another set ({min(others)}): give an empty folder, or remove this one"
+        )
 
 
 def _data_prepare_voc(options, rest):
@@ -292,15 +313,28 @@ def _data_prepare_voc(options, rest):
 def _doctor(options, rest):
     from ssd_jax.data.doctor_report import run_doctor
 
+    anchors, label_width = None, options.label_width
+    if options.config:
+        from ssd_jax import experiment
+        from ssd_jax.config import load_config
+        from ssd_jax.config_check import check
+
+        config = load_config(options.config)
+        check(config)
+        # The default boxes are the same for any number of classes.
+        anchors = experiment.build_network(config, 1).anchors
+        if label_width is None:
+            label_width = config.data.label_width
     return run_doctor(
         options.location,
         split=options.split,
-        classes=_names(options.classes) or None,
+        classes=options.classes or None,
         against=options.against,
         against_split=options.against_split,
         fix=options.fix,
         out=options.out,
-        label_width=options.label_width,
+        anchors=anchors,
+        label_width=label_width,
     )
 
 
@@ -313,7 +347,7 @@ def _convert(options, rest):
         split=options.split,
         format=options.format,
         name=options.name,
-        classes=_names(options.classes) or None,
+        classes=options.classes or None,
         problems="skip" if options.skip_problems else "error",
     )
     print(done)
@@ -327,7 +361,7 @@ def _weights_import(options, rest):
         options.file,
         options.out,
         config=configs.load_config(options.config) if options.config else None,
-        classes=_names(options.classes),
+        classes=tuple(options.classes),
         assignments=configs.split_assignments(rest),
         reinit_heads=options.reinit_heads,
     )

@@ -1,7 +1,6 @@
 """Where a config becomes the parts of a run. Below this file nothing knows a config."""
 
 import functools
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Problems, Source, combine
+from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import build_model, feature_shapes
@@ -48,29 +47,24 @@ class Network(NamedTuple):
 def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> Source:
     """The data of "train", "val" or "test", as the doctor left it; `classes` fixes the ids."""
     place = config.data[split]
-    locations = [location.strip() for location in place.root.split(" + ") if location.strip()]
-    if not locations:
+    if not place.root.strip():
         raise UserError(
             f"config.data.{split}.root: it is empty, so there is nothing to read. Give a data set, "
             f"--config.data.{split}.root=DIR; docs/data.md has the formats."
         )
-    sources = [
-        open_data(
-            location,
-            split=place.image_sets,
-            classes=classes or config.data.classes or None,
-            problems=Problems(config.data.problems),
-            label_width=config.data.label_width,
-        )
-        for location in locations
-    ]
-    source = combine(sources) if len(sources) > 1 else sources[0]
+    source = open_data(
+        place.root,
+        split=place.image_sets,
+        classes=classes or config.data.classes or None,
+        problems=Problems(config.data.problems),
+        label_width=config.data.label_width,
+    )
     if not config.data.doctor:
         return source
-    usable, _ = check_before_training(
-        source, cache_folder(), files=list(filter(os.path.isfile, locations)), show_progress=True
-    )
-    return source if len(usable) == len(source) else source.take(usable)
+    usable, _ = check_before_training(source, cache_folder(), show_progress=True)
+    if len(usable) == len(source):
+        return source
+    return check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
 
 
 def build_network(config: ConfigDict, num_classes: int) -> Network:

@@ -40,9 +40,14 @@ def test_errors_name_the_whole_verb(arguments, verb, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"{verb}: error: ")
+
+
+def test_an_unknown_option_is_told_with_the_usage_of_its_verb(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([*arguments, "--typo"])
-    assert f"{verb}: error: unrecognized arguments: --typo" in capsys.readouterr().err
+        main(["data", "shapes", "out", "--typo"])
+    printed = capsys.readouterr().err
+    assert "usage: ssd-jax data shapes" in printed
+    assert "ssd-jax data shapes: error: unrecognized arguments: --typo" in printed
 
 
 def test_the_doctor_judges_by_a_config(shapes, tmp_path, capsys):

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from ssd_jax import experiment
 from ssd_jax.cli import main
-from ssd_jax.errors import UserError
+from ssd_jax.errors import DataError, UserError
 from ssd_jax.outcome import data_report
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
@@ -55,6 +55,15 @@ def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path)
     report = data_report(source)
     assert (report["images"], report["left_out"]) == (19, {"SSD112": 1})
     assert first in report["left_out_because"][0]
+
+
+def test_nothing_left_is_told(shapes, tmp_path):
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes, folder)
+    for image in (folder / "JPEGImages").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"SSD103 config\.data\.train\.root.*0 images"):
+        experiment.build_source(tiny_config(folder, data__problems="skip"), "train")
 
 
 def test_several_data_sets_are_one(shapes):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -53,6 +54,51 @@ FORMATS = {
 }
 
 
+class Target(NamedTuple):
+    """Where a set is written: the parts that `format` makes of NAME in a folder."""
+
+    format: Format
+    folder: pathlib.Path
+    name: str
+
+    @property
+    def parts(self) -> list[str]:
+        """Names in the folder."""
+        return self.format.parts(self.name)
+
+    @property
+    def split(self) -> tuple[str, ...]:
+        """The splits that `open_data` takes to read it back."""
+        return (self.name,) if self.format is FORMATS["voc"] else ()
+
+    @property
+    def location(self) -> str:
+        """The location that `open_data` takes to read it back."""
+        return str(self.folder if self.split else self.folder / self.name)
+
+
+def check_destination(
+    destination: str | os.PathLike, *, format: str | None = None, name: str = "train"
+) -> Target:
+    """What `convert` would write; a `UserError` for what is remote, ill named or there already."""
+    if is_remote(destination):
+        raise UserError(f"{destination} is remote: give a local path, then copy it there")
+    destination = pathlib.Path(destination)
+    form = FORMATS[_check_format(destination, format)]
+    if form.suffixes:
+        target = Target(form, destination.parent, destination.name)
+    else:
+        target = Target(form, destination, file_stems([name])[0])
+    if target.folder.exists() and not target.folder.is_dir():
+        raise UserError(f"{target.folder} is a file: expected a folder, or a name that is free")
+    for part in target.parts:
+        if os.path.lexists(target.folder / part):
+            raise UserError(
+                f"{target.folder / part} is there already: move it away, or give another place"
+            )
+    return target
+
+
 def convert(
     source: Source,
     destination: str | os.PathLike,
@@ -60,29 +106,38 @@ def convert(
     format: str | None = None,
     name: str = "train",
     progress: bool = True,
-) -> None:
+) -> Target:
     """Write a source in a format of `FORMATS`, told by the suffix of `destination` if not given.
 
-    Images are passed through byte for byte. `name` is the image set of VOC (format `voc`, the
-    default for a folder) or names SageMaker's pair of folders (`json`); other formats are called
-    like their file. What is there already is not overwritten, and nothing has its name before it is
-    whole. What a source cannot give or a format cannot hold goes to `source.problems`.
+    Images are passed through byte for byte. They are looked at as far as the format needs it: kind
+    and size, and in RecordIO nothing, which takes the bytes of a broken image as they are. `name`
+    is the image set of VOC (format `voc`, the default for a folder) or names SageMaker's pair of
+    folders (`json`); other formats are called like their file. What is there already is not
+    overwritten, and nothing has its name before it is whole. What a source cannot give or a format
+    cannot hold goes to `source.problems`; a set of which no image is left is a `UserError`.
     """
-    destination = pathlib.Path(destination)
-    target = FORMATS[_check_format(destination, format)]
+    target = check_destination(destination, format=format, name=name)
     check_class_names(source.classes)
-    folder = destination.parent if target.suffixes else destination
-    name = destination.name if target.suffixes else file_stems([name])[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in target.parts(name):
-        if os.path.lexists(folder / part):
-            raise UserError(
-                f"{folder / part} is there already: move it away, or give another place"
-            )
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as temporary:
-        target.write(pathlib.Path(temporary), source, name, progress=progress)
-        for part in target.parts(name):
-            (pathlib.Path(temporary) / part).rename(folder / part)
+    target.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.folder) as temporary:
+        target.format.write(pathlib.Path(temporary), source, target.name, progress=progress)
+        for part in target.parts:
+            (pathlib.Path(temporary) / part).rename(target.folder / part)
+    return target
+
+
+def describe_copy(source: Source, target: Target) -> str:
+    """What was written, counted by reading it; what is not of `source`; how to read it."""
+    problems = Problems("skip")
+    problems.found += source.problems.found
+    copy = open_data(target.location, split=target.split, problems=problems)
+    options = ("--split", *target.split) if target.split else ()
+    return f"{copy.describe()}\nread it with: {shlex.join([target.location, *options])}"
+
+
+def split_name(split: Sequence[str]) -> str:
+    """What a copy is called: the last word of the only split ("VOC2007/test": test), else train."""
+    return split[0].rpartition("/")[2] if len(split) == 1 else "train"
 
 
 def run_convert(
@@ -98,16 +153,12 @@ def run_convert(
 ) -> str:
     """The verb `convert`: from any location that `open_data` knows; returns what to print.
 
-    `name` is by default the last word of the only split ("VOC2007/test": test), else "train".
+    `name` is by default that of `split_name`.
     """
-    if is_remote(destination):
-        raise UserError(f"{destination} is remote: convert to a local path, then copy it there")
-    _check_format(pathlib.Path(destination), format)
+    words = {"format": format, "name": split_name(split) if name is None else name}
+    check_destination(destination, **words)
     source = open_data(location, split=split, classes=classes, problems=Problems(problems))
-    if name is None:
-        name = split[0].rpartition("/")[2] if len(split) == 1 else "train"
-    convert(source, destination, format=format, name=name, progress=progress)
-    return f"{source.describe()}\nwritten to {destination}"
+    return describe_copy(source, convert(source, destination, progress=progress, **words))
 
 
 def _check_format(destination: pathlib.Path, format: str | None) -> str:

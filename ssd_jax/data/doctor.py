@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,10 @@ from ssd_jax.data.findings import (
     annotation_findings,
     best_ious,
     boxes_twice,
+    index_findings,
 )
 from ssd_jax.data.sources.base import Annotations, Source
+from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
 
 # Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
@@ -115,6 +118,7 @@ def examine(
     reach = None if anchors is None else best_ious(source.annotations, anchors)
     findings = [
         *(Finding.of(error) for error in source.problems.found),
+        *index_findings(source),
         *_image_findings(source, looks),
         *_twin_findings(source, twins),
         *_leaks(source, looks, zip(other, digests, strict=True)),
@@ -128,20 +132,23 @@ def check_before_training(
     source: Source,
     cache_folder: str | os.PathLike,
     *,
-    files: Sequence[str | os.PathLike] = (),
     show_progress: bool = False,
 ) -> tuple[Int[np.ndarray, "K"], Diagnosis]:
     """The images that can be trained on, and all that was found.
 
     Unusable images are refused or left out as `source.problems` says; `source.take` the rest. The
-    result is kept in `cache_folder` for as long as the annotations, the image files and `files`
-    (those that hold several images: name them) are the same.
+    result is kept in `cache_folder`, if that can be written to, for as long as the annotations, the
+    image files and `source.files` are the same. Images behind a URL, as a manifest may have them,
+    tell no change: such a set is examined each time.
     """
-    path = pathlib.Path(cache_folder) / f"doctor-{_stamp(source, files)}.json"
-    diagnosis = _read_cache(path)
+    path = pathlib.Path(cache_folder) / f"doctor-{_stamp(source)}.json"
+    remote = any(is_remote(source.locate(image)) for image in range(len(source)))
+    diagnosis = None if remote else _read_cache(path)
     if diagnosis is None:
         diagnosis = examine(source, show_progress=show_progress)
-        write_json(diagnosis, path)
+        if not remote:
+            with contextlib.suppress(OSError):
+                write_json(diagnosis, path)
     bad = [
         each for each in diagnosis.findings if each.severity == "error" and each.image is not None
     ]
@@ -176,6 +183,7 @@ def clean(source: Source, diagnosis: Diagnosis) -> Source:
         read_image=source.read_image,
         locate=source.locate,
         problems=source.problems,
+        files=source.files,
     )
     return once.take(np.setdiff1d(diagnosis.usable(source), diagnosis.copies))
 
@@ -192,28 +200,33 @@ def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "copies": diagnosis.copies,
         "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
     }
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    unfinished.replace(path)
+    # Of a name that no process of any host that shares the folder has, too.
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        unfinished.write_text(json.dumps(report, indent=1), encoding="ascii")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _read_cache(path: pathlib.Path) -> Diagnosis | None:
-    """None where there is none, or it is not whole."""
+    """None where there is none, or it cannot be read or is not whole."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = [Finding(*(each[name] for name in Finding._fields)) for each in report["findings"]]
         return Diagnosis(tuple(found), report["statistics"], tuple(report["copies"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _stamp(source: Source, files: Sequence[str | os.PathLike]) -> str:
+def _stamp(source: Source) -> str:
     """Changes with the annotations, the package, and every file's name, size and time."""
     left_out = [str(error) for error in source.problems.found]
     digest = hashlib.sha256(repr((__version__, source.fingerprint, left_out)).encode())
-    for path in [*files, *(source.locate(image) for image in range(len(source)))]:
-        digest.update(f"\n{path}".encode())
-        with contextlib.suppress(OSError):  # an image inside a larger file is no file of its own
+    for path in [*source.files, *(source.locate(image) for image in range(len(source)))]:
+        digest.update(f"\n{path}".encode(errors="backslashreplace"))
+        # An image inside a larger file is no file of its own, and some names none can have.
+        with contextlib.suppress(OSError, ValueError):
             status = os.stat(path)
             digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]

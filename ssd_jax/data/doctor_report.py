@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ssd_jax.data.convert import convert
+from ssd_jax.data import codes
+from ssd_jax.data.convert import check_destination, convert, describe_copy, split_name
 from ssd_jax.data.doctor import Diagnosis, clean, examine, write_json
 from ssd_jax.data.findings import Finding, folder_findings
-from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Problems
+from ssd_jax.data.open import open_data, open_parts
+from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.recordio import mixed_object_widths
 from ssd_jax.errors import DataError
 from ssd_jax.ops.anchors import default_boxes, paper_levels
@@ -43,11 +44,17 @@ def run_doctor(
     `against` is another set that must not share images with it; `against_split` alone is another
     split of the same location. `out` gets the report as JSON and the picture, `fix` a cleaned copy
     in the format that its name tells (see data/convert.py). Without `anchors` they are SSD300's.
+    `label_width` is compared with the labels of a record file as they stand there, and with what
+    MXNet's shortest labels would need in other formats.
     """
     split = (split,) if isinstance(split, str) else tuple(split)
+    name = split_name(split)
+    if fix is not None:
+        check_destination(fix, name=name)
     problems = Problems("skip")
+    words = {"split": split, "classes": classes, "problems": problems}
     try:
-        source = open_data(location, split=split, classes=classes, problems=problems)
+        source, too_wide = _open(location, label_width, **words)
     except DataError as error:
         if not problems.found:
             raise
@@ -66,11 +73,12 @@ def run_doctor(
             other=other,
             anchors=anchors,
             max_objects=max_objects,
-            label_width=label_width,
+            label_width=None if too_wide else label_width,
             workers=workers,
             show_progress=True,
         )
-    diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location))
+        diagnosis = diagnosis._replace(findings=diagnosis.findings + too_wide)
+    diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location, split))
     print(describe(diagnosis, location))
     if out is not None:
         write_json(diagnosis, pathlib.Path(out) / REPORT)
@@ -80,21 +88,39 @@ def run_doctor(
 
         plot_data(source, pathlib.Path(out) / PICTURE, anchors=anchors, title=location)
         print(f"Classes, sizes and default boxes: {pathlib.Path(out) / PICTURE}")
-    if fix is not None and source is not None:
-        cleaned = clean(source, diagnosis)
-        name = split[0].rpartition("/")[2] if len(split) == 1 else "train"
-        convert(cleaned, fix, name=name)
-        print(f"Cleaned copy: {fix}, {cleaned.describe()}")
+    if fix is not None:
+        cleaned = None if source is None else clean(source, diagnosis)
+        if cleaned:
+            print(f"Cleaned copy: {describe_copy(cleaned, convert(cleaned, fix, name=name))}")
+        else:
+            print("No cleaned copy: all images are bad: nothing to write")
     return ERRORS_FOUND if diagnosis.count("error") else 0
 
 
-def _file_findings(location: str) -> tuple[Finding, ...]:
-    """What the files of a local set say beyond the images that were opened."""
-    path = pathlib.Path(location)
-    if path.suffix == ".rec" and path.is_file():
-        mixed = mixed_object_widths(path)
-        return () if mixed is None else (Finding.of(mixed),)
-    return tuple(folder_findings(path))
+def _open(
+    location: str, label_width: int | None, *, problems: Problems, **words
+) -> tuple[Source, tuple[Finding, ...]]:
+    """The source, and the finding that a record file has wider labels, if it has."""
+    try:
+        return open_data(location, label_width=label_width, problems=problems, **words), ()
+    except DataError as error:
+        if error.code != codes.LABEL_WIDTH_SMALL:
+            raise
+        problems.found.clear()
+        return open_data(location, problems=problems, **words), (Finding.of(error),)
+
+
+def _file_findings(location: str, split: tuple[str, ...]) -> tuple[Finding, ...]:
+    """What the files of local sets say beyond the images that were opened."""
+    findings = []
+    for place, _ in open_parts(location, split):
+        path = pathlib.Path(place)
+        if path.suffix == ".rec" and path.is_file():
+            mixed = mixed_object_widths(path)
+            findings += [] if mixed is None else [Finding.of(mixed)]
+        else:
+            findings += folder_findings(path)
+    return tuple(findings)
 
 
 def describe(diagnosis: Diagnosis, location: str) -> str:
@@ -107,7 +133,7 @@ def describe(diagnosis: Diagnosis, location: str) -> str:
             f"  {figures['images']:,} images, {figures['images_without_objects']:,} without "
             f"objects; {figures['objects']:,} objects, {figures['difficult_objects']:,} difficult, "
             f"{figures['most_objects_in_an_image']:,} at most in an image (label width "
-            f"{figures['label_width']:,})",
+            f"{figures['label_width']:,} or more)",
             f"  objects of each class: {of_class}",
         ]
         if figures["unreached_share"] is not None:

@@ -1,5 +1,6 @@
-"""What the doctor can say from annotations and folders alone: no image is opened here."""
+"""What the doctor can say from annotations, folders and indices: no image is opened here."""
 
+import itertools
 import pathlib
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Annotations, Source
+from ssd_jax.data.sources.recordio import not_indexed
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
 
@@ -81,6 +83,13 @@ def annotation_findings(
         *_classes(source),
         *_sizes(source, reach),
     ]
+
+
+def index_findings(source: Source) -> list[Finding]:
+    """Records that the indices of RecordIO files leave out."""
+    pairs = itertools.pairwise(source.files)  # an index follows its file
+    errors = (not_indexed(*pair) for pair in pairs if pair[1].endswith(".idx"))
+    return [Finding.of(error) for error in errors if error is not None]
 
 
 def folder_findings(root: pathlib.Path) -> list[Finding]:

@@ -1,12 +1,13 @@
 """Any data set from its location: the one place that knows all formats."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ssd_jax.data import codes
 from ssd_jax.data.remote import shown
-from ssd_jax.data.sources.base import Problems, Source, combine, what_is_there
+from ssd_jax.data.sources.base import Problems, Source, combine, names_are_numbers, what_is_there
 from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.data.sources.json_folder import open_json_folder
 from ssd_jax.data.sources.manifest import open_manifest
@@ -17,6 +18,8 @@ from ssd_jax.data.storage import is_remote, read_bytes, stage
 from ssd_jax.errors import DataError, UserError
 
 MANIFEST_SUFFIXES = (".manifest", ".jsonl")
+# Of files, which have no splits.
+FILE_SUFFIXES = (*MANIFEST_SUFFIXES, ".json", ".rec")
 FORMATS = """
   x.rec                          RecordIO; class names from x.classes.txt or classes.txt beside it
   x.manifest, x.jsonl            augmented manifest (x.manifest#NAME: the label attribute NAME)
@@ -34,22 +37,93 @@ def open_data(
     problems: Problems | None = None,
     label_width: int | None = None,
 ) -> Source:
-    """The source at a location, of whatever format (see `FORMATS`).
+    """The source at a location, of whatever format (see `FORMATS`), or at several, as "A + B".
 
     `split` are the image sets of VOC, the splits of TFDS or the NAMEs of SageMaker's pairs; other
-    formats have none. A URL (`s3://`, `gs://`, `https://`) is copied to the local cache first, of
-    COCO the folder that the file is in; but the images of a manifest are read one by one when they
-    are asked for. `label_width` is that of `open_recordio`; other formats have no use for it.
+    formats have none. `LOCATION@SPLIT,SPLIT` has splits of its own (see `open_parts`). Several sets
+    must have the same class names; without `classes` they get the names of all, sorted, where they
+    differ. A URL (`s3://`, `gs://`, `https://`) is copied to the local cache first, of COCO the
+    folder that the file is in; but the images of a manifest are read one by one when they are asked
+    for. `label_width` is that of `open_recordio`; other formats have no use for it.
     """
     split = (split,) if isinstance(split, str) else tuple(split)
-    location = os.fspath(location)
+    openers = [
+        functools.partial(_open_part, place, own, label_width)
+        for place, own in open_parts(os.fspath(location), split)
+    ]
+    return _open_together(openers, classes=classes, problems=problems or Problems())
+
+
+def open_parts(location: str, split: tuple[str, ...] = ()) -> list[tuple[str, tuple[str, ...]]]:
+    """The locations in "A + B@SPLIT,SPLIT", with the splits of each: its own, or else `split`.
+
+    What lies here under the whole name is one location. Of several, those without splits do not
+    get `split`, unless none has any. An `@` in a URL or in a name that is not there yet may belong
+    to it: one more at the end tells so.
+    """
+    if os.path.lexists(location):
+        return [(location, split)]
+    parts = [_own_split(part.strip()) for part in location.split(" + ") if part.strip()]
+    if not parts:
+        raise UserError(f"the location is {location!r}: there is no location in it, expected one")
+    without = [_suffix(place) in FILE_SUFFIXES for place, _ in parts]
+    return [
+        (place, (() if is_file and not all(without) else split) if own is None else own)
+        for (place, own), is_file in zip(parts, without, strict=True)
+    ]
+
+
+def _own_split(location: str) -> tuple[str, tuple[str, ...] | None]:
+    """A location without its splits, and these; None if it has none of its own."""
+    # What a web server has are files, and an @ may stand in their addresses.
+    if os.path.lexists(location) or location.startswith(("http://", "https://")):
+        return location, None
+    place, separator, own = location.rpartition("@")
+    if not separator or _suffix(own) in FILE_SUFFIXES:
+        return location, None
+    return place, tuple(name.strip() for name in own.split(",") if name.strip())
+
+
+def _suffix(location: str) -> str:
+    place = _without_label(location)[0]
+    if is_remote(place):
+        place = place.partition("?")[0]
+    return pathlib.PurePosixPath(place).suffix.lower()
+
+
+def _open_together(
+    openers: Sequence[Callable[..., Source]],
+    *,
+    classes: Sequence[str] | None,
+    problems: Problems,
+) -> Source:
+    """One source of all. Without `classes`, names that differ are opened again as one list."""
+    if len(openers) == 1:
+        return openers[0](classes=classes, problems=problems)
+    before = len(problems.found)
+    sources = [opener(classes=classes, problems=problems) for opener in openers]
+    listed = {source.classes for source in sources}
+    if len(listed) > 1 and not any(map(names_are_numbers, listed)):
+        del problems.found[before:]  # they come again
+        names = tuple(sorted(set().union(*listed)))
+        sources = [opener(classes=names, problems=problems) for opener in openers]
+    return combine(sources)
+
+
+def _open_part(
+    location: str,
+    split: tuple[str, ...],
+    label_width: int | None,
+    *,
+    classes: Sequence[str] | None,
+    problems: Problems,
+) -> Source:
     words = {"classes": classes, "problems": problems}
     if location.startswith("tfds:"):
         return open_tfds(location.removeprefix("tfds:"), _tfds_split(location, split), **words)
     place, label = _without_label(location)
-    suffix = pathlib.PurePosixPath(place.partition("?")[0] if is_remote(place) else place).suffix
-    suffix = suffix.lower()
-    if suffix in (*MANIFEST_SUFFIXES, ".json", ".rec") and split:
+    suffix = _suffix(location)
+    if suffix in FILE_SUFFIXES and split:
         raise UserError(f"{location} has no splits: expected none, got {', '.join(split)}")
     if suffix in MANIFEST_SUFFIXES:
         base = place.rpartition("/")[0] if is_remote(place) else None
@@ -81,7 +155,9 @@ def _open_folder(
         words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
         return open_voc(path, split, **words)
     if split:
-        return combine([_open_pair(path / name, **words) for name in split])
+        return _open_together(
+            [functools.partial(_open_pair, path / name) for name in split], **words
+        )
     if _annotation_folder(path).is_dir():
         return _open_pair(path, **words)
     if len(records := sorted(path.glob("*.rec"))) == 1:
@@ -103,24 +179,33 @@ def _annotation_folder(images: pathlib.Path) -> pathlib.Path:
     return images.with_name(f"{images.name}_annotation")
 
 
-def _open_recordio(path: pathlib.Path, *, classes, problems, label_width) -> Source:
+def _open_recordio(path: pathlib.Path, **words) -> Source:
     beside = (path.with_suffix(".classes.txt"), path.with_name("classes.txt"))
-    listed = next((names for names in map(_read_classes, beside) if names), None)
-    return open_recordio(
-        path, classes=classes or listed, problems=problems, label_width=label_width
-    )
+    return open_recordio(path, names=_first_classes(map(_read_classes, beside)), **words)
 
 
-def _open_remote_recordio(url: str, *, classes, problems, label_width) -> Source:
+def _open_remote_recordio(url: str, **words) -> Source:
     path = stage(url)
-    stem, folder = url.removesuffix(".rec"), url.rpartition("/")[0]
-    for beside in () if classes else (f"{stem}.classes.txt", f"{folder}/classes.txt"):
-        try:
-            classes = classes or _read_classes(stage(beside))
-        except DataError as error:
-            if error.code != codes.OBJECT_MISSING:
-                raise
-    return open_recordio(path, classes=classes, problems=problems, label_width=label_width)
+    place = url.partition("?")[0]  # a version or a signature is that of one file
+    stem, folder = place[: -len(".rec")], place.rpartition("/")[0]
+    index = _stage_if_there(f"{stem}.idx")
+    beside = map(_stage_if_there, (f"{stem}.classes.txt", f"{folder}/classes.txt"))
+    names = _first_classes(file and _read_classes(file) for file in beside)
+    return open_recordio(path, index=index, names=names, **words)
+
+
+def _stage_if_there(url: str) -> pathlib.Path | None:
+    try:
+        return stage(url)
+    except DataError as error:
+        # Of a file that is not there, stores say so only to those who may list.
+        if error.code in (codes.OBJECT_MISSING, codes.ACCESS_REFUSED):
+            return None
+        raise
+
+
+def _first_classes(found: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    return next((names for names in found if names), None)
 
 
 def _read_classes(path: pathlib.Path) -> tuple[str, ...] | None:

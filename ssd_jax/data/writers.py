@@ -72,9 +72,10 @@ def write_json_folder(folder: pathlib.Path, source: Source, name: str, *, progre
     annotations.mkdir()
     names = [{"class_id": i, "name": class_name} for i, class_name in enumerate(source.classes)]
 
-    def annotate(picture: Picture) -> None:
+    def annotate(picture: Picture) -> str:
         record = {"file": picture.file_name, **_sagemaker_record(picture), "categories": names}
         (annotations / f"{picture.stem}.json").write_text(_dump(record), encoding="utf-8")
+        return picture.stem
 
     for _ in _write_images(source, images, annotate, progress=progress):
         pass
@@ -117,7 +118,10 @@ def write_coco(folder: pathlib.Path, source: Source, name: str, *, progress: boo
 
 
 def write_record_file(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
-    """A RecordIO file NAME with its index and list; the class list in `.classes.txt`."""
+    """A RecordIO file NAME with its index and list; the class list in `.classes.txt`.
+
+    Bytes of images are copied whatever they are; only what cannot be read is a problem.
+    """
     if source.problems.policy == "skip":
         source = _readable(source)  # a record once begun has to be written
     images = _in_parallel(source.read_image, len(source), progress=progress)
@@ -159,9 +163,10 @@ def _write_images(
     first_pixel: int = 0,
     progress: bool,
 ) -> Iterator[T]:
-    """Write all images, and give what `annotate` makes of each, in order.
+    """Write all images, and give what `annotate` makes of each (never None), in order.
 
-    What cannot be written goes to `source.problems`, and is left out if they let it pass.
+    What cannot be written goes to `source.problems`, and is left out if they let it pass; but
+    nothing left at all is a `UserError`.
     """
     stems = file_stems(source.names)
 
@@ -169,19 +174,23 @@ def _write_images(
         try:
             data = source.read_image(index)
             suffix = image_suffix(data, source.locate(index))
+            example = source.example(index, data)
+            size = example.size or image_size(data, example.name)
         except DataError as error:
             source.problems(error)
             return None
-        example = source.example(index, data)
-        size = example.size or image_size(data, example.name)
         objects = tuple(_objects(source, example, size, first_pixel))
         file_name = f"{stems[index]}{suffix}"
         (folder / file_name).write_bytes(data)
         return annotate(Picture(stems[index], file_name, size, objects))
 
-    return (
-        made for made in _in_parallel(write, len(source), progress=progress) if made is not None
-    )
+    count = 0
+    for made in _in_parallel(write, len(source), progress=progress):
+        if made is not None:
+            count += 1
+            yield made
+    if not count:
+        raise _nothing_left(source)
 
 
 def _in_parallel(work: Callable[[int], T], count: int, *, progress: bool) -> Iterator[T]:
@@ -212,7 +221,14 @@ def _readable(source: Source) -> Source:
             images.append(index)
         except DataError as error:
             source.problems(error)
+    if not images:
+        raise _nothing_left(source)
     return source.take(images)
+
+
+def _nothing_left(source: Source) -> UserError:
+    why = ", ".join(f"{count} {code}" for code, count in source.problems.counts.items())
+    return UserError(f"nothing to write: every image was left out, {why}. See `ssd-jax doctor`")
 
 
 def _objects(

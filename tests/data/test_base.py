@@ -27,6 +27,7 @@ def source(*images, classes=("cat", "dog"), sizes=None, problems=None, prefix=""
         problems=problems or Problems(),
         locate_object=lambda image, number: f"image {image}, object {number}",
         label_text=lambda k: objects[k][0],
+        files=(f"{prefix}container",),
     )
 
 
@@ -88,7 +89,20 @@ def test_a_combination_is_one_source_after_the_other():
         combine([parts[0], source([], classes=("cat",))])
 
 
+def test_the_files_of_a_source_stay_known():
+    one, two = source([], []), source([], prefix="b")
+    assert combine([one.take([1]), two]).files == ("container", "bcontainer")
+
+
+def test_problems_that_sources_share_are_told_once():
+    shared, own = Problems("skip"), Problems("skip")
+    parts = [source([("wolf", WHOLE)], problems=each) for each in (shared, shared, own)]
+    assert combine(parts[:2]).problems is shared
+    assert combine(parts).problems.counts == {"SSD134": 3}
+
+
 def test_the_fingerprint_follows_every_column():
+    assert source([], prefix="\udcff").fingerprint != source([]).fingerprint
     plain = source([("cat", WHOLE)])
     assert plain.fingerprint == source([("cat", WHOLE)]).fingerprint
     others = [

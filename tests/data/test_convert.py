@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shlex
 import tempfile
 
 import cv2
@@ -59,6 +60,16 @@ def source_of(*images, sized=True, classes=CLASSES, problems=None, names=None):
 
 def one(box=(10, 5, 60, 25), **words):
     return source_of((picture(50, 100), (50, 100), [(0, box, False)]), **words)
+
+
+def one_and_cut():
+    """A picture with an object, and one of which only the first bytes are there."""
+    good = picture(50, 100)
+    return (good, (50, 100), [(0, (10, 5, 60, 25), False)]), (good[:2], (50, 100), [])
+
+
+def missing(index):
+    raise DataError("SSD111", f"image {index}", "it is gone", "Put it back")
 
 
 def written(source, folder, format, **words):
@@ -209,9 +220,7 @@ def test_what_cannot_be_read_is_refused_or_left_out(tmp_path, format):
         result = source_of(*images, problems=Problems(policy))
 
         def read_image(index):
-            if index == 0:
-                raise DataError("SSD111", "image 0", "it is gone", "Put it back")
-            return images[index][0]
+            return missing(index) if index == 0 else images[index][0]
 
         result.read_image = read_image
         return result
@@ -228,6 +237,23 @@ def test_images_of_other_kinds_are_refused(tmp_path):
     cut = source_of((picture(50, 100)[:9], (50, 100), []), sized=False)
     with pytest.raises(DataError, match="SSD112"):
         convert(cut, tmp_path / "a.json", progress=False)
+
+
+@pytest.mark.parametrize("format", ["voc", "json", "manifest", "coco"])
+def test_an_image_whose_size_cannot_be_read_is_a_problem_like_any_other(tmp_path, format):
+    good, cut = ((picture(50, 100)[:length], (50, 100), []) for length in (None, 9))
+    source = source_of(good, cut, sized=False, problems=Problems("skip"))
+    assert len(written(source, tmp_path, format)) == 1
+    assert source.problems.counts == {"SSD112": 1}
+
+
+@pytest.mark.parametrize("format", ["json", "recordio"])
+def test_a_set_without_images_is_not_written(tmp_path, format):
+    source = one(problems=Problems("skip"))
+    source.read_image = missing
+    with pytest.raises(UserError, match="nothing to write: every image was left out, 1 SSD111"):
+        written(source, tmp_path, format)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_boxes_too_thin_for_a_format_are_told(tmp_path):
@@ -249,15 +275,39 @@ def test_the_verb(tmp_path):
     assert (source.classes, list(source.names)) == (CLASSES, ["0"])
 
 
+def test_the_verb_counts_what_it_wrote(tmp_path):
+    convert(source_of(*one_and_cut()), tmp_path / "a.rec", progress=False)
+    text = run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json", problems="skip")
+    assert text.startswith("1 images, 1 objects (zebra 1")
+    assert "left out: 1 SSD112\n" in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_verb_says_how_to_read_it(tmp_path, format):
+    convert(one(), tmp_path / "in.rec", progress=False)
+    destination = tmp_path / "a b" / PLACES[format][0]
+    text = run_convert(str(tmp_path / "in.rec"), destination, format=format, name="a:b")
+    location, *split = shlex.split(text.splitlines()[-1].removeprefix("read it with: "))
+    assert split == (["--split", "a_b"] if format == "voc" else [])
+    assert len(open_data(location, split=split[1:])) == 1
+
+
 @pytest.mark.parametrize(
     ("destination", "words", "message"),
     [
-        ("s3://bucket/set", {}, "is remote: convert to a local path"),
+        ("there", {}, "there/ImageSets is there already: move it away"),
+        ("file", {}, "file is a file: expected a folder"),
+        ("s3://bucket/set", {}, "is remote: give a local path"),
         ("x", {"format": "yolo"}, "'yolo': expected one of voc, json, manifest, coco, recordio"),
         ("x.txt", {"format": "coco"}, r"x.txt ends in '.txt': expected .json for coco"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_read(destination, words, message):
+def test_mistakes_are_told_before_anything_is_read(
+    destination, words, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there/ImageSets").mkdir(parents=True)
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=message):
         run_convert("nowhere", destination, **words)
 

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.data import codes, findings
+from ssd_jax.data.convert import convert
 from ssd_jax.data.doctor import check_before_training, clean, examine, exif_orientation
 from ssd_jax.data.findings import best_ious
 from ssd_jax.data.sources.base import Problems, build_source, class_ids
+from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import DataError, UserError
 
@@ -30,7 +32,15 @@ BOX = (0.1, 0.2, 0.6, 0.8)
 CORNER = (0, 0, 0.5, 0.5)
 
 
-def make(*images, classes=("cat", "dog"), names=None, size=(HEIGHT, WIDTH), problems=None):
+def make(
+    *images,
+    classes=("cat", "dog"),
+    names=None,
+    size=(HEIGHT, WIDTH),
+    problems=None,
+    place="file",
+    files=(),
+):
     """A source of images given as (bytes, (class, box), ...)."""
     objects = [thing for _, *things in images for thing in things]
     boxes = np.array([box for _, box in objects], np.float64).reshape(-1, 4)
@@ -50,10 +60,11 @@ def make(*images, classes=("cat", "dog"), names=None, size=(HEIGHT, WIDTH), prob
         difficult=np.zeros(len(objects), bool),
         classes=classes,
         read_image=read_image,
-        locate=lambda index: f"file {index}",
+        locate=lambda index: f"{place} {index}",
         problems=problems or Problems("skip"),
         locate_object=lambda image, number: f"file {image}, object {number}",
         label_text=lambda k: objects[k][0],
+        files=files,
     )
 
 
@@ -298,7 +309,8 @@ def test_changed_files_are_examined_again(tmp_path):
 
     def counts():
         source = open_voc(folder, "all", problems=Problems("skip"))
-        return check_before_training(source, tmp_path, files=[container])[1].counts
+        source.files = (str(container),)
+        return check_before_training(source, tmp_path)[1].counts
 
     assert counts() == {}
     image = folder / "JPEGImages/a.jpg"
@@ -316,3 +328,46 @@ def test_changed_files_are_examined_again(tmp_path):
         listed.write("lost\n")
     assert counts() == {"SSD112": 1, "SSD121": 1}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_changed_record_file_is_examined_again(tmp_path):
+    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    path = tmp_path / "a.rec"
+
+    def counts():
+        source = open_recordio(path, problems=Problems("skip"))
+        return check_before_training(source, tmp_path)[1].counts
+
+    assert counts() == {}
+    path.write_bytes(path.read_bytes().replace(b"\xff\xd8", b"\0\0"))
+    assert counts() == {"SSD112": 2}
+
+
+def test_images_behind_a_url_are_looked_at_each_time(tmp_path):
+    far = {"place": "s3://bucket/file"}
+    assert check_before_training(with_first(JPEG, **far), tmp_path)[1].counts == {}
+    assert check_before_training(with_first(JPEG[:-20], **far), tmp_path)[1].counts == {"SSD112": 1}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_used_is_no_error(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    assert check_before_training(with_first(JPEG), tmp_path / "file")[1].findings == ()
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    words = {"names": ("\udcff", "b"), "place": "\udcff"}
+    found = check_before_training(with_first(JPEG[:-20], **words), tmp_path)[1]
+    again = with_first(JPEG[:-20], **words)
+    again.read_image = None
+    assert check_before_training(again, tmp_path)[1] == found
+    assert found.findings[0].where == "\udcff 0"
+
+
+def test_records_without_an_entry_in_the_index(tmp_path):
+    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    index = tmp_path / "a.idx"
+    index.write_text(index.read_text().splitlines(keepends=True)[0])
+    (finding,) = examine(open_recordio(tmp_path / "a.rec")).findings
+    assert (finding.code, finding.where, finding.image) == ("SSD146", str(index), None)
+    assert finding.severity == "warning"

@@ -13,8 +13,9 @@ from ssd_jax.data import codes, doctor_report
 from ssd_jax.data.doctor import examine
 from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.sources.base import Problems
+from ssd_jax.data.sources.recordio_writer import write_recordio
 from ssd_jax.data.sources.voc import open_voc
-from ssd_jax.errors import DataError
+from ssd_jax.errors import DataError, UserError
 
 PNG = encoded("PNG")
 
@@ -149,6 +150,37 @@ def test_a_set_of_which_nothing_is_left_is_reported_too(sick, tmp_path, capsys):
     assert json.loads((tmp_path / "doctor.json").read_text())["counts"]["SSD122"] == 3
     with pytest.raises(DataError, match="SSD102"):
         doctor_report.run_doctor(str(sick), split=("nowhere",))
+
+
+@pytest.mark.parametrize(
+    ("fix", "message"), [("s3://bucket/set", "is remote"), ("there", "is there already")]
+)
+def test_a_place_that_cannot_be_written_is_told_first(tmp_path, monkeypatch, fix, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there/JPEGImages").mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        doctor_report.run_doctor("nowhere", fix=fix)
+
+
+@pytest.mark.parametrize("suffix", ["JPEGImages/*", "Annotations/*"])
+def test_no_cleaned_copy_where_nothing_is_clean(sick, tmp_path, capsys, suffix):
+    for path in sick.glob(suffix):
+        path.write_bytes(b"<broken>")
+    fixed = tmp_path / "fixed"
+    assert doctor_report.run_doctor(str(sick), split=("all",), fix=fixed) == 3
+    assert "all images are bad: nothing to write" in capsys.readouterr().out
+    assert not fixed.exists()
+
+
+def test_a_label_is_as_wide_as_it_stands_in_the_record_file(sick, tmp_path, capsys):
+    source = open_voc(sick, "val")  # two objects: 4 + 6 * 2 numbers here, at least 2 + 5 * 2
+    write_recordio(tmp_path / "a.rec", source)
+    assert doctor_report.run_doctor(str(tmp_path / "a.rec"), label_width=16) == 0
+    assert doctor_report.run_doctor(str(tmp_path / "a.rec"), label_width=15) == 3
+    assert "SSD183 error, found 1" in (printed := capsys.readouterr().out)
+    assert "Set label_width to 16" in printed
+    assert doctor_report.run_doctor(str(sick), split=("val",), label_width=11) == 3
+    assert "Set label_width to 12" in capsys.readouterr().out
 
 
 def test_equal_messages_make_a_histogram(capsys, sick):

@@ -5,11 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from loopback import WebServer
 
 from ssd_jax.data import codes
 from ssd_jax.data import open as open_module
 from ssd_jax.data.convert import convert
-from ssd_jax.data.open import open_data
+from ssd_jax.data.open import open_data, open_parts
+from ssd_jax.data.sources.base import Problems
 from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.errors import DataError, UserError
 
@@ -29,6 +31,25 @@ def source(tmp_path):
     value = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "owl"}]}
     (folder / "given.json").write_text(json.dumps(value))
     return open_coco(folder / "given.json")
+
+
+@pytest.fixture
+def other(tmp_path, source):
+    """The same image as a VOC folder `other`, with the class `elk` first and an `owl`."""
+    box = {"image_id": 1, "bbox": [10, 5, 50, 20]}
+    path = tmp_path / "given/given.json"
+    value = json.loads(path.read_text())
+    value["categories"] = [{"id": 1, "name": "elk"}, {"id": 2, "name": "owl"}]
+    value["annotations"] = [
+        {**box, "category_id": 1},
+        {**box, "bbox": [0, 0, 9, 9], "category_id": 2},
+    ]
+    (tmp_path / "given/other.json").write_text(json.dumps(value))
+    return open_coco(tmp_path / "given/other.json")
+
+
+def labels(source):
+    return [[source.classes[label] for label in example.labels] for example in source]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +91,78 @@ def test_class_names_beside_a_record_file(tmp_path, source):
     assert open_data(tmp_path / "set.rec").classes == ("0",)
 
 
+def test_records_with_another_class_list_go_by_name(tmp_path, other):
+    convert(other, tmp_path / "set.rec", progress=False)
+    found = open_data(tmp_path / "set.rec", classes=("owl", "ox", "elk"))
+    assert labels(found) == [["elk", "owl"]]
+    with pytest.raises(DataError, match=r"SSD134 .*unknown class 'elk', expected one of owl"):
+        open_data(tmp_path / "set.rec", classes=("owl",))
+    # Numbers are no names, on either side.
+    assert open_data(tmp_path / "set.rec", classes=("0", "1")).annotations.labels.tolist() == [0, 1]
+    (tmp_path / "set.classes.txt").write_text("0\n1\n")
+    assert labels(open_data(tmp_path / "set.rec", classes=("owl", "elk"))) == [["owl", "elk"]]
+
+
 def test_a_local_name_may_hold_any_sign(tmp_path, source):
     convert(source, tmp_path / "#1?x=y.z/set.json", progress=False)
     assert len(open_data(tmp_path / "#1?x=y.z/set.json")) == 1
+    convert(source, tmp_path / "a@b + c/d@e.json", progress=False)
+    assert len(open_data(tmp_path / "a@b + c/d@e.json")) == 1
+
+
+def test_several_locations_with_splits_of_their_own(tmp_path, source, other):
+    convert(source, tmp_path / "voc", name="train", progress=False)
+    convert(other, tmp_path / "json", format="json", name="val", progress=False)
+    convert(other, tmp_path / "set.rec", progress=False)
+    voc, pair, records = (str(tmp_path / name) for name in ("voc", "json", "set.rec"))
+    assert len(open_data(f"{voc}@train")) == 1
+    assert len(open_data(f"{voc}@train", split=("none",))) == 1
+    found = open_data(f"{voc} + {records} + {pair}@val", split=("train",))
+    assert found.classes == ("elk", "owl")
+    assert labels(found) == [["owl"], ["elk", "owl"], ["elk", "owl"]]
+    assert labels(open_data(f"{pair}@val,val")) == [["elk", "owl"]] * 2
+    with pytest.raises(UserError, match=r"set\.rec has no splits: expected none, got train"):
+        open_data(f"{voc} + {records}@train", split=("train",))
+    with pytest.raises(UserError, match=r"set\.rec has no splits: expected none, got train"):
+        open_data(f"{records} + {records}", split=("train",))
+    with pytest.raises(UserError, match="no location"):
+        open_data("")
+
+
+def test_several_locations_with_one_list_of_problems(tmp_path, source, other):
+    convert(source, tmp_path / "one.rec", progress=False)
+    convert(other, tmp_path / "two.rec", progress=False)
+    both = f"{tmp_path}/one.rec + {tmp_path}/two.rec"
+    problems = Problems("skip")
+    found = open_data(both, classes=("owl",), problems=problems)
+    assert found.problems is problems
+    assert (problems.counts, labels(found)) == ({"SSD134": 1}, [["owl"], ["owl"]])
+    (tmp_path / "two.rec").write_bytes((tmp_path / "two.rec").read_bytes() + b"more")
+    (tmp_path / "two.idx").unlink()
+    problems = Problems("skip")
+    assert open_data(both, problems=problems).classes == ("elk", "owl")
+    assert problems.counts == {"SSD142": 1}  # once, though the names were not known at first
+    (tmp_path / "two.classes.txt").unlink()
+    with pytest.raises(UserError, match=r"different classes.*owl; 0, 1.*data\.classes"):
+        open_data(both, problems=Problems("skip"))
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://b/a@b/x.rec", [("s3://b/a@b/x.rec", ("train",))]),
+        ("s3://b/voc@val", [("s3://b/voc", ("val",))]),
+        ("s3://b/a@b/voc@", [("s3://b/a@b/voc", ())]),
+        ("https://me@h/x.rec?sign=a@b", [("https://me@h/x.rec?sign=a@b", ("train",))]),
+        ("a@b/x.manifest#boxes", [("a@b/x.manifest#boxes", ("train",))]),
+        (
+            "tfds:voc/2007@train, test[:10%] + d + x.rec",
+            [("tfds:voc/2007", ("train", "test[:10%]")), ("d", ("train",)), ("x.rec", ())],
+        ),
+    ],
+)
+def test_which_splits_belong_to_a_location(location, expected):
+    assert open_parts(location, ("train",)) == expected
 
 
 def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
@@ -97,11 +187,28 @@ def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
     assert open_data("s3://b/sets/far.manifest")[0].image == b"s3://b/sets/far/a.jpg"
     assert staged == ["s3://b/sets", "s3://b/sets/voc", "s3://b/sets/far.manifest"]
     assert open_data("s3://b/sets/far.rec").classes == ("owl",)
-    assert open_data("s3://b/sets/far.rec?signed=x.y", classes=("elk",)).classes == ("elk",)
+    signed = open_data("s3://b/sets/far.rec?signed=x.y", classes=("elk", "owl"))
+    assert labels(signed) == [["owl"]]
     with pytest.raises(DataError, match=r"SSD161 s3://b/none\.rec"):
         open_data("s3://b/none.rec")
     with pytest.raises(UserError, match="a web server has no folders"):
         open_data("https://b/sets/set.json")
+
+
+def test_what_stands_beside_a_remote_record_file(tmp_path, other, monkeypatch):
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "cache"))
+    convert(other.take([0]), tmp_path / "val.rec", progress=False)
+    (tmp_path / "val.idx").write_text("seven\t0\n")
+    with WebServer() as server:
+        for folder in ("open", "secret"):  # the second one answers 403, not 404
+            server.files[f"/{folder}/val.rec"] = (tmp_path / "val.rec").read_bytes()
+        server.files["/open/val.idx"] = (tmp_path / "val.idx").read_bytes()
+        server.files["/open/val.classes.txt"] = b"elk\nowl\n"
+        found = open_data(f"{server.url}/open/val.rec?v=1", classes=("owl", "elk"))
+        assert (labels(found), found.names) == ([["elk", "owl"]], ["seven"])
+        assert [file.rpartition(".")[2] for file in found.files] == ["rec", "idx"]
+        bare = open_data(f"{server.url}/secret/val.rec?v=1")
+    assert (bare.classes, bare.names) == (("0", "1"), ["0"])
 
 
 def test_what_is_none_of_these_is_told(tmp_path, source):

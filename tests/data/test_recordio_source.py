@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.data.sources import recordio_file
 from ssd_jax.data.sources.base import Problems
-from ssd_jax.data.sources.recordio import mixed_object_widths, open_recordio
+from ssd_jax.data.sources.recordio import mixed_object_widths, not_indexed, open_recordio
 from ssd_jax.data.sources.recordio_file import RecordFile, frame
 from ssd_jax.errors import DataError
 
@@ -214,6 +214,22 @@ def test_the_index_has_the_order_and_the_names(tmp_path):
     (tmp_path / "a.idx").write_text(f"30\t{2 * size}\n7\t0\n")
     source = open_recordio(path)
     assert (source.names, [e.image for e in source]) == (["30", "7"], [b"\2", b"\0"])
+
+
+def test_records_that_the_index_leaves_out_are_a_finding(tmp_path):
+    records = [payload(2, 5, *OBJECT)] * 3
+    path = write(tmp_path, *records, index="ab")
+    source = open_recordio(path)
+    assert (len(source), source.files) == (2, (str(path), str(tmp_path / "a.idx")))
+    size = path.stat().st_size // 3
+    assert str(not_indexed(*source.files)).startswith(
+        f"SSD146 {tmp_path / 'a.idx'}: 1 of the 3 records of {path} are left out, the first at "
+        f"byte {2 * size}, expected all"
+    )
+    write(tmp_path, *records, index="abc")
+    assert not_indexed(*source.files) is None
+    path.write_bytes(b"damaged!")
+    assert not_indexed(*source.files) is None  # what is damaged is told elsewhere
 
 
 def test_without_an_index_ids_are_names_if_they_can_be(tmp_path):

@@ -71,6 +71,7 @@ def test_any_sequence_of_boxes_and_labels(prepared):
     assert (thing.labels.tolist(), thing.difficult.tolist(), thing.size) == ([1], [True], None)
     assert thing.image == JPEGS[0]
     assert len(by_name["000001"].boxes) == 0
+    assert any(".array_record" in file for file in source.files)
 
 
 def test_a_prepared_folder_is_known_by_its_content(prepared):

@@ -86,6 +86,7 @@ class Source:
     """Annotated images of one class list: `len(source)`, `source[i] -> Example`, random access.
 
     `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
+    `files` are what else the images are read from: files that hold many, and their indices.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Source:
         read_image: Callable[[int], bytes],
         locate: Callable[[int], str],
         problems: Problems,
+        files: Sequence[str] = (),
     ):
         self.annotations = annotations
         self.classes = tuple(classes)
         self.read_image = read_image
         self.locate = locate
         self.problems = problems
+        self.files = tuple(files)
 
     def __len__(self) -> int:
         return len(self.annotations.names)
@@ -139,7 +142,7 @@ class Source:
     def fingerprint(self) -> str:
         """A hash of names, sizes, boxes, labels and flags: equal for equal annotations."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        digest.update("\n".join(self.names).encode())
+        digest.update("\n".join(self.names).encode(errors="backslashreplace"))
         for column in self.annotations[1:]:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
@@ -154,6 +157,7 @@ class Source:
             read_image=lambda index: self.read_image(chosen[index]),
             locate=lambda index: self.locate(chosen[index]),
             problems=self.problems,
+            files=self.files,
         )
 
     def describe(self) -> str:
@@ -172,7 +176,10 @@ class Source:
 
 
 def combine(sources: Sequence[Source]) -> Source:
-    """One source after the other; they must have the same classes. Names stay unique."""
+    """One source after the other; they must have the same classes. Names stay unique.
+
+    Sources that share their `problems` go on sharing them; others are told together.
+    """
     if len({source.classes for source in sources}) != 1:
         raise UserError(
             "sources with different classes cannot be combined: "
@@ -198,8 +205,11 @@ def combine(sources: Sequence[Source]) -> Source:
         source, inner = place(index)
         return source.locate(inner)
 
-    problems = Problems(sources[0].problems.policy)
-    problems.found = [error for source in sources for error in source.problems.found]
+    different = {id(source.problems): source.problems for source in sources}
+    problems = sources[0].problems
+    if len(different) > 1:
+        problems = Problems(problems.policy)
+        problems.found = [error for each in different.values() for error in each.found]
     return Source(
         Annotations(
             names,
@@ -214,6 +224,7 @@ def combine(sources: Sequence[Source]) -> Source:
         read_image=read_image,
         locate=locate,
         problems=problems,
+        files=[file for source in sources for file in source.files],
     )
 
 
@@ -233,6 +244,7 @@ def build_source(
     locate_object: Callable[[int, int], str],
     label_text: Callable[[int], str],
     box_text: Callable[[int], str] | None = None,
+    files: Sequence[str] = (),
 ) -> Source:
     """Check the objects of all images at once and put the source together.
 
@@ -301,6 +313,7 @@ def build_source(
         read_image=read_image,
         locate=locate,
         problems=problems,
+        files=files,
     )
 
 
@@ -320,6 +333,11 @@ def class_ids(names: Sequence[str], classes: Sequence[str]) -> Int[np.ndarray, "
     """The ids of class names; -1 for a name that is not among the classes."""
     ids = {name: number for number, name in enumerate(classes)}
     return np.array([ids.get(name, -1) for name in names], np.int64)
+
+
+def names_are_numbers(classes: Sequence[str]) -> bool:
+    """Whether classes are "0", "1", ..., as formats without names have them."""
+    return list(classes) == [str(number) for number in range(len(classes))]
 
 
 def some_of(names: Sequence[str], limit: int = 12) -> str:

@@ -8,6 +8,7 @@ or 1) where B is 6 or more. GluonCV's header of four numbers, `[4, B, width, hei
 """
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt32
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    build_source,
+    check_not_empty,
+    class_ids,
+    names_are_numbers,
+)
 from ssd_jax.data.sources.recordio_file import (
     FIRST,
     HEAD_BYTES,
@@ -48,25 +56,35 @@ def open_recordio(
     path: str | os.PathLike,
     *,
     classes: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    index: str | os.PathLike | None = None,
     label_width: int | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The records of a `.rec` file, in the order of the `.idx` file beside it, if there is one.
+    """The records of a `.rec` file, in the order of its `.idx` file, by default the one beside it.
 
     Without a `.idx` the file is searched once and the offsets are kept in the user's cache folder.
-    A record's name is its key in the `.idx`, else its id. Without `classes` they are "0", "1", ...
-    up to the highest id. `label_width`, the reference's padded length of a label, is not needed;
-    if it is given, a longer label is an error whatever the policy.
+    A record's name is its key in the `.idx`, else its id. `names` are those of the ids, where they
+    are known: then `classes` are found by name, and are by default the same. Without them an id is
+    the place in `classes`, by default "0", "1", ... up to the highest id. `label_width`, the
+    reference's padded length of a label, is not needed; if it is given, a longer label is an error
+    whatever the policy.
     """
     problems = problems or Problems()
-    reader = _Reader(path, problems)
+    reader = _Reader(path, problems, index)
     if label_width is not None:
         reader.check_label_width(label_width)
     file, heads = reader.file, reader.heads
     objects = reader.objects()
     ids = objects.rows[:, 0]
-    known = (ids >= 0) & (ids < (len(classes) if classes else MAX_CLASSES)) & (ids % 1 == 0)
+    by_name = names and classes and not (names_are_numbers(names) or names_are_numbers(classes))
+    listed = names if by_name else classes or names
+    known = (ids >= 0) & (ids < (len(listed) if listed else MAX_CLASSES)) & (ids % 1 == 0)
     labels = np.where(known, ids, -1).astype(np.int64)
+    if by_name:
+        # One more at the end, for -1.
+        labels = np.append(class_ids(names, classes), -1)[labels]
+    classes = classes or names
     if not classes:
         classes = [str(number) for number in range(labels.max(initial=-1) + 1)]
     written = objects.rows[:, 1:].astype(np.float64)
@@ -93,7 +111,8 @@ def open_recordio(
         locate=reader.place,
         problems=problems,
         locate_object=lambda image, number: f"{reader.place(image)}, object {number}",
-        label_text=lambda k: f"{ids[k]:g}",
+        label_text=lambda k: names[int(ids[k])] if by_name and known[k] else f"{ids[k]:g}",
+        files=[file.name] if reader.keys is None else [file.name, str(reader.index)],
     )
     return check_not_empty(source, file.name)
 
@@ -120,6 +139,26 @@ def mixed_object_widths(path: str | os.PathLike) -> DataError | None:
         reader.place(int(with_objects[first[np.argmin(counts)]])),
         f"objects are of different widths ({found}), expected one width in a file",
         "Write it anew with `ssd-jax convert`; other readers may take its labels apart wrongly",
+    )
+
+
+def not_indexed(path: str | os.PathLike, index: str | os.PathLike) -> DataError | None:
+    """The finding that a `.rec` file holds records that its `.idx` file leaves out; else None."""
+    try:
+        file = RecordFile(path)
+        listed = read_index(pathlib.Path(index), record_bytes=file.size)[1]
+        found = cached_offsets(file, Problems("skip"))
+    except DataError:  # which is told when the file is opened
+        return None
+    left_out = np.setdiff1d(found, listed)
+    if not len(left_out):
+        return None
+    return DataError(
+        codes.RECORDS_NOT_INDEXED,
+        str(index),
+        f"{len(left_out):,} of the {len(found):,} records of {path} are left out, the first at "
+        f"byte {left_out[0]:,}, expected all",
+        "Remove the .idx file: without it the .rec file is searched",
     )
 
 
@@ -186,13 +225,18 @@ class _Words(NamedTuple):
 class _Reader:
     """The usable records of a file, all read at once: `heads` and `labels` have a row for each."""
 
-    def __init__(self, path: str | os.PathLike, problems: Problems):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        problems: Problems,
+        index: str | os.PathLike | None = None,
+    ):
         self.file = RecordFile(path)
+        self.index = self.file.path.with_suffix(".idx") if index is None else pathlib.Path(index)
         self.problems = problems
         self.keys: list[str] | None = None
-        index = self.file.path.with_suffix(".idx")
-        if index.exists():
-            self.keys, offsets = read_index(index, record_bytes=self.file.size)
+        if self.index.exists():
+            self.keys, offsets = read_index(self.index, record_bytes=self.file.size)
         else:
             offsets = cached_offsets(self.file, problems)
         heads, self.words = self._read_heads(self._check_offsets(offsets))

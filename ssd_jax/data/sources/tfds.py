@@ -96,6 +96,7 @@ def open_tfds(
         problems=problems,
         locate_object=lambda image, number: f"{where}, {names[image]}, object {number}",
         label_text=texts.__getitem__,
+        files=sorted(map(str, builder.data_path.iterdir())),
     )
     return check_not_empty(source, where)
 
