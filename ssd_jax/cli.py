@@ -125,7 +125,7 @@ def _add_data_verbs(verbs):
     convert.add_argument(
         "--format",
         metavar="FORMAT",
-        help="voc, json, manifest, coco or recordio (default: by the suffix of DST, else voc)",
+        help="voc, json, manifest, coco, recordio, tfds (default: by the suffix of DST, else voc)",
     )
     convert.add_argument("--name", help="of the split that is written (default: as it is read)")
     convert.add_argument(
@@ -311,7 +311,7 @@ def _data_prepare_voc(options, rest):
 
 
 def _doctor(options, rest):
-    from ssd_jax.data.doctor_report import run_doctor
+    from ssd_jax.doctor_report import run_doctor
 
     anchors, label_width = None, options.label_width
     if options.config:

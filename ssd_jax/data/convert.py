@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ssd_jax.data.open import MANIFEST_SUFFIXES, open_data
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.storage import is_remote
+from ssd_jax.data.tfds_writer import check_set_name, write_tfds
 from ssd_jax.data.writers import (
     check_class_names,
     file_stems,
@@ -51,6 +52,7 @@ FORMATS = {
     "manifest": Format(write_manifest, MANIFEST_SUFFIXES, _with_image_folder),
     "coco": Format(write_coco, (".json",), _with_image_folder),
     "recordio": Format(write_record_file, (".rec",), _recordio_parts),
+    "tfds": Format(write_tfds, (), lambda name: [name]),
 }
 
 
@@ -69,12 +71,12 @@ class Target(NamedTuple):
     @property
     def split(self) -> tuple[str, ...]:
         """The splits that `open_data` takes to read it back."""
-        return (self.name,) if self.format is FORMATS["voc"] else ()
+        return (self.name,) if self.format in (FORMATS["voc"], FORMATS["tfds"]) else ()
 
     @property
     def location(self) -> str:
         """The location that `open_data` takes to read it back."""
-        return str(self.folder if self.split else self.folder / self.name)
+        return str(self.folder if self.format is FORMATS["voc"] else self.folder / self.name)
 
 
 def check_destination(
@@ -89,6 +91,8 @@ def check_destination(
         target = Target(form, destination.parent, destination.name)
     else:
         target = Target(form, destination, file_stems([name])[0])
+    if form is FORMATS["tfds"]:
+        check_set_name(target.name)
     if target.folder.exists() and not target.folder.is_dir():
         raise UserError(f"{target.folder} is a file: expected a folder, or a name that is free")
     for part in target.parts:

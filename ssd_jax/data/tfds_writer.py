@@ -19,7 +19,7 @@ import numpy as np
 
 from ssd_jax.data.sources.base import Source
 from ssd_jax.data.sources.image_header import image_suffix
-from ssd_jax.data.writers import _in_parallel, _nothing_left, _too_thin, file_stems
+from ssd_jax.data.writers import file_stems, in_parallel, nothing_left, too_thin
 from ssd_jax.errors import DataError, UserError
 
 # 100 MB of VOC, 160 MB of COCO: TFDS wants shards of 64 MB to 1 GB.
@@ -105,7 +105,7 @@ def _examples(source: Source, *, progress: bool) -> Iterator[tuple[int, dict[str
         }
 
     count = 0
-    for made in _in_parallel(read, len(source), progress=progress):
+    for made in in_parallel(read, len(source), progress=progress):
         if made is not None:
             data, example = made
             # TFDS keeps all examples of a shard: closed, this one no longer holds the image.
@@ -113,7 +113,7 @@ def _examples(source: Source, *, progress: bool) -> Iterator[tuple[int, dict[str
                 yield count, {"image": image, **example}
             count += 1
     if not count:
-        raise _nothing_left(source)
+        raise nothing_left(source)
 
 
 def _objects(source: Source, index: int, data: bytes) -> Iterator[dict[str, Any]]:
@@ -126,7 +126,7 @@ def _objects(source: Source, index: int, data: bytes) -> Iterator[dict[str, Any]
     for number, (box, label, difficult) in enumerate(rows, 1):
         xmin, ymin, xmax, ymax = box
         if xmax <= xmin or ymax <= ymin:
-            source.problems(_too_thin(f"{example.name}, object {number}", box))
+            source.problems(too_thin(f"{example.name}, object {number}", box))
         else:
             bbox = tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
             yield {"bbox": bbox, "label": label, "is_difficult": difficult}

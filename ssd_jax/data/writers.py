@@ -124,7 +124,7 @@ def write_record_file(folder: pathlib.Path, source: Source, name: str, *, progre
     """
     if source.problems.policy == "skip":
         source = _readable(source)  # a record once begun has to be written
-    images = _in_parallel(source.read_image, len(source), progress=progress)
+    images = in_parallel(source.read_image, len(source), progress=progress)
     write_recordio(folder / name, source, images=images)
     _write_lines((folder / name).with_suffix(".classes.txt"), source.classes)
 
@@ -185,15 +185,15 @@ def _write_images(
         return annotate(Picture(stems[index], file_name, size, objects))
 
     count = 0
-    for made in _in_parallel(write, len(source), progress=progress):
+    for made in in_parallel(write, len(source), progress=progress):
         if made is not None:
             count += 1
             yield made
     if not count:
-        raise _nothing_left(source)
+        raise nothing_left(source)
 
 
-def _in_parallel(work: Callable[[int], T], count: int, *, progress: bool) -> Iterator[T]:
+def in_parallel(work: Callable[[int], T], count: int, *, progress: bool) -> Iterator[T]:
     """`work(0)`, `work(1)`, ... in order, a few of them ahead, so that memory is bounded."""
     from tqdm import tqdm
 
@@ -222,11 +222,12 @@ def _readable(source: Source) -> Source:
         except DataError as error:
             source.problems(error)
     if not images:
-        raise _nothing_left(source)
+        raise nothing_left(source)
     return source.take(images)
 
 
-def _nothing_left(source: Source) -> UserError:
+def nothing_left(source: Source) -> UserError:
+    """The error of a set of which no image can be written."""
     why = ", ".join(f"{count} {code}" for code, count in source.problems.counts.items())
     return UserError(f"nothing to write: every image was left out, {why}. See `ssd-jax doctor`")
 
@@ -241,12 +242,13 @@ def _objects(
     rows = zip(corners.tolist(), example.labels.tolist(), example.difficult.tolist(), strict=True)
     for number, (box, label, difficult) in enumerate(rows, 1):
         if box[2] <= box[0] or box[3] <= box[1]:
-            source.problems(_too_thin(f"{example.name}, object {number}", box))
+            source.problems(too_thin(f"{example.name}, object {number}", box))
         else:
             yield Object(label, tuple(map(_number, box)), int(difficult))
 
 
-def _too_thin(where: str, box: Sequence[float]) -> DataError:
+def too_thin(where: str, box: Sequence[float]) -> DataError:
+    """The error of a box that has no area left in the numbers of a format."""
     return DataError(
         codes.BOX_WITHOUT_AREA,
         where,
