@@ -50,8 +50,12 @@ def test_eight_devices_measure_what_one_does(tiny_run):
     )
     assert len(one.detections) == len(eight.detections) == 12
     for a, b in zip(one.detections, eight.detections, strict=True):
-        np.testing.assert_array_equal(a.labels, b.labels)
-        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+        # Scores that differ by a rounding error may change places.
+        distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1)
+        same = (distance < 1e-2) & (a.labels[:, None] == b.labels[None])
+        assert same.any(axis=1).all()
+        assert same.any(axis=0).all()
 
 
 def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):

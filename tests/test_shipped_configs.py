@@ -36,7 +36,7 @@ def fake_batch(size, canvas=32, objects=2):
         boxes=np.concatenate([corner, corner + 0.5], axis=-1).astype(np.float32),
         labels=rng.integers(0, 3, (size, objects)).astype(np.int32),
         difficult=np.zeros((size, objects), bool),
-        valid=np.arange(objects)[None] < rng.integers(0, objects + 1, (size, 1)),
+        valid=np.arange(objects)[None] < np.arange(size)[:, None],  # the first image has no object
         sample_id=np.arange(size, dtype=np.int32),
         real=np.ones(size, bool),
     )
