@@ -3,8 +3,9 @@
 Crosses, rings and triangles, turned and slightly stretched, in colours that do not tell the class,
 between strokes that are no objects, on noise, gradients, stripes and checks. An object's box is
 tight around its visible pixels, as VOC's annotation guidelines ask. It is `difficult` when less
-than `CLEARLY_VISIBLE` of its area shows (the rest covered or beyond the border) or when it is
-smaller than `CLEARLY_LARGE`.
+than `CLEARLY_VISIBLE` of its area shows (the rest covered or beyond the border), when its box has
+lost more than the rest of `CLEARLY_WHOLE` of a side with it, as a triangle without its tip, or when
+it is smaller than `CLEARLY_LARGE`.
 """
 
 import os
@@ -21,6 +22,7 @@ CLASSES = ("cross", "ring", "triangle")
 # Sizes are the longer side of the box over the shorter side of the image.
 SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.15
 CLEARLY_VISIBLE, LEAST_VISIBLE = 0.92, 0.4
+CLEARLY_WHOLE = 0.85
 # Boxes closer than this would fall to non-maximum suppression.
 LARGEST_OVERLAP = 0.1
 LARGEST_TURN = 15.0  # degrees; shapes at any angle take a small network several times as long
@@ -46,6 +48,14 @@ class DrawnObject(NamedTuple):
     label: int
     box: tuple[int, int, int, int]
     difficult: bool
+
+
+class _Whole(NamedTuple):
+    """A shape with what cannot be seen of it: area and (width, height) in pixels."""
+
+    label: int
+    area: float
+    sides: tuple[float, float]
 
 
 def write_shapes(
@@ -92,29 +102,29 @@ def draw_shapes(
     owner = np.zeros((height, width), np.uint8)
     _draw_strokes(rng, image, owner, count=int(rng.integers(0, 3)))
 
-    placed: list[tuple[int, float]] = []  # label and whole area, also of what cannot be seen
+    placed: list[_Whole] = []
     wanted = 0 if rng.random() < EMPTY_IMAGES else int(rng.integers(1, MOST_OBJECTS + 1))
     for _ in range(4 * wanted):
         if len(placed) == wanted:
             break
         label = int(rng.integers(len(CLASSES)))
-        mask, whole_area = _filled(_random_outlines(rng, label, height, width), height, width)
+        outlines = _random_outlines(rng, label, height, width)
+        mask, area = _filled(outlines, height, width)
+        whole = _Whole(label, area, tuple(np.ptp(outlines[0], axis=0).tolist()))
         covered = np.where(mask >= 128, np.uint8(len(placed) + 1), owner)
-        areas = [area for _, area in placed] + [whole_area]
-        if _all_separable(covered, areas):
+        if _all_separable(covered, [each.area for each in (*placed, whole)]):
             owner = covered
-            placed.append((label, areas[-1]))
+            placed.append(whole)
             _paint(rng, image, mask)
     crossed = image.copy(), owner.copy()
     _draw_strokes(rng, *crossed, count=int(rng.integers(0, 2)))
-    if _all_separable(crossed[1], [area for _, area in placed]):
+    if _all_separable(crossed[1], [each.area for each in placed]):
         image, owner = crossed
 
     grain = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) >> 4
     image = cv2.subtract(cv2.add(image, grain), np.full_like(grain, 8))
     return image, [
-        _described(label, area, owner == number)
-        for number, (label, area) in enumerate(placed, start=1)
+        _described(whole, owner == number) for number, whole in enumerate(placed, start=1)
     ]
 
 
@@ -170,11 +180,13 @@ def _tight_box(shown: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
     return xmin + 1, ymin + 1, xmin + width, ymin + height
 
 
-def _described(label: int, whole_area: float, shown: Bool[np.ndarray, "H W"]) -> DrawnObject:
+def _described(whole: _Whole, shown: Bool[np.ndarray, "H W"]) -> DrawnObject:
     box = _tight_box(shown)
-    longer = max(box[2] - box[0], box[3] - box[1]) + 1
-    hidden = np.count_nonzero(shown) < CLEARLY_VISIBLE * whole_area
-    return DrawnObject(label, box, bool(hidden or longer < CLEARLY_LARGE * min(shown.shape)))
+    sides = box[2] - box[0] + 1, box[3] - box[1] + 1
+    hidden = np.count_nonzero(shown) < CLEARLY_VISIBLE * whole.area
+    cut = any(s < CLEARLY_WHOLE * of for s, of in zip(sides, whole.sides, strict=True))
+    small = max(sides) < CLEARLY_LARGE * min(shown.shape)
+    return DrawnObject(whole.label, box, bool(hidden or cut or small))
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:

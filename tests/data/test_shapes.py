@@ -67,14 +67,17 @@ def test_outlines_draw_their_class():
 
 
 def test_hidden_or_small_objects_are_difficult():
-    def difficult(visible_side, whole_area):
+    def difficult(visible_side, whole_area, whole_height):
         shown = np.zeros((100, 120), bool)
         shown[:visible_side, :visible_side] = True
-        return shapes._described(0, whole_area, shown).difficult
+        whole = shapes._Whole(0, whole_area, (float(visible_side), whole_height))
+        return shapes._described(whole, shown).difficult
 
-    assert not difficult(20, 400.0)
-    assert difficult(20, 600.0)
-    assert difficult(13, 169.0)
+    assert not difficult(20, 400.0, 20.0)
+    assert difficult(20, 600.0, 20.0)
+    assert difficult(13, 169.0, 13.0)
+    assert not difficult(20, 400.0, 23.0)
+    assert difficult(20, 400.0, 24.0)  # a tip without much area is hidden
 
 
 def test_what_may_stand_together():
