@@ -27,6 +27,8 @@ PLACES = {
     "recordio": ("set.rec", ()),
     "tfds": ("set", ("train",)),
 }
+# RecordIO keeps the sizes that are known, TFDS has no place for them, the others look them up.
+WITH_SIZES = ("voc", "json", "manifest", "coco")
 CLASSES = ("zebra", "cat & <dog>", "ähre")
 
 
@@ -121,7 +123,7 @@ def test_nothing_is_lost_on_any_way(images, sized, path):
             last = written(last, step, format)
             assert content(last) == content(source)
             assert sorted(last.names) == sorted(source.names)
-            if format != "tfds" and (sized or format != "recordio"):
+            if format in WITH_SIZES or (format == "recordio" and sized and "tfds" not in path):
                 assert (last.annotations.sizes > 0).all()
 
 
