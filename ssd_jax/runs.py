@@ -261,26 +261,31 @@ def _host_batches(config, source, *, start_step, num_threads) -> Iterator[Batch]
 
 
 def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
-    """Names of the images of this process, and the batch on the mesh."""
+    """Names of the images of this process, and the batch on the mesh, without end."""
+    if config.data.cache != "device":
+        return _batches_from_host(config, source, mesh, start_step=start_step)
+    # Filled here, before the clocks and the progress bar of the training start.
+    cache = fill_device_cache(
+        source,
+        mesh,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        num_threads=config.data.threads,
+    )
+    share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
+    batches = cached_batches(
+        cache,
+        mesh,
+        num_images=len(source),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+    )
+    return (([source.names[i] for i in indices[share]], batch) for indices, batch in batches)
+
+
+def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
     names = source.names
-    if config.data.cache == "device":
-        cache = fill_device_cache(
-            source,
-            mesh,
-            canvas=config.data.canvas,
-            max_objects=max_objects(source),
-            num_threads=config.data.threads,
-        )
-        share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
-        for indices, batch in cached_batches(
-            cache,
-            mesh,
-            num_images=len(source),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start_step,
-        ):
-            yield [names[index] for index in indices[share]], batch
     with contextlib.closing(
         _host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
     ) as batches:
@@ -321,7 +326,8 @@ def _describe_cache(config, source, mesh: Mesh) -> str:
     """The memory that the cache will take; refused where there is not as much."""
     needed = cache_bytes(source, canvas=config.data.canvas)
     if config.data.cache == "ram":
-        where, free = "memory", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # All there is: what other programs and the system's own cache hold can be given back.
+        where, free = "memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         where = f"the memory of {mesh.size} devices"
         of_one = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")

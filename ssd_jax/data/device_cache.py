@@ -12,8 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from ssd_jax.data.decode import decode_example
-from ssd_jax.data.pipeline import fill_row, stack_rows, train_positions
+from ssd_jax.data.decode import empty_rows
+from ssd_jax.data.pipeline import decode_rows, train_positions
 from ssd_jax.data.sources.base import Source
 from ssd_jax.sharding import put_replicated, split
 from ssd_jax.types import Batch
@@ -30,15 +30,9 @@ def fill_device_cache(
     Each process decodes what its own devices hold. Rows beyond the source fill up the last device.
     """
     per_device = math.ceil(len(source) / mesh.size)
-    fill = fill_row(canvas=canvas, max_objects=max_objects)
-
-    def decode(index: int) -> Batch:
-        if index >= len(source):
-            return fill
-        return decode_example(source[index], index, canvas=canvas, max_objects=max_objects)
-
+    form = {"canvas": canvas, "max_objects": max_objects}
     own = [
-        (device, place)
+        (device, place * per_device)
         for place, device in enumerate(mesh.devices.flat)
         if device.process_index == jax.process_index()
     ]
@@ -47,16 +41,17 @@ def fill_device_cache(
         ThreadPoolExecutor(max(1, num_threads)) as threads,
         tqdm(total=len(own) * per_device, desc="filling the cache", disable=None) as progress,
     ):
-        for device, place in own:
+        for device, first in own:
             shard = jax.tree.map(
-                lambda x, device=device: jnp.zeros((per_device, *x.shape), x.dtype, device=device),
-                fill,
+                lambda x, device=device: jnp.zeros(
+                    (per_device, *x.shape[1:]), x.dtype, device=device
+                ),
+                empty_rows(0, **form),
             )
             for start in range(0, per_device, _CHUNK):
-                rows = range(start, min(start + _CHUNK, per_device))
-                decoded = threads.map(decode, [place * per_device + row for row in rows])
-                part = jax.device_put(stack_rows(list(decoded)), device)
-                shard = _write(shard, part, start)
+                rows = np.arange(start, min(start + _CHUNK, per_device))
+                part = decode_rows(source, first + rows, **form, apply=threads.map)
+                shard = _write(shard, jax.device_put(part, device), start)
                 progress.update(len(rows))
             shards.append(shard)
     return jax.tree.map(

@@ -7,7 +7,7 @@ threads, and a resumed run needs no state but its step.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -70,22 +70,12 @@ def train_batches(
     share = share_of_process(batch_size, process_index, process_count)
 
     form = {"canvas": canvas, "max_objects": max_objects}
+    rows = functools.partial(decode_rows, source, **form)
     if cache == "ram":
-
-        @functools.cache
-        def decoded(index: int) -> Batch:
-            return decode_example(source[index], index, **form)
-
-        def fill(row: Batch, index: int) -> None:
-            _copy(decoded(index), row)
-
-    else:
-
-        def fill(row: Batch, index: int) -> None:
-            decode_into(row, source[index], index)
-
+        row = functools.cache(lambda index: decode_example(source[index], index, **form))
+        rows = lambda indices: _stacked(map(row, indices.tolist()))  # noqa: E731
     positions = _train_positions(len(source), batch_size, seed)
-    batches = positions[start_step:].map(lambda indices: _batch(fill, indices[share], **form))
+    batches = positions[start_step:].map(lambda indices: rows(indices[share]))
     return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
 
 
@@ -107,18 +97,11 @@ def evaluation_batches(
     import grain
 
     share = share_of_process(batch_size, process_index, process_count)
-    form = {"canvas": canvas, "max_objects": max_objects}
-    unreal = fill_row(**form)
-
-    def fill(row: Batch, index: int) -> None:
-        if index < len(source):
-            decode_into(row, source[index], index)
-        else:
-            _copy(unreal, row)
-
     length = math.ceil(len(source) / batch_size) * batch_size
     positions = grain.MapDataset.range(length).batch(batch_size)
-    batches = positions.map(lambda indices: _batch(fill, indices[share], **form))
+    batches = positions.map(
+        lambda indices: decode_rows(source, indices[share], canvas=canvas, max_objects=max_objects)
+    )
     return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
 
 
@@ -132,42 +115,39 @@ def share_of_process(batch_size: int, process_index: int, process_count: int) ->
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _batch(
-    fill: Callable[[Batch, int], None],
+def decode_rows(
+    source: Source,
     indices: Int[np.ndarray, "B"],
     *,
     canvas: int,
     max_objects: int,
+    apply: Callable[..., Iterable] = map,
 ) -> Batch:
+    """These images as a batch; for an index beyond the source a row that is not `real`.
+
+    `apply` calls a function on each row, as `map` does or the `map` of an executor.
+    """
     batch = empty_rows(len(indices), canvas=canvas, max_objects=max_objects)
-    for place, index in enumerate(indices.tolist()):
-        fill(Batch(*(field[place, ...] for field in batch)), index)
+
+    def fill(place: int, index: int) -> None:
+        row = Batch(*(field[place, ...] for field in batch))
+        if index < len(source):
+            decode_into(row, source[index], index)
+        else:
+            _fill_unreal(row)
+
+    list(apply(fill, range(len(indices)), indices.tolist()))
     return batch
 
 
-def _copy(row: Batch, to: Batch) -> None:
-    for values, place in zip(row, to, strict=True):
-        place[...] = values
+def _fill_unreal(row: Batch) -> None:
+    for field in row:
+        field[...] = 0
+    row.extent[:] = row.size[:] = 1  # of no picture, but one can divide by it
 
 
-def stack_rows(rows: Sequence[Batch]) -> Batch:
-    """Rows of `decode_example` as one batch."""
+def _stacked(rows: Iterable[Batch]) -> Batch:
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
-
-
-def fill_row(*, canvas: int, max_objects: int) -> Batch:
-    """A row that fills up a batch: not `real`."""
-    return Batch(
-        canvas=np.zeros((canvas, canvas, 3), np.uint8),
-        extent=np.ones(2, np.int32),
-        size=np.ones(2, np.int32),
-        boxes=np.zeros((max_objects, 4), np.float32),
-        labels=np.zeros(max_objects, np.int32),
-        difficult=np.zeros(max_objects, bool),
-        valid=np.zeros(max_objects, bool),
-        sample_id=np.array(0, np.int32),
-        real=np.array(False),
-    )
 
 
 def _iterate(batches, *, num_threads: int, prefetch: int) -> Iterator[Batch]:
