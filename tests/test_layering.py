@@ -39,12 +39,13 @@ FLOORS = (
     ("detector",),
     ("outcome", "importing"),
     ("runs",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
 # Beyond the floors: rooms that know nobody but types and errors.
 ALONE = ("ops", "data.sources", "models", "config", "reporting", "evaluation.voc")
-WITHOUT_JAX = ("config", "errors", "cli", "data.sources", "data.decode", "data.codes",
+WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

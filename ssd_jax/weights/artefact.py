@@ -81,7 +81,14 @@ def read_artefact(path: str | os.PathLike) -> Artefact:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     # Whatever JSON may hold instead of what belongs there.
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{path}: its symbol or hyperparams.json is not understood ({error!r}). Expected what "
             "a SageMaker Object Detection job wrote."
@@ -150,12 +157,15 @@ def _heads(nodes: Sequence[Node]) -> tuple[tuple[AnchorLevel, ...], int]:
 def _level(arguments: Mapping[str, str]) -> AnchorLevel:
     if _flag(arguments, "clip", "False"):
         raise UserError("the symbol clips its anchors, which no network of SageMaker does.")
-    steps = _numbers(arguments.get("steps", "(-1.0, -1.0)"))
+    sizes, ratios = _numbers(arguments["sizes"]), _numbers(arguments["ratios"])
+    if not sizes or not ratios or min(sizes + ratios) <= 0:
+        raise UserError(f"anchors of sizes {sizes} and ratios {ratios}; expected some of each.")
+    steps = _pair(arguments.get("steps", "(-1.0, -1.0)"))
     return AnchorLevel(
-        sizes=_numbers(arguments["sizes"]),
-        ratios=_numbers(arguments["ratios"]),
-        steps=None if steps[0] <= 0 or steps[1] <= 0 else (steps[0], steps[1]),
-        offsets=_numbers(arguments.get("offsets", "(0.5, 0.5)")),
+        sizes=sizes,
+        ratios=ratios,
+        steps=None if min(steps) <= 0 else steps,
+        offsets=_pair(arguments.get("offsets", "(0.5, 0.5)")),
     )
 
 
@@ -239,6 +249,11 @@ def _one(nodes: Sequence[Node], op: str) -> Node:
 
 def _flag(arguments: Mapping[str, str], name: str, default: str) -> bool:
     return {"True": True, "1": True, "False": False, "0": False}[arguments.get(name, default)]
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, second = _numbers(text)
+    return first, second
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,0 +1,58 @@
+"""`ssd-jax doctor`."""
+
+from ssd_jax.commands.common import count, location, names_argument, verb
+
+
+def add(verbs) -> None:
+    """Adds the verb."""
+    doctor = verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "look for everything that is wrong with a data set, before a run pays for it",
+        example="ssd-jax doctor data/VOCdevkit --split VOC2007/trainval --out doctor/",
+        note="Exit code: 0 without errors, 3 with any. docs/doctor.md explains every code.",
+    )
+    location(doctor, "location", "SRC")
+    doctor.add_argument(
+        "--against", metavar="SRC2", help="another set that must not share images with it"
+    )
+    names_argument(doctor, "--against-split", "its splits")
+    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
+    doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
+    doctor.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="judge by its default boxes and data.label_width (default: SSD300's boxes)",
+    )
+    doctor.add_argument(
+        "--label-width", type=count, metavar="N", help="numbers that a label may have"
+    )
+
+
+def _doctor(options, rest):
+    from ssd_jax.doctor_report import run_doctor
+
+    anchors, label_width = None, options.label_width
+    if options.config:
+        from ssd_jax import experiment
+        from ssd_jax.config import load_config
+        from ssd_jax.config_check import check
+
+        config = load_config(options.config)
+        check(config)
+        # The default boxes are the same for any number of classes.
+        anchors = experiment.build_network(config, 1).anchors
+        if label_width is None:
+            label_width = config.data.label_width
+    return run_doctor(
+        options.location,
+        split=options.split,
+        classes=options.classes or None,
+        against=options.against,
+        against_split=options.against_split,
+        fix=options.fix,
+        out=options.out,
+        anchors=anchors,
+        label_width=label_width,
+    )

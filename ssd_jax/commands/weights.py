@@ -1,0 +1,44 @@
+"""`ssd-jax weights import`."""
+
+import pathlib
+
+from ssd_jax.commands.common import names_argument, verb
+
+
+def add(verbs) -> None:
+    """Adds the verb."""
+    weights = verbs.add_parser("weights", help="bring weights in", description="Bring weights in.")
+    kinds = weights.add_subparsers(dest="kind", metavar="KIND", required=True)
+    importing = verb(
+        kinds,
+        "import",
+        _weights_import,
+        "make the folder of a run of a detector that was trained elsewhere",
+        settings=True,
+        example="ssd-jax weights import model.tar.gz --out runs/imported --classes cat,dog",
+        note="FILE is a model.tar.gz of SageMaker Object Detection, or a weight file (.params,\n"
+        ".safetensors, .h5, hf://owner/repository/file) with the config of its network.",
+    )
+    importing.add_argument("file", metavar="FILE")
+    importing.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
+    names_argument(importing, "--classes", "in the order of their ids")
+    importing.add_argument(
+        "--reinit-heads", action="store_true", help="begin with new heads where they do not fit"
+    )
+
+
+def _weights_import(options, rest):
+    from ssd_jax import config as configs
+    from ssd_jax.importing import import_weights
+
+    report = import_weights(
+        options.file,
+        options.out,
+        config=configs.load_config(options.config) if options.config else None,
+        classes=tuple(options.classes),
+        assignments=configs.split_assignments(rest),
+        reinit_heads=options.reinit_heads,
+    )
+    print(report)
+    print(f"a run to use: ssd-jax predict --workdir {options.out} IMAGE... --out found/")
