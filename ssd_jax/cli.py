@@ -2,18 +2,57 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from ssd_jax import __version__
-from ssd_jax.commands import convert, data, doctor, evaluate, predict, train, weights
-from ssd_jax.errors import UserError
+from ssd_jax.commands import (
+    benchmark,
+    convert,
+    data,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    report,
+    sagemaker,
+    serve,
+    train,
+    weights,
+)
+from ssd_jax.errors import Stopped, UserError
+
+# EX_TEMPFAIL of BSD's sysexits.h: not an error, but to be run again.
+EXIT_STOPPED = 75
 
 # In the order in which --help lists them.
-COMMANDS = (train, evaluate, predict, doctor, convert, data, weights)
+COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
+            doctor, convert, data, weights, benchmark)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a mistake of the user's is one message on stderr and exit code 2."""
+    try:
+        code = _run_verb(arguments)
+    except Exception:
+        if not _of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code not in (0, EXIT_STOPPED) and _of_several():
+        from ssd_jax.cluster import leave
+
+        leave(code)
+    return code
+
+
+def _of_several() -> bool:
+    """Whether this process is one of a run of several; without importing JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _run_verb(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_settings", False):
@@ -23,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"{options.parser.prog}: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print(f"{options.parser.prog}: interrupted", file=sys.stderr)
         return 130

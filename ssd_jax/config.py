@@ -30,17 +30,20 @@ def default_config() -> ConfigDict:
     `recipes.py` has what the recipe "sagemaker" changes.
     """
     config = ConfigDict()
-    config.recipe = "paper"  # paper | sagemaker: what the algorithm is compared with
+    config.recipe = "paper"  # paper | sagemaker | best: what the algorithm is compared with
     config.seed = 0
     config.batch_size = 32
     config.epochs = placeholder(float)  # exactly one of epochs and steps is set
     config.steps = placeholder(int)
     config.log_every_steps = 10
+    config.sharding = "replicated"  # replicated | fsdp: the state whole on each device, or cut
     config.model = {
         "backbone": "vgg16",  # vgg16 | resnet50 (v1.5) | resnet50_v1 | resnet50_v2 | small
         "extras": "paper",  # paper | mxnet: the layers behind the backbone
         "image_size": 300,  # px; the network's square input
         "width": 1.0,  # multiplies every channel count
+        "fpn_channels": 0,  # of a feature pyramid over the maps, see models/fpn.py; 0 = none
+        "class_activation": "softmax",  # softmax | sigmoid, which the class loss decides
         "first_stage": placeholder(int),  # of a ResNet: the finest stage that is detected on
         "dtype": "float32",  # of the computation: float32 | bfloat16; parameters are float32
         "batch_norm": "none",  # none | frozen | batch; a ResNet needs one of the latter two
@@ -54,7 +57,7 @@ def default_config() -> ConfigDict:
         "scales": (),  # or one's own, as parts of the image side, one more than there are maps
     }
     config.weights = {
-        "path": "",  # a file, a run's folder or hf://..., see docs/weights.md; "" = from scratch
+        "path": "",  # what to begin with, see docs/weights.md; "" = from scratch
         "reinitialise": (),  # what may be of another shape there, as ("params/heads/*",)
     }
     split = {
@@ -107,6 +110,10 @@ def default_config() -> ConfigDict:
             "choice": "even",  # even | first
             "iou_binds": True,
         },
+        "mosaic": {  # of four consecutive images; probability 0 = none
+            "probability": 0.0,
+            "scale": (1.0, 2.0),
+        },
     }
     config.preprocess = {
         "mean": (123.675, 116.28, 103.53),  # RGB, ImageNet
@@ -119,6 +126,11 @@ def default_config() -> ConfigDict:
         "empty_is_negative": True,  # False: images without objects are not learned from
     }
     config.loss = {
+        "class_loss": "softmax",  # softmax | focal | quality_focal | varifocal, see ops/losses.py
+        "box_loss": "smooth_l1",  # smooth_l1 | giou | diou | ciou, see ops/box_losses.py
+        "label_smoothing": 0.0,  # softmax only
+        "focal_alpha": 0.25,  # focal, varifocal (there 0.75)
+        "focal_gamma": 2.0,  # all but softmax
         "negatives_per_positive": 3,
         "minimum_negatives": 3,  # also in an image without objects
         "box_weight": 1.0,
@@ -126,7 +138,7 @@ def default_config() -> ConfigDict:
         "group": 0,  # images that are counted together; 0 = the whole batch
     }
     config.optimizer = {
-        "name": "sgd",  # sgd | adamw
+        "name": "sgd",  # sgd | adamw | adam | rmsprop | adadelta (the last three as in MXNet)
         "learning_rate": 1e-3,  # the highest
         "momentum": 0.9,  # sgd only
         "learning_rate_in_momentum": False,  # sgd only
@@ -135,10 +147,13 @@ def default_config() -> ConfigDict:
         "rate_multipliers": (),  # of the learning rate; 0 freezes
         "decay_multipliers": (("*", 0.0), ("*/kernel", 1.0)),  # of weight_decay
         "clip_norm": placeholder(float),  # largest global norm of the gradient
-        "schedule": "step",  # step | one_cycle
+        "gradient_scale": 1.0,  # multiplies the gradient, ahead of the clipping
+        "schedule": "step",  # step | cosine | one_cycle
         "decay_epochs": (160.0, 200.0),  # step: learning rate times decay_factor after these
+        "steps_per_epoch": placeholder(int),  # of decay_epochs; None = images / batch_size
         "decay_factor": 0.1,
-        "warmup_steps": 0,  # step: linear from 0
+        "warmup_steps": 0,  # step, cosine: linear from 0
+        "ema_decay": 0.0,  # of a moving average of the weights, which then is measured; 0 = none
     }
     config.detect = {
         "score_threshold": 0.01,
@@ -148,19 +163,33 @@ def default_config() -> ConfigDict:
         "force_suppress": False,  # with best: boxes of any class suppress each other
         "candidates": 400,  # a class; with best in all
         "max_detections": 200,
+        "nms": "hard",  # hard | linear | gaussian: the latter two lower scores, see ops/nms.py
+        "soft_nms_sigma": 0.5,  # gaussian only
+        "flip": False,  # True: look at the mirrored image too, in twice the time
         "clip": True,  # boxes to the image
     }
     config.evaluate = {
         "every_epochs": placeholder(float),  # neither = only at the end
         "every_steps": placeholder(int),
         "batch_size": 32,
-        "metric": "voc07",  # voc07 | voc12 | mxnet: the mAP that chooses the best checkpoint
+        "metric": "voc07",  # voc07 | voc12 | mxnet | coco: the mAP that chooses the best checkpoint
         "iou_threshold": 0.5,
     }
     config.checkpoint = {
         "every_steps": 1000,  # and after each evaluation
         "keep_latest": 2,
         "select": "last",  # last | best: what the end of a run, evaluate and predict use
+    }
+    config.early_stopping = {
+        "enabled": False,  # True: end the run when evaluate.metric stands still
+        "minimum_epochs": 10.0,  # never end it before
+        "patience": 5,  # evaluations without an improvement
+        "tolerance": 0.0,  # what counts as one: more than this part of the best
+    }
+    config.watchdog = {  # see docs/reliability.md
+        "factor": 20.0,  # times the median of a step, then the run ends as stalled; 0 = never
+        "minimum_seconds": 300.0,  # but never sooner
+        "first_seconds": 3600.0,  # for the first steps, which compile
     }
     return config.lock()
 

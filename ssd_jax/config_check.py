@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     defaults = dict(flat_items(default_config()))
     for name, value in flat_items(config):
         expect(name, value is not None or defaults[name] is None, "a value")
-    choice("recipe", "paper", "sagemaker")
+    choice("recipe", "paper", "sagemaker", "best")
     choice("model.backbone", "vgg16", "resnet50", "resnet50_v1", "resnet50_v2", "small")
     recipe_config(config.recipe, config.model.backbone)
     choice("model.extras", "paper", "mxnet")
@@ -40,34 +40,45 @@ def check(config: ConfigDict) -> None:
     choice("augment.crop.choice", "even", "first")
     choice("loss.normalization", "positives", "valid")
     choice("detect.class_per_anchor", "all", "best")
+    choice("detect.nms", "hard", "linear", "gaussian")
+    choice("model.class_activation", "softmax", "sigmoid")
+    choice("loss.class_loss", "softmax", "focal", "quality_focal", "varifocal")
+    choice("loss.box_loss", "smooth_l1", "giou", "diou", "ciou")
     choice("model.dtype", "float32", "bfloat16")
     choice("model.batch_norm", "none", "frozen", "batch")
     choice("data.problems", "error", "skip")
     choice("data.cache", "none", "ram", "device")
-    choice("optimizer.name", "sgd", "adamw")
-    choice("optimizer.schedule", "step", "one_cycle")
-    choice("evaluate.metric", "voc07", "voc12", "mxnet")
+    choice("sharding", "replicated", "fsdp")
+    choice("optimizer.name", "sgd", "adamw", "adam", "rmsprop", "adadelta")
+    choice("optimizer.schedule", "step", "cosine", "one_cycle")
+    choice("evaluate.metric", "voc07", "voc12", "mxnet", "coco")
     choice("checkpoint.select", "last", "best")
     for name in ("match.iou_threshold", "detect.iou_threshold", "detect.score_threshold",
                  "evaluate.iou_threshold", "optimizer.momentum", "augment.flip",
                  "augment.flip_vertical",
                  "augment.distort.probability",
                  "augment.jitter.probability", "augment.crop.probability",
+                 "augment.mosaic.probability", "loss.label_smoothing", "loss.focal_alpha",
                  "model.batch_norm_momentum", "augment.expand.probability"):  # fmt: skip
         fraction(name)
     for name in ("batch_size", "steps", "log_every_steps", "data.canvas", "data.label_width",
                  "evaluate.every_steps", "evaluate.batch_size", "checkpoint.every_steps",
-                 "checkpoint.keep_latest", "detect.candidates",
+                 "optimizer.steps_per_epoch",
+                 "checkpoint.keep_latest", "detect.candidates", "early_stopping.patience",
                  "detect.max_detections", "augment.crop.trials"):  # fmt: skip
         at_least(name, 1)
-    for name in ("loss.minimum_negatives", "loss.box_weight", "loss.group",
+    for name in ("loss.minimum_negatives", "loss.box_weight", "loss.group", "watchdog.factor",
+                 "early_stopping.minimum_epochs", "early_stopping.tolerance",
                  "optimizer.weight_decay", "optimizer.warmup_steps", "data.threads",
+                 "model.fpn_channels", "loss.focal_gamma",
                  "model.batch_norm_group"):  # fmt: skip
         at_least(name, 0)
     at_least("model.image_size", 64)
     for name in ("epochs", "optimizer.learning_rate", "optimizer.clip_norm", "model.width",
+                 "optimizer.gradient_scale", "detect.soft_nms_sigma",
                  "model.batch_norm_epsilon", "model.l2_epsilon",
-                 "evaluate.every_epochs", "optimizer.decay_factor"):  # fmt: skip
+                 "evaluate.every_epochs", "optimizer.decay_factor", "watchdog.minimum_seconds",
+                 "watchdog.first_seconds"):  # fmt: skip
         value = get(config, name)
         expect(name, value is None or value > 0, "more than 0")
     expect("steps", (config.steps is None) != (config.epochs is None),
@@ -75,6 +86,9 @@ def check(config: ConfigDict) -> None:
     expect("evaluate.every_steps",
            config.evaluate.every_steps is None or config.evaluate.every_epochs is None,
            "at most one of every_steps and every_epochs")  # fmt: skip
+    expect("early_stopping.enabled", not config.early_stopping.enabled
+           or config.evaluate.every_epochs is not None or config.evaluate.every_steps is not None,
+           "False, or evaluations to decide by: set evaluate.every_epochs")  # fmt: skip
     expect("model.batch_norm", not config.model.backbone.startswith("resnet50")
            or config.model.batch_norm != "none",
            "frozen or batch: a resnet50 has batch normalisation")  # fmt: skip
@@ -88,6 +102,22 @@ def check(config: ConfigDict) -> None:
     expect("detect.force_suppress", not config.detect.force_suppress
            or config.detect.class_per_anchor == "best",
            "False, or detect.class_per_anchor = 'best'")  # fmt: skip
+    with_softmax = config.loss.class_loss == "softmax"
+    expect("model.class_activation", (config.model.class_activation == "softmax") == with_softmax,
+           f"{'softmax' if with_softmax else 'sigmoid'}, which loss.class_loss "
+           f"{config.loss.class_loss!r} is made for")  # fmt: skip
+    expect("loss.label_smoothing", not config.loss.label_smoothing or with_softmax,
+           "0, or loss.class_loss = 'softmax'")  # fmt: skip
+    expect("loss.normalization", config.loss.normalization == "positives"
+           or (with_softmax and config.loss.box_loss == "smooth_l1"),
+           "positives: only softmax with smooth_l1 can be counted otherwise")  # fmt: skip
+    expect("optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1, "at least 0, less than 1")
+    mosaic = config.augment.mosaic
+    expect("augment.mosaic.scale", _numbers(mosaic.scale, 2)
+           and 1 <= mosaic.scale[0] <= mosaic.scale[1] <= 2,
+           "two rising numbers from 1 to 2")  # fmt: skip
+    expect("augment.mosaic.probability", not mosaic.probability or config.batch_size % 4 == 0,
+           f"0, or a batch_size that 4 divides, not {config.batch_size}")  # fmt: skip
     expect("seed", 0 <= config.seed < 2**31, "a number from 0 to 2147483647")
     expect("evaluate.iou_threshold", config.evaluate.iou_threshold > 0, "more than 0")
     for name in ("preprocess.mean", "preprocess.std"):

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from ssd_jax.cluster import from_first
 from ssd_jax.config import read_config
 from ssd_jax.data.decode import decode_image
 from ssd_jax.experiment import Network, build_network, build_predict
@@ -31,8 +33,10 @@ def load_trained(
     config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh, step: str | None = None
 ) -> Trained:
     """The checkpoint that `step` names: last, best, a number, or None for the config's choice."""
-    with open_checkpoints(config, workdir) as checkpoints:
+    with open_checkpoints(config, workdir, read_only=True) as checkpoints:
         chosen = checkpoints.select(step or config.checkpoint.select)
+        if mesh.is_multi_process:
+            chosen = from_first(chosen)
         classes = checkpoints.classes(chosen)
         network = build_network(config, len(classes))
         like = jax.tree.map(
@@ -43,12 +47,15 @@ def load_trained(
     return Trained(network, variables, classes, chosen)
 
 
-def open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:
+def open_checkpoints(
+    config: ConfigDict, workdir: pathlib.Path, *, read_only: bool = False
+) -> Checkpoints:
     """The checkpoints of the run in `workdir`, the best by the config's metric."""
     return Checkpoints(
         pathlib.Path(workdir) / "checkpoints",
         metric=f"map_{config.evaluate.metric}",
         keep_latest=config.checkpoint.keep_latest,
+        read_only=read_only,
     )
 
 
@@ -59,7 +66,7 @@ class Detector:
         self.classes = trained.classes
         self.step = trained.step
         self._variables = trained.variables
-        self._canvas = config.data.canvas
+        self.canvas = config.data.canvas
         self._predict = jax.jit(build_predict(config, trained.network))
 
     @classmethod
@@ -79,8 +86,14 @@ class Detector:
         found = []
         for index, data in enumerate(images):
             name = names[index] if names else f"image {index}"
-            canvas, extent, _ = decode_image(data, name, self._canvas)
-            batch = self._predict(self._variables, canvas[None], np.asarray(extent, np.int32)[None])
-            rows = jax.tree.map(lambda x: x[0], jax.device_get(batch))
+            canvas, extent, _ = decode_image(data, name, self.canvas)
+            batch = self.predict(canvas[None], np.asarray(extent, np.int32)[None])
+            rows = jax.tree.map(lambda x: x[0], batch)
             found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
         return found
+
+    def predict(
+        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
+    ) -> Detections:
+        """Detections of decoded pictures as `types.Batch` holds them, S being `self.canvas`."""
+        return jax.device_get(self._predict(self._variables, canvas, extent))

@@ -15,3 +15,7 @@ class DataError(UserError):
         super().__init__(f"{code} {where}: {problem}. {fix}")
         self.code = code
         self.where = where
+
+
+class Stopped(Exception):
+    """A run was asked to stop; what it had done is saved, and the same command goes on."""

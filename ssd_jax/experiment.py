@@ -1,11 +1,13 @@
 """Where a config becomes the parts of a run. Below this file nothing knows a config."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -26,8 +28,12 @@ from ssd_jax.ops.anchors import (
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.colour import Distort, Jitter
 from ssd_jax.ops.crop import Crop, Expand
+from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.predict import make_predict
+from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer
+from ssd_jax.train.step import train_step
+from ssd_jax.train.stopping import EarlyStopping
 
 _LEVELS = {
     "paper": paper_levels,
@@ -61,10 +67,11 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
     )
     if not config.data.doctor:
         return source
-    usable, _ = check_before_training(source, cache_folder(), show_progress=True)
-    if len(usable) == len(source):
-        return source
-    return check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
+    usable, diagnosis = check_before_training(source, cache_folder(), show_progress=True)
+    if len(usable) < len(source):
+        source = check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
+    source.findings = diagnosis.counts
+    return source
 
 
 def build_network(config: ConfigDict, num_classes: int) -> Network:
@@ -80,6 +87,7 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
         **config.model,
         num_classes=num_classes,
         anchors_per_cell=tuple(level.anchors_per_cell for level in levels),
+        batch_axis=BATCH_AXIS,
     )
     return Network(model, default_boxes(shapes, levels))
 
@@ -115,6 +123,19 @@ def evaluate_every(config: ConfigDict, images: int) -> int | None:
     return config.evaluate.every_steps
 
 
+def build_early_stopping(config: ConfigDict, images: int) -> EarlyStopping | None:
+    """The rule that may end the run early, None without one."""
+    words = config.early_stopping
+    if not words.enabled:
+        return None
+    return EarlyStopping(
+        metric=f"map_{config.evaluate.metric}",
+        patience=words.patience,
+        tolerance=words.tolerance,
+        minimum_step=steps_of(words.minimum_epochs, images, config.batch_size),
+    )
+
+
 def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
     """Learning rate as a function of the step."""
     words = config.optimizer
@@ -122,9 +143,16 @@ def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
         return optimizer.one_cycle_schedule(
             words.learning_rate, total_steps=total_steps(config, images)
         )
+    if words.schedule == "cosine":
+        return optimizer.cosine_schedule(
+            words.learning_rate,
+            total_steps=total_steps(config, images),
+            warmup_steps=words.warmup_steps,
+        )
+    epoch = words.steps_per_epoch or images / config.batch_size
     return optimizer.step_schedule(
         words.learning_rate,
-        decay_steps=[steps_of(epochs, images, config.batch_size) for epochs in words.decay_epochs],
+        decay_steps=[round(epochs * epoch) for epochs in words.decay_epochs],
         decay_factor=words.decay_factor,
         warmup_steps=words.warmup_steps,
     )
@@ -140,8 +168,34 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         "rate_multipliers",
         "decay_multipliers",
         "clip_norm",
+        "gradient_scale",
     )
     return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
+
+
+def build_step(
+    config: ConfigDict,
+    network: Network,
+    schedule: optax.Schedule,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable:
+    """`step(state, batch)`, not yet jitted."""
+    return functools.partial(
+        train_step,
+        mesh=mesh,
+        sharding=config.sharding,
+        model=network.model,
+        optimizer=optimizer,
+        schedule=schedule,
+        anchors=network.anchors,
+        augmentation=augmentation_settings(config),
+        mean=config.preprocess.mean,
+        std=config.preprocess.std,
+        loss=loss_settings(config),
+        rate_multipliers=config.optimizer.rate_multipliers,
+        ema_decay=config.optimizer.ema_decay,
+    )
 
 
 def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
@@ -154,6 +208,7 @@ def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
         "expand": Expand(**words.pop("expand")),
         "crop": Crop(**words.pop("crop")),
     }
+    mosaics = Mosaic(**words.pop("mosaic"))
     never = [name for name, part in parts.items() if not part.probability]
     if not parts["crop"].min_ious:
         never.append("crop")
@@ -162,6 +217,7 @@ def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
         "image_size": config.model.image_size,
         "settings": Augmentation(**words, **parts | dict.fromkeys(never)),
         "fill": fill,
+        "mosaics": mosaics if mosaics.probability else None,
     }
 
 

@@ -1,6 +1,7 @@
 """The pictures that a run leaves in its folder."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import numpy as np
 from ssd_jax import visualize
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.sources.base import Source
-from ssd_jax.evaluation.run import Evaluation
+from ssd_jax.evaluation.metrics import Evaluation
 from ssd_jax.ops.augment import Augmentation
+from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.reporting import read_metrics
 from ssd_jax.train.step import augment_batch
 from ssd_jax.types import Batch
@@ -28,12 +30,19 @@ def draw_augmented(
     image_size: int,
     settings: Augmentation,
     fill: tuple[float, float, float],
+    mosaics: Mosaic | None = None,
 ) -> None:
     """The first pictures of a batch as the network will see them at step 0, with their boxes."""
     few = jax.tree.map(lambda column: np.asarray(column)[:SHOWN], batch)
     images, few = jax.jit(
         lambda batch: augment_batch(
-            batch, 0, seed=seed, image_size=image_size, settings=settings, fill=fill
+            batch,
+            0,
+            seed=seed,
+            image_size=image_size,
+            settings=settings,
+            fill=fill,
+            mosaics=mosaics,
         )
     )(few)
     visualize.save_png(
@@ -43,19 +52,26 @@ def draw_augmented(
 
 
 def draw_detections(
-    source: Source, evaluation: Evaluation, path: pathlib.Path, *, iou_threshold: float
+    source: Source,
+    evaluation: Evaluation,
+    path: pathlib.Path,
+    *,
+    images: Sequence[int],
+    iou_threshold: float,
 ) -> None:
-    """Ground truth next to detections, for pictures taken evenly from the whole source."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, SHOWN).round().astype(int)).tolist()
-    images, truths, found = [], [], []
-    for index in chosen:
+    """Ground truth next to detections of the given images; of none no picture stays."""
+    if not images:
+        path.unlink(missing_ok=True)
+        return
+    pixels, truths, found = [], [], []
+    for index in images:
         example = source[index]
         canvas, (height, width), _ = decode_image(example.image, example.name, SHOWN_SIDE)
-        images.append(canvas[:height, :width])
+        pixels.append(canvas[:height, :width])
         truths.append(_normalised(evaluation.ground_truths[index], example.size))
         found.append(_normalised(evaluation.detections[index], example.size))
     picture = visualize.detection_mosaic(
-        images, truths, found, classes=source.classes, iou_threshold=iou_threshold
+        pixels, truths, found, classes=source.classes, iou_threshold=iou_threshold
     )
     visualize.save_png(path, picture)
 
@@ -63,13 +79,6 @@ def draw_detections(
 def draw_curves(metrics_file: pathlib.Path, path: pathlib.Path) -> None:
     """Loss, learning rate and mAP over the steps of the run."""
     visualize.plot_curves(read_metrics(metrics_file), path)
-
-
-def draw_precision_recall(
-    evaluation: Evaluation, path: pathlib.Path, *, classes: tuple[str, ...]
-) -> None:
-    """One curve a class."""
-    visualize.plot_precision_recall(evaluation.result, classes, path)
 
 
 def _normalised(record, size):

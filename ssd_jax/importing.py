@@ -15,13 +15,14 @@ from ssd_jax.data.storage import is_remote, stage
 from ssd_jax.detector import load_trained, open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import Network, build_network
+from ssd_jax.export.folder import META, read_folder
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.models.ssd import feature_shapes
 from ssd_jax.ops.anchors import default_boxes
 from ssd_jax.recipes import recipe_config
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.state import create_state
-from ssd_jax.weights.archive import is_archive
+from ssd_jax.weights.archive import is_archive, read_archive
 from ssd_jax.weights.artefact import Artefact, read_artefact
 from ssd_jax.weights.load import HEADS, LoadReport, load_weights
 from ssd_jax.weights.maps import NameMap, Target, unchanged
@@ -100,14 +101,20 @@ def start_from(
 ) -> tuple[dict, LoadReport]:
     """Variables to begin a training with, and what was loaded.
 
-    `source` is the folder of a run, of which the checkpoint is taken that its config selects, a
-    URL, or anything that `load_weights` takes; the other words are its as well. With `config`, a
-    run must have had the same input and anchors, without which its weights mean something else.
+    `source` is the folder of a run, of which the checkpoint is taken that its config selects, an
+    exported detector, a model.tar.gz of SageMaker, a URL of one of these, or anything that
+    `load_weights` takes; the other words are its as well. With `config`, a detector must have had
+    the same input and anchors, without which its weights mean something else.
     """
-    if not pathlib.Path(source).is_dir():
-        source = _local(source)
-        return load_weights(variables, source, backbone=backbone, reinitialise=reinitialise)
-    file, own = _read_run(pathlib.Path(source), config)
+    folder = pathlib.Path(source)
+    source = source if folder.is_dir() else _local(source)
+    file, own = source, None
+    if _is_exported(source):
+        file, own = _read_exported(source, config)
+    elif folder.is_dir():
+        file, own = _read_run(folder, config)
+    elif is_archive(source):
+        file = _read_sagemaker(source, config)
     return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
 
 
@@ -120,8 +127,52 @@ def _local(source: str) -> str:
     return source
 
 
+def _is_exported(source: str) -> bool:
+    if pathlib.Path(source, META).is_file():
+        return True
+    return is_archive(source) and META in read_archive(source)
+
+
 def _read_run(workdir: pathlib.Path, ours: ConfigDict | None) -> tuple[WeightFile, NameMap]:
     config = configs.read_config(workdir / CONFIG_FILE)
+    _check_input(
+        str(workdir), config, ours, f"the config of that run, --config {workdir / CONFIG_FILE}"
+    )
+    trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
+    tensors = {
+        "/".join(entry.key for entry in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
+    }
+    about = {"classes": ", ".join(trained.classes)}
+    file = WeightFile(f"{workdir}, step {trained.step}", tensors, about)
+    return file, _own_names("a run of ours", config, tensors)
+
+
+def _read_exported(source: str, ours: ConfigDict | None) -> tuple[WeightFile, NameMap]:
+    folder = read_folder(source)
+    config, tensors = folder.config(), folder.weights()
+    _check_input(source, config, ours, "the settings in its meta.json")
+    about = {"classes": ", ".join(folder.classes)}
+    names = _own_names("an exported detector of ours", config, tensors)
+    return WeightFile(source, tensors, about), names
+
+
+def _read_sagemaker(source: str, ours: ConfigDict | None) -> WeightFile:
+    artefact = read_artefact(source)
+    if ours:
+        _check_anchors(source, artefact, build_network(ours, artefact.num_classes), ours)
+    return artefact.weights
+
+
+def _own_names(kind: str, config: ConfigDict, tensors: dict[str, np.ndarray]) -> NameMap:
+    return NameMap(
+        f"{kind}, {config.model.backbone}",
+        {name: Target(name, unchanged) for name in tensors},
+        backbones=(config.model.backbone,),
+    )
+
+
+def _check_input(source: str, config: ConfigDict, ours: ConfigDict | None, theirs_is: str) -> None:
     theirs = dict(configs.flat_items(config))
     differing = [
         f"config.{name} is {value!r}, in that run {theirs[name]!r}"
@@ -130,22 +181,9 @@ def _read_run(workdir: pathlib.Path, ours: ConfigDict | None) -> tuple[WeightFil
     ]
     if differing:
         raise UserError(
-            f"{workdir}: its weights are for another input or other anchors: "
-            f"{'; '.join(differing)}. Train with the config of that run, --config "
-            f"{workdir / CONFIG_FILE}, or change these settings."
+            f"{source}: its weights are for another input or other anchors: "
+            f"{'; '.join(differing)}. Train with {theirs_is}, or change these settings."
         )
-    trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
-    tensors = {
-        "/".join(entry.key for entry in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
-    }
-    own = NameMap(
-        f"a run of ours, {config.model.backbone}",
-        {name: Target(name, unchanged) for name in tensors},
-        backbones=(config.model.backbone,),
-    )
-    about = {"classes": ", ".join(trained.classes)}
-    return WeightFile(f"{workdir}, step {trained.step}", tensors, about), own
 
 
 def _class_names(

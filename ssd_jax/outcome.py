@@ -1,18 +1,24 @@
 """How well a run did: measured once more from its checkpoint, told, written and drawn."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssd_jax import experiment, gallery
+from ssd_jax import experiment, gallery, visualize_evaluation
+from ssd_jax.cluster import run_facts, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
-from ssd_jax.evaluation.run import Evaluation, evaluate, summary
-from ssd_jax.recipes import recipe_changes
-from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, write_json
+from ssd_jax.evaluation import metrics
+from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
+from ssd_jax.evaluation.run import evaluate
+from ssd_jax.report.collect import describe_run
+from ssd_jax.report.examples import choose_examples
+from ssd_jax.report.page import write_page
+from ssd_jax.reporting import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, write_json
 from ssd_jax.sharding import each_device_alone, make_mesh
 
 PICTURES = "pictures"
@@ -25,6 +31,7 @@ class Measured(NamedTuple):
     step: int
     source: Source
     evaluation: Evaluation
+    diagnosis: Diagnosis
 
 
 def measure(
@@ -34,6 +41,7 @@ def measure(
     split: str | None = None,
     step: str | None = None,
     mesh: Mesh | None = None,
+    watch: Callable[[Iterator], Iterator] = iter,
 ) -> Measured:
     """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
 
@@ -42,67 +50,51 @@ def measure(
     split = split or ("test" if config.data.test.root else "val")
     mesh = mesh or make_mesh()
     trained = load_trained(config, workdir, mesh=mesh, step=step)
-    source = experiment.build_source(config, split, classes=trained.classes)
+    with together() as facts:
+        source = experiment.build_source(config, split, classes=trained.classes)
+        facts |= run_facts(config) | data_report(source)
     predict = each_device_alone(experiment.build_predict(config, trained.network), mesh)
-    evaluation = evaluate_variables(config, predict, trained.variables, source=source, mesh=mesh)
-    return Measured(split, trained.step, source, evaluation)
+    evaluation = evaluate_variables(
+        config,
+        predict,
+        trained.variables,
+        source=source,
+        mesh=mesh,
+        watch=watch,
+        with_coco=True,
+    )
+    return Measured(split, trained.step, source, evaluation, metrics.diagnose(evaluation))
 
 
 def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
     """The content of report.json: metrics with the protocol that they were measured by."""
+    results = metrics.results_dict(measured.evaluation, measured.diagnosis, measured.source.classes)
     return {
-        "metrics": summary(measured.evaluation, measured.source.classes),
-        "protocol": measured.evaluation.result.protocol.to_dict()
+        "headline": headline(config, measured),
+        **results,
+        "protocol": results["protocol"]
         | {
             "split": measured.split,
             "root": config.data[measured.split].root,
             "image_sets": config.data[measured.split].image_sets,
             "fingerprint": measured.source.fingerprint,
             "recipe": config.recipe,
-            "recipe_changes": {
-                name: {"recipe": theirs, "run": ours}
-                for name, (theirs, ours) in recipe_changes(config).items()
-            },
             "checkpoint": config.checkpoint.select,
         },
         "step": measured.step,
-        "classes": measured.source.classes,
         "seed": config.seed,
     }
 
 
 def headline(config: ConfigDict, measured: Measured) -> str:
     """E.g. "mAP@.5 (VOC07 11-point) = 0.962"."""
-    result = measured.evaluation.result
-    name, value = {
-        "voc07": ("VOC07 11-point", result.map11),
-        "voc12": ("VOC12 area", result.map),
-        "mxnet": ("mxnet-ssd 11-point", measured.evaluation.mxnet.map11),
-    }[config.evaluate.metric]
-    threshold = f"{config.evaluate.iou_threshold:g}".removeprefix("0")
-    text = "undefined: no object to find" if value is None else f"{value:.3f}"
-    return f"mAP@{threshold} ({name}) = {text}"
+    return metrics.headline(measured.evaluation, config.evaluate.metric)
 
 
 def table(measured: Measured) -> str:
-    """Average precision of each class, and the protocol."""
-    result = measured.evaluation.result
-    classes = measured.source.classes
-    width = max(map(len, ("class", *classes)))
-    number = lambda value: "    -" if value is None else f"{value:.3f}"  # noqa: E731
-    lines = [f"{'class':{width}}  11-point   area  objects"]
-    for name, of_class in zip(classes, result.per_class, strict=True):
-        lines.append(
-            f"{name:{width}}     {number(of_class.ap11)}  {number(of_class.ap)}  {of_class.npos:7,}"
-        )
-    lines.append(f"{'mean':{width}}     {number(result.map11)}  {number(result.map)}")
-    counted, mxnet = measured.evaluation.counted, measured.evaluation.mxnet
-    lines.append(f"with difficult objects asked for {number(counted.map11)}, ")
-    lines[-1] += f"by mxnet-ssd's own metric {number(mxnet.map11)} (11-point)"
-    lines.append(
-        f"step {measured.step}, split {measured.split}: {result.protocol.describe('11-point')}"
-    )
-    return "\n".join(lines)
+    """All metrics, and the protocol."""
+    rows = metrics.table(measured.evaluation, measured.diagnosis, measured.source.classes)
+    return f"{rows}\nstep {measured.step}, split {measured.split}"
 
 
 def data_report(source: Source) -> dict[str, Any]:
@@ -111,34 +103,77 @@ def data_report(source: Source) -> dict[str, Any]:
         "images": len(source),
         "objects": len(source.annotations.labels),
         "fingerprint": source.fingerprint,
+        "doctor": source.findings,
         "left_out": source.problems.counts,
         "left_out_because": [str(error) for error in source.problems.found],
     }
 
 
+def write_evaluation(config: ConfigDict, folder: pathlib.Path, measured: Measured) -> None:
+    """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder."""
+    write_json(folder / EVALUATION_FILE, report(config, measured))
+    visualize_evaluation.draw_measures(
+        measured.evaluation, measured.diagnosis, folder, classes=measured.source.classes
+    )
+
+
 def write_result(
     config: ConfigDict, workdir: pathlib.Path, measured: Measured, sources: dict[str, Source]
 ) -> None:
-    """Leaves report.json and the pictures of a finished run in its folder."""
-    data = {split: data_report(source) for split, source in sources.items()}
-    write_json(workdir / REPORT_FILE, report(config, measured) | {"data": data})
+    """Leaves report.json, report.html and the pictures of a finished run in its folder."""
     pictures = workdir / PICTURES
-    gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
-    gallery.draw_precision_recall(
-        measured.evaluation, pictures / "precision_recall.png", classes=measured.source.classes
-    )
-    gallery.draw_detections(
-        measured.source,
-        measured.evaluation,
-        pictures / "detections.png",
+    examples = choose_examples(
+        measured.evaluation.ground_truths,
+        measured.evaluation.detections,
+        num_classes=len(measured.source.classes),
         iou_threshold=config.evaluate.iou_threshold,
     )
+    names = measured.source.names
+    write_json(
+        workdir / REPORT_FILE,
+        report(config, measured)
+        | {
+            "data": {split: data_report(source) for split, source in sources.items()},
+            "examples": {
+                kind: [{**each._asdict(), "image": names[each.image]} for each in chosen]
+                for kind, chosen in examples.items()
+            },
+        }
+        | describe_run(config, workdir),
+    )
+    gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
+    visualize_evaluation.draw_measures(
+        measured.evaluation, measured.diagnosis, pictures, classes=measured.source.classes
+    )
+    evenly = np.linspace(0, len(names) - 1, gallery.SHOWN).round().astype(int)
+    chosen = {"detections": sorted(set(evenly.tolist()))} | {
+        f"examples_{kind}": [each.image for each in found] for kind, found in examples.items()
+    }
+    for name, images in chosen.items():
+        gallery.draw_detections(
+            measured.source,
+            measured.evaluation,
+            pictures / f"{name}.png",
+            images=images,
+            iou_threshold=config.evaluate.iou_threshold,
+        )
+    write_page(workdir)
 
 
 def evaluate_variables(
-    config: ConfigDict, predict: Callable, variables: Any, *, source: Source, mesh: Mesh
+    config: ConfigDict,
+    predict: Callable,
+    variables: Any,
+    *,
+    source: Source,
+    mesh: Mesh,
+    watch: Callable[[Iterator], Iterator] = iter,
+    with_coco: bool = False,
 ) -> Evaluation:
-    """`evaluation.run.evaluate` with the words of the config."""
+    """`evaluation.run.evaluate` with the words of the config.
+
+    Without `with_coco`, COCO's metric is measured only where the config chooses by it.
+    """
     return evaluate(
         predict,
         variables,
@@ -148,4 +183,6 @@ def evaluate_variables(
         canvas=config.data.canvas,
         iou_threshold=config.evaluate.iou_threshold,
         num_threads=config.data.threads,
+        with_coco=with_coco or config.evaluate.metric == "coco",
+        watch=watch,
     )

@@ -4,34 +4,67 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
+from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.detect import detect
 from ssd_jax.ops.images import normalise, resize
 from ssd_jax.types import Detections
 
 
+def run_network(
+    model: SSD, variables: Any, images: Float[Array, "B S S 3"], *, flip: bool = False
+) -> tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]:
+    """Box deltas and class logits; with `flip` also of the mirrored images, behind the others.
+
+    They belong to `predicting_anchors`.
+    """
+    outputs = model.apply(variables, images, train=False)
+    if not flip:
+        return outputs
+    box_deltas, class_logits = model.apply(variables, images[:, :, ::-1], train=False)
+    # Brought back from the mirrored image, a shift to the right is one to the left.
+    mirrored = box_deltas * jnp.array([-1.0, 1.0, 1.0, 1.0]), class_logits
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), outputs, mirrored)
+
+
+def predicting_anchors(
+    anchors: Float[np.ndarray, "A 4"], *, flip: bool = False
+) -> Float[np.ndarray, "_ 4"]:
+    """The anchors that the outputs of `run_network` belong to."""
+    if not flip:
+        return anchors
+    xmin, ymin, xmax, ymax = anchors.T
+    return np.concatenate([anchors, np.stack([1 - xmax, ymin, 1 - xmin, ymax], axis=1)])
+
+
 def make_predict(
-    model: nn.Module,
+    model: SSD,
     anchors: Float[np.ndarray, "A 4"],
     *,
     image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    flip: bool = False,
     **detect_settings: int | float | str,
 ) -> Callable[[Any, Array, Array], Detections]:
     """Returns `predict(variables, canvas, extent) -> Detections`, to be jitted by the caller.
 
-    The pictures come as `types.Batch` holds them; `detect_settings` go to `ops.detect.detect`.
+    The pictures come as `types.Batch` holds them. With `flip` each is looked at mirrored as well,
+    and the boxes of both suppress each other. `detect_settings` go to `ops.detect.detect`.
     """
+    anchors = predicting_anchors(anchors, flip=flip)
+    detect_settings |= {"activation": model.heads.class_activation}
 
     def predict(
         variables: Any, canvas: UInt8[Array, "B H W 3"], extent: Int[Array, "B 2"]
     ) -> Detections:
         images = jax.vmap(lambda c, e: resize(c, e, size=image_size))(canvas, extent)
-        box_deltas, class_logits = model.apply(variables, normalise(images, mean, std), train=False)
+        box_deltas, class_logits = run_network(
+            model, variables, normalise(images, mean, std), flip=flip
+        )
         return jax.vmap(lambda d, c: detect(d, c, anchors, **detect_settings))(
             box_deltas, class_logits
         )

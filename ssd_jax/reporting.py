@@ -7,17 +7,22 @@ import json
 import math
 import os
 import pathlib
+import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
+EVALUATION_FILE = "evaluation.json"
 TENSORBOARD_FOLDER = "tensorboard"
+
+# Called with step, split and values.
+Observer = Callable[[int, str, Mapping[str, Any]], None]
 
 
 class Reporter:
@@ -27,7 +32,8 @@ class Reporter:
     `start_step`, so that the files read as one unbroken run; one that starts at step 0 starts
     afresh. With `active=False`, for all processes but the first, nothing is written.
 
-    On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds.
+    On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds. Each
+    of `observers` is called with what `write` has written.
     """
 
     def __init__(
@@ -38,12 +44,14 @@ class Reporter:
         start_step: int = 0,
         active: bool = True,
         line_seconds: float = 10.0,
+        observers: Sequence[Observer] = (),
     ):
         self._workdir = pathlib.Path(workdir)
         self._total_steps = total_steps
         self._start_step = start_step
         self._active = active
         self._line_seconds = line_seconds
+        self._observers = observers
 
     def __enter__(self):
         if self._active:
@@ -95,6 +103,20 @@ class Reporter:
         else:
             shown = [f"{name} {_short(v)}" for name, v in values.items() if "/" not in name]
             self._progress.print("  ".join([f"step {step}", split, *shown]))
+        for observer in self._observers:
+            observer(step, split, values)
+
+
+def memory_in_use() -> dict[str, float]:
+    """The most memory so far, in GiB: of this process, and of a device that keeps count."""
+    import jax
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = {"host_memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)}
+    counted = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in counted:
+        used["device_memory_gib"] = counted["peak_bytes_in_use"] / 2**30
+    return used
 
 
 class _Bar:

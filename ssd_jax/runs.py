@@ -8,68 +8,83 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ssd_jax import config as configs
-from ssd_jax import experiment, gallery, visualize
-from ssd_jax.data.decode import decode_image
+from ssd_jax import experiment, gallery
+from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
 from ssd_jax.data.device_cache import cached_batches, fill_device_cache
 from ssd_jax.data.pipeline import cache_bytes, max_objects, share_of_process, train_batches
-from ssd_jax.detector import Detector, open_checkpoints
+from ssd_jax.data.sources.base import Source
+from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.evaluation.run import summary
+from ssd_jax.evaluation.metrics import summary
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
+    data_report,
     evaluate_variables,
     headline,
     measure,
     table,
+    write_evaluation,
     write_result,
 )
-from ssd_jax.reporting import Reporter, write_json
-from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, replicated, split
+from ssd_jax.report.starts import record_start
+from ssd_jax.reporting import Observer, Reporter
+from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, whole
+from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import create_state
-from ssd_jax.train.step import train_step
+from ssd_jax.train.stopping import Progress, Stopping
+from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.types import Batch
 
 CONFIG_FILE = "config.json"
 # Settings that change how a run is computed and told, but not what comes out of it.
-HARDWARE = ("data.cache", "data.threads", "data.doctor", "log_every_steps",
-            "checkpoint.every_steps", "checkpoint.keep_latest")  # fmt: skip
-# Decoded pictures are drawn at no more than this many pixels a side.
-DRAWN_SIDE = 1600
+HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
+            "checkpoint.every_steps", "checkpoint.keep_latest", "watchdog.factor",
+            "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
 
 
 def run_training(
-    config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh | None = None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    time_limit: float | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
-    `mesh` is all devices if it is not given.
+    `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
+    be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`.
+
+    Raises:
+      Stopped: the run was asked to stop. The same call goes on with it.
     """
     workdir = pathlib.Path(workdir)
-
-    # ---- data ----
-    source = experiment.build_source(config, "train")
-    validation = experiment.build_source(config, "val", classes=source.classes)
-    if config.checkpoint.select == "best" and not validation.object_counts.any():
-        raise UserError(
-            "config.checkpoint.select: got 'best', but the val split has no object to measure by. "
-            "Give another val split, or select 'last'."
+    with Stopping(time_limit) as stopping, Watchdog(workdir, **config.watchdog) as watchdog:
+        return _run_training(
+            config, workdir, mesh, stopping=stopping, watchdog=watchdog, observers=observers
         )
-    sources = {"train": source, "val": validation}
-    if config.data.test.root:  # read now, so that a mistake in it does not cost the training
-        sources["test"] = experiment.build_source(config, "test", classes=source.classes)
+
+
+def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Measured:
+    # ---- data ----
+    with together() as facts:
+        facts |= run_facts(config)
+        sources = _open_sources(config)
+        for name, each in sources.items():
+            facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
+    check_shared(workdir)
+    source, validation = sources["train"], sources["val"]
     for split_name, each in sources.items():
         _tell(f"{split_name + ':':6} {each.describe()}")
-    mesh = mesh or make_mesh()
+    mesh = watchdog.mesh = mesh or make_mesh()
     if config.data.cache != "none":
         _tell(_describe_cache(config, source, mesh))
 
@@ -82,40 +97,32 @@ def run_training(
     network = experiment.build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    variables = init_variables(network.model, config.model.image_size, seed=config.seed)
-    if config.weights.path:
-        variables, load_report = start_from(
-            variables,
-            config.weights.path,
-            backbone=config.model.backbone,
-            reinitialise=config.weights.reinitialise,
-            config=config,
-        )
-        _tell(load_report)
-    state = create_state(variables, optimizer, mesh)
+    with together() as facts:
+        variables = init_variables(network.model, config.model.image_size, seed=config.seed)
+        load_report = None
+        if config.weights.path:
+            variables, load_report = start_from(
+                variables,
+                config.weights.path,
+                backbone=config.model.backbone,
+                reinitialise=config.weights.reinitialise,
+                config=config,
+            )
+            _tell(load_report)
+        _settle_config(config, workdir)
+        facts["weights to begin with"] = fingerprint(variables)
+    state = create_state(
+        variables,
+        optimizer,
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
     _tell(_describe(config, network, variables, mesh))
-    _settle_config(config, workdir)
     first_process = jax.process_index() == 0
 
     # ---- the two programs: a step, and the detections of a batch ----
-    augmentation = experiment.augmentation_settings(config)
-    step_function = jax.jit(
-        functools.partial(
-            train_step,
-            model=network.model,
-            optimizer=optimizer,
-            schedule=schedule,
-            anchors=network.anchors,
-            augmentation=augmentation,
-            mean=config.preprocess.mean,
-            std=config.preprocess.std,
-            loss=experiment.loss_settings(config),
-            rate_multipliers=config.optimizer.rate_multipliers,
-        ),
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
+    step = experiment.build_step(config, network, schedule, optimizer, mesh)
     measure_variables = functools.partial(
         evaluate_variables,
         config,
@@ -124,18 +131,32 @@ def run_training(
         mesh=mesh,
     )
 
+    def watched(batches):
+        for batch in stopping.between(batches):
+            watchdog.enter("evaluation")
+            yield batch
+        watchdog.enter("metric")
+
     # ---- train, from where an earlier run stopped ----
     total_steps = experiment.total_steps(config, len(source))
+    early_stopping = experiment.build_early_stopping(config, len(source))
+    progress = Progress()
     with open_checkpoints(config, workdir) as checkpoints:
-        start_step = checkpoints.latest_step() or 0
-        if checkpoints.latest_step() == 0:  # of `weights import`: there was no training yet
+        newest = from_first(checkpoints.latest_step())
+        start_step = newest or 0
+        if newest == 0:  # of `weights import`: there was no training yet
             variables = checkpoints.restore_variables(0, state.variables, classes=source.classes)
-            state = state.replace(**variables)
+            state = state.beginning_with(variables)
             _tell("begins with the imported weights")
         if start_step:
             state = checkpoints.restore(start_step, state, classes=source.classes)
+            progress = Progress(
+                **checkpoints.progress(start_step) or {"evaluated_step": start_step}
+            )
             _tell(f"resumed at step {start_step} of {total_steps}")
-        if start_step < total_steps:
+        if start_step < total_steps or progress.evaluated_step < start_step:
+            if first_process:
+                record_start(workdir, step=start_step, weights=load_report and load_report.facts)
             batches = _batches(config, source, mesh, start_step=start_step)
             if not start_step and first_process:
                 first = next(_host_batches(config, source, start_step=0, num_threads=0))
@@ -143,31 +164,53 @@ def run_training(
                     first,
                     workdir / PICTURES / "augmented.png",
                     classes=source.classes,
-                    **augmentation,
+                    **experiment.augmentation_settings(config),
                 )
-            with Reporter(
-                workdir,
-                total_steps=total_steps,
-                start_step=start_step,
-                active=first_process,
-            ) as reporter:
-                train(
-                    state,
-                    step_function,
-                    batches,
+            stopping.hold()
+            watchdog.enter("compilation", start_step)
+            with (
+                Reporter(
+                    workdir,
                     total_steps=total_steps,
-                    evaluate=lambda state: summary(
-                        measure_variables(state.variables), source.classes
+                    start_step=start_step,
+                    active=first_process,
+                    observers=observers,
+                ) as reporter,
+                watchdog.no_waiting(),
+            ):
+                state = train(
+                    state,
+                    _compiled(step, state, config, source, mesh),
+                    batches,
+                    progress=progress,
+                    total_steps=total_steps,
+                    evaluate=lambda state: from_first(
+                        summary(
+                            measure_variables(whole(state.variables, mesh), watch=watched),
+                            source.classes,
+                        )
                     ),
-                    save=functools.partial(checkpoints.save, classes=source.classes),
+                    save=lambda state, measured, progress: checkpoints.save(
+                        state, measured, classes=source.classes, progress=progress._asdict()
+                    ),
                     reporter=reporter,
+                    stopping=stopping,
+                    watchdog=watchdog,
+                    early_stopping=early_stopping,
                     evaluate_every=experiment.evaluate_every(config, len(source)),
                     save_every=config.checkpoint.every_steps,
                     log_every=config.log_every_steps,
                 )
 
+    if int(state.step) < total_steps:
+        _tell(
+            f"ended early, at step {int(state.step)} of {total_steps}: no better "
+            f"{early_stopping.metric} in {early_stopping.patience} evaluations"
+        )
+
     # ---- the result ----
-    measured = measure(config, workdir, mesh=mesh)
+    measured = measure(config, workdir, mesh=mesh, watch=watched)
+    watchdog.enter("report")
     if first_process:
         write_result(config, workdir, measured, sources)
     _tell(table(measured))
@@ -176,73 +219,42 @@ def run_training(
     return measured
 
 
+def _open_sources(config: ConfigDict) -> dict[str, Source]:
+    """The splits by name; a mistake in any of them is found now and costs no training."""
+    source = experiment.build_source(config, "train")
+    validation = experiment.build_source(config, "val", classes=source.classes)
+    decides = config.checkpoint.select == "best" or config.early_stopping.enabled
+    if decides and not validation.object_counts.any():
+        raise UserError(
+            f"config.checkpoint.select: got {config.checkpoint.select!r}, and early_stopping."
+            f"enabled: {config.early_stopping.enabled}, but the val split has no object to measure "
+            "by. Give another val split, or select 'last' without early stopping."
+        )
+    sources = {"train": source, "val": validation}
+    if config.data.test.root:
+        sources["test"] = experiment.build_source(config, "test", classes=source.classes)
+    return sources
+
+
 def run_evaluation(
-    config: ConfigDict, workdir: pathlib.Path, *, split: str | None, step: str | None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    split: str | None,
+    step: str | None,
+    out: pathlib.Path | None = None,
 ) -> Measured:
-    """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end."""
+    """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end.
+
+    `out` is a folder for the numbers and their plots.
+    """
     measured = measure(config, workdir, split=split, step=step)
+    if out and jax.process_index() == 0:
+        write_evaluation(config, out, measured)
     _tell(f"{measured.split}: {measured.source.describe()}")
     _tell(table(measured))
     _tell(headline(config, measured))
     return measured
-
-
-def run_prediction(
-    workdir: pathlib.Path,
-    images: Sequence[pathlib.Path],
-    out: pathlib.Path,
-    *,
-    step: str | None,
-    score: float,
-) -> None:
-    """Writes `NAME.json` and `NAME.png`, the drawing, into `out` for every image NAME.*."""
-    for image in images:
-        if not image.is_file():
-            raise UserError(f"{image}: no such file. Give pictures, JPEG or PNG.")
-        if image.resolve() == (out / f"{image.stem}.png").resolve():
-            raise UserError(f"{image}: its drawing would overwrite it. Choose another --out.")
-    names = [image.stem for image in images]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(
-            f"several images are called {', '.join(twice)}, so their results would overwrite each "
-            "other. Give them in separate calls with another --out each."
-        )
-    detector = Detector.load(workdir, step=step)
-    out.mkdir(parents=True, exist_ok=True)
-    for image in tqdm(images, desc="predicting", disable=None):
-        data = image.read_bytes()
-        (found,) = detector([data], names=[str(image)])
-        pixels, extent, size = decode_image(data, str(image), DRAWN_SIDE)
-        scale = np.array([size[1], size[0], size[1], size[0]])
-        write_json(
-            out / f"{image.stem}.json",
-            {
-                "image": str(image),
-                "width": size[1],
-                "height": size[0],
-                "detections": [
-                    {
-                        "class": detector.classes[label],
-                        "score": confidence,
-                        "box_xyxy_px": box * scale,
-                    }
-                    for box, confidence, label in zip(
-                        found.boxes, found.scores, found.labels, strict=True
-                    )
-                ],
-            },
-        )
-        shown = found.scores >= score
-        drawing = visualize.draw_boxes(
-            pixels[: extent[0], : extent[1]],
-            found.boxes[shown],
-            found.labels[shown],
-            classes=detector.classes,
-            scores=found.scores[shown],
-        )
-        visualize.save_png(out / f"{image.stem}.png", drawing)
-    _tell(f"{len(images)} images: {out}/NAME.json and {out}/NAME.png")
 
 
 def _host_batches(config, source, *, start_step, num_threads) -> Iterator[Batch]:
@@ -291,6 +303,19 @@ def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[li
     ) as batches:
         for batch in batches:
             yield [names[index] for index in batch.sample_id], put_batch(batch, mesh)
+
+
+def _compiled(step, state, config, source, mesh):
+    """The step as a program; tells the memory that it takes."""
+    batch = batch_shapes(
+        config.batch_size,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        mesh=mesh,
+    )
+    compiled = compile_step(step, state, batch, mesh)
+    _tell(memory_report(compiled, mesh))
+    return compiled
 
 
 def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:

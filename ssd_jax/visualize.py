@@ -23,7 +23,7 @@ from ssd_jax.evaluation import voc
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 INK = "#333333"
-AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area"}
+AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area", "map_coco": "COCO"}
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
 DASHES = {"-": 0, "--": 9, ":": 4}
 
@@ -179,7 +179,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     """Losses, learning rate and mAP over the steps of a run, from the records of metrics.jsonl.
 
     Losses are the values with "loss" in their name, the learning rate is `lr`, the averages are
-    `map_voc07` and `map_voc12`. A panel without values is left out.
+    those of AVERAGES. A panel without values is left out.
     """
     panels = {
         "loss": _series(records, lambda name: "loss" in name),

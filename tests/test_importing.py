@@ -80,6 +80,18 @@ def test_a_training_starts_from_what_was_imported(imported, made):
         start_from(zeros, str(imported[0]), backbone="resnet50")
 
 
+def test_a_training_starts_from_an_artefact_of_sagemaker(archive, imported, made):
+    config = configs.load_config(str(imported[0] / "config.json"))
+    variables, report = start_from(
+        jax.tree.map(np.zeros_like, made.variables), archive, backbone="vgg16", config=config
+    )
+    same(variables, made.variables)
+    assert report.layout == "SSD vgg16_reduced of mxnet-ssd"
+    config.anchors.scales = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+    with pytest.raises(UserError, match="the anchors of its symbol lie up to"):
+        start_from(variables, archive, config=config)
+
+
 def test_weights_of_a_run_are_for_its_own_input_and_anchors(imported, made):
     config = configs.load_config(str(imported[0] / "config.json"))
     start_from(made.variables, str(imported[0]), config=config)

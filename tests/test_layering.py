@@ -20,8 +20,13 @@ FLOORS = (
         "config",
         "reporting",
         "evaluation.voc",
+        "evaluation.coco",
+        "evaluation.sizes",
+        "evaluation.errors",
+        "evaluation.metrics",
         "sharding",
     ),
+    ("roll_call", "cluster"),
     (
         "recipes",
         "config_check",
@@ -30,15 +35,30 @@ FLOORS = (
         "data.open",
         "data.writers",
         "data.tfds_writer",
+        "evaluation.detection_files",
     ),
     ("weights", "predict", "visualize", "data.convert", "data.prepare", "data.tfds_voc"),
-    ("evaluation.run", "train.state", "train.optimizer", "train.meter", "visualize_data"),
-    ("train.step", "train.checkpoint", "doctor_report"),
-    ("train.loop", "gallery"),
+    (
+        "evaluation.run",
+        "train.ema",
+        "train.state",
+        "train.optimizer",
+        "train.meter",
+        "train.stopping",
+        "train.watchdog",
+        "train.checkpoint_manifest",
+        "train.mirror",
+        "visualize_data",
+        "visualize_evaluation",
+    ),
+    ("train.step", "train.compiled", "train.checkpoint", "doctor_report"),
+    ("train.loop", "gallery", "report"),
     ("experiment",),
     ("detector",),
-    ("outcome", "importing"),
-    ("runs",),
+    ("outcome", "importing", "export"),
+    ("runs", "serve", "benchmark"),
+    ("prediction",),
+    ("sagemaker",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -46,7 +66,8 @@ FLOORS = (
 # Beyond the floors: rooms that know nobody but types and errors.
 ALONE = ("ops", "data.sources", "models", "config", "reporting", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
-               "data.shapes", "evaluation.voc")  # fmt: skip
+               "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
+               "evaluation.errors", "evaluation.metrics", "evaluation.detection_files")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

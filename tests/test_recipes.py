@@ -5,14 +5,15 @@ import re
 
 import pytest
 
-from ssd_jax.config import default_config, flat_items, load_config
+from ssd_jax.config import default_config, flat_items, get, load_config
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes, recipe_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 NETWORKS = [("paper", "vgg16"), ("paper", "resnet50"), ("paper", "resnet50_v1"),
-            ("sagemaker", "vgg16"), ("sagemaker", "resnet50_v2")]  # fmt: skip
+            ("sagemaker", "vgg16"), ("sagemaker", "resnet50_v2"), ("best", "vgg16"),
+            ("best", "resnet50")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("recipe", "backbone"), NETWORKS)
@@ -38,8 +39,23 @@ def test_a_recipe_has_its_own_networks():
     config.model.backbone = "small"
     with pytest.raises(UserError, match="'small', expected resnet50_v2 or vgg16"):
         check(config)
-    with pytest.raises(UserError, match="'papre', expected paper or sagemaker"):
+    with pytest.raises(UserError, match="'papre', expected paper, sagemaker or best"):
         recipe_config("papre", "vgg16")
+
+
+def test_the_page_knows_every_part_of_best_and_the_others_have_none():
+    page = (ROOT / "docs/best.md").read_text()
+    for recipe, backbone in NETWORKS:
+        config, default = recipe_config(recipe, backbone), default_config()
+        parts = ("model.fpn_channels", "loss.class_loss", "loss.box_loss", "optimizer.ema_decay",
+                 "augment.mosaic.probability", "detect.nms", "detect.flip")  # fmt: skip
+        changed = [name for name in parts if get(config, name) != get(default, name)]
+        assert len(changed) == (6 if recipe == "best" else 0)
+    for backbone in ("vgg16", "resnet50"):
+        best, paper = recipe_config("best", backbone), recipe_config("paper", backbone)
+        for (name, value), (_, other) in zip(flat_items(best), flat_items(paper), strict=True):
+            if value != other and name not in ("recipe", "epochs", "model.image_size"):
+                assert name.removesuffix(".probability") in page, name
 
 
 def test_the_published_rows():

@@ -3,29 +3,14 @@
 import shutil
 
 import jax
-import numpy as np
 import pytest
+from same_run import assert_same_run, losses
 from tiny import tiny_config
 
 from ssd_jax.data.sources.voc import open_voc
-from ssd_jax.detector import load_trained
 from ssd_jax.errors import UserError
-from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
-
-
-def final_variables(config, workdir):
-    mesh = make_mesh(jax.devices()[:1])
-    return jax.device_get(load_trained(config, workdir, mesh=mesh).variables)
-
-
-def losses(workdir):
-    timing = ("images_per_second", "data_wait")
-    return [
-        {k: v for k, v in record.items() if k not in timing}
-        for record in read_metrics(workdir / "metrics.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +33,7 @@ def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(
 
     run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:devices]))
 
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        final_variables(config, tmp_path),
-        final_variables(config, unbroken),
-    )
-    assert losses(tmp_path) == losses(unbroken)
-    assert (tmp_path / "report.json").read_text() == (unbroken / "report.json").read_text()
+    assert_same_run(tmp_path, unbroken, config)
 
 
 def test_one_and_eight_devices_train_alike(tiny_run, run_on_8):

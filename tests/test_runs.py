@@ -63,7 +63,7 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
     assert lines[0].startswith("val: 12 images")
-    assert lines[1].split() == ["class", "11-point", "area", "objects"]
+    assert lines[1].split() == ["class", "11-point", "area", "COCO", "objects"]
 
 
 def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):

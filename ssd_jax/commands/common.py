@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 
 SETTINGS = """\
 Any setting of the config can be changed on the command line, for example
@@ -56,9 +57,61 @@ def count(text: str) -> int:
     return value
 
 
-def workdir(parser, text):
+def seconds(text: str) -> float:
+    """Reads "90", "90s", "45m", "3h" or "1.5d"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 45m or 3h")
+    number, unit = match.groups()
+    return float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def cluster_arguments(parser):
+    """How several processes become one run; `join_cluster` reads them."""
+    group = parser.add_argument_group(
+        "several processes", "Found under srun, mpirun and Kubernetes; see docs/distributed.md."
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, and a free port")
+    group.add_argument("--num_processes", type=positive, metavar="N", help="1: no cluster at all")
+    group.add_argument("--process_id", type=count, metavar="I", help="of this one, from 0")
+    group.add_argument(
+        "--start_timeout",
+        type=positive,
+        default=300,
+        metavar="SECONDS",
+        help="to wait for the other processes (default: %(default)s)",
+    )
+
+
+def join_cluster(options, config):
+    """Makes this process one of a run of several, if it is one; before anything else of JAX."""
+    from ssd_jax import cluster
+
+    cluster.start(
+        batch_size=config.batch_size,
+        coordinator=options.coordinator,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
+        timeout=options.start_timeout,
+    )
+
+
+def workdir(parser, text, *, type=pathlib.Path):
     """The folder of a run."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", type=pathlib.Path, help=text)
+    parser.add_argument("--workdir", required=True, metavar="DIR", type=type, help=text)
+
+
+def folder_or_url(text: str) -> pathlib.Path | str:
+    """Reads the place of a run; `train.mirror` makes a folder of a URL."""
+    return text if "://" in text else pathlib.Path(text)
 
 
 def step(parser):

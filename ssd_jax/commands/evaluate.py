@@ -1,6 +1,22 @@
 """`ssd-jax evaluate`."""
 
-from ssd_jax.commands.common import step, verb, workdir
+import pathlib
+
+from ssd_jax.commands.common import (
+    cluster_arguments,
+    folder_or_url,
+    join_cluster,
+    names_argument,
+    step,
+    verb,
+)
+
+NOTE = """\
+Of detections made by anything, FILE is a JSON file of COCO results, or the folder of the result
+files of the VOC devkit (comp4_det_test_CLASS.txt): see docs/evaluation.md. The ground truth is any
+data set, see docs/data.md. No network is run:
+  ssd-jax evaluate --detections results/ --ground-truth data/VOCdevkit --split VOC2007/test
+  ssd-jax evaluate --detections results.json --ground-truth instances_val2017.json --metric coco"""
 
 
 def add(verbs) -> None:
@@ -9,23 +25,101 @@ def add(verbs) -> None:
         verbs,
         "evaluate",
         _evaluate,
-        "measure a trained detector",
+        "measure a trained detector, or detections made by anything",
         settings=True,
         example="ssd-jax evaluate --workdir runs/bccd --split test",
+        note=NOTE,
     )
-    workdir(evaluate, "folder of a run")
-    evaluate.add_argument("--split", choices=("val", "test"), help="default: as the run's report")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
+    what.add_argument("--detections", metavar="FILE", type=pathlib.Path, help="what was detected")
+    evaluate.add_argument("--ground-truth", metavar="SRC", help="a data set, for --detections")
+    names_argument(
+        evaluate,
+        "--split",
+        "val or test of a run (default: as its report); splits of --ground-truth",
+    )
+    names_argument(evaluate, "--classes", "of --ground-truth, in the order of their ids")
+    evaluate.add_argument(
+        "--metric",
+        choices=("voc07", "voc12", "mxnet", "coco"),
+        help="of the last line, for --detections (default: voc07)",
+    )
+    evaluate.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write JSON and pictures")
     step(evaluate)
+    cluster_arguments(evaluate)
 
 
 def _evaluate(options, rest):
+    from ssd_jax.errors import UserError
+
+    misplaced = {
+        "--ground-truth": options.workdir and options.ground_truth,
+        "--classes": options.workdir and options.classes,
+        "--metric": options.workdir and options.metric,
+        "--step": options.detections and options.step,
+        "--config": options.detections and rest,
+    }
+    for name, given in misplaced.items():
+        if given:
+            other = "--workdir" if options.workdir else "--detections"
+            raise UserError(f"{name} has no meaning with {other}. Leave it out.")
+    if options.workdir and options.split not in ([], ["val"], ["test"]):
+        raise UserError(f"--split: got {', '.join(options.split)}, expected val or test.")
+    if options.workdir:
+        _evaluate_run(options, rest)
+    else:
+        _evaluate_detections(options)
+
+
+def _evaluate_run(options, rest):
     from ssd_jax import config as configs
     from ssd_jax.config_check import check
-    from ssd_jax.runs import run_evaluation
-    from ssd_jax.sharding import use_cpu_cores
+    from ssd_jax.train.mirror import workdir_to_read
 
-    config = configs.read_config(options.workdir / "config.json")
+    workdir = workdir_to_read(options.workdir)
+    config = configs.read_config(workdir / "config.json")
     configs.override(config, configs.split_assignments(rest))
     check(config)
-    use_cpu_cores(config.batch_size)
-    run_evaluation(config, options.workdir, split=options.split, step=options.step)
+    join_cluster(options, config)
+    from ssd_jax.runs import run_evaluation  # late, for its imports take seconds
+
+    split = options.split[0] if options.split else None
+    run_evaluation(config, workdir, split=split, step=options.step, out=options.out)
+
+
+def _evaluate_detections(options):
+    from ssd_jax.errors import UserError
+    from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
+    from ssd_jax.evaluation.metrics import (
+        diagnose,
+        headline,
+        measure_detections,
+        results_dict,
+        table,
+    )
+    from ssd_jax.reporting import EVALUATION_FILE, write_json
+    from ssd_jax.visualize_evaluation import draw_measures
+
+    if not options.ground_truth:
+        raise UserError("--ground-truth is missing. Give the data set that the detections are of.")
+    labelled = read_ground_truth(options.ground_truth, split=options.split, classes=options.classes)
+    evaluation = measure_detections(
+        labelled.ground_truths,
+        read_detections(options.detections, labelled),
+        labelled.image_sizes,
+        num_classes=len(labelled.classes),
+        coco_objects=labelled.coco,
+    )
+    diagnosis = diagnose(evaluation)
+    if options.out:
+        made_of = {
+            "detections": str(options.detections),
+            "ground_truth": options.ground_truth,
+            "split": options.split,
+        }
+        results = results_dict(evaluation, diagnosis, labelled.classes)
+        write_json(options.out / EVALUATION_FILE, made_of | results)
+        draw_measures(evaluation, diagnosis, options.out, classes=labelled.classes)
+    print(table(evaluation, diagnosis, labelled.classes))
+    print(headline(evaluation, options.metric or "voc07"))

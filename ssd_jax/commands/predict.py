@@ -1,8 +1,19 @@
 """`ssd-jax predict`."""
 
+import argparse
 import pathlib
 
-from ssd_jax.commands.common import step, verb, workdir
+from ssd_jax.commands.common import folder_or_url, positive, step, verb
+
+FORMATS = """\
+Formats:
+  json       NAME.json for each picture, NAME.jsonl for each film, and drawings
+  jsonl      detections.jsonl, a line for each picture or frame
+  coco       detections.json, the results that COCO's tools read
+  voc        comp4_det_test_CLASS.txt, the results that the VOC devkit reads
+  transform  NAME.SUFFIX.out for each picture, as a batch transform of SageMaker; given again, the
+             same command makes what is missing; --out may be s3://BUCKET/PREFIX
+docs/prediction.md describes them."""
 
 
 def add(verbs) -> None:
@@ -11,25 +22,82 @@ def add(verbs) -> None:
         verbs,
         "predict",
         _predict,
-        "detect objects in pictures: JSON and drawings",
-        example="ssd-jax predict --workdir runs/bccd photo.jpg --out found/",
+        "detect objects in pictures and films",
+        example="ssd-jax predict --workdir runs/bccd photo.jpg film.mp4 --out found/",
+        note=FORMATS,
     )
-    workdir(predict, "folder of a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", type=pathlib.Path)
-    predict.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    detector = predict.add_mutually_exclusive_group(required=True)
+    detector.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
+    detector.add_argument("--model", metavar="DIR", help="what `ssd-jax export` wrote")
+    predict.add_argument(
+        "places",
+        nargs="+",
+        metavar="PLACE",
+        help="a picture (JPEG, PNG), a film, a folder, a glob, or a URL (https://, s3://)",
+    )
+    predict.add_argument("--out", required=True, metavar="DIR")
+    predict.add_argument(
+        "--format",
+        choices=("json", "jsonl", "coco", "voc", "transform"),
+        default="json",
+        help="default: %(default)s",
+    )
+    predict.add_argument(
+        "--draw",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="NAME.png, of a film NAME.mp4 (default: with --format json)",
+    )
     predict.add_argument(
         "--score",
         type=float,
         default=0.5,
         metavar="S",
-        help="lowest score that is drawn (default: %(default)s); the JSON has all detections",
+        help="lowest score that is drawn (default: %(default)s); the files have all detections",
+    )
+    predict.add_argument(
+        "--annotations",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="with --format coco: the COCO file whose ids of images and categories are meant",
+    )
+    predict.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="default: %(default)s"
     )
     step(predict)
 
 
 def _predict(options, rest):
-    from ssd_jax.runs import run_prediction
+    from ssd_jax.errors import UserError
+    from ssd_jax.prediction.run import run_prediction, run_transform
 
+    if options.annotations and options.format != "coco":
+        raise UserError("--annotations: only --format coco takes ids from them. Leave it out.")
+    if options.draw and options.format == "transform":
+        raise UserError("--draw: a batch transform makes no drawings. Leave it out.")
+    if "://" in options.out and options.format != "transform":
+        raise UserError(f"--out {options.out}: only --format transform writes to a bucket.")
+    if options.model:
+        from ssd_jax.export.exported import open_exported
+
+        if options.step:
+            raise UserError("--step: an exported detector is one checkpoint. Leave it out.")
+        detector = open_exported(options.model)
+    else:
+        from ssd_jax.detector import Detector
+        from ssd_jax.train.mirror import workdir_to_read
+
+        detector = Detector.load(workdir_to_read(options.workdir), step=options.step)
+    if options.format == "transform":
+        run_transform(detector, options.places, options.out, batch_size=options.batch_size)
+        return
     run_prediction(
-        options.workdir, options.images, options.out, step=options.step, score=options.score
+        detector,
+        options.places,
+        options.out,
+        format=options.format,
+        draw=options.draw,
+        score=options.score,
+        batch_size=options.batch_size,
+        annotations=options.annotations,
     )

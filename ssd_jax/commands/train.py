@@ -1,6 +1,13 @@
 """`ssd-jax train`."""
 
-from ssd_jax.commands.common import verb, workdir
+from ssd_jax.commands.common import (
+    cluster_arguments,
+    folder_or_url,
+    join_cluster,
+    seconds,
+    verb,
+    workdir,
+)
 
 
 def add(verbs) -> None:
@@ -14,17 +21,35 @@ def add(verbs) -> None:
         example="ssd-jax train --config configs/bccd.py --workdir runs/bccd",
     )
     train.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="see configs/")
-    workdir(train, "folder of the run; an earlier run there is resumed")
+    workdir(
+        train,
+        "folder of the run, or s3://...; an earlier run there is resumed",
+        type=folder_or_url,
+    )
+    train.add_argument(
+        "--time_limit",
+        type=seconds,
+        metavar="TIME",
+        help="then save and stop with exit code 75, as 90s, 45m or 3h; see docs/reliability.md",
+    )
+    cluster_arguments(train)
 
 
 def _train(options, rest):
+    import faulthandler
+
     from ssd_jax import config as configs
     from ssd_jax.config_check import check
-    from ssd_jax.runs import run_training
-    from ssd_jax.sharding import use_cpu_cores
 
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))
     check(config)
-    use_cpu_cores(config.batch_size)
-    run_training(config, options.workdir)
+    join_cluster(options, config)
+    from ssd_jax.runs import run_training  # late, for its imports take seconds
+    from ssd_jax.train.mirror import workdir_to_write
+
+    # JAX aborts a process when another one of its run dies: the stacks tell where this one was.
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
+    with workdir_to_write(options.workdir) as workdir:
+        run_training(config, workdir, time_limit=options.time_limit)

@@ -74,14 +74,23 @@ def draw_image(
 
     as_stored = picture.shape[:2] == _divided(header.size, factor)
     size = header.size if as_stored else header.size[::-1]  # turned by its EXIF orientation
-    scale = min(1.0, canvas_side / max(size))
+    return draw_pixels(canvas, picture, size), size
+
+
+def draw_pixels(
+    canvas: UInt8[np.ndarray, "S S 3"],
+    picture: UInt8[np.ndarray, "h w 3"],
+    size: tuple[int, int],
+) -> tuple[int, int]:
+    """The same for a picture as OpenCV gives it (BGR), perhaps reduced from `size`: its extent."""
+    scale = min(1.0, len(canvas) / max(size))
     extent = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     if picture.shape[:2] != extent:
         picture = cv2.resize(picture, extent[::-1], interpolation=cv2.INTER_AREA)
     cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=canvas[: extent[0], : extent[1]])
     canvas[: extent[0], extent[1] :] = 0
     canvas[extent[0] :] = 0
-    return extent, size
+    return extent
 
 
 def empty_rows(*leading: int, canvas: int, max_objects: int) -> Batch:

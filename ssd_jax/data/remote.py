@@ -130,6 +130,10 @@ class Bucket:
         """Store a file; the object appears when all of it has arrived."""
         self._files.put_file(os.fspath(path), url)
 
+    def remove(self, url: str) -> None:
+        """Delete an object."""
+        self._files.rm_file(url)
+
 
 def open_store(url: str) -> WebServer | Bucket:
     """What answers for a URL."""

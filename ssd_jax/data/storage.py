@@ -75,6 +75,14 @@ def read_bytes(url: str) -> bytes:
     return _persistently(read, url)
 
 
+def list_urls(url: str) -> list[str]:
+    """The URLs of all objects below a prefix, by name; of an object its own."""
+    store = open_store(url)
+    if _persistently(lambda: store.describe(url), url) is not None:
+        return [url]
+    return [remote.url for remote in _persistently(lambda: _listed(store, url), url)]
+
+
 def stage(
     url: str, *, cache: str | os.PathLike | None = None, progress: bool = True
 ) -> pathlib.Path:
@@ -89,14 +97,34 @@ def stage(
         _transfer_all(store, {path: remote}, progress=progress)
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
-    folder = _place(url, remotes, cache)
+    return download(url, remotes, cache=cache, progress=progress)
+
+
+def list_objects(url: str) -> list[RemoteObject]:
+    """All objects below a prefix, by name; none where there is no such prefix."""
+    store = open_store(url)
+    if not isinstance(store, Bucket):
+        raise UserError(f"{shown(url)}: has no folders to list, expected s3:// or gs://")
+    return _persistently(lambda: store.list(url), url)
+
+
+def download(
+    url: str,
+    remotes: Sequence[RemoteObject],
+    folder: pathlib.Path | None = None,
+    *,
+    cache: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> pathlib.Path:
+    """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
+    folder = folder or _place(url, remotes, cache)
     depth = len(_names(url))
     plan = {folder.joinpath(*_names(remote.url)[depth:]): remote for remote in remotes}
     folders = {parent for path in plan for parent in path.parents}
     for path in plan:
         if path in folders:
             raise _unsafe(plan[path].url, "it is an object and a folder of others")
-    _transfer_all(store, plan, progress=progress)
+    _transfer_all(open_store(url), plan, progress=progress)
     return folder
 
 

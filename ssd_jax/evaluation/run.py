@@ -1,9 +1,8 @@
-"""Evaluation of a network on a source: predict, gather, and the metric in NumPy."""
+"""Evaluation of a network on a source: predict, gather, and the metrics in NumPy."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,26 +11,15 @@ from tqdm import tqdm
 
 from ssd_jax.data.pipeline import evaluation_batches, max_objects
 from ssd_jax.data.sources.base import Source
-from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
+from ssd_jax.evaluation.metrics import (
+    Evaluation,
+    annotated_pixels,
+    devkit_pixels,
+    measure_detections,
+)
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
 from ssd_jax.sharding import gather, put_batch
 from ssd_jax.types import Batch, Detections
-
-# Pixels count from 1, and both corners of a box belong to it.
-_FROM_ONE = np.array([1.0, 1.0, 0.0, 0.0])
-
-
-class Evaluation(NamedTuple):
-    """The metric, and image by image what it compared; boxes in pixels as the devkit counts.
-
-    `result` is the devkit's. `counted` asks for difficult objects too, as where their flag was lost
-    on the way (the VOC notebooks of SageMaker); `mxnet` is mxnet-ssd's own metric, errors included.
-    """
-
-    result: VocResult
-    counted: VocResult
-    mxnet: VocResult
-    ground_truths: list[GroundTruth]
-    detections: list[ScoredBoxes]
 
 
 def evaluate(
@@ -44,10 +32,14 @@ def evaluate(
     canvas: int,
     iou_threshold: float = 0.5,
     num_threads: int = 4,
+    with_coco: bool = True,
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> Evaluation:
     """Measures every image of the source once.
 
     `predict` takes batches on the mesh; `batch_size` is rounded up to a multiple of its devices.
+    `with_coco` measures COCO's metric too, which takes seconds for thousands of images. The batches
+    are pulled through `watch`, which may end the evaluation by an exception.
     """
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     batches = evaluation_batches(
@@ -59,9 +51,9 @@ def evaluate(
         process_count=jax.process_count(),
         num_threads=num_threads,
     )
-    ground_truths, detections = [], []
+    ground_truths, detections, sizes = [], [], []
     for batch in tqdm(
-        batches,
+        watch(batches),
         total=math.ceil(len(source) / batch_size),
         desc="evaluating",
         leave=False,
@@ -74,49 +66,21 @@ def evaluate(
         for row in np.flatnonzero(truth.real).tolist():
             ground_truths.append(_ground_truth(truth, row))
             detections.append(_scored_boxes(found, truth.size[row], row))
-    metric = functools.partial(
-        evaluate_voc, num_classes=len(source.classes), iou_threshold=iou_threshold
+            sizes.append(truth.size[row])
+    return measure_detections(
+        ground_truths,
+        detections,
+        np.array(sizes),
+        num_classes=len(source.classes),
+        iou_threshold=iou_threshold,
+        with_coco=with_coco,
     )
-    return Evaluation(
-        result=metric(ground_truths, detections),
-        counted=metric(ground_truths, detections, difficult="counted"),
-        mxnet=metric(
-            [_with_edges(record) for record in ground_truths],
-            [_with_edges(record) for record in detections],
-            plus_one=False,
-            iou_rule=">",
-            counting="mxnet-ssd",
-        ),
-        ground_truths=ground_truths,
-        detections=detections,
-    )
-
-
-def summary(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """The numbers by name: the mean average precisions, and the devkit's of each class."""
-    result = evaluation.result
-    values = {
-        "map_voc07": result.map11,
-        "map_voc12": result.map,
-        "map_voc07_difficult_counted": evaluation.counted.map11,
-        "map_mxnet": evaluation.mxnet.map11,
-    }
-    for name, of_class in zip(classes, result.per_class, strict=True):
-        values[f"ap_voc07/{name}"] = of_class.ap11
-        values[f"ap_voc12/{name}"] = of_class.ap
-    return values
-
-
-def _with_edges(record: GroundTruth | ScoredBoxes) -> GroundTruth | ScoredBoxes:
-    """Corners between the pixels, which a metric without +1 measures."""
-    return record._replace(boxes=record.boxes - _FROM_ONE)
 
 
 def _ground_truth(batch: Batch, row: int) -> GroundTruth:
     valid = batch.valid[row]
     return GroundTruth(
-        # Back to the whole pixels of the annotation, which float32 misses by a rounding error.
-        boxes=np.round(_devkit_pixels(batch.boxes[row][valid], batch.size[row]), 2),
+        boxes=annotated_pixels(batch.boxes[row][valid], batch.size[row]),
         labels=batch.labels[row][valid],
         difficult=batch.difficult[row][valid],
     )
@@ -125,14 +89,7 @@ def _ground_truth(batch: Batch, row: int) -> GroundTruth:
 def _scored_boxes(found: Detections, size: np.ndarray, row: int) -> ScoredBoxes:
     valid = found.valid[row]
     return ScoredBoxes(
-        boxes=_devkit_pixels(found.boxes[row][valid], size),
+        boxes=devkit_pixels(found.boxes[row][valid], size),
         scores=found.scores[row][valid],
         labels=found.labels[row][valid],
     )
-
-
-def _devkit_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Normalised edges to pixels counted from 1, both corners inside, as VOC writes them."""
-    height, width = size
-    edges = boxes.astype(np.float64) * [width, height, width, height]
-    return edges + _FROM_ONE

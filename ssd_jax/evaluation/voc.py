@@ -148,25 +148,23 @@ def evaluate_voc(
         plus_one=plus_one,
         iou_rule=iou_rule,
     ).outcome
-    truth, found = _concatenate(ground_truths), _concatenate(detections)
+    truth = concatenate(ground_truths)
     wanted = ~truth.difficult
     if counting == "mxnet-ssd":
         group, found_group = _groups(ground_truths, num_classes), _groups(detections, num_classes)
         wanted &= np.isin(group, found_group[outcome != IGNORED])
         wanted |= ~np.isin(group, found_group)
     npos = np.bincount(truth.labels[wanted], minlength=num_classes)
-    per_class = []
-    for label in range(num_classes):
-        rows = np.flatnonzero((found.labels == label) & (outcome != IGNORED))
-        rows = rows[np.argsort(-found.scores[rows], kind="stable")]
-        result = _class_result(outcome[rows] == TRUE_POSITIVE, found.scores[rows], int(npos[label]))
-        if counting == "mxnet-ssd" and result.npos == 0 and len(rows):
-            result = result._replace(ap11=0.0, ap=0.0)
-        per_class.append(result)
+    per_class = class_results(concatenate(detections), outcome, npos)
+    if counting == "mxnet-ssd":
+        per_class = tuple(
+            each._replace(ap11=0.0, ap=0.0) if not each.npos and len(each.scores) else each
+            for each in per_class
+        )
     return VocResult(
-        tuple(per_class),
-        map11=_mean_of_defined([result.ap11 for result in per_class]),
-        map=_mean_of_defined([result.ap for result in per_class]),
+        per_class,
+        map11=mean_of_defined([result.ap11 for result in per_class]),
+        map=mean_of_defined([result.ap for result in per_class]),
         protocol=VocProtocol(
             iou_threshold, iou_rule, plus_one, difficult, counting, len(ground_truths)
         ),
@@ -183,34 +181,91 @@ def match_detections(
     iou_rule: IouRule = ">=",
 ) -> Matches:
     """Tell true from false positives; the arguments are those of `evaluate_voc`."""
-    _check(ground_truths, detections, num_classes, iou_threshold)
-    truths, found = _concatenate(ground_truths), _concatenate(detections)
-    truth, iou = _best_truths(
-        found.boxes.astype(np.float64),
-        _groups(detections, num_classes),
-        truths.boxes.astype(np.float64),
-        _groups(ground_truths, num_classes),
-        plus_one,
+    if not 0 < iou_threshold <= 1:
+        raise UserError(f"got an IoU threshold of {iou_threshold}; expected 0 < threshold <= 1")
+    truth, iou = nearest_objects(
+        ground_truths, detections, num_classes=num_classes, plus_one=plus_one
     )
     near = iou >= iou_threshold if iou_rule == ">=" else iou > iou_threshold
-    difficult = near & np.append(truths.difficult, False)[truth]  # [-1]: no object, not difficult
-    claims = np.flatnonzero(near & ~difficult)
-    claims = claims[np.argsort(-found.scores[claims], kind="stable")]
+    difficult = concatenate(ground_truths).difficult
+    return settle(np.where(near, truth, -1), difficult, concatenate(detections).scores)
+
+
+def nearest_objects(
+    ground_truths: Sequence[GroundTruth],
+    detections: Sequence[ScoredBoxes],
+    *,
+    num_classes: int,
+    plus_one: bool = True,
+    any_class: bool = False,
+) -> tuple[Int[np.ndarray, "D"], Float[np.ndarray, "D"]]:
+    """For each detection the object of its image with the highest IoU, and that IoU.
+
+    Objects are indices into the concatenated ground truth, -1 where none touches the detection.
+    Only those of the detection's own class are looked at, unless `any_class`.
+    """
+    _check(ground_truths, detections, num_classes)
+    truths, found = concatenate(ground_truths), concatenate(detections)
+    of_found, of_truths = (
+        _images(records) if any_class else _groups(records, num_classes)
+        for records in (detections, ground_truths)
+    )
+    return _best_truths(
+        found.boxes.astype(np.float64),
+        of_found,
+        truths.boxes.astype(np.float64),
+        of_truths,
+        plus_one,
+    )
+
+
+def settle(
+    truth: Int[np.ndarray, "D"], ignored: Bool[np.ndarray, "N"], scores: Num[np.ndarray, "D"]
+) -> Matches:
+    """Gives each object to the best detection that claims it; `truth` is the claim, -1 for none.
+
+    Whoever claims an `ignored` object counts neither way.
+    """
+    on_ignored = np.append(ignored, False)[truth]  # [-1]: no object, not ignored
+    claims = np.flatnonzero((truth >= 0) & ~on_ignored)
+    claims = claims[np.argsort(-scores[claims], kind="stable")]
     _, first = np.unique(truth[claims], return_index=True)
-    outcome = np.full(len(near), FALSE_POSITIVE)
-    outcome[difficult] = IGNORED
+    outcome = np.full(len(truth), FALSE_POSITIVE)
+    outcome[on_ignored] = IGNORED
     outcome[claims[first]] = TRUE_POSITIVE
     return Matches(outcome, np.where(outcome == TRUE_POSITIVE, truth, -1))
 
 
-def _concatenate(records):
+def class_results(
+    found: ScoredBoxes, outcome: Int[np.ndarray, "D"], npos: Int[np.ndarray, "C"]
+) -> tuple[ClassResult, ...]:
+    """Curve and averages of each class; `found` are the detections of all images, concatenated."""
+    results = []
+    for label, objects in enumerate(npos.tolist()):
+        rows = np.flatnonzero((found.labels == label) & (outcome != IGNORED))
+        rows = rows[np.argsort(-found.scores[rows], kind="stable")]
+        results.append(_class_result(outcome[rows] == TRUE_POSITIVE, found.scores[rows], objects))
+    return tuple(results)
+
+
+def mean_of_defined(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are not None; None if there are none."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def concatenate(records: Sequence[GroundTruth] | Sequence[ScoredBoxes]):
+    """The records of all images as one."""
     return type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
 
 
 def _groups(records, num_classes):
     """For each box a number that it shares with the boxes of its class in its image."""
-    images = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
-    return images * num_classes + _concatenate(records).labels
+    return _images(records) * num_classes + concatenate(records).labels
+
+
+def _images(records):
+    return np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
 
 
 def _best_truths(boxes, groups, truth_boxes, truth_groups, plus_one):
@@ -261,20 +316,13 @@ def _class_result(hits, scores, npos):
     )
 
 
-def _mean_of_defined(values):
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
-
-
-def _check(ground_truths, detections, num_classes, iou_threshold):
+def _check(ground_truths, detections, num_classes):
     if not ground_truths or len(ground_truths) != len(detections):
         raise UserError(
             f"got ground truth of {len(ground_truths)} images and detections of "
             f"{len(detections)}; expected the same images, at least one. "
             "Give an image without detections empty arrays"
         )
-    if not 0 < iou_threshold <= 1:
-        raise UserError(f"got an IoU threshold of {iou_threshold}; expected 0 < threshold <= 1")
     for kind, records in (("ground truth", ground_truths), ("detections", detections)):
         for image, record in enumerate(records):
             if len({len(column) for column in record}) != 1:

@@ -27,13 +27,20 @@ def variable_shapes(model: SSD, image_size: int) -> dict[str, dict]:
 def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]:
     """Give {"params", "batch_stats"} as float32 NumPy arrays, a function of (seed, path) each.
 
-    Kernels of the backbone are He normal by fan-in, those of extra layers and heads Xavier uniform
-    as in the paper. `batch_stats` is empty without BatchNorm.
+    Kernels of the backbone are He normal by fan-in, those of the other layers Xavier uniform as in
+    the paper. `batch_stats` is empty without BatchNorm. Class heads whose activation is "sigmoid"
+    begin at a score of 0.01, so that the many negatives do not drown the rest at first (Lin et al.
+    2017, arXiv:1708.02002, section 4.1).
     """
-    return jax.tree_util.tree_map_with_path(
+    variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _first_value(tuple(entry.key for entry in path), leaf.shape, seed),
         variable_shapes(model, image_size),
     )
+    if model.heads.class_activation == "sigmoid":
+        for name, layer in variables["params"]["heads"].items():
+            if name.startswith("class_"):
+                layer["bias"] = np.full_like(layer["bias"], -np.log(99))
+    return variables
 
 
 def _first_value(

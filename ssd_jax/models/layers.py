@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.errors import UserError
+from ssd_jax.models.groups import group_size, group_sums
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvStyle:
     """What all convolutions of a network have in common.
 
-    `batch_norm` is "none", "frozen" or "batch"; the words after it as in `GroupedBatchNorm`.
+    `batch_norm` is "none", "frozen" or "batch"; the other words of `batch_norm` and `batch_axis`
+    are those of `GroupedBatchNorm`.
     Parameters are float32 whatever `dtype` the network computes in.
     """
 
@@ -27,6 +28,7 @@ class ConvStyle:
     batch_norm_epsilon: float = 1e-5
     batch_norm_momentum: float = 0.9
     batch_norm_scale: bool = True
+    batch_axis: str | None = None
 
     def channels(self, full: int) -> int:
         """Channels at this width: the nearest multiple of 8, at least 8."""
@@ -79,6 +81,7 @@ def batch_norm(
         momentum=style.batch_norm_momentum,
         epsilon=style.batch_norm_epsilon,
         use_scale=style.batch_norm_scale,
+        batch_axis=style.batch_axis,
         name=name,
     )(x, train=train)
 
@@ -108,11 +111,15 @@ class GroupedBatchNorm(nn.Module):
     """BatchNorm whose training statistics are those of groups of consecutive images.
 
     With `group` = N, images 0..N-1 share one mean and variance, N..2N-1 the next: the per-device
-    statistics of other frameworks, yet the same on any number of devices. 0, or N at least the
-    batch, makes the whole batch one group (SyncBN). The running statistics follow the mean over
-    the groups. `frozen` takes the running statistics as constants in training too; scale and bias
-    still train; without `use_scale` there is none (MXNet's `fix_gamma`). Statistics are float32
-    for every input dtype; the variance is the biased one, also where it is kept.
+    statistics of other frameworks, yet the same on any number of devices. 0 makes the whole batch
+    one group (SyncBN). The running statistics follow the mean over the groups. `frozen` takes the
+    running statistics as constants in training too; scale and bias still train; without `use_scale`
+    there is none (MXNet's `fix_gamma`). Statistics are float32 for every input dtype; the variance
+    is the biased one, also where it is kept.
+
+    `batch_axis` is needed in training inside `jax.shard_map`: the mapped axis that the batch is cut
+    along. A group that is cut costs one all-reduce each way. The running statistics then follow
+    the images at hand, and the caller takes their mean over the axis.
     """
 
     group: int = 0
@@ -120,6 +127,7 @@ class GroupedBatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    batch_axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B h w c"]:
@@ -130,34 +138,30 @@ class GroupedBatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
 
-        if train and not self.frozen:
-            groups = _split_groups(x, self.group).astype(jnp.float32)
-            mean = groups.mean((1, 2, 3), keepdims=True)
-            # E[x²] - E[x]² needs one pass over the map, and one all-reduce where the group is
-            # spread over devices; the textbook form needs two of each.
-            square = jnp.square(groups).mean((1, 2, 3), keepdims=True)
-            var = jnp.maximum(square - jnp.square(mean), 0.0)
-            if not self.is_initializing():
-                for running, current in ((running_mean, mean), (running_var, var)):
-                    step = current.mean((0, 1, 2, 3)) - running.value
-                    running.value = running.value + (1 - self.momentum) * step
+        exact = x.astype(jnp.float32)
+        if train and not self.frozen and not self.is_initializing():
+            mean, var = self._statistics(exact)
+            for running, current in ((running_mean, mean), (running_var, var)):
+                step = current.mean((0, 1, 2)) - running.value
+                running.value = running.value + (1 - self.momentum) * step
         else:
-            groups = x[None].astype(jnp.float32)
             mean, var = running_mean.value, running_var.value
 
-        normalised = (groups - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return normalised.reshape(x.shape).astype(x.dtype)
+        normalised = (exact - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return normalised.astype(x.dtype)
 
-
-def _split_groups(x: Float[Array, "B h w c"], group: int) -> Float[Array, "groups N h w c"]:
-    batch = x.shape[0]
-    size = group if 0 < group < batch else batch
-    if batch % size:
-        raise UserError(
-            f"BatchNorm groups of {size} images do not divide a batch of {batch}. Choose a group "
-            "size that divides the batch size, or 0 for the whole batch."
+    def _statistics(
+        self, x: Float[Array, "B h w c"]
+    ) -> tuple[Float[Array, "B 1 1 c"], Float[Array, "B 1 1 c"]]:
+        # E[x²] - E[x]² needs one pass over the map, and one all-reduce where the group is spread
+        # over devices; the textbook form needs two of each.
+        moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))], axis=1)
+        size = group_size(len(x), self.group, batch_axis=self.batch_axis)
+        mean, square = jnp.split(
+            group_sums(moments, self.group, batch_axis=self.batch_axis) / size, 2, axis=1
         )
-    return x.reshape(batch // size, size, *x.shape[1:])
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+        return mean[:, :, None], var[:, :, None]
 
 
 class L2Normalize(nn.Module):

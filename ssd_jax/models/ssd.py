@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from ssd_jax.errors import UserError
 from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
+from ssd_jax.models.fpn import FeaturePyramid
 from ssd_jax.models.layers import ConvStyle
 from ssd_jax.models.resnet import ResNet50
 from ssd_jax.models.resnet_v2 import ResNet50V2
@@ -35,16 +36,21 @@ _RESNETS = {
 _EXTRAS = {"paper": paper_extras, "mxnet": mxnet_extras}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BATCH_NORMS = ("none", "frozen", "batch")
+_ACTIVATIONS = ("softmax", "sigmoid")
 # Below, the backbones leave maps of 2x2 and 1x1 at most, on which there is nothing to detect.
 _SMALLEST_IMAGE = 64
 
 
 class Heads(nn.Module):
-    """Two 3x3 convolutions on each feature map; anchors run over map, y, x, anchor of the cell."""
+    """Two 3x3 convolutions on each feature map; anchors run over map, y, x, anchor of the cell.
+
+    `class_activation` is what turns logits into scores, "softmax" or "sigmoid"; the logits stay.
+    """
 
     anchors_per_cell: tuple[int, ...]
     num_classes: int
     dtype: Any = jnp.float32
+    class_activation: str = "softmax"
 
     @nn.compact
     def __call__(
@@ -73,13 +79,15 @@ class SSD(nn.Module):
     backbone: nn.Module
     extras: ExtraLayers
     heads: Heads
+    fpn: FeaturePyramid | None = None
 
     def features(
         self, images: Float[Array, "B S S 3"], *, train: bool
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Give the feature maps that the heads look at, finest first."""
         maps = self.backbone(images, train=train)
-        return (*maps, *self.extras(maps[-1], train=train))
+        maps = (*maps, *self.extras(maps[-1], train=train))
+        return maps if self.fpn is None else self.fpn(maps, train=train)
 
     def __call__(
         self, images: Float[Array, "B S S 3"], *, train: bool
@@ -103,6 +111,9 @@ def build_model(
     batch_norm_momentum: float = 0.9,
     l2_epsilon: float = 1e-10,
     first_stage: int | None = None,
+    fpn_channels: int = 0,
+    class_activation: str = "softmax",
+    batch_axis: str | None = None,
 ) -> SSD:
     """Build the network; `num_classes` does not count the background.
 
@@ -111,10 +122,12 @@ def build_model(
     all channels. `batch_norm` is "none" (VGG16 as published), "frozen" or "batch", the latter with
     statistics over groups of `batch_norm_group` images (0: the whole batch). `l2_epsilon` is that
     of VGG16's L2 normalisation (GluonCV: 1e-5). `first_stage` is a ResNet's first stage that is
-    detected on (None: 3, stride 16).
+    detected on (None: 3, stride 16). `fpn_channels` other than 0 fuses the maps, as wide as that,
+    ahead of the heads (`models.fpn`). `class_activation` is that of `Heads`. `batch_axis` is
+    needed to train inside `jax.shard_map`, see `models.layers.GroupedBatchNorm`.
     """
     _check_at_least(1, num_classes=num_classes)
-    _check_at_least(0, batch_norm_group=batch_norm_group)
+    _check_at_least(0, batch_norm_group=batch_norm_group, fpn_channels=fpn_channels)
     for anchors in anchors_per_cell:
         _check_at_least(1, anchors_per_cell=anchors)
     _check_positive(width=width, batch_norm_epsilon=batch_norm_epsilon, l2_epsilon=l2_epsilon)
@@ -130,6 +143,7 @@ def build_model(
             '"batch", or to "frozen" with pretrained weights.'
         )
     _check_choice("dtype", dtype, _DTYPES)
+    _check_choice("class_activation", class_activation, _ACTIVATIONS)
     shapes = feature_shapes(
         backbone=backbone, image_size=image_size, extras=extras, first_stage=first_stage
     )
@@ -142,11 +156,18 @@ def build_model(
         batch_norm_group=batch_norm_group,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_momentum=batch_norm_momentum,
+        batch_axis=batch_axis,
     )
     return SSD(
         _backbone(backbone, style, first_stage=first_stage, l2_epsilon=l2_epsilon),
         _EXTRAS[extras](backbone, image_size, style),
-        Heads(tuple(anchors_per_cell), num_classes, dtype=_DTYPES[dtype]),
+        Heads(
+            tuple(anchors_per_cell),
+            num_classes,
+            dtype=_DTYPES[dtype],
+            class_activation=class_activation,
+        ),
+        FeaturePyramid(style, style.channels(fpn_channels)) if fpn_channels else None,
     )
 
 

@@ -10,19 +10,35 @@ from jaxtyping import Array, Float
 from ssd_jax.errors import UserError
 from ssd_jax.ops.boxes import VARIANCES, decode
 from ssd_jax.ops.boxes import clip as clip_to_image
-from ssd_jax.ops.nms import nms
+from ssd_jax.ops.nms import nms as hard_nms
+from ssd_jax.ops.nms import soft_nms
 from ssd_jax.types import Detections
+
+SUPPRESSIONS = ("hard", "linear", "gaussian")
+
+
+def class_scores(
+    class_logits: Float[Array | np.ndarray, "*N channels"], *, activation: str = "softmax"
+) -> Float[Array, "*N channels"]:
+    """Scores in [0, 1], float32: probabilities that sum to 1 ("softmax"), or each class for itself.
+
+    With "sigmoid" the channel of the background means nothing.
+    """
+    logits = class_logits.astype(jnp.float32)
+    return jax.nn.softmax(logits) if activation == "softmax" else jax.nn.sigmoid(logits)
 
 
 def detect(
     box_deltas: Float[Array | np.ndarray, "A 4"],
     class_logits: Float[Array | np.ndarray, "A channels"],
     anchors: Float[Array | np.ndarray, "A 4"],
+    *,
+    activation: str = "softmax",
     **settings,
 ) -> Detections:
     """The detections of one image; `settings` are the keywords of `multibox_detection`."""
-    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))
-    return multibox_detection(box_deltas, probabilities, anchors, **settings)
+    scores = class_scores(class_logits, activation=activation)
+    return multibox_detection(box_deltas, scores, anchors, **settings)
 
 
 def multibox_detection(
@@ -37,6 +53,8 @@ def multibox_detection(
     force_suppress: bool = False,
     candidates: int = 400,
     max_detections: int = 200,
+    nms: str = "hard",
+    soft_nms_sigma: float | Float[Array, ""] = 0.5,
     clip: bool = True,
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Detections:
@@ -51,11 +69,14 @@ def multibox_detection(
 
     A `strict` threshold must be exceeded, by a score to be kept and by an IoU to suppress (Caffe,
     GluonCV); otherwise reaching it is enough (MXNet). With `clip` boxes are cut to the image before
-    they are compared. Map this over a sharded batch inside `jax.shard_map`: plain jit adds
-    collectives around `top_k`.
+    they are compared. `nms` "linear" and "gaussian" lower scores instead of removing boxes
+    (`ops.nms.soft_nms`), and what then fails `score_threshold` goes. Map this over a sharded batch
+    inside `jax.shard_map`: plain jit adds collectives around `top_k`.
     """
     if class_per_anchor not in ("all", "best"):
         raise UserError(f"class_per_anchor: got {class_per_anchor!r}, expected all or best.")
+    if nms not in SUPPRESSIONS:
+        raise UserError(f"nms: got {nms!r}, expected one of {', '.join(SUPPRESSIONS)}.")
     if force_suppress and class_per_anchor == "all":
         raise UserError(
             "force_suppress: it needs one class an anchor, and class_per_anchor is 'all'. Set "
@@ -71,12 +92,15 @@ def multibox_detection(
         scores, labels = scores.max(axis=0)[None], scores.argmax(axis=0)[None]
     scores, anchor = jax.lax.top_k(scores, min(candidates, len(anchors)))
     boxes, labels = boxes[anchor], jnp.take_along_axis(labels, anchor, axis=1)
-    passes = scores > score_threshold if strict else scores >= score_threshold
     # Within one class there is nothing to keep apart.
     apart = None if class_per_anchor == "all" or force_suppress else labels
-    survives = jax.vmap(functools.partial(nms, iou_threshold=iou_threshold, strict=strict))(
-        boxes, passes, labels=apart
-    )
+    overlap = {"iou_threshold": iou_threshold, "strict": strict}
+    if nms != "hard":
+        soften = functools.partial(soft_nms, kind=nms, sigma=soft_nms_sigma, **overlap)
+        scores = jax.vmap(soften)(boxes, scores, labels=apart)
+    survives = scores > score_threshold if strict else scores >= score_threshold
+    if nms == "hard":
+        survives = jax.vmap(functools.partial(hard_nms, **overlap))(boxes, survives, labels=apart)
 
     ranking = jnp.where(survives, scores, -1).reshape(-1)
     best, index = jax.lax.top_k(ranking, min(max_detections, ranking.size))

@@ -79,18 +79,19 @@ def resample_by(
     taps = jax.vmap(chosen)(axes)
     rows, columns = (_Taps(taps.index[axis], taps.weight[axis]) for axis in (0, 1))
     # Columns first: the rows that are then taken lie in one piece, faster on a CPU. As loops:
-    # otherwise XLA works out the columns anew for every tap of a row, ten times slower.
+    # otherwise XLA works out the columns anew for every tap of a row, ten times slower. They begin
+    # with zeros like the canvas, which differ from device to device as it does.
     narrow = jax.lax.fori_loop(
         0,
         len(columns.index),
         lambda tap, total: total + canvas[:, columns.index[tap]] * columns.weight[tap][:, None],
-        jnp.zeros((canvas.shape[0], size, 3)),
+        jnp.zeros_like(canvas, jnp.float32, (canvas.shape[0], size, 3)),
     )
     picture = jax.lax.fori_loop(
         0,
         len(rows.index),
         lambda tap, total: total + narrow[rows.index[tap]] * rows.weight[tap][:, None, None],
-        jnp.zeros((size, size, 3)),
+        jnp.zeros_like(narrow, shape=(size, size, 3)),
     )
     coverage = (rows.weight.sum(axis=0)[:, None] * columns.weight.sum(axis=0))[..., None]
     return jnp.clip(picture + (1 - coverage) * jnp.asarray(fill, jnp.float32), 0, 255)

@@ -8,10 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssd_jax.errors import UserError
+from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss, paired_iou
+from ssd_jax.ops.boxes import decode
 from ssd_jax.types import Targets
+
+CLASS_LOSSES = ("softmax", "focal", "quality_focal", "varifocal")
 
 # Offsets this close, as a part of the wanted one, are the same: MXNet counts equal float32 numbers,
 # and XLA's logarithms and its divisions by constants differ from C's in the last places.
@@ -71,32 +77,108 @@ def multibox_loss(
     box_deltas: Float[Array, "A 4"],
     class_logits: Float[Array, "A channels"],
     targets: Targets,
+    anchors: Float[Array | np.ndarray, "A 4"] | None = None,
     *,
+    class_loss: str = "softmax",
+    box_loss: str = "smooth_l1",
     negatives_per_positive: int | float = 3,
     minimum_negatives: int = 3,
+    label_smoothing: float = 0.0,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
 ) -> LossSums:
-    """Smooth L1 over the positives, softmax cross-entropy over positives and hard negatives.
+    """A box loss over the positives, a class loss over positives and negatives.
 
     `class_logits` hold background first; they may be of any float type, the loss is float32.
+    Everything but "softmax" with "smooth_l1", the loss of the paper, needs the `anchors`.
+
+    * `class_loss` "softmax": cross-entropy over positives and hard negatives. `label_smoothing` is
+      the part of the wanted probability that is spread evenly over all channels (Szegedy et al.
+      2016, arXiv:1512.00567, section 7).
+    * the others: `sigmoid_loss` over the classes of all positives and negatives.
+    * `box_loss` "smooth_l1" of the offsets, or an `overlap_loss` of the boxes they lead to.
     """
-    logits = class_logits.astype(jnp.float32)
-    log_probabilities = jax.nn.log_softmax(logits)
-    hard = mine_hard_negatives(
-        jax.nn.softmax(jax.lax.stop_gradient(logits))[:, 0],
-        targets.positive,
-        targets.negative,
-        negatives_per_positive=negatives_per_positive,
-        minimum=minimum_negatives,
-    )
-    classified = targets.positive | hard
-    asked = jnp.arange(class_logits.shape[1]) == targets.class_ids[:, None]
-    cross_entropy = -jnp.sum(log_probabilities, axis=1, where=asked)
-    error = box_deltas.astype(jnp.float32) - targets.box_deltas
+    if box_loss not in ("smooth_l1", *BOX_LOSSES):
+        choices = ", ".join(("smooth_l1", *BOX_LOSSES))
+        raise UserError(f"box_loss: got {box_loss!r}, expected one of {choices}.")
+    logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
+    boxes = wanted_boxes = None
+    if class_loss != "softmax" or box_loss != "smooth_l1":
+        boxes, wanted_boxes = decode(deltas, anchors), decode(targets.box_deltas, anchors)
+
+    if class_loss == "softmax":
+        classified = targets.positive | mine_hard_negatives(
+            jax.nn.softmax(jax.lax.stop_gradient(logits))[:, 0],
+            targets.positive,
+            targets.negative,
+            negatives_per_positive=negatives_per_positive,
+            minimum=minimum_negatives,
+        )
+        class_losses = _cross_entropy(logits, targets.class_ids, label_smoothing)
+    else:
+        classified = targets.positive | targets.negative
+        class_losses = sigmoid_loss(
+            logits[:, 1:],
+            targets.class_ids[:, None] == jnp.arange(1, logits.shape[1]),
+            paired_iou(jax.lax.stop_gradient(boxes), wanted_boxes),
+            kind=class_loss,
+            alpha=focal_alpha,
+            gamma=focal_gamma,
+        ).sum(axis=1)
+
+    error = deltas - targets.box_deltas
+    if box_loss == "smooth_l1":
+        box_losses = optax.huber_loss(error)
+    else:
+        box_losses = overlap_loss(boxes, wanted_boxes, kind=box_loss)[:, None]
     is_wrong = jnp.abs(error) > _ROUNDING * jnp.abs(targets.box_deltas)
     return LossSums(
-        class_loss=jnp.sum(cross_entropy, where=classified),
-        box_loss=jnp.sum(optax.huber_loss(error), where=targets.positive[:, None]),
+        class_loss=jnp.sum(class_losses, where=classified),
+        box_loss=jnp.sum(box_losses, where=targets.positive[:, None]),
         num_positive=targets.positive.sum(),
         num_classified=classified.sum(),
         num_box_errors=jnp.sum(is_wrong, where=targets.positive[:, None]),
     )
+
+
+def sigmoid_loss(
+    logits: Float[Array, "A C"],
+    wanted: Bool[Array, "A C"],
+    quality: Float[Array, "A"],
+    *,
+    kind: str,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Float[Array, "A C"]:
+    """Binary cross-entropy of each class, weighted so that the many easy negatives count little.
+
+    With p = sigmoid(logit), and `quality` the IoU of an anchor's box with the wanted one:
+
+    * focal: (1 - p)^gamma where `wanted`, p^gamma elsewhere, times alpha or 1 - alpha (Lin et al.
+      2017, arXiv:1708.02002, equation 5).
+    * quality_focal: p is to become the quality, weighted by |quality - p|^gamma (Li et al. 2020,
+      arXiv:2006.04388, equation 4); no alpha.
+    * varifocal: p is to become the quality, weighted by it; elsewhere alpha p^gamma (Zhang et al.
+      2021, arXiv:2008.13367, equation 2).
+    """
+    if kind not in CLASS_LOSSES[1:]:
+        raise UserError(f"class_loss: got {kind!r}, expected one of {', '.join(CLASS_LOSSES)}.")
+    if kind == "focal":
+        return optax.sigmoid_focal_loss(
+            logits, wanted.astype(jnp.float32), alpha=alpha, gamma=gamma
+        )
+    score, target = jax.nn.sigmoid(logits), jnp.where(wanted, quality[:, None], 0.0)
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, target)
+    if kind == "quality_focal":
+        return jnp.abs(target - score) ** gamma * cross_entropy
+    # The weights of the authors' code are constants, not learned through.
+    return jnp.where(wanted, target, alpha * jax.lax.stop_gradient(score) ** gamma) * cross_entropy
+
+
+def _cross_entropy(logits, class_ids, smoothing):
+    log_probabilities = jax.nn.log_softmax(logits)
+    asked = jnp.arange(logits.shape[1]) == class_ids[:, None]
+    cross_entropy = -jnp.sum(log_probabilities, axis=1, where=asked)
+    if not smoothing:
+        return cross_entropy
+    return (1 - smoothing) * cross_entropy - smoothing * log_probabilities.mean(axis=1)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: greedy, exact, of fixed size."""
+"""Non-maximum suppression: greedy, exact, of fixed size; and soft suppression."""
 
 import jax
 import jax.numpy as jnp
@@ -46,3 +46,40 @@ def nms(
     start = apply_rule(valid)
     keep, _ = jax.lax.while_loop(lambda state: state[1], again, (start, (start != valid).any()))
     return keep
+
+
+def soft_nms(
+    boxes: Float[Array | np.ndarray, "N 4"],
+    scores: Float[Array | np.ndarray, "N"],
+    *,
+    kind: str,
+    iou_threshold: float | Float[Array, ""] = 0.3,
+    sigma: float | Float[Array, ""] = 0.5,
+    strict: bool = True,
+    labels: Int[Array | np.ndarray, "N"] | None = None,
+) -> Float[Array, "N"]:
+    """Scores lowered for overlap with better boxes, in the given order (arXiv:1704.04503).
+
+    The box of the highest score, of equal ones the first, is taken; each that is not yet taken and
+    has its label, where `labels` are given, has its score multiplied; and so on with the next. The
+    factor is exp(-IoU^2 / `sigma`) for the `kind` "gaussian", and 1 - IoU for "linear" where the
+    overlap is a reason to go in `nms`.
+    """
+    iou = iou_matrix(boxes, boxes)
+    if kind == "gaussian":
+        factors = jnp.exp(-(iou**2) / sigma)
+    else:
+        factors = jnp.where(iou > iou_threshold if strict else iou >= iou_threshold, 1 - iou, 1.0)
+    if labels is not None:
+        factors = jnp.where(labels[:, None] == labels, factors, 1.0)
+
+    def take_best(_, state):
+        scores, waiting = state
+        best = jnp.where(waiting, scores, -1.0).argmax()
+        waiting &= jnp.arange(len(scores)) != best
+        return jnp.where(waiting, scores * factors[best], scores), waiting
+
+    # The loop starts from computed values, so that its types agree inside `jax.shard_map`.
+    everybody = factors[0] >= 0
+    scores, _ = jax.lax.fori_loop(0, len(boxes), take_best, (scores * everybody, everybody))
+    return scores

@@ -1,32 +1,66 @@
 """Checkpoints: Orbax, and nothing of Orbax outside this file."""
 
+import contextlib
+import copy
+import functools
 import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import absl.logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ssd_jax.cluster import from_first, together
 from ssd_jax.errors import UserError
+from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE, find_damage, write_manifest
 from ssd_jax.train.state import TrainState
+
+# What a failing disk raises here, and tensorstore for it.
+_DISK_ERRORS = (OSError, ValueError)
+_ITEMS = ("variables", "training", "classes", "progress")
+_DELETED = "deleted"
+_DAMAGED = ".damaged"
+_REPLACED = ".replaced"
 
 
 class Checkpoints:
     """The checkpoints of a run: the newest ones, and the best by `metric`.
 
-    Used as a context manager, which waits for what is still being written.
+    Used as a context manager, which waits for what is still being written. Only whole checkpoints
+    are taken: what does not agree with its manifest is passed over with a warning. In a run of
+    several processes each of them calls every method; the first one decides for all.
+
+    With `read_only` nothing in the folder is changed, so that a run may be going on there. Without,
+    what an interrupted process left behind is cleared away first, and what is damaged renamed.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged.
     """
 
-    def __init__(self, folder: pathlib.Path, *, metric: str, keep_latest: int = 2):
+    def __init__(
+        self, folder: pathlib.Path, *, metric: str, keep_latest: int = 2, read_only: bool = False
+    ):
         def value(metrics):
             return metrics[metric]
 
         self._metric = metric
-        # Orbax warns of every save without a metric; saving between evaluations is our intention.
-        absl.logging.set_verbosity(absl.logging.ERROR)
+        self._folder = pathlib.Path(folder).resolve()
+        self._damage: dict[int, str] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._finish: Callable[[], None] | None = None
+        self._saving = (0, 0)  # step, bytes
+        # Orbax reports failures a second time, by logging what it raises.
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        if not read_only:
+            _first_process(self._clear)
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(folder).resolve(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=value,
                 # best_fn with max_to_keep would delete the newest step when it is not among the
@@ -37,63 +71,209 @@ class Checkpoints:
                         BestN(n=1, get_metric_fn=value, keep_checkpoints_without_metrics=False),
                     ]
                 ),
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+                # A folder that loses its name first is never taken for a checkpoint when the
+                # process dies while it is deleted.
+                todelete_subdir=None if read_only else _DELETED,
+                read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
+                create=not read_only,
+                lightweight_initialize=read_only,
             ),
-            item_names=("variables", "training", "classes"),
+            item_names=_ITEMS,
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    # ---- writing ----
 
     def save(
-        self, state: TrainState, metrics: dict[str, float] | None, *, classes: tuple[str, ...]
+        self,
+        state: TrainState,
+        metrics: dict[str, float] | None,
+        *,
+        classes: tuple[str, ...],
+        progress: dict[str, Any] | None = None,
     ) -> None:
-        """Starts writing the state under its step, with the metrics measured on it, if any."""
-        value = metrics and metrics[self._metric]
-        self._manager.save(
-            int(jax.device_get(state.step)),
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave(_training(state)),
-                classes=ocp.args.JsonSave(list(classes)),
-            ),
+        """Starts writing the state under its step, with the metrics measured on it, if any.
+
+        `progress` is what else the host needs to go on, as JSON. What was saved of the same step
+        before is replaced. Returns as soon as the state is copied; it may be donated then.
+
+        Raises:
+          UserError: this checkpoint, or the one before, does not fit on the disk.
+        """
+        self.wait()
+        step = int(jax.device_get(state.step))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        self._saving = (step, size)
+        _first_process(self._check_space)
+        if step in self._manager.all_steps():
+            _first_process(lambda: self._rename(step, _REPLACED))
+            self._manager.reload()
+        value = None if metrics is None else metrics[self._metric]
+        start = functools.partial(
+            self._start,
+            step,
+            content={"classes": list(classes), "progress": copy.deepcopy(progress or {})},
             metrics=None if value is None else {self._metric: value},
         )
+        if jax.process_count() > 1:
+            # Orbax synchronises the processes on their devices, between two steps of the training.
+            with self._failure_told():
+                start(state)
+            self._finish = self._complete
+        else:
+            # What Orbax does before it returns takes longer than a copy in the host's memory.
+            host_state = jax.tree.map(np.array, jax.device_get(state))
+            self._finish = self._thread.submit(lambda: (start(host_state), self._complete())).result
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk.
+
+        Raises:
+          UserError: it could not be written; what was there before is intact.
+        """
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            with self._failure_told():
+                finish()
+            self._damage[self._saving[0]] = ""
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        step, size = self._saving
+        try:
+            yield
+        except _DISK_ERRORS as error:
+            with contextlib.suppress(*_DISK_ERRORS):  # It tells each thread once.
+                self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                self._clear_unfinished()
+            free = shutil.disk_usage(self._folder).free
+            raise UserError(
+                f"{self._folder}: the checkpoint of step {step} could not be written "
+                f"({_first_line(error)}). It needs {_megabytes(size)}, and {_megabytes(free)} are "
+                "free there. The checkpoints before it are intact: make room, and give the same "
+                "command again."
+            ) from error
+
+    def _start(self, step, state, *, content, metrics) -> None:
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(state.variables),
+                training=ocp.args.StandardSave(state.training),
+                **{name: ocp.args.JsonSave(value) for name, value in content.items()},
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def _complete(self) -> None:
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            for rest in (self._folder / _DELETED, *self._folder.glob(f"*{_REPLACED}")):
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def _seal(self) -> None:
+        """Called by Orbax, on the first process, before the folder of the step gets its name."""
+        (folder,) = self._folder.glob(f"{self._saving[0]}{ocp.utils.TMP_DIR_SUFFIX}*")
+        write_manifest(folder)
+
+    def _check_space(self) -> None:
+        step, size = self._saving
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise UserError(
+                f"{self._folder}: the checkpoint of step {step} needs {_megabytes(size)}, and only "
+                f"{_megabytes(free)} are free there. Make room, and give the same command again."
+            )
+
+    # ---- choosing ----
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, None in a new run."""
-        return self._manager.latest_step()
+        """The newest whole step on disk, None in a new run."""
+        return self._choose(self._steps())
 
     def best_step(self) -> int | None:
-        """The step with the highest metric; the later one of equals."""
-        return self._manager.best_step()
+        """The whole step with the highest metric; the later one of equals."""
+        return self._choose(self._measured_steps())
 
     def select(self, which: str) -> int:
-        """The step that "last", "best" or a number in digits names, present on disk."""
-        steps = list(self._manager.all_steps())
+        """The step that "last", "best" or a number in digits names, present on disk and whole."""
+        steps = self._steps()
         if not steps:
             raise UserError(
-                f"{self._manager.directory}: no checkpoint there yet. Train first, with "
+                f"{self._folder}: no checkpoint there yet. Train first, with "
                 "`ssd-jax train --workdir` on this folder."
             )
         if which == "last":
-            return max(steps)
+            return self._choose(steps)
         if which == "best":
-            best = self.best_step()
+            best = self._choose(self._measured_steps())
             if best is None:
                 raise UserError(
-                    f"{self._manager.directory}: no checkpoint there was evaluated, so none is "
-                    'the best. Select "last" instead.'
+                    f"{self._folder}: no checkpoint there was evaluated, so none is the best. "
+                    'Select "last" instead.'
                 )
             return best
         if which.isdigit() and int(which) in steps:
-            return int(which)
+            return self._choose([int(which)])
         raise UserError(
-            f"{self._manager.directory}: got step {which!r}, expected last, best or one of "
-            f"{sorted(steps)}."
+            f"{self._folder}: got step {which!r}, expected last, best or one of {sorted(steps)}."
         )
+
+    def _steps(self) -> list[int]:
+        """Of all checkpoints, the newest first."""
+        self.wait()
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _measured_steps(self) -> list[int]:
+        """Of those that were evaluated, the best first."""
+        measured = []
+        for step in self._steps():
+            with contextlib.suppress(*_DISK_ERRORS):
+                if metrics := self._manager.metrics(step):
+                    measured.append((metrics[self._metric], step))
+        return [step for _, step in sorted(measured, reverse=True)]
+
+    def _choose(self, steps: list[int]) -> int | None:
+        """The first step that is whole, None if there is none at all."""
+        return _first_process(lambda: self._first_whole(steps)) if steps else None
+
+    def _first_whole(self, steps: list[int]) -> int:
+        for step in steps:
+            if not self._damage_of(step):
+                return step
+        found = "; ".join(f"in {step}, {self._damage[step]}" for step in steps)
+        raise UserError(
+            f"{self._folder}: every checkpoint that could be taken is damaged: {found}. Copy one "
+            "back, take another --step, or begin again in another --workdir."
+        )
+
+    def _damage_of(self, step: int) -> str:
+        """What is wrong with a checkpoint; told once, on standard error."""
+        if step not in self._damage:
+            self._damage[step] = damage = _damage(self._folder / str(step))
+            if damage:
+                print(
+                    f"warning: {self._folder}/{step}: the checkpoint is damaged and passed over: "
+                    f"{damage}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return self._damage[step]
+
+    # ---- reading ----
 
     def restore(self, step: int, like: TrainState, *, classes: tuple[str, ...]) -> TrainState:
         """The state of `step`, with the shapes and shardings of `like`.
@@ -102,14 +282,14 @@ class Checkpoints:
           UserError: the checkpoint was trained on other classes, or has other shapes.
         """
         variables = self.restore_variables(step, like.variables, classes=classes)
-        return like.replace(**variables, **self._restore(step, "training", _training(like)))
+        return like.restored(variables, self._restore(step, "training", like.training))
 
     def restore_variables(self, step: int, like: Any, *, classes: tuple[str, ...]) -> Any:
         """What `model.apply` takes, without the optimizer's state; else as `restore`."""
         stored = self.classes(step)
         if stored != tuple(classes):
             raise UserError(
-                f"{self._manager.directory}/{step}: the checkpoint has {len(stored)} classes "
+                f"{self._folder}/{step}: the checkpoint has {len(stored)} classes "
                 f"({', '.join(stored)}), the run has {len(classes)} ({', '.join(classes)}). "
                 "Give the data set that it was trained on, or another --workdir."
             )
@@ -117,33 +297,81 @@ class Checkpoints:
 
     def classes(self, step: int) -> tuple[str, ...]:
         """The names of the classes that the checkpoint was trained on."""
-        args = ocp.args.Composite(classes=ocp.args.JsonRestore())
-        try:
-            return tuple(self._manager.restore(step, args=args)["classes"])
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"{self._manager.directory}/{step}: the checkpoint is damaged "
-                f"({str(error).splitlines()[0]}). Take another --step."
-            ) from error
+        return tuple(self._read(step, "classes", ocp.args.JsonRestore()))
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What `save` got as `progress`; {} in checkpoints that were made before there was any."""
+        if not (self._folder / str(step) / "progress").exists():
+            return {}
+        return self._read(step, "progress", ocp.args.JsonRestore())
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+        return self._read(step, item, ocp.args.StandardRestore(target))
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
         try:
-            return self._manager.restore(step, args=args)[item]
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{self._manager.directory}/{step}: the checkpoint is damaged or does not fit this "
-                f"network ({str(error).splitlines()[0]}). Restore it with the config that it "
-                "was trained with, or take another --step."
+                f"{self._folder}/{step}: the checkpoint is damaged or does not fit this network "
+                f"({_first_line(error)}). Restore it with the config that it was trained with, or "
+                "take another --step."
             ) from error
 
-    def wait(self) -> None:
-        """Blocks until everything is on disk."""
-        self._manager.wait_until_finished()
+    # ---- what an interrupted process leaves behind ----
+
+    def _clear(self) -> None:
+        """Leaves whole checkpoints only; damaged ones stay under another name."""
+        self._clear_unfinished()
+        shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+        names = [path.name for path in self._folder.glob("[0-9]*")]
+        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        damaged = [step for step in steps if self._damage_of(step)]
+        if steps:
+            self._first_whole(steps)
+        for step in damaged:
+            self._rename(step, _DAMAGED)
+
+    def _clear_unfinished(self) -> None:
+        for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            # Where one write has failed, others may still be at work; the next start clears it.
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.glob(f"*{_REPLACED}"):
+            if path.with_suffix("").exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(path.with_suffix(""))
+
+    def _rename(self, step: int, suffix: str) -> None:
+        path = self._folder / f"{step}{suffix}"
+        shutil.rmtree(path, ignore_errors=True)  # left by an earlier time
+        (self._folder / str(step)).rename(path)
 
 
-def _training(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+def _damage(folder: pathlib.Path) -> str:
+    """What is wrong with the folder of a step; "" if nothing is."""
+    if (folder / MANIFEST_FILE).exists():
+        return find_damage(folder)
+    # Made before there were manifests: Orbax marks each item that it has finished.
+    for item in ("variables", "training", "classes"):
+        if not (folder / item / "commit_success.txt").exists():
+            return f"{item} was not finished, and there is no {MANIFEST_FILE}"
+    return ""
+
+
+def _first_process(action: Callable[[], int | None]) -> int | None:
+    """What `action` gives on the first process, on all of them."""
+    with together():
+        value = action() if jax.process_index() == 0 else None
+    return from_first(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -6,11 +6,13 @@ from time import perf_counter
 
 import jax
 
-from ssd_jax.errors import UserError
-from ssd_jax.reporting import Reporter
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.reporting import Reporter, memory_in_use
 from ssd_jax.train.meter import Meter
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import Metrics
+from ssd_jax.train.stopping import AGAIN, EarlyStopping, Progress, Stopping
+from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.types import Batch
 
 # Metrics are read this many steps late, so that the host never waits for the step it has just sent.
@@ -22,25 +24,32 @@ def train(
     step_function: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     batches: Iterator[tuple[Sequence[str], Batch]],
     *,
+    progress: Progress,
     total_steps: int,
     evaluate: Callable[[TrainState], dict[str, float]],
-    save: Callable[[TrainState, dict[str, float] | None], None],
+    save: Callable[[TrainState, dict[str, float] | None, Progress], None],
     reporter: Reporter,
+    stopping: Stopping,
+    watchdog: Watchdog,
+    early_stopping: EarlyStopping | None,
     evaluate_every: int | None,
     save_every: int | None,
     log_every: int,
 ) -> TrainState:
-    """Runs from `state.step` to `total_steps`; the last state is evaluated and saved.
+    """Runs from `state.step` to `total_steps`, or to where `early_stopping` ends it.
 
-    `batches` gives (names of the samples, batch on the mesh) and stands at `state.step` already:
-    the data position is the step. `state` is donated to the first step. `save` gets what
-    `evaluate` has measured on the same state, or None.
+    The last state is evaluated and saved. `batches` gives (names of the samples, batch on the mesh)
+    and stands at `state.step` already: the data position is the step. `state` is donated to the
+    first step. `save` gets what `evaluate` has measured on the same state, or None, and replaces
+    what it saved of the same step before.
 
     Raises:
+      Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
+        done again when the run goes on.
       UserError: the loss is not finite; names the step and the samples.
     """
     start = int(jax.device_get(state.step))
-    meter = Meter()
+    meter = Meter(progress.unread)
     sent: deque[tuple[int, Sequence[str], Metrics]] = deque()
 
     def report(in_flight: int) -> None:
@@ -51,27 +60,42 @@ def train(
             meter.add(values, images=len(names) * jax.process_count())
             reporter.advance(step)
             if _due(log_every, step) or step == total_steps:
-                reporter.write(step, "train", meter.read())
+                reporter.write(step, "train", meter.read() | memory_in_use())
 
     for step in range(start, total_steps + 1):
         # The order matters: what is saved stands exactly before the next batch.
+        asked_to_stop = stopping.agreed()
         finished = step == total_steps
-        evaluating = finished or (step > start and _due(evaluate_every, step))
-        saving = evaluating or (step > start and _due(save_every, step))
-        if saving:
+        evaluating = (finished or _due(evaluate_every, step)) and step > progress.evaluated_step
+        if evaluating or asked_to_stop or (step > start and _due(save_every, step)):
             report(in_flight=0)
             paused_since = perf_counter()
-            measured = evaluate(state) if evaluating else None
-            if measured:
-                reporter.write(step, "val", measured)
-            save(state, measured)
+            measured = None
+            if evaluating and not asked_to_stop:
+                watchdog.enter("evaluation", step)
+                try:
+                    measured = evaluate(state)
+                except Stopped:
+                    asked_to_stop = True
+                else:
+                    reporter.write(step, "val", measured)
+                    progress = progress._replace(evaluated_step=step)
+                    if early_stopping:
+                        progress = early_stopping.note(progress, measured)
+            watchdog.enter("saving", step)
+            if step > start or measured:
+                save(state, measured, progress._replace(unread=meter.unread()))
             meter.exclude(perf_counter() - paused_since)
-        if finished:
+        if asked_to_stop:
+            raise Stopped(f"stopped by {stopping.reason} at step {step} of {total_steps}. {AGAIN}")
+        if finished or (early_stopping and early_stopping.reached(progress)):
             break
 
+        watchdog.enter("batch", step)
         waiting_since = perf_counter()
         names, batch = next(batches)
         meter.waited(perf_counter() - waiting_since)
+        watchdog.enter("step", step)
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(state, batch)
         sent.append((step + 1, names, metrics))

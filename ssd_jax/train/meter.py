@@ -1,13 +1,19 @@
 """Means, speed and data wait between two reports."""
 
+from collections.abc import Mapping
 from time import perf_counter
 
 
 class Meter:
-    """Collects steps; `read` gives what the reporter shows and starts anew."""
+    """Collects steps; `read` gives what the reporter shows and starts anew.
 
-    def __init__(self):
+    `unread` is what `unread()` gave when an earlier run stopped, so that its means go on.
+    """
+
+    def __init__(self, unread: Mapping[str, float | int] | None = None):
         self.restart()
+        self._sums = dict(unread or {})
+        self._steps = self._sums.pop("steps", 0)
 
     def restart(self) -> None:
         """Forgets everything."""
@@ -30,6 +36,10 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
         self._images += images
+
+    def unread(self) -> dict[str, float | int]:
+        """Sums of the values since the last `read`, and of how many `steps`."""
+        return {**self._sums, "steps": self._steps}
 
     def read(self) -> dict[str, float]:
         """Means of the values, `images_per_second`, and `data_wait` as a share of the time."""

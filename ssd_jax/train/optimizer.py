@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ssd_jax.errors import UserError
@@ -14,6 +15,7 @@ from ssd_jax.errors import UserError
 Multipliers = Sequence[tuple[str, int | float]]
 
 KERNELS_ONLY = (("*", 0.0), ("*/kernel", 1.0))
+OPTIMIZERS = ("sgd", "adamw", "adam", "rmsprop", "adadelta")
 
 
 def step_schedule(
@@ -31,6 +33,14 @@ def step_schedule(
         return constant
     warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
     return lambda step: constant(step) * warmup(step + 1)
+
+
+def cosine_schedule(
+    learning_rate: float, *, total_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Linear warm-up as in `step_schedule`, then half a cosine to nothing (arXiv:1608.03983)."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps + 1)
+    return lambda step: schedule(step + 1)
 
 
 def one_cycle_schedule(learning_rate: float, *, total_steps: int) -> optax.Schedule:
@@ -70,13 +80,21 @@ def build_optimizer(
     rate_multipliers: Multipliers = (),
     decay_multipliers: Multipliers = KERNELS_ONLY,
     clip_norm: float | None = None,
+    gradient_scale: float = 1.0,
 ) -> optax.GradientTransformation:
-    """`sgd` adds the decay to the gradient, ahead of the momentum; `adamw` to the update.
+    """An optimizer of `OPTIMIZERS`; the gradient is scaled and clipped before all else.
 
+    `sgd`, `adam` and `rmsprop` add the decay to the gradient, `adamw` and `adadelta` to the update.
     With `learning_rate_in_momentum` (sgd, as in MXNet and Caffe) v = momentum v - rate (gradient +
     decay) is the update, otherwise v = momentum v + gradient + decay and the update -rate v (as in
     PyTorch): the difference lies in the steps after a change of the rate.
+
+    `adam`, `rmsprop` and `adadelta` are MXNet 1.x's with its constants (python/mxnet/optimizer,
+    src/operator/optimizer_op-inl.h), where adadelta knows no rate: that is a rate of 1.
     """
+    if name not in OPTIMIZERS:
+        raise UserError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    scale = () if gradient_scale == 1 else (optax.scale(gradient_scale),)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = _by_path(
         lambda u, p, factor: u + weight_decay * factor * p if factor else u, decay_multipliers
@@ -84,12 +102,42 @@ def build_optimizer(
     rate = optax.scale_by_learning_rate(schedule)
     own_rate = _by_path(lambda u, p, factor: u * factor, rate_multipliers)
     if name == "sgd" and learning_rate_in_momentum:
-        return optax.chain(clip, decay, rate, own_rate, optax.trace(momentum))
-    if name == "sgd":
-        return optax.chain(clip, decay, optax.trace(momentum), rate, own_rate)
-    if name == "adamw":
-        return optax.chain(clip, optax.scale_by_adam(), decay, rate, own_rate)
-    raise UserError(f"optimizer: got {name!r}, expected sgd or adamw")
+        parts = decay, rate, own_rate, optax.trace(momentum)
+    else:
+        direction = {
+            "sgd": (decay, optax.trace(momentum)),
+            "adamw": (optax.scale_by_adam(), decay),
+            "adam": (decay, _scale_by_mxnet_adam()),
+            "rmsprop": (decay, optax.scale_by_rms(decay=0.9, eps=1e-8)),
+            "adadelta": (optax.scale_by_adadelta(rho=0.9, eps=1e-5), decay),
+        }
+        parts = *direction[name], rate, own_rate
+    return optax.chain(*scale, clip, *parts)
+
+
+def _scale_by_mxnet_adam(
+    beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam whose epsilon stands beside the root of the biased moment (section 2 of the paper).
+
+    With optax's, beside the corrected one, gradients near epsilon are followed up to 30 times as
+    far in the first steps.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
+
+    def update(updates, state, params):
+        del params
+        count = state.count + 1
+        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
+        factor = jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
+        updates = jax.tree.map(lambda m, v: factor * m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _by_path(change: Callable, rules: Multipliers) -> optax.GradientTransformation:

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ssd_jax.sharding import put_replicated, replicated
+from ssd_jax.sharding import put, shardings_of, state_shardings
 
 
 class TrainState(struct.PyTreeNode):
@@ -21,21 +22,81 @@ class TrainState(struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    average: Any = None  # of params and batch_stats, see `train.ema`
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What `model.apply` takes to evaluate and to predict: the average where there is one."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What it takes to train on, beside `variables`."""
+        own = {"params": self.params, "batch_stats": self.batch_stats} if self.average else {}
+        return {"step": self.step, "opt_state": self.opt_state, **own}
+
+    def restored(self, variables: dict[str, Any], training: dict[str, Any]) -> "TrainState":
+        """The state that `variables` and `training` were taken from."""
+        return self.replace(**({"average": variables} if self.average else variables), **training)
+
+    def beginning_with(self, variables: dict[str, Any]) -> "TrainState":
+        """The same state with other weights, from which an average starts anew."""
+        # A copy, because a state is donated and no array can be twice.
+        average = jax.tree.map(jnp.copy, variables) if self.average else None
+        return self.replace(**variables, average=average)
+
+
+def state_shapes(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    sharding: str = "replicated",
+    averaged: bool = False,
+) -> TrainState:
+    """The state as `jax.ShapeDtypeStruct`s with their places; `variables` may be shapes too."""
+
+    def create(variables):
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+            average=_averaged(variables) if averaged else None,
+        )
+
+    shapes = jax.eval_shape(create, variables)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        state_shardings(shapes, mesh, sharding),
+    )
 
 
 def create_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    sharding: str = "replicated",
+    averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step, on the mesh, from host variables."""
-    params = put_replicated(variables["params"], mesh)
+    """The state before the first step, on the mesh, from host variables.
+
+    `sharding` is "replicated" or "fsdp", see `ssd_jax.sharding.state_specs`; `averaged` keeps a
+    moving average.
+    """
+    shapes = state_shapes(variables, optimizer, mesh, sharding=sharding, averaged=averaged)
+    places = shardings_of(shapes)
+    params = put(variables["params"], places.params)
     return TrainState(
-        step=put_replicated(jnp.zeros((), jnp.int32), mesh),
+        step=put(np.zeros((), np.int32), places.step),
         params=params,
-        batch_stats=put_replicated(variables.get("batch_stats", {}), mesh),
-        opt_state=jax.jit(optimizer.init, out_shardings=replicated(mesh))(params),
+        batch_stats=put(variables.get("batch_stats", {}), places.batch_stats),
+        opt_state=jax.jit(optimizer.init, out_shardings=places.opt_state)(params),
+        average=put(_averaged(variables), places.average) if averaged else None,
     )
+
+
+def _averaged(variables: dict[str, Any]) -> dict[str, Any]:
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ssd_jax.errors import UserError
+from ssd_jax.models.groups import group_size, group_sums
 from ssd_jax.ops.augment import Augmentation, augment
 from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
+from ssd_jax.ops.mosaic import GROUP, Mosaic, mosaic
+from ssd_jax.sharding import BATCH_AXIS, mean_gradient
+from ssd_jax.train.ema import moving_average
 from ssd_jax.train.optimizer import Multipliers, multipliers
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
@@ -30,11 +35,13 @@ def augment_batch(
     image_size: int,
     settings: Augmentation,
     fill: tuple,
+    mosaics: Mosaic | None = None,
 ) -> tuple[Float[Array, "B S S 3"], Batch]:
     """Augmented pictures in 0..255 and the batch with their boxes.
 
     Each picture's randomness is a function of (seed, step, sample id) alone: it does not depend on
-    its neighbours, the device or the number of devices.
+    its neighbours, the device or the number of devices. `mosaics` are made of four consecutive
+    pictures, which must lie on one device; there are then four times as many rows of objects.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -47,7 +54,31 @@ def augment_batch(
     images, boxes, valid = jax.vmap(one)(
         batch.sample_id, batch.canvas, batch.extent, batch.boxes, batch.valid
     )
-    return images, batch._replace(boxes=boxes, valid=valid)
+    batch = batch._replace(boxes=boxes, valid=valid)
+    return (images, batch) if mosaics is None else _mosaic_batch(images, batch, step_key, mosaics)
+
+
+def _mosaic_batch(images, batch, step_key, settings):
+    if len(images) % GROUP:
+        raise UserError(
+            f"config.augment.mosaic: got {len(images)} images on a device, expected a multiple of "
+            f"{GROUP}, which become mosaics of each other. Change config.batch_size or the number "
+            "of devices."
+        )
+
+    def one_key(sample_id):
+        # Another key than that of the picture's own augmentation.
+        return jax.random.fold_in(jax.random.fold_in(step_key, sample_id), 1)
+
+    keys = jax.vmap(one_key)(batch.sample_id)
+    columns = {"labels": batch.labels, "difficult": batch.difficult}
+    grouped = jax.tree.map(
+        lambda x: x.reshape(-1, GROUP, *x.shape[1:]),
+        (keys, images, batch.boxes, batch.valid, columns),
+    )
+    made = jax.vmap(functools.partial(mosaic, settings=settings))(*grouped)
+    images, boxes, valid, columns = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+    return images, batch._replace(boxes=boxes, valid=valid, **columns)
 
 
 def batch_loss(
@@ -63,7 +94,8 @@ def batch_loss(
     box_weight: float = 1.0,
     normalization: str = "positives",
     group: int = 0,
-    **mining: int | float,
+    batch_axis: str | None = None,
+    **objective: int | float | str,
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
@@ -71,16 +103,12 @@ def batch_loss(
     (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives, and the
     box loss by its offsets that are not exactly right: both about four times as many. A count of
     nothing is one. `group` is the number of consecutive images that are counted together, what
-    other frameworks have on a device; 0 is the whole batch. The remaining keywords are those of
-    `match` and `multibox_loss`.
+    other frameworks have on a device; 0 is the whole batch. Inside `jax.shard_map`, `batch_axis`
+    is the axis that the batch is cut along, and the loss of the batch the mean over that axis. The
+    remaining keywords are those of `match` and `multibox_loss`.
     """
     if normalization not in ("positives", "valid"):
         raise UserError(f"normalization: got {normalization!r}, expected positives or valid.")
-    if group and len(box_deltas) % group:
-        raise UserError(
-            f"group: got {group}, expected a divisor of the batch of {len(box_deltas)} images. "
-            "Change one of them, or give 0 for the whole batch."
-        )
     match_image = functools.partial(
         match,
         anchors,
@@ -90,16 +118,18 @@ def batch_loss(
         empty_is_negative=empty_is_negative,
     )
     targets = jax.vmap(match_image)(batch.boxes, batch.labels, batch.valid)
-    parts = jax.vmap(lambda d, c, t: multibox_loss(d, c, t, **mining))(
+    sums = jax.vmap(lambda d, c, t: multibox_loss(d, c, t, anchors, **objective))(
         box_deltas, class_logits, targets
     )
-    total = jax.tree.map(lambda sums: sums.reshape(-1, group or len(sums)).sum(axis=1), parts)
-    counts = total.num_positive, total.num_positive
+    counts = sums.num_positive, sums.num_positive
     if normalization == "valid":
-        counts = total.num_classified, total.num_box_errors
-    class_loss, box_loss = (
-        jnp.mean(sums / jnp.maximum(count, 1))
-        for sums, count in zip((total.class_loss, total.box_loss), counts, strict=True)
+        counts = sums.num_classified, sums.num_box_errors
+    size = group_size(len(box_deltas), group, batch_axis=batch_axis)
+    counts = group_sums(jnp.stack(counts, axis=1), group, batch_axis=batch_axis)
+    # A mean over images is one over groups of as many images each.
+    class_loss, box_loss = jnp.mean(
+        jnp.stack((sums.class_loss, sums.box_loss), axis=1) * (size / jnp.maximum(counts, 1)),
+        axis=0,
     )
     loss = class_loss + box_weight * box_loss
     return loss, {"loss": loss, "class_loss": class_loss, "box_loss": box_loss}
@@ -109,6 +139,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
+    mesh: Mesh,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -118,40 +149,68 @@ def train_step(
     std: tuple[float, ...],
     loss: dict[str, Any],
     rate_multipliers: Multipliers = (),
+    ema_decay: float = 0.0,
+    sharding: str = "replicated",
 ) -> tuple[TrainState, Metrics]:
     """Augment, forward, match, loss, gradient, update; metrics are scalars on the device.
 
-    `augmentation` are the keywords of `augment_batch`, `loss` those of `batch_loss`. A parameter
-    that `rate_multipliers`, those of the optimizer, freeze gets no gradient, which saves its
-    computation.
+    Up to the gradient each device of the mesh works on its own images; a model with BatchNorm is
+    built with `batch_axis = sharding.BATCH_AXIS`. `augmentation` are the keywords of
+    `augment_batch`, `loss` those of `batch_loss`. A parameter that `rate_multipliers`, those of the
+    optimizer, freeze gets no gradient, which saves its computation and its sending. `ema_decay` is
+    that of the state's average, if it has one. `sharding` is how the state lies on the mesh.
     """
-    images, batch = augment_batch(batch, state.step, **augmentation)
-    images = normalise(images, mean, std)
     rates = multipliers(state.params, rate_multipliers)
+    trained = jax.tree.map(lambda p, rate: p if rate else None, state.params, rates)
+    frozen = jax.tree.map(lambda p, rate: None if rate else p, state.params, rates)
 
-    def loss_of(params):
-        params = jax.tree.map(lambda p, r: p if r else jax.lax.stop_gradient(p), params, rates)
-        (box_deltas, class_logits), updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        value, metrics = batch_loss(class_logits, box_deltas, batch, anchors, **loss)
-        return value, (metrics, updates.get("batch_stats", {}))
+    def gradient_of_rows(trained, constants, batch):
+        frozen, batch_stats, step = constants
+        images, batch = augment_batch(batch, step, **augmentation)
+        images = normalise(images, mean, std)
 
-    gradient, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+        def loss_of(trained):
+            (box_deltas, class_logits), updates = model.apply(
+                {"params": _merge(trained, frozen), "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            value, metrics = batch_loss(
+                class_logits, box_deltas, batch, anchors, batch_axis=BATCH_AXIS, **loss
+            )
+            # Statistics that are frozen come back untouched and need not be sent.
+            moved = jax.tree.map(
+                lambda new, old: None if new is old else new,
+                updates.get("batch_stats", {}),
+                batch_stats,
+            )
+            return value, (metrics, moved)
+
+        return jax.grad(loss_of, has_aux=True)(trained)
+
+    gradient, (metrics, moved) = mean_gradient(gradient_of_rows, mesh, sharding=sharding)(
+        trained, (frozen, state.batch_stats, state.step), batch
+    )
+    gradient = _merge(gradient, jax.tree.map(jnp.zeros_like, state.params))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
         "lr": jnp.asarray(schedule(state.step), jnp.float32),
         "gradient_norm": optax.tree.norm(gradient),
     }
-    return (
-        TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        ),
-        metrics,
+    params = optax.apply_updates(state.params, updates)
+    batch_stats = _merge(moved, state.batch_stats)
+    average = state.average and moving_average(
+        state.average,
+        {"params": params, "batch_stats": batch_stats},
+        state.step,
+        decay=ema_decay,
+    )
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+
+def _merge(some: Any, others: Any) -> Any:
+    """`some`, and `others` where it has None."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None
     )

@@ -44,6 +44,14 @@ class LoadReport(NamedTuple):
         """Whether there was no surprise."""
         return not (self.missing or self.unused or self.misshaped)
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """The same in short, for a JSON file: counts instead of names."""
+        counts = {
+            name: len(value) for name, value in self._asdict().items() if isinstance(value, tuple)
+        }
+        return {"source": self.source, "layout": self.layout, **self.metadata, **counts}
+
     def __str__(self) -> str:
         lines = [f"weights from {self.source} ({self.layout})"]
         for word, paths in (

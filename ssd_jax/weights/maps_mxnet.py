@@ -13,7 +13,7 @@ from ssd_jax.weights.maps import NameMap, Target, norm_targets, oihw_to_hwio, un
 
 _VGG16_BLOCKS = (2, 2, 3, 3, 3)  # convolutions in each
 _RESNET50_BLOCKS = (3, 4, 6, 3)  # blocks in each stage
-_NEW_IN_SSD = ("params/extras/*", "params/heads/*", "batch_stats/extras/*")
+_NEW_IN_SSD = ("params/extras/*", "params/heads/*", "batch_stats/extras/*", "*/fpn/*")
 
 _Entries = Iterator[tuple[str, Target]]
 

@@ -17,7 +17,7 @@ BLOCKS = tuple(
     for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3))
     for block in range(1, blocks + 1)
 )
-NEW_IN_SSD = ("params/extras/*", "params/heads/*", "batch_stats/extras/*")
+NEW_IN_SSD = ("params/extras/*", "params/heads/*", "batch_stats/extras/*", "*/fpn/*")
 
 
 def kernel_target(layer: str, transform) -> Target:

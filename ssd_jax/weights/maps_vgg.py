@@ -29,6 +29,7 @@ _NEW_IN_SSD = (
     "params/backbone/fc6*",
     "params/backbone/fc7*",
     "params/extras/*",
+    "*/fpn/*",
     "params/heads/*",
     "*_bn/*",
 )

@@ -18,7 +18,7 @@ jit_detect = jax.jit(
     detect,
     static_argnames=(
         "candidates", "max_detections", "variances",
-        "strict", "class_per_anchor", "force_suppress", "clip",
+        "strict", "class_per_anchor", "force_suppress", "clip", "nms", "activation",
     ),
 )  # fmt: skip
 
@@ -119,6 +119,7 @@ def test_of_equal_classes_the_first_is_the_best():
     [
         ({"class_per_anchor": "first"}, "expected all or best"),
         ({"force_suppress": True}, "needs one class an anchor"),
+        ({"nms": "soft"}, "expected one of hard, linear, gaussian"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -136,6 +137,29 @@ def test_finds_the_boxes_that_were_encoded():
         assert_array_equal(np.flatnonzero(got.valid), [0, 1])
         assert_array_equal(got.labels[:2], [0, 1])
         assert_allclose(got.boxes[:2], boxes, atol=1e-6)
+
+
+def test_soft_suppression_keeps_twins_at_lower_scores():
+    anchors = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], np.float32)
+    logits = np.log(np.array([[1, 9], [2, 8], [3, 7]], np.float32))
+    deltas = np.zeros_like(anchors)
+    twin = 0.8 * np.exp(-2.0)
+    for words, scores in (
+        ({}, [0.9, 0.7]),
+        ({"nms": "gaussian"}, [0.9, 0.7, twin]),
+        ({"nms": "gaussian", "score": 0.2}, [0.9, 0.7]),
+        ({"nms": "gaussian", "class_per_anchor": "best"}, [0.9, 0.7, twin]),
+        ({"nms": "linear"}, [0.9, 0.7]),
+    ):
+        got = run(deltas, logits, anchors, **words)
+        assert_allclose(got.scores[got.valid], scores, rtol=1e-5)
+
+
+def test_sigmoid_scores_are_each_for_itself():
+    logits = np.array([[50, 0, np.log(3), -9]], np.float32)  # background has no say
+    got = run(np.zeros((1, 4)), logits, ANCHORS[:1], activation="sigmoid")
+    assert_allclose(got.scores[got.valid], [0.75, 0.5], rtol=1e-6)
+    assert_array_equal(got.labels[:2], [1, 0])
 
 
 def test_a_box_may_be_found_as_two_classes():

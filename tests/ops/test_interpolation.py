@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.interpolation import INTERPOLATIONS, resample_by
+from ssd_jax.sharding import make_mesh
 
 SIZE = 32
 FILL = (123, 117, 104)
@@ -108,3 +109,20 @@ def test_an_unknown_method_is_refused(methods):
             jnp.array(0), jnp.array(CANVAS), jnp.array((4, 4)), jnp.array([0, 0, 4, 4]),
             methods=methods, longest=4, size=4, fill=FILL,
         )  # fmt: skip
+
+
+def test_each_device_resamples_its_own_picture():
+    mesh = make_mesh(jax.devices()[:2])
+    rows = jax.sharding.PartitionSpec("data")
+    resample = functools.partial(
+        resample_by, methods=("nearest", "linear"), longest=LONGEST, size=SIZE, fill=FILL
+    )
+    sharded = jax.jit(
+        jax.shard_map(jax.vmap(resample), mesh=mesh, in_specs=(rows,) * 4, out_specs=rows)
+    )
+    extent, window = [HEIGHT, WIDTH], [3, 5, 40, 30]
+    canvases = jnp.stack([CANVAS] * 2)
+    both = (jnp.array([each] * 2) for each in (extent, window))
+    found = sharded(jnp.array([0, 1]), canvases, *both)
+    for name, picture in zip(("nearest", "linear"), found, strict=True):
+        np.testing.assert_allclose(picture, ours(name, extent, window), atol=1e-3)

@@ -1,12 +1,18 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hlo import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ssd_jax.ops.losses import mine_hard_negatives, multibox_loss
+from ssd_jax.errors import UserError
+from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
+from ssd_jax.ops.boxes import decode
+from ssd_jax.ops.losses import CLASS_LOSSES, mine_hard_negatives, multibox_loss, sigmoid_loss
 from ssd_jax.ops.matching import match
 from ssd_jax.types import Targets
 
@@ -207,3 +213,97 @@ def test_matching_and_loss_trace_inside_shard_map():
         ]
     ]
     assert jax.eval_shape(batched, *batch).class_loss.shape == (8,)
+
+
+def class_loss_of(logit, *, quality=1.0, wanted=True, **words):
+    return float(
+        sigmoid_loss(
+            jnp.array([[logit]]), jnp.array([[wanted]]), jnp.array([quality]), **words
+        )[0, 0]
+    )  # fmt: skip
+
+
+def test_sigmoid_losses_by_hand():
+    log3, log4, log43 = np.log(3), np.log(4), np.log(4 / 3)  # a score of 3/4: logit log 3
+    focal = functools.partial(class_loss_of, log3, kind="focal", alpha=0.2, gamma=2.0)
+    assert focal() == pytest.approx(0.2 * (1 / 4) ** 2 * log43, rel=1e-5)
+    assert focal(wanted=False) == pytest.approx(0.8 * (3 / 4) ** 2 * log4, rel=1e-5)
+    quality = functools.partial(class_loss_of, log3, kind="quality_focal", gamma=2.0)
+    half = (log43 + log4) / 2  # cross-entropy with a wanted 1/2
+    assert quality(quality=0.5) == pytest.approx((1 / 4) ** 2 * half, rel=1e-5)
+    assert quality(wanted=False) == pytest.approx((3 / 4) ** 2 * log4, rel=1e-5)
+    vari = functools.partial(class_loss_of, log3, kind="varifocal", alpha=0.75, gamma=2.0)
+    assert vari(quality=0.5) == pytest.approx(0.5 * half, rel=1e-5)
+    assert vari(wanted=False) == pytest.approx(0.75 * (3 / 4) ** 2 * log4, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["quality_focal", "varifocal"])
+def test_a_quality_loss_is_least_where_the_score_is_the_quality(kind):
+    gradient = jax.grad(
+        lambda logit: sigmoid_loss(
+            logit[None, None], jnp.array([[True]]), jnp.array([0.3]), kind=kind
+        ).sum()
+    )
+    at = np.log(0.3 / 0.7)
+    assert float(gradient(at)) == pytest.approx(0, abs=1e-6)
+    assert float(gradient(at - 1)) < 0 < float(gradient(at + 1))
+
+
+def square_anchors():
+    corner = jnp.asarray(np.random.default_rng(8).uniform(0, 0.7, (ANCHORS, 2)), jnp.float32)
+    return jnp.concatenate([corner, corner + 0.3], axis=1)
+
+
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
+def test_every_class_loss_is_finite_and_ignores_the_ignored(class_loss):
+    anchors = square_anchors()
+
+    def total(predictions, targets):
+        words = {"class_loss": class_loss, "box_loss": "ciou"}
+        sums = multibox_loss(*predictions, targets, anchors, **words)
+        return sums.class_loss + sums.box_loss
+
+    value_and_gradient = jax.jit(jax.value_and_grad(total), compiler_options=QUICK)
+    for scale in (1.0, 1e4):
+        rng = np.random.default_rng(9)
+        targets, (deltas, logits) = random_targets(rng), random_predictions(rng, scale=scale)
+        loss, (box_gradient, logit_gradient) = value_and_gradient((scale * deltas, logits), targets)
+        for each in (loss, box_gradient, logit_gradient):
+            assert np.isfinite(each).all()
+        assert not box_gradient[~np.asarray(targets.positive)].any()
+        asked = np.asarray(targets.positive | targets.negative)
+        assert logit_gradient[asked].any()
+        assert not logit_gradient[~asked].any()
+        assert class_loss == "softmax" or not logit_gradient[:, 0].any()
+
+
+def test_the_box_loss_by_overlap_is_that_of_the_decoded_boxes():
+    rng = np.random.default_rng(10)
+    targets, (deltas, logits) = random_targets(rng, share_positive=0.4), random_predictions(rng)
+    anchors = square_anchors()
+
+    @functools.partial(jax.jit, static_argnames="kind")
+    def both(kind):
+        boxes, wanted = decode(deltas, anchors), decode(targets.box_deltas, anchors)
+        losses = overlap_loss(boxes, wanted, kind=kind)
+        return multibox_loss(deltas, logits, targets, anchors, box_loss=kind).box_loss, losses
+
+    for kind in BOX_LOSSES:
+        box_loss, losses = both(kind)
+        assert_allclose(box_loss, losses[np.asarray(targets.positive)].sum(), rtol=1e-5)
+    with pytest.raises(UserError, match="box_loss: got 'iou', expected one of smooth_l1, giou"):
+        multibox_loss(deltas, logits, targets, anchors, box_loss="iou")
+    with pytest.raises(UserError, match="class_loss: got 'hinge', expected one of softmax, focal"):
+        multibox_loss(deltas, logits, targets, anchors, class_loss="hinge")
+
+
+def test_label_smoothing_is_cross_entropy_with_smooth_labels():
+    rng = np.random.default_rng(11)
+    targets, predictions = random_targets(rng), random_predictions(rng)
+    smooth = jax.jit(
+        functools.partial(multibox_loss, label_smoothing=0.1, negatives_per_positive=0)
+    )(*predictions, targets)
+    wanted = 0.9 * jax.nn.one_hot(targets.class_ids, CHANNELS) + 0.1 / CHANNELS
+    expected = -(wanted * jax.nn.log_softmax(predictions[1])).sum(axis=1)
+    chosen = np.asarray(targets.positive | targets.negative)
+    assert_allclose(smooth.class_loss, expected[chosen].sum(), rtol=1e-5)

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
-from numpy_boxes import greedy_nms, grid_boxes
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy_boxes import greedy_nms, grid_boxes, iou_table
 
-from ssd_jax.ops.nms import nms
+from ssd_jax.ops.nms import nms, soft_nms
 
 COUNT = 40
 jit_nms = jax.jit(nms, static_argnames="strict")
+jit_soft_nms = jax.jit(soft_nms, static_argnames=("kind", "strict"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,3 +70,42 @@ def test_vmap_equals_greedy_numpy():
     together = jax.jit(jax.vmap(functools.partial(nms, iou_threshold=0.45)))(boxes, valid)
     expected = [greedy_nms(*image, 0.45) for image in zip(boxes, valid, strict=True)]
     assert_array_equal(together, expected)
+
+
+def soft_reference(boxes, scores, labels, factor):
+    """The paper's pseudo-code, in float64."""
+    overlap, scores = np.float64(iou_table(boxes, boxes)), np.float64(scores)
+    waiting = list(range(len(boxes)))
+    while waiting:
+        best = max(waiting, key=lambda i: (scores[i], -i))
+        waiting.remove(best)
+        for i in waiting:
+            if labels[i] == labels[best]:
+                scores[i] *= factor(overlap[best, i])
+    return scores
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["linear", "gaussian"]))
+def test_soft_suppression_equals_its_pseudo_code(seed, kind):
+    rng = np.random.default_rng(seed)
+    boxes, labels = grid_boxes(rng, COUNT, cells=4), rng.integers(0, 2, COUNT)
+    scores = rng.random(COUNT).astype(np.float32)
+    factors = {
+        "linear": lambda iou: 1 - iou if iou > np.float32(0.3) else 1.0,
+        "gaussian": lambda iou: np.exp(-(iou**2) / 0.25),
+    }
+    found = jit_soft_nms(boxes, scores, kind=kind, iou_threshold=0.3, sigma=0.25, labels=labels)
+    assert_allclose(found, soft_reference(boxes, scores, labels, factors[kind]), rtol=1e-4)
+
+
+def test_soft_suppression_lowers_a_twin_and_leaves_the_rest():
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]], np.float32)
+    scores = np.array([0.8, 0.5, 0.25], np.float32)
+    assert_allclose(jit_soft_nms(boxes, scores, kind="linear"), [0.8, 0, 0.25], rtol=1e-6)
+    expected = [0.8, 0.5 * np.exp(-2), 0.25]
+    assert_allclose(jit_soft_nms(boxes, scores, kind="gaussian"), expected, rtol=1e-6)
+    half = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [2, 2, 3, 3]], np.float32)
+    for strict, second in ((True, 0.5), (False, 0.25)):
+        found = jit_soft_nms(half, scores, kind="linear", iou_threshold=0.5, strict=strict)
+        assert_allclose(found, [0.8, second, 0.25], rtol=1e-6)

@@ -1,6 +1,7 @@
 """Schedules and optimizers against their textbook updates."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from ssd_jax.errors import UserError
 from ssd_jax.train.optimizer import (
     KERNELS_ONLY,
+    OPTIMIZERS,
     build_optimizer,
+    cosine_schedule,
     multipliers,
     one_cycle_schedule,
     step_schedule,
@@ -38,6 +41,19 @@ def test_warm_up_is_linear_and_ends_at_the_full_rate():
     schedule = step_schedule(1.0, warmup_steps=4)
     values = [float(schedule(step)) for step in range(6)]
     np.testing.assert_allclose(values, [0.25, 0.5, 0.75, 1, 1, 1], rtol=1e-6)
+
+
+def test_cosine_rises_linearly_and_falls_to_nothing():
+    schedule = cosine_schedule(1.0, total_steps=13, warmup_steps=4)
+    values = np.array([float(schedule(step)) for step in range(13)])
+    expected = 0.5 + 0.5 * np.cos(np.pi * np.arange(10) / 10)
+    np.testing.assert_allclose(values, [0.25, 0.5, 0.75, *expected], atol=1e-6)
+    without = cosine_schedule(1.0, total_steps=3)
+    np.testing.assert_allclose(
+        [float(without(step)) for step in range(3)],
+        0.5 + 0.5 * np.cos(np.pi * np.arange(1, 4) / 4),
+        rtol=1e-6,
+    )
 
 
 def test_one_cycle_rises_to_its_peak_and_falls():
@@ -92,7 +108,9 @@ def test_a_pattern_that_matches_nothing_is_refused_with_a_near_path():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"name": "adamw"}, {}, {"learning_rate_in_momentum": True}], ids=str
+    "settings",
+    [*({"name": name} for name in OPTIMIZERS), {"learning_rate_in_momentum": True}],
+    ids=str,
 )
 def test_rate_multipliers_scale_the_steps_of_a_parameter(settings):
     rules = (("*/kernel", 0.0), ("*/bias", 2.0))
@@ -139,5 +157,70 @@ def test_the_gradient_is_clipped_by_its_global_norm():
 
 
 def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="expected sgd or adamw"):
-        build_optimizer(lambda _: 1.0, name="adam")
+    with pytest.raises(UserError, match="got 'adagrad', expected one of sgd, adamw, adam,"):
+        build_optimizer(lambda _: 1.0, name="adagrad")
+
+
+# What MXNet 1.x computes for one number, as its sources have it.
+
+
+def mxnet_adam(weight, gradients, rate, decay):
+    m = v = 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        gradient = gradient + decay * weight
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        corrected = rate * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        weight -= corrected * m / (math.sqrt(v) + 1e-8)
+        yield weight
+
+
+def mxnet_rmsprop(weight, gradients, rate, decay):
+    n = 0.0
+    for gradient in gradients:
+        gradient = gradient + decay * weight
+        n = 0.9 * n + 0.1 * gradient**2
+        weight -= rate * gradient / math.sqrt(n + 1e-8)
+        yield weight
+
+
+def mxnet_adadelta(weight, gradients, rate, decay):
+    squares = deltas = 0.0
+    for gradient in gradients:
+        squares = 0.9 * squares + 0.1 * gradient**2
+        delta = math.sqrt(deltas + 1e-5) / math.sqrt(squares + 1e-5) * gradient
+        deltas = 0.9 * deltas + 0.1 * delta**2
+        weight -= rate * (delta + decay * weight)
+        yield weight
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
+@pytest.mark.parametrize(
+    ("name", "formula", "rate"),
+    [
+        ("adam", mxnet_adam, 0.01),
+        ("rmsprop", mxnet_rmsprop, 0.01),
+        ("adadelta", mxnet_adadelta, 1.0),
+    ],
+)
+def test_the_optimizers_of_mxnet(name, formula, rate, size):
+    gradients = [0.5 * size, -0.25 * size, 0.75 * size, 0.5 * size]
+    decay = 0.1 * size
+    optimizer = build_optimizer(lambda _: rate, name=name, weight_decay=decay, decay_multipliers=())
+    weight = {"kernel": jnp.array([0.3])}
+    state = optimizer.init(weight)
+    for gradient, expected in zip(gradients, formula(0.3, gradients, rate, decay), strict=True):
+        updates, state = optimizer.update({"kernel": jnp.array([gradient])}, state, weight)
+        moved = expected - 0.3
+        weight = jax.tree.map(jnp.add, weight, updates)
+        # The weight itself is rounded to float32.
+        np.testing.assert_allclose(weight["kernel"] - 0.3, moved, rtol=1e-4, atol=6e-8)
+
+
+def test_the_gradient_is_scaled_before_it_is_clipped():
+    norm = np.sqrt(0.5**2 + 0.25**2 + 1)
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "gradient_scale": 0.5}
+    scaled = build_optimizer(lambda _: 1.0, **plain)
+    clipped = build_optimizer(lambda _: 1.0, clip_norm=norm / 4, **plain)
+    np.testing.assert_allclose(updated(scaled, 1)["bias"], [3.5], rtol=1e-6)
+    np.testing.assert_allclose(updated(clipped, 1)["bias"], [3.25], rtol=1e-6)

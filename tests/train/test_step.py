@@ -8,16 +8,17 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from hlo import QUICK
+from jax.sharding import PartitionSpec
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.augment import Augmentation
+from ssd_jax.sharding import make_mesh
 from ssd_jax.train.optimizer import build_optimizer
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import augment_batch, batch_loss, train_step
 from ssd_jax.types import Batch
 
-# Compiling is most of the time; without optimisation it is a third of it.
-QUICK = {"xla_backend_optimization_level": 0}
 AUGMENTATION = {"seed": 3, "image_size": 8, "settings": Augmentation(), "fill": (0.0, 0.0, 0.0)}
 ANCHORS = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0.5, 0.5, 1]], np.float32)
 
@@ -77,6 +78,37 @@ def test_groups_are_counted_apart_and_averaged():
     assert float(loss) == pytest.approx(ONE_OBJECT, rel=1e-6)
 
 
+@pytest.mark.parametrize(("group", "normalization"), [(0, "positives"), (1, "valid"), (4, "valid")])
+def test_the_loss_does_not_depend_on_how_the_batch_is_cut(group, normalization):
+    batch = batch_of([True, False, False, True, True, True, False, False])
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(8, 3, 2)))
+
+    def value_and_gradient(batch_axis, logits, batch):
+        def value(logits):
+            deltas = jnp.ones((len(logits), 3, 4))
+            return batch_loss(
+                logits, deltas, batch, ANCHORS,
+                group=group, normalization=normalization, batch_axis=batch_axis,
+            )[0]  # fmt: skip
+
+        loss, gradient = jax.value_and_grad(value)(logits)
+        return (jax.lax.pmean(loss, batch_axis) if batch_axis else loss), gradient
+
+    cut, whole = PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(
+        functools.partial(value_and_gradient, "data"),
+        mesh=make_mesh(),
+        in_specs=cut,
+        out_specs=(whole, cut),
+    )
+    loss, gradient = jax.jit(sharded, compiler_options=QUICK)(logits, batch)
+    alone = jax.jit(functools.partial(value_and_gradient, None), compiler_options=QUICK)
+    expected, expected_gradient = alone(logits, batch)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    # The loss of the batch is the mean of the devices' losses.
+    np.testing.assert_allclose(gradient / 8, expected_gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_normalization_valid_divides_by_what_each_loss_sums_over():
     for valid in ([True, True], [True, False]):
         _, metrics = loss_of(valid, normalization="valid", minimum_negatives=2)
@@ -85,7 +117,7 @@ def test_normalization_valid_divides_by_what_each_loss_sums_over():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(UserError, match="expected a divisor of the batch of 2 images"):
+    with pytest.raises(UserError, match="groups of 3 images do not divide a batch of 2"):
         loss_of([True, True], group=3)
     with pytest.raises(UserError, match="expected positives or valid"):
         loss_of([True, True], normalization="batch")
@@ -133,6 +165,7 @@ def test_a_rate_of_zero_freezes_and_leaves_no_gradient():
     state = TrainState(jnp.zeros((), int), params, {}, optimizer.init(params))
     step = functools.partial(
         train_step,
+        mesh=make_mesh(jax.devices()[:1]),
         model=Linear(),
         optimizer=optimizer,
         schedule=lambda _: 0.1,

@@ -87,6 +87,7 @@ class Source:
 
     `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
     `files` are what else the images are read from: files that hold many, and their indices.
+    `findings` counts what the doctor found, by code; None if it was not asked.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Source:
         self.locate = locate
         self.problems = problems
         self.files = tuple(files)
+        self.findings: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.annotations.names)

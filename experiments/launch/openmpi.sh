@@ -1,0 +1,20 @@
+#!/bin/bash
+# experiments/launch/openmpi.sh "-n 16 --hostfile hosts" CONFIG WORKDIR [--config.NAME=VALUE ...]
+#
+# One process a GPU, the k-th of a host on its k-th GPU. With Open MPI up to version 4 a plain
+# `mpirun -n 16 ssd-jax train ...` does as well, for JAX finds the processes itself; this works with
+# version 5 too. COORDINATOR is a free port of the host of rank 0. WORKDIR is a folder that all
+# hosts share.
+set -euo pipefail
+
+mpirun_options=${1:?options of mpirun} config=${2:?CONFIG} workdir=${3:?WORKDIR}
+shift 3
+coordinator=${COORDINATOR:-$(hostname):29500}
+
+# Without --bind-to none, mpirun binds each process, and all threads that decode for it, to a core.
+# shellcheck disable=SC2086
+exec mpirun --bind-to none $mpirun_options bash -c '
+    export JAX_LOCAL_DEVICE_IDS=$OMPI_COMM_WORLD_LOCAL_RANK
+    exec ssd-jax train "$@" --num_processes "$OMPI_COMM_WORLD_SIZE" \
+        --process_id "$OMPI_COMM_WORLD_RANK"
+' ssd-jax --config "$config" --workdir "$workdir" --coordinator "$coordinator" "$@"

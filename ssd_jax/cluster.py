@@ -1,0 +1,281 @@
+"""Several processes as one run: how they find each other, and what they must agree on.
+
+Clusters are told apart by JAX (Slurm, Open MPI, Kubernetes, TPU pods); there is no scheduler here.
+"""
+
+import collections
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import ssd_jax
+from ssd_jax.config import flat_items
+from ssd_jax.errors import UserError
+from ssd_jax.roll_call import call_roll, some_of
+from ssd_jax.sharding import any_process, use_cpu_cores
+
+# Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# Until then another process has ended the wait, or JAX has noticed that it died.
+A_DAY_MS = 24 * 60 * 60 * 1000
+# Of a value in a message.
+SHOWN_LETTERS = 200
+# For the others to say that they fail for the same reason, before process 0 takes them with it.
+GRACE_SECONDS = 2.0
+# A network folder may show a new file to other hosts only so late.
+SHARED_SECONDS = 60.0
+
+# Address of the coordinator, number of processes, id of this one.
+Place = tuple[str | None, int | None, int | None]
+
+_meetings = itertools.count()
+
+
+def start(
+    *,
+    batch_size: int,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Makes this process one of a run, if it is; call it before anything else of JAX.
+
+    What is not given comes from the cluster that JAX finds; without one the process is alone. Where
+    all is given no cluster is asked, not for the devices of this process either: those are all that
+    it sees, or JAX_LOCAL_DEVICE_IDS. `coordinator` is HOST:PORT of process 0, `timeout` in seconds.
+    On CPUs the cores of a host are divided among its processes as `sharding.use_cpu_cores` says.
+
+    Raises:
+      UserError: not all processes came in time, on each that did; or they were started wrongly.
+    """
+    if jax.distributed.is_initialized():  # by a script of the user's
+        return
+    given = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), num_processes, process_id)
+    asks_cluster = None in given and num_processes != 1
+    coordinator, num_processes, process_id = _found(given, timeout) if asks_cluster else given
+    if num_processes is None or num_processes == 1:
+        use_cpu_cores(batch_size)
+        return
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
+            f"{num_processes}."
+        )
+    hosts = call_roll(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=timeout,
+        cluster_detection_method=None if asks_cluster else "deactivate",
+    )
+    use_cpu_cores(
+        batch_size, processes=num_processes, on_this_host=hosts.count(socket.gethostname())
+    )
+    _connect(hosts)
+
+
+def _found(given: Place, timeout: int) -> Place:
+    """What was given, and for the rest what JAX knows of the cluster; three None for no cluster."""
+    # JAX looks for clusters in `initialize` only, and raises ValueError where there is none.
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        *found, _ = ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, timeout)
+    except Exception as error:
+        raise UserError(
+            f"a cluster is there, but it does not say how to join it ({error}). Give --coordinator,"
+            " --num_processes and --process_id, or --num_processes 1 for a process of its own."
+        ) from error
+    started = max(int(os.environ.get(name, "1")) for name in MPI_SIZES)
+    if found == [None] * 3 and started > 1:
+        raise UserError(
+            f"this is one of {started} processes of an MPI launcher that JAX does not know. Give "
+            "--coordinator, --num_processes and --process_id as experiments/launch/openmpi.sh does,"
+            " or --num_processes 1 for a process of its own."
+        )
+    if None in found and found != [None] * 3:
+        raise UserError(
+            f"got --coordinator {found[0]}, --num_processes {found[1]}, --process_id {found[2]}; "
+            "expected all three, or none where the cluster tells them."
+        )
+    return tuple(found)
+
+
+def _connect(hosts: Sequence[str]) -> None:
+    """Opens the connections of collectives while all processes are close together.
+
+    JAX waits two minutes for the devices of the others, and Gloo half a minute for their first
+    collective, but later for as long as it takes: this way data may take its time on one of them.
+    """
+    devices = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        counts = ", ".join(f"{devices[i]} on process {i} ({host})" for i, host in enumerate(hosts))
+        raise UserError(
+            f"the processes have different numbers of devices: {counts}. Expected the same on "
+            "each, for each gets the same part of a batch."
+        )
+    any_process(False)
+    exchange(None)
+
+
+def exchange(value: Any) -> list[Any]:
+    """What each process gave, in their order, on all of them; JSON values.
+
+    A process may come to it as late as it likes.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+    from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+    # Of the waits that are public, only this one has a time-out of one's own.
+    get_barrier_sync_fn()(key=f"ssd_jax/{next(_meetings)}", timeout_ms=A_DAY_MS)
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = process_allgather(np.int32(len(text)))
+    # Rounded up, so that another length does not compile another program.
+    padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
+    padded[: len(text)] = text
+    rows = process_allgather(padded)
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 gave: decisions that all must take alike are taken on this. A JSON value."""
+    return exchange(value)[0] if jax.process_count() > 1 else value
+
+
+@contextlib.contextmanager
+def together() -> Iterator[dict[str, Any]]:
+    """A block that all processes leave, or none: what stops one of them stops all.
+
+    The facts that the block writes into the dict it gets, JSON values, must be the same on all.
+
+    Raises:
+      UserError: the same on every process: which of them differ, or have stopped, and in what.
+    """
+    facts: dict[str, Any] = {}
+    if jax.process_count() == 1:
+        yield facts
+        return
+    own = {"host": socket.gethostname(), "stopped": None, "facts": facts}
+    try:
+        yield facts
+    except Exception as error:
+        exchange(own | {"stopped": str(error) or repr(error)})
+        raise
+    if problem := disagreement(exchange(own)):
+        raise UserError(problem)
+
+
+def disagreement(processes: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong, given each process' "host", "facts" and why it "stopped"; None if all is well.
+
+    In the order of the processes.
+    """
+    names = [f"{index} ({each['host']})" for index, each in enumerate(processes)]
+    stopped = [
+        f"process {name} stopped: {each['stopped']}"
+        for name, each in zip(names, processes, strict=True)
+        if each["stopped"] is not None
+    ]
+    if stopped:
+        return "\n".join(stopped[:3])
+    different = []
+    for fact in dict.fromkeys(name for each in processes for name in each["facts"]):
+        having = collections.defaultdict(list)
+        for name, each in zip(names, processes, strict=True):
+            having[json.dumps(each["facts"].get(fact))].append(name)
+        if len(having) > 1:
+            rarest_first = sorted(having.items(), key=lambda item: len(item[1]))
+            different.append(
+                f"  {fact}: "
+                + "; ".join(
+                    f"{_short(value)} on process {some_of(who)}" for value, who in rarest_first
+                )
+            )
+    if not different:
+        return None
+    return "\n".join(
+        [
+            "the processes of this run differ:",
+            *different,
+            "Start all of them with the same command, packages and data.",
+        ]
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
+
+
+def leave(code: int) -> None:
+    """Ends this process of a failed run at once.
+
+    A normal exit would wait for the others, which may be waiting for this one.
+    """
+    if jax.process_index() == 0:
+        time.sleep(GRACE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_facts(config: ConfigDict) -> dict[str, Any]:
+    """What a process runs: versions, code and settings."""
+    package = pathlib.Path(ssd_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return {
+        "ssd_jax": ssd_jax.__version__,
+        "code of ssd_jax": digest.hexdigest()[:16],
+        "jax": jax.__version__,
+        **{f"config.{name}": value for name, value in flat_items(config)},
+    }
+
+
+def fingerprint(arrays: Any) -> str:
+    """A hash of the arrays of a tree, in host memory."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises `UserError` on all processes unless they all see the same folder; makes it."""
+    if jax.process_count() == 1:
+        return
+    marker = folder / f".shared-{from_first(uuid.uuid4().hex)}"
+    with together():
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    try:
+        with together():
+            deadline = time.monotonic() + SHARED_SECONDS
+            while not marker.is_file():
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{folder}: not the folder that process 0 has under that name. Give all "
+                        "processes a --workdir that their hosts share."
+                    )
+                time.sleep(0.1)
+    finally:
+        if jax.process_index() == 0:
+            marker.unlink(missing_ok=True)

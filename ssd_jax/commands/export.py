@@ -1,0 +1,41 @@
+"""`ssd-jax export`."""
+
+import pathlib
+
+from ssd_jax.commands.common import folder_or_url, step, verb, workdir
+
+
+def add(verbs) -> None:
+    """Adds the verb."""
+    export = verb(
+        verbs,
+        "export",
+        _export,
+        "make one checked folder of a trained detector, to serve or to run elsewhere",
+        example="ssd-jax export --workdir runs/bccd --out model/ --onnx",
+        note="The folder, and the same as OUT.tar.gz, appear when another process has found with\n"
+        "them what the run's own detector finds. docs/export.md says what is in them.",
+    )
+    workdir(export, "folder of a run", type=folder_or_url)
+    export.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    export.add_argument(
+        "--onnx", action="store_true", help="with an ONNX model; needs the extra onnx"
+    )
+    step(export)
+
+
+def _export(options, rest):
+    from ssd_jax.export.write import export_run
+    from ssd_jax.train.mirror import workdir_to_read
+
+    folder = workdir_to_read(options.workdir)
+    meta = export_run(folder, options.out, step=options.step, onnx=options.onnx)
+    checked = meta["verification"]
+    print(
+        f"checked on {checked['detections']} detections on {checked['pictures']}; the largest "
+        "difference of a box or a score:"
+    )
+    for form, found in checked["found"].items():
+        seconds = f", {found['seconds'] * 1000:.0f} ms an image" if "seconds" in found else ""
+        print(f"  {form:12} {found['largest_deviation']:.1e}{seconds}")
+    print(f"{options.out} and {options.out.parent / options.out.name}.tar.gz")

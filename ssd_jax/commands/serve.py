@@ -1,0 +1,136 @@
+"""`ssd-jax serve`."""
+
+import argparse
+import os
+import pathlib
+
+from ssd_jax.commands.common import count, folder_or_url, step, verb
+from ssd_jax.errors import UserError
+
+# What data/decode.py takes at most.
+MOST_MEGAPIXELS = 128
+TOKEN_VARIABLE = "SSD_JAX_TOKEN"
+_PACKAGES = ("uvicorn", "starlette", "python_multipart", "prometheus_client")
+
+
+def add(verbs) -> None:
+    """Adds the verb."""
+    serve = verb(
+        verbs,
+        "serve",
+        _serve,
+        "answer pictures with boxes over HTTP",
+        example="ssd-jax serve --model model/ --port 8080",
+        note="docs/serving.md has the interface; a running server shows it at /docs.",
+    )
+    what = serve.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--model", metavar="DIR", type=pathlib.Path, help="what `ssd-jax export` wrote"
+    )
+    what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
+    step(serve)
+    serve.add_argument(
+        "--engine", default="auto", help="what runs a --model (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on, 0.0.0.0 for all (default: %(default)s)",
+    )
+    serve.add_argument("--port", type=count, default=8080, help="default: %(default)s")
+    serve.add_argument(
+        "--batches",
+        type=_sizes,
+        metavar="N,N,...",
+        help="batch sizes to compile (default: 1,4; on an accelerator 1,2,4,8,16)",
+    )
+    serve.add_argument(
+        "--queue",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="pictures that may wait (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-megabytes",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="largest request, in MiB (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-megapixels",
+        type=_megapixels,
+        default=64,
+        metavar="N",
+        help="largest picture, in 2**20 pixels (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=pathlib.Path,
+        help=f"holds the token that clients must send (default: ${TOKEN_VARIABLE}, if set)",
+    )
+
+
+def _serve(options, rest):
+    try:
+        from ssd_jax.serve.opening import default_batches, open_engine
+        from ssd_jax.serve.pictures import Limits
+        from ssd_jax.serve.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        raise UserError(
+            f"the server needs the package {error.name}, which is not installed. Install "
+            "'ssd-jax[serve]'."
+        ) from error
+
+    from ssd_jax.train.mirror import workdir_to_read
+
+    token = read_token(options.token_file)
+    engine = open_engine(
+        model=options.model,
+        workdir=options.workdir and workdir_to_read(options.workdir),
+        engine=options.engine,
+        step=options.step,
+    )
+    serve(
+        engine,
+        host=options.host,
+        port=options.port,
+        batches=options.batches or default_batches(engine),
+        limits=Limits(
+            bytes=options.max_megabytes * 2**20,
+            pixels=options.max_megapixels * 2**20,
+            queue=options.queue,
+        ),
+        token=token,
+    )
+
+
+def read_token(path: pathlib.Path | None) -> str | None:
+    """From a file or the environment: everybody can read the arguments of a process."""
+    where = TOKEN_VARIABLE if path is None else str(path)
+    token = os.environ.get(TOKEN_VARIABLE) if path is None else path.read_text(encoding="utf-8")
+    if token is not None and not token.strip():
+        raise UserError(f"{where}: it is empty, expected a token.")
+    return token and token.strip()
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(each) for each in text.split(",")}))
+
+
+def _megapixels(text: str) -> int:
+    value = _positive(text)
+    if value > MOST_MEGAPIXELS:
+        raise argparse.ArgumentTypeError(f"expected {MOST_MEGAPIXELS} or less")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = count(text)
+    if not value:
+        raise argparse.ArgumentTypeError("expected 1 or more")
+    return value

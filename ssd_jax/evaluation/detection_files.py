@@ -1,0 +1,336 @@
+"""Detections made by anything, from files, beside the ground truth of any data set.
+
+Detections are the results of COCO (a JSON list of `image_id`, `category_id`, `bbox`, `score`;
+cocodataset.org/#format-results) or of the VOC devkit (a folder of files NAME_det_SET_CLASS.txt, one
+line a detection: image, score, xmin, ymin, xmax, ymax; devkit documentation, section 7.2).
+"""
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from ssd_jax.data.open import open_data
+from ssd_jax.data.sources.base import Source, some_of
+from ssd_jax.data.sources.coco import MAX_BYTES
+from ssd_jax.data.sources.image_header import image_size
+from ssd_jax.data.sources.json_records import (
+    box,
+    flag,
+    member,
+    read_json,
+    shown,
+    side,
+    text,
+    unreadable,
+    whole_number,
+)
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation.coco import CocoObjects
+from ssd_jax.evaluation.metrics import annotated_pixels, from_edges
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
+
+_WRONG = (KeyError, TypeError, ValueError, OverflowError)
+_RESULT = "expected image_id, category_id, bbox (left, top, width, height) and score"
+
+
+class Labelled(NamedTuple):
+    """The ground truth of a data set, image by image; boxes are in the devkit's pixels.
+
+    `image_ids` and `category_ids` are the numbers and names that files of detections may use for
+    its images and classes. `image_sizes` are (height, width). `coco` is what a COCO file says more.
+    """
+
+    classes: tuple[str, ...]
+    ground_truths: list[GroundTruth]
+    image_sizes: Int[np.ndarray, "I 2"]
+    image_ids: dict[int | str, int]
+    category_ids: dict[int | str, int]
+    coco: list[CocoObjects] | None
+
+
+def read_ground_truth(
+    location: str, *, split: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Labelled:
+    """The ground truth of any data set that `open_data` knows; the arguments are its.
+
+    Of a COCO file here, only the annotations are read: no image need be there, and areas, crowds
+    and ids are its own.
+    """
+    path = pathlib.Path(location)
+    if path.suffix.lower() == ".json" and path.is_file():
+        if split or classes:
+            raise UserError(
+                f"{path}: got splits or classes, expected none: a COCO file has its own"
+            )
+        return _of_coco_file(path)
+    return _of_source(open_data(location, split=split, classes=classes or None))
+
+
+def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredBoxes]:
+    """The detections in a folder (VOC) or a JSON file (COCO), for each image of the ground truth.
+
+    An image or class that the ground truth does not have is a `UserError`.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder. Correct the path")
+    if path.is_dir():
+        columns = _read_devkit(path, labelled)
+    elif path.suffix.lower() == ".json":
+        columns = _read_results(path, labelled)
+    else:
+        raise UserError(
+            f"{path}: got neither a folder nor a JSON file; expected the folder of the VOC "
+            "devkit's result files, or a JSON file of COCO results"
+        )
+    images, boxes, scores, labels = columns
+    order = np.argsort(images, kind="stable")
+    ends = np.cumsum(np.bincount(images, minlength=len(labelled.ground_truths)))[:-1]
+    parts = (np.split(column[order], ends) for column in (boxes, scores, labels))
+    return [ScoredBoxes(*each) for each in zip(*parts, strict=True)]
+
+
+# ---- ground truth ----
+
+
+def _of_source(source: Source) -> Labelled:
+    columns = source.annotations
+    sizes = columns.sizes.copy()
+    for index in np.flatnonzero(sizes[:, 0] == 0).tolist():
+        sizes[index] = image_size(source.read_image(index), source.locate(index))
+    starts = columns.offsets[1:-1]
+    parts = (np.split(column, starts) for column in columns[3:])
+    truths = [
+        GroundTruth(annotated_pixels(boxes, size), labels, difficult)
+        for size, boxes, labels, difficult in zip(sizes, *parts, strict=True)
+    ]
+    # As `ssd-jax convert` writes them.
+    categories = {name: label for label, name in enumerate(source.classes)}
+    categories |= {label: label - 1 for label in range(1, len(source.classes) + 1)}
+    return Labelled(
+        source.classes, truths, sizes, _ids_of_names(source.names), categories, coco=None
+    )
+
+
+def _ids_of_names(names: Sequence[str]) -> dict[int | str, int]:
+    """Names, what stands after their last slash, and that as a number, where it is only one's."""
+    owners: dict[int | str, list[int]] = collections.defaultdict(list)
+    for index, name in enumerate(names):
+        short = name.rpartition("/")[2]
+        for key in (short, *([int(short)] if short.isdecimal() else [])):
+            owners[key].append(index)
+    only = {key: indices[0] for key, indices in owners.items() if len(indices) == 1}
+    return only | {name: index for index, name in enumerate(names)}
+
+
+def _of_coco_file(path: pathlib.Path) -> Labelled:
+    value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
+    listed = _listed(value, "categories", path)
+    names = tuple(text(item, "name", place) for item, place in listed.values())
+    categories = {class_id: label for label, class_id in enumerate(listed)}
+    images = _listed(value, "images", path)
+    # In the order in which pycocotools ranks detections of equal score.
+    ids = {image_id: index for index, image_id in enumerate(sorted(images))}
+    sizes = [
+        (side(item, "height", place), side(item, "width", place))
+        for item, place in (images[image_id] for image_id in ids)
+    ]
+    rows: list[list[_Object]] = [[] for _ in ids]
+    for number, item in enumerate(member(value, "annotations", list, str(path))):
+        image, thing = _annotation(item, f"{path}, annotations[{number}]", ids, categories)
+        rows[image].append(thing)
+    columns = [_Object(*zip(*row, strict=True)) if row else _Object(*[()] * 5) for row in rows]
+    files = [pathlib.PurePosixPath(text(images[i][0], "file_name", images[i][1])) for i in ids]
+    stems = _ids_of_names([str(file).removesuffix(file.suffix) for file in files])
+    return Labelled(
+        classes=names,
+        ground_truths=[
+            GroundTruth(
+                from_edges(np.array(each.box, np.float64).reshape(-1, 4)),
+                np.array(each.label, np.int64),
+                np.array(each.difficult, bool),
+            )
+            for each in columns
+        ],
+        image_sizes=np.array(sizes, np.int64).reshape(-1, 2),
+        image_ids={
+            **{stem: index for stem, index in stems.items() if isinstance(stem, str)},
+            **{str(file): index for index, file in enumerate(files)},
+            **ids,
+        },
+        category_ids={name: label for label, name in enumerate(names)} | categories,
+        coco=[
+            CocoObjects(np.array(each.area, np.float64), np.array(each.crowd, bool))
+            for each in columns
+        ],
+    )
+
+
+class _Object(NamedTuple):
+    """An annotation of a COCO file, or the columns of several."""
+
+    box: Any  # edges in pixels
+    label: Any
+    difficult: Any
+    area: Any
+    crowd: Any
+
+
+def _listed(value: Any, key: str, path: pathlib.Path) -> dict[int, tuple[Any, str]]:
+    """The items of a list, each with its place, by id."""
+    found = {}
+    for number, item in enumerate(member(value, key, list, str(path))):
+        place = f"{path}, {key}[{number}]"
+        item_id = whole_number(item.get("id")) if isinstance(item, dict) else None
+        if item_id is None or item_id in found:
+            raise unreadable(place, f"it is {shown(item)}, expected an id of its own, a number")
+        found[item_id] = (item, place)
+    if not found:
+        raise unreadable(str(path), f"{key!r} is empty, expected at least one")
+    return found
+
+
+def _annotation(item, place, ids, categories) -> tuple[int, _Object]:
+    """An annotation and the image that it belongs to."""
+    if not isinstance(item, dict):
+        raise unreadable(place, f"it is {shown(item)}, expected an object")
+    sides = member(item, "bbox", list, place)
+    corners = box(*sides).corners if len(sides) == 4 else (np.nan,) * 4
+    if not np.isfinite(corners).all():
+        raise unreadable(place, f"'bbox' is {shown(sides)}, expected four numbers")
+    image = ids.get(whole_number(item.get("image_id")))
+    label = categories.get(whole_number(item.get("category_id")))
+    if image is None or label is None:
+        raise unreadable(
+            place,
+            f"'image_id' is {shown(item.get('image_id'))} and 'category_id' "
+            f"{shown(item.get('category_id'))}, expected ids that the file lists",
+        )
+    area = item.get("area", sides[2] * sides[3])
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or not np.isfinite(area):
+        raise unreadable(place, f"'area' is {shown(area)}, expected a number of pixels")
+    crowd = flag(item, "iscrowd", place)
+    return image, _Object(corners, label, crowd or flag(item, "ignore", place), area, crowd)
+
+
+# ---- detections ----
+
+
+def _read_results(path: pathlib.Path, labelled: Labelled):
+    try:
+        records = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: the JSON cannot be read ({error}). Give COCO results") from error
+    if not isinstance(records, list):
+        raise UserError(
+            f"{path}: got {shown(records)}, expected a list of detections. "
+            "Give COCO results, not annotations"
+        )
+    try:
+        images = [each["image_id"] for each in records]
+        labels = [each["category_id"] for each in records]
+        boxes = np.array([each["bbox"] for each in records], np.float64)
+        boxes = boxes.reshape(len(records), 4)
+        scores = np.array([each["score"] for each in records], np.float64)
+    except _WRONG:
+        number = next(i for i, each in enumerate(records) if not _is_result(each))
+        raise UserError(
+            f"{path}, detection {number}: got {shown(records[number])}; {_RESULT}"
+        ) from None
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise UserError(f"{path}: a box or a score is not finite; expected numbers")
+    boxes[:, 2:] += boxes[:, :2]
+    return (
+        _look_up(images, labelled.image_ids, "image", path),
+        from_edges(boxes),
+        scores,
+        _look_up(labels, labelled.category_ids, "category", path),
+    )
+
+
+def _is_result(value: Any) -> bool:
+    try:
+        left, top, width, height = value["bbox"]
+        _ = value["image_id"], value["category_id"]
+        return np.array([left, top, width, height, value["score"]], np.float64).ndim == 1
+    except _WRONG:
+        return False
+
+
+def _read_devkit(folder: pathlib.Path, labelled: Labelled):
+    rows = {"image": [], "label": [], "numbers": []}
+    for path, label in _class_files(folder, labelled.classes):
+        for number, line in enumerate(_lines(path), 1):
+            if not (words := line.split()):
+                continue
+            try:
+                score, *corners = map(float, words[1:])
+                if len(corners) != 4 or not np.isfinite([score, *corners]).all():
+                    raise ValueError
+            except ValueError:
+                raise UserError(
+                    f"{path}:{number}: got {line[:80]!r}, expected an image, its score and "
+                    "xmin ymin xmax ymax"
+                ) from None
+            rows["image"].append(words[0])
+            rows["label"].append(label)
+            rows["numbers"].append((score, *corners))
+    numbers = np.array(rows["numbers"], np.float64).reshape(-1, 5)
+    return (
+        _look_up(rows["image"], labelled.image_ids, "image", folder),
+        numbers[:, 1:],
+        numbers[:, 0],
+        np.array(rows["label"], np.int64),
+    )
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
+def _class_files(
+    folder: pathlib.Path, classes: Sequence[str]
+) -> Iterable[tuple[pathlib.Path, int]]:
+    """The file of each class; what stands before the class in its name is the same for all."""
+    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    found: dict[str, list[str]] = {name: [] for name in classes}
+    for stem in files:
+        ends = [name for name in classes if stem == name or stem.endswith(f"_{name}")]
+        if not ends:
+            raise UserError(
+                f"{files[stem]}: no class of the ground truth is at the end of its name; expected "
+                f"one of {some_of(classes)}"
+            )
+        # "dog" ends "hot_dog", too.
+        found[max(ends, key=len)].append(stem)
+    wrong = [name for name, stems in found.items() if len(stems) != 1]
+    if wrong:
+        raise UserError(
+            f"{folder}: got {len(found[wrong[0]])} files of class {wrong[0]}, expected one of each "
+            f"class, as comp4_det_test_{wrong[0]}.txt. Without detections it is empty"
+        )
+    return [(files[stems[0]], label) for label, stems in enumerate(found.values())]
+
+
+def _look_up(written: Sequence[Any], known: dict[int | str, int], what: str, path: pathlib.Path):
+    """The places of ids and names; a name of digits may be the number."""
+    places = {}
+    for key in dict.fromkeys(key if isinstance(key, str) else whole_number(key) for key in written):
+        place = known.get(key)
+        if place is None and isinstance(key, str) and key.isdecimal():
+            place = known.get(int(key))
+        if place is None:
+            raise UserError(
+                f"{path}: a detection has the {what} {key!r}, which the ground truth has not; "
+                f"expected one of {some_of([str(each) for each in known])}. Give the data set that "
+                "the detections were made on"
+            )
+        places[key] = place
+    keys = (key if isinstance(key, str) else whole_number(key) for key in written)
+    return np.array([places[key] for key in keys], np.int64)

@@ -1,0 +1,1 @@
+"""A trained detector as one folder: written and checked, opened again by any engine."""

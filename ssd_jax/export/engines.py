@@ -1,0 +1,227 @@
+"""What runs the network of an exported detector: JAX, ONNX Runtime or OpenVINO.
+
+An engine is a function from images to box deltas and class probabilities. JAX builds the network
+anew from its weights, on whatever device JAX has; the others read the ONNX model, and run on the
+processor. Every engine is tried on the probe, the images in the folder with the outputs that the
+run itself had for them, before it is handed out.
+"""
+
+import contextlib
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ssd_jax.errors import UserError
+from ssd_jax.export.folder import ONNX, ModelFolder
+from ssd_jax.export.stages import Stages
+from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.models.ssd import SSD
+from ssd_jax.ops.boxes import clip, decode
+from ssd_jax.weights.load import load_weights
+from ssd_jax.weights.maps import NameMap, Target, unchanged
+from ssd_jax.weights.readers import WeightFile
+
+Run = Callable[
+    [Float[Array | np.ndarray, "B S S 3"]],
+    tuple[Float[Array | np.ndarray, "B A 4"], Float[Array | np.ndarray, "B A channels"]],
+]
+
+# How far boxes and probabilities may be from those of the run: in float32, whatever sums in which
+# order, and where the arithmetic has 8 to 11 bits (bfloat16, and TF32 on a GPU).
+EXACT, ROUNDED = 1e-4, 3e-2
+_TIMED_RUNS = 3
+
+
+class Engine(NamedTuple):
+    """An engine that passed the probe, and the median of its seconds an image there."""
+
+    name: str
+    run: Run
+    seconds: float
+
+
+class Parts(NamedTuple):
+    """What engines are made of."""
+
+    folder: ModelFolder
+    stages: Stages
+    model: SSD
+
+
+def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
+    """The engine of this name, or the fastest that passes here for "auto"; and the reason.
+
+    Raises:
+      UserError: there is no such engine here, or it fails the probe.
+    """
+    if asked not in ("auto", *_BUILDERS):
+        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
+    if asked != "auto":
+        return _tried(asked, parts), "it was asked for"
+    if jax.default_backend() != "cpu":
+        return _tried("jax", parts), f"JAX has a {jax.default_backend()} here"
+    passed, told = [], []
+    for name in _BUILDERS:
+        try:
+            engine = _tried(name, parts)
+        except UserError as error:
+            told.append(f"{name} is out: {error}")
+        else:
+            passed.append(engine)
+            told.append(f"{name} {engine.seconds * 1000:.3g} ms an image")
+    if not passed:
+        raise UserError(f"{parts.folder.source}: no engine can run it. {' '.join(told)}")
+    return min(passed, key=lambda engine: engine.seconds), "the fastest here: " + "; ".join(told)
+
+
+def _tried(name: str, parts: Parts) -> Engine:
+    run = _BUILDERS[name](parts)
+    images, *expected = parts.folder.probe()
+    images = images.astype(np.float32)
+    allowed = _tolerance(name)
+    with device_of(name):
+        # The first run compiles, and may fail in as many ways as there are engines.
+        try:
+            outputs = jax.device_get(run(images))
+        except Exception as error:
+            raise _refused(name, parts, error) from error
+        furthest = _furthest(tuple(outputs), tuple(expected), parts.stages.anchors)
+        if not furthest <= allowed:
+            raise UserError(
+                f"{parts.folder.source}: on the engine {name} boxes or scores are {furthest:.2g} "
+                f"off those of the run, expected at most {allowed:.0e}. Take another engine, or "
+                "export the run again."
+            )
+        seconds = []
+        for _ in range(_TIMED_RUNS):
+            start = time.perf_counter()
+            jax.block_until_ready(run(images))
+            seconds.append(time.perf_counter() - start)
+    return Engine(name, run, statistics.median(seconds) / len(images))
+
+
+def _furthest(
+    outputs: tuple[np.ndarray, np.ndarray],
+    expected: tuple[np.ndarray, np.ndarray],
+    anchors: Float[np.ndarray, "A 4"],
+) -> float:
+    """The largest difference of a box in the image, or of a probability."""
+    shapes = [[each.shape for each in pair] for pair in (outputs, expected)]
+    if shapes[0] != shapes[1] or shapes[0][0][1:] != anchors.shape:
+        return np.inf
+    boxes = jax.vmap(lambda deltas: clip(decode(deltas, anchors)))
+    ours, theirs = boxes(outputs[0]), boxes(expected[0])
+    return float(np.max([np.abs(ours - theirs).max(), np.abs(outputs[1] - expected[1]).max()]))
+
+
+def _tolerance(name: str) -> float:
+    on_accelerator = name == "jax" and jax.default_backend() != "cpu"
+    return ROUNDED if on_accelerator or name == "openvino-bf16" else EXACT
+
+
+def installed_engines(folder: ModelFolder) -> tuple[str, ...]:
+    """The engines of full precision that can run the folder here."""
+    names = ("jax", *(("onnxruntime", "openvino") if ONNX in folder.files else ()))
+    return tuple(name for name in names if find_spec(name))
+
+
+def device_of(engine: str) -> contextlib.AbstractContextManager:
+    """Where the programs around an engine run: beside it."""
+    if engine == "jax":
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def read_variables(folder: ModelFolder, model: SSD) -> Any:
+    """What `model.apply` takes, from the weights of the folder; they must fit exactly."""
+    arrays = folder.weights()
+    own = NameMap("an exported detector", {name: Target(name, unchanged) for name in arrays})
+    variables, _ = load_weights(
+        variable_shapes(model, folder.meta["model"]["image_size"]),
+        WeightFile(folder.source, arrays, {}),
+        name_map=own,
+    )
+    return variables
+
+
+def _jax(parts: Parts) -> Run:
+    variables = jax.device_put(read_variables(parts.folder, parts.model))
+    network = jax.jit(parts.stages.network)
+    return lambda images: network(variables, images)
+
+
+def _onnxruntime(parts: Parts) -> Run:
+    onnxruntime = _installed("onnxruntime", extra="onnx")
+    model = bytes(parts.folder.file(ONNX))
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception as error:  # they have no common base
+        raise _refused("onnxruntime", parts, error) from error
+    return lambda images: tuple(session.run(None, {"images": np.asarray(images)}))
+
+
+def _openvino(parts: Parts, precision: str = "f32") -> Run:
+    # The import of OpenVINO sends a message to its makers from a forked process, and a fork may
+    # hang a program that uses JAX. Without this module OpenVINO does without.
+    silent = {"openvino_telemetry": None, "openvino_telemetry.backend": None}
+    with _replaced(sys.modules, silent):
+        openvino = _installed("openvino", extra="openvino")
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("this processor has no bfloat16 arithmetic")
+    try:
+        compiled = core.compile_model(
+            core.read_model(bytes(parts.folder.file(ONNX))),
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
+        )
+    except RuntimeError as error:
+        raise _refused("openvino", parts, error) from error
+
+    def run(images):
+        # A request for each call: they are not to be shared by threads.
+        results = compiled.create_infer_request().infer([np.asarray(images)])
+        return results[0], results[1]
+
+    return run
+
+
+_BUILDERS = {
+    "openvino": _openvino,
+    "openvino-bf16": lambda parts: _openvino(parts, "bf16"),
+    "onnxruntime": _onnxruntime,
+    "jax": _jax,
+}
+
+
+def _installed(package: str, *, extra: str) -> Any:
+    if find_spec(package) is None:
+        raise UserError(f"{package} is not installed: pip install 'ssd-jax[{extra}]'.")
+    return importlib.import_module(package)
+
+
+@contextlib.contextmanager
+def _replaced(mapping, changes):
+    before = {name: mapping[name] for name in changes if name in mapping}
+    mapping.update(changes)
+    try:
+        yield
+    finally:
+        for name in changes:
+            mapping.pop(name, None)
+        mapping.update(before)
+
+
+def _refused(engine: str, parts: Parts, error: Exception) -> UserError:
+    return UserError(
+        f"{parts.folder.source}: {engine} cannot run it: {type(error).__name__} "
+        f"{str(error).partition(chr(10))[0]}. Take another engine, or export the run again."
+    )

@@ -1,0 +1,62 @@
+"""An exported detector as a function, whatever engine runs its network."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from ssd_jax.experiment import build_network
+from ssd_jax.export.engines import Engine, Parts, choose_engine, device_of
+from ssd_jax.export.folder import ModelFolder, read_folder
+from ssd_jax.export.stages import Stages, build_stages
+from ssd_jax.types import Detections
+
+
+class Exported:
+    """`open_exported(folder).predict(canvas, extent)` gives the detections of decoded pictures.
+
+    `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
+    side in pixels that pictures are decoded to, `engine` what runs the network, `seconds` what it
+    took for an image, and `why` it was chosen. `predict` may be called from several threads.
+    """
+
+    def __init__(self, folder: ModelFolder, stages: Stages, engine: Engine, *, why: str):
+        self.meta: dict[str, Any] = folder.meta
+        self.classes: tuple[str, ...] = folder.classes
+        self.canvas: int = folder.meta["canvas"]
+        self.engine: str = engine.name
+        self.seconds = engine.seconds
+        self.why = why
+        self._run = engine.run
+        self._prepare, self._finish = jax.jit(stages.prepare), jax.jit(stages.finish)
+
+    def predict(
+        self, canvas: UInt8[np.ndarray, "B H W 3"], extent: Int[np.ndarray, "B 2"]
+    ) -> Detections:
+        """Detections of a batch as NumPy arrays, padded to the same number for each picture.
+
+        Pictures come as `data.decode.decode_image` gives them with `canvas` as the side. Each new
+        B is compiled once, which takes seconds.
+        """
+        with device_of(self.engine):
+            outputs = self._run(self._prepare(canvas, extent))
+            return jax.device_get(self._finish(*outputs))
+
+
+def open_exported(source: str | os.PathLike, engine: str = "auto") -> Exported:
+    """The detector of a folder, or of its archive, that `ssd-jax export` wrote.
+
+    `engine` is jax, onnxruntime, openvino, openvino-bf16, or "auto" for the fastest of them that
+    gives what the run gave. Whichever it is, it is tried first.
+
+    Raises:
+      UserError: the files are damaged, or the engine cannot run them.
+    """
+    folder = read_folder(source)
+    config = folder.config()
+    network = build_network(config, len(folder.classes))
+    stages = build_stages(config, network)
+    chosen, why = choose_engine(engine, Parts(folder, stages, network.model))
+    return Exported(folder, stages, chosen, why=why)

@@ -1,0 +1,199 @@
+"""The folder of an exported detector, or its model.tar.gz: read without trusting it.
+
+Nothing in it is run by reading: JSON, arrays, and programs that stay bytes until an engine is asked
+for. `meta.json` holds the size and the SHA-256 of every other file.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import tarfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+
+from ssd_jax.config import default_config, flat_items
+from ssd_jax.config_check import check
+from ssd_jax.errors import UserError
+from ssd_jax.weights.archive import is_archive, read_archive
+
+META = "meta.json"
+WEIGHTS = "weights.safetensors"
+STABLEHLO = "model.stablehlo"
+ONNX = "model.onnx"
+ANCHORS = "anchors.safetensors"  # for those who use the ONNX model without this package
+PROBE = "probe.safetensors"
+PROBE_ARRAYS = ("images", "box_deltas", "probabilities")
+# A reader refuses any other version: what the words of meta.json mean belongs to it.
+SCHEMA_VERSION = 1
+
+# The sections of a config that an exported detector is rebuilt from.
+SECTIONS = ("model", "anchors", "preprocess", "detect")
+
+# Far beyond any detector, and far below what would exhaust a machine.
+_LARGEST_META = 2**24  # bytes
+_LARGEST_FILE = 2**31
+_LARGEST_SIDE = 8192  # px, of the canvas and of the network's input
+
+
+class ModelFolder(NamedTuple):
+    """What an exported folder or its archive holds; every file is as meta.json says."""
+
+    source: str
+    meta: dict[str, Any]
+    files: dict[str, memoryview]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of their ids."""
+        return tuple(self.meta["classes"])
+
+    def config(self) -> ConfigDict:
+        """The settings that the network and its detections depend on; the rest are defaults."""
+        config = default_config()
+        config.steps = 1  # a config is only possible with a length of training
+        try:
+            sections = ConfigDict({name: self.meta[name] for name in SECTIONS})
+            config.update_from_flattened_dict(dict(flat_items(sections)))
+            config.data.canvas = self.meta["canvas"]
+            check(config)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(self.source, f"in {META}: {str(error).splitlines()[0]}") from error
+        if max(config.data.canvas, config.model.image_size) > _LARGEST_SIDE:
+            raise _damaged(self.source, f"in {META}: a side of more than {_LARGEST_SIDE} px")
+        return config
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The variables of the network, "params/heads/box_0/kernel" and so on."""
+        return self._arrays(WEIGHTS)
+
+    def probe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images uint8 [B, S, S, 3], and the run's box deltas and probabilities for them."""
+        arrays = self._arrays(PROBE)
+        if arrays.keys() != set(PROBE_ARRAYS):
+            raise _damaged(self.source, f"{PROBE} holds {', '.join(sorted(arrays))}")
+        return tuple(arrays[name] for name in PROBE_ARRAYS)
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        try:
+            return safetensors.numpy.load(bytes(self.file(name)))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(self.source, f"{name}: {error}") from error
+
+    def file(self, name: str) -> memoryview:
+        """The bytes of a file."""
+        if name not in self.files:
+            raise UserError(
+                f"{self.source}: there is no {name} in it, only {', '.join(sorted(self.files))}. "
+                "Export the run again, with --onnx for an ONNX model."
+            )
+        return self.files[name]
+
+
+def read_folder(source: str | os.PathLike) -> ModelFolder:
+    """The folder, or the tar archive of one, that `ssd-jax export` wrote.
+
+    Raises:
+      UserError: a file is missing, cut short, too large, or not the one that was exported.
+    """
+    source = os.fspath(source)
+    if is_archive(source):
+        files = read_archive(source)
+    elif os.path.isfile(os.path.join(source, META)):
+        files = {
+            name: _read(pathlib.Path(source, name), limit)
+            for name, limit in {META: _LARGEST_META, **dict.fromkeys(_FILES, _LARGEST_FILE)}.items()
+            if os.path.isfile(os.path.join(source, name))
+        }
+    else:
+        raise UserError(
+            f"{source}: no exported detector there. Give the folder or the .tar.gz that "
+            "`ssd-jax export` wrote."
+        )
+    meta = _read_meta(files.pop(META, memoryview(b"")), source)
+    for name, said in meta["files"].items():
+        if name not in files:
+            raise _damaged(source, f"{name} is missing")
+        if len(files[name]) != said["bytes"] or _sha256(files[name]) != said["sha256"]:
+            raise _damaged(source, f"{name} is not the file that was exported")
+    return ModelFolder(source, meta, {name: files[name] for name in meta["files"]})
+
+
+def describe_files(folder: pathlib.Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 of each file of the artefact that is in the folder."""
+    found = {
+        name: _read(folder / name, _LARGEST_FILE) for name in _FILES if (folder / name).is_file()
+    }
+    return {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in found.items()}
+
+
+def write_archive(folder: pathlib.Path, archive: pathlib.Path) -> None:
+    """Packs the files of a folder, without names of users or times: equal files, equal bytes."""
+    with (
+        archive.open("wb") as file,
+        # Weights do not shrink; the lowest level saves a minute on them.
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for path in sorted(folder.iterdir()):
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            with path.open("rb") as content:
+                tar.addfile(member, content)
+
+
+_FILES = (WEIGHTS, STABLEHLO, ONNX, ANCHORS, PROBE)
+
+
+def _read(path: pathlib.Path, limit: int) -> memoryview:
+    if path.stat().st_size > limit:
+        raise _damaged(str(path), f"it has more than {limit:,} bytes")
+    return memoryview(path.read_bytes())
+
+
+def _read_meta(data: memoryview, source: str) -> dict[str, Any]:
+    if len(data) > _LARGEST_META:
+        raise _damaged(source, f"{META} has more than {_LARGEST_META:,} bytes")
+    try:
+        meta = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(source, f"{META} is no JSON ({error})") from error
+    version = meta.get("schema_version") if isinstance(meta, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{source}: {META} has schema version {version!r}, expected {SCHEMA_VERSION}. Export "
+            "the run again with this version of ssd_jax."
+        )
+    if not _is_complete(meta):
+        raise _damaged(source, f"{META} lacks classes, canvas, or the list of files")
+    return meta
+
+
+def _is_complete(meta: Mapping[str, Any]) -> bool:
+    classes, files = meta.get("classes"), meta.get("files")
+    return (
+        isinstance(classes, list)
+        and len(classes) > 0
+        and all(isinstance(name, str) for name in classes)
+        and isinstance(meta.get("canvas"), int)
+        and isinstance(files, dict)
+        and {WEIGHTS, PROBE} <= files.keys() <= set(_FILES)
+        and all(
+            isinstance(said, dict) and {"bytes", "sha256"} <= said.keys() for said in files.values()
+        )
+        and all(isinstance(meta.get(name), dict) for name in SECTIONS)
+    )
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _damaged(source: str, problem: str) -> UserError:
+    return UserError(f"{source}: damaged: {problem}. Fetch it again, or export the run again.")

@@ -1,0 +1,45 @@
+"""The whole of `predict` as a StableHLO program, for JAX without this package.
+
+exported = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
+weights = safetensors.numpy.load_file("weights.safetensors")
+found = exported.call(weights, canvas, extent)  # a dictionary of the fields of Detections
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+PLATFORMS = ("cpu", "cuda")
+
+
+def to_stablehlo(predict: Callable, weights: Mapping[str, np.ndarray], canvas: int) -> bytes:
+    """The serialised program of `predict(variables, canvas, extent)`, for batches of any size.
+
+    Its first argument are the `weights` by their flat names, so they are not in the program.
+    """
+
+    def call(weights, canvas, extent):
+        return predict(_tree(weights), canvas, extent)._asdict()
+
+    (batch,) = export.symbolic_shape("batch")
+    program = export.export(jax.jit(call), platforms=PLATFORMS)(
+        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()},
+        jax.ShapeDtypeStruct((batch, canvas, canvas, 3), np.uint8),
+        jax.ShapeDtypeStruct((batch, 2), np.int32),
+    )
+    return bytes(program.serialize())
+
+
+def _tree(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat names, "params/heads/box_0/kernel", as nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for name, array in weights.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = array
+    return tree

@@ -1,0 +1,60 @@
+"""`predict` in three stages, of which the middle one can run on any engine.
+
+`prepare` (resize) and `finish` (decode, suppress) are our own programs for every engine, so that
+two engines differ in the rounding of the network and in nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from ssd_jax.experiment import Network
+from ssd_jax.ops.detect import class_scores, multibox_detection
+from ssd_jax.ops.images import normalise, resize
+from ssd_jax.predict import predicting_anchors, run_network
+from ssd_jax.types import Detections
+
+Outputs = tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]
+
+
+class Stages(NamedTuple):
+    """Pure functions, not yet jitted.
+
+    `prepare(canvas, extent)` gives grey levels 0..255, `network(variables, images)` box deltas and
+    class probabilities, background first, and `finish(box_deltas, probabilities)` detections.
+    `anchors` are those that the box deltas belong to.
+    """
+
+    prepare: Callable[[UInt8[Array, "B H W 3"], Int[Array, "B 2"]], Float[Array, "B S S 3"]]
+    network: Callable[[Any, Float[Array, "B S S 3"]], Outputs]
+    finish: Callable[..., Detections]
+    anchors: Float[np.ndarray, "A 4"]
+
+
+def build_stages(config: ConfigDict, network: Network) -> Stages:
+    """The stages of `predict.make_predict`."""
+    size, mean, std = config.model.image_size, config.preprocess.mean, config.preprocess.std
+    detect_settings = config.detect.to_dict()
+    flip = detect_settings.pop("flip")
+    anchors = predicting_anchors(network.anchors, flip=flip)
+    activation = config.model.class_activation
+
+    def prepare(canvas, extent):
+        return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
+
+    def run(variables, images):
+        box_deltas, class_logits = run_network(
+            network.model, variables, normalise(images, mean, std), flip=flip
+        )
+        return box_deltas, class_scores(class_logits, activation=activation)
+
+    def finish(box_deltas, probabilities):
+        return jax.vmap(lambda d, p: multibox_detection(d, p, anchors, **detect_settings))(
+            box_deltas, probabilities
+        )
+
+    return Stages(prepare, run, finish, anchors)

@@ -1,0 +1,180 @@
+"""Whether an exported detector finds what the run's own detector found: asked in a fresh process.
+
+`python -m ssd_jax.export.verify FOLDER CASES` prints what it found as JSON, or fails.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Int, UInt8
+
+from ssd_jax.errors import UserError
+from ssd_jax.export.engines import EXACT, installed_engines
+from ssd_jax.export.exported import open_exported
+from ssd_jax.export.folder import STABLEHLO, ModelFolder, read_folder
+from ssd_jax.types import Detections
+
+# Programs are asked for batches of two where the run's detector was asked for one picture: the
+# size of the batch must not matter.
+_BATCH = 2
+
+
+def verify(
+    folder: pathlib.Path,
+    canvas: UInt8[np.ndarray, "N H W 3"],
+    extent: Int[np.ndarray, "N 2"],
+    expected: Sequence[Detections],
+    *,
+    scratch: pathlib.Path,
+) -> dict[str, dict[str, Any]]:
+    """What each form of the exported detector gave, found by another process.
+
+    `expected` is what the run's detector found on each picture, N is even. A form is "stablehlo" or
+    an engine; of each the result has `largest_deviation`, and of an engine `seconds` an image.
+    Files lie in `scratch` meanwhile.
+
+    Raises:
+      UserError: a form finds something else, or cannot be loaded.
+    """
+    cases = scratch / "cases.safetensors"
+    write_cases(cases, canvas, extent, expected)
+    settings = {
+        "JAX_PLATFORMS": jax.config.jax_platforms,
+        # The engines have programs in common.
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or str(scratch / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "ssd_jax.export.verify", str(folder), str(cases)],
+        env=os.environ | {name: value for name, value in settings.items() if value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise UserError(
+            f"{folder.name}: the exported detector did not pass its check and was not kept. "
+            f"{child.stderr.strip()[-2000:]}"
+        )
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def write_cases(
+    path: pathlib.Path,
+    canvas: UInt8[np.ndarray, "N H W 3"],
+    extent: Int[np.ndarray, "N 2"],
+    expected: Sequence[Detections],
+) -> None:
+    """Writes the pictures, and what is to be found on them, for `main`."""
+    flat = {
+        f"{name}_{row}": array
+        for row, found in enumerate(expected)
+        for name, array in found._asdict().items()
+    }
+    safetensors.numpy.save_file({"canvas": canvas, "extent": extent} | flat, path)
+
+
+def compare(
+    expected: Detections, found: Detections, *, score_threshold: float, max_detections: int
+) -> float:
+    """The largest difference of a box or a score between two results on one picture.
+
+    Each detection must have its counterpart of the same class within EXACT. As both results are
+    sorted, the order is then the same but for scores that close. Only what lies that close to the
+    end of the list need not be in both: to `score_threshold`, or to the last of `max_detections`.
+
+    Raises:
+      UserError: a detection has no counterpart.
+    """
+    (labels, rows), (found_labels, found_rows) = map(_valid, (expected, found))
+    apart = np.abs(rows[:, None] - found_rows).max(axis=-1)
+    apart[labels[:, None] != found_labels] = np.inf
+    partners: list[int] = []
+    lost = []
+    for index, distances in enumerate(apart):
+        near = [other for other in np.flatnonzero(distances <= EXACT) if other not in partners]
+        if near:
+            partners.append(near[0])
+        else:
+            lost.append(index)
+    added = np.setdiff1d(np.arange(len(found_rows)), partners)
+    full = max(len(rows), len(found_rows)) == max_detections
+    end = min([*rows[:, 4], *found_rows[:, 4]]) if full else score_threshold
+    wrong = [each for each in (*rows[lost], *found_rows[added]) if not each[4] <= end + EXACT]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(rows)} detections differ by more than {EXACT:.0e}, first "
+            f"box {np.round(wrong[0][:4], 5).tolist()} with score {wrong[0][4]:.5f}."
+        )
+    kept = np.setdiff1d(np.arange(len(rows)), lost)
+    return float(apart[kept, partners].max(initial=0))
+
+
+def _valid(result: Detections) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.concatenate([result.boxes, result.scores[:, None]], axis=1)
+    return result.labels[result.valid], rows[result.valid]
+
+
+def _check(folder: ModelFolder, cases: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    canvas, extent = cases["canvas"], cases["extent"]
+    expected = [
+        Detections(*(cases[f"{name}_{row}"] for name in Detections._fields))
+        for row in range(len(canvas))
+    ]
+
+    limits = {name: folder.meta["detect"][name] for name in ("score_threshold", "max_detections")}
+
+    def check(name: str, predict: Callable) -> dict[str, Any]:
+        deviations = []
+        for start in range(0, len(canvas), _BATCH):
+            batch = slice(start, start + _BATCH)
+            found = predict(canvas[batch], extent[batch])
+            for row, reference in enumerate(expected[batch]):
+                own = Detections(*(array[row] for array in found))
+                try:
+                    deviations.append(compare(reference, own, **limits))
+                except UserError as error:
+                    raise UserError(f"{name}, picture {start + row}: {error}") from error
+        return {"largest_deviation": max(deviations)}
+
+    results = {"stablehlo": check("stablehlo", _stablehlo(folder))}
+    for engine in installed_engines(folder):
+        exported = open_exported(folder.source, engine)
+        results[engine] = check(engine, exported.predict) | {"seconds": exported.seconds}
+    return results
+
+
+def _stablehlo(folder: ModelFolder) -> Callable:
+    program = jax.export.deserialize(bytearray(folder.file(STABLEHLO)))
+    weights = jax.device_put(folder.weights())
+    call = jax.jit(program.call)
+
+    def predict(canvas, extent):
+        return Detections(**jax.device_get(call(weights, canvas, extent)))
+
+    return predict
+
+
+def main(folder: str, cases: str) -> int:
+    """Prints the results as one line of JSON; a failed check is a message and exit code 1."""
+    try:
+        # In float32 on a GPU too, where TF32 would be its choice.
+        with jax.default_matmul_precision("highest"):
+            found = _check(read_folder(folder), safetensors.numpy.load_file(cases))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

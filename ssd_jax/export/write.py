@@ -1,0 +1,236 @@
+"""A run -> the folder of an exported detector, checked before it is there."""
+
+import hashlib
+import json
+import pathlib
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from ssd_jax.config import read_config
+from ssd_jax.data.decode import decode_image
+from ssd_jax.data.shapes import draw_shapes
+from ssd_jax.detector import Detector, Trained, load_trained
+from ssd_jax.errors import UserError
+from ssd_jax.experiment import build_predict, build_source
+from ssd_jax.export import folder as files
+from ssd_jax.export.onnx_writer import OPSET, to_onnx
+from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
+from ssd_jax.export.stages import Stages, build_stages
+from ssd_jax.export.verify import verify
+from ssd_jax.recipes import recipe_changes
+from ssd_jax.reporting import REPORT_FILE, write_json
+from ssd_jax.sharding import make_mesh
+
+CONFIG_FILE = "config.json"
+# Pictures that the exported detector is compared on; an even number.
+_PICTURES = 8
+_VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino")
+
+
+def export_run(
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    step: str | None = None,
+    onnx: bool = False,
+    archive: bool = True,
+) -> dict[str, Any]:
+    """Writes the detector of a run as the folder `out` and, with `archive`, as `out`.tar.gz.
+
+    `step` is as in `load_trained`. What is written computes in float32, also of a run in bfloat16.
+    It appears under its name when it has been checked, and whole. Returns the content of meta.json.
+
+    Raises:
+      UserError: there is something at `out` already, or the exported detector does not find what
+        the run's own does.
+    """
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out).absolute()
+    packed = out.with_name(f"{out.name}.tar.gz")
+    if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
+        raise UserError(f"{out}: there is something there, or at {packed}. Choose another --out.")
+    config = read_config(workdir / CONFIG_FILE)
+    meta = {"trained_in": config.model.dtype}
+    config.model.dtype = "float32"
+    trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]), step=step)
+    meta |= _describe(config, trained, workdir)
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        # Inside `out`, which may be a file system of its own, as in a container.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as scratch:
+            scratch = pathlib.Path(scratch)
+            new = scratch / out.name
+            new.mkdir()
+            # In float32 on a GPU too, where TF32 would be its choice.
+            with jax.default_matmul_precision("highest"):
+                meta |= _write_files(new, config, trained, onnx=onnx)
+                meta["files"] = files.describe_files(new)
+                write_json(new / files.META, meta)
+                meta["verification"] = _verified(new, config, trained, scratch)
+            write_json(new / files.META, meta)
+            if archive:
+                files.write_archive(new, scratch / packed.name)
+                files.read_folder(scratch / packed.name)
+                shutil.move(scratch / packed.name, packed)
+            # A folder is an exported detector as soon as it has meta.json, so that comes last.
+            for name in (*meta["files"], files.META):
+                (new / name).replace(out / name)
+    except BaseException:
+        if is_new:
+            out.rmdir()
+        raise
+    return meta
+
+
+def _verified(
+    folder: pathlib.Path, config: ConfigDict, trained: Trained, scratch: pathlib.Path
+) -> dict[str, Any]:
+    """What meta.json says of the check, which every form of the exported detector passed."""
+    pictures, kind = _pictures(config, trained.classes)
+    expected = Detector(config, trained)(pictures)
+    decoded = [decode_image(data, kind, config.data.canvas) for data in pictures]
+    return {
+        "pictures": f"{len(pictures)}, {kind}",
+        "detections": sum(len(found.valid) for found in expected),
+        "processor": _processor(),
+        "found": verify(
+            folder,
+            np.stack([canvas for canvas, _, _ in decoded]),
+            np.array([extent for _, extent, _ in decoded], np.int32),
+            expected,
+            scratch=scratch,
+        ),
+    }
+
+
+def _write_files(
+    new: pathlib.Path, config: ConfigDict, trained: Trained, *, onnx: bool
+) -> dict[str, Any]:
+    """Writes all but meta.json, and gives what meta.json says of the programs."""
+    weights = {
+        "/".join(entry.key for entry in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
+    }
+    stages = build_stages(config, trained.network)
+    side, canvas = config.model.image_size, config.data.canvas
+    (new / files.WEIGHTS).write_bytes(safetensors.numpy.save(weights))
+    (new / files.PROBE).write_bytes(safetensors.numpy.save(_probe(stages, trained, side)))
+    predict = build_predict(config, trained.network)
+    (new / files.STABLEHLO).write_bytes(to_stablehlo(predict, weights, canvas))
+    detections = "boxes, scores, labels, valid as in ssd_jax.types.Detections"
+    about: dict[str, Any] = {
+        "stablehlo": {
+            "platforms": PLATFORMS,
+            "inputs": f"weights by name, canvas uint8 [batch, {canvas}, {canvas}, 3], "
+            "extent int32 [batch, 2]",
+            "outputs": detections,
+        }
+    }
+    if onnx:
+        host = jax.device_get(trained.variables)
+        model = to_onnx(
+            lambda images: stages.network(host, images),
+            (side, side, 3),
+            input_name="images",
+            output_names=files.PROBE_ARRAYS[1:],
+        )
+        (new / files.ONNX).write_bytes(model)
+        anchors = {"anchors": np.asarray(stages.anchors, np.float32)}
+        (new / files.ANCHORS).write_bytes(safetensors.numpy.save(anchors))
+        about["onnx"] = {
+            "opset": OPSET,
+            "inputs": f"images float32 [batch, {side}, {side}, 3], RGB, grey levels 0 to 255",
+            "outputs": "box_deltas, and class probabilities with background first, of each anchor",
+            "nms": f"outside: decoding, from {files.ANCHORS}, and non-maximum suppression are not "
+            "in the model",
+        }
+    return about
+
+
+def _probe(stages: Stages, trained: Trained, side: int) -> dict[str, np.ndarray]:
+    """Images, and what the network gives for them, by which any engine can be tried.
+
+    Generated, because an exported detector travels and pictures of a data set may be private.
+    """
+    images = np.zeros((1, side, side, 3), np.uint8)
+    drawn, _ = draw_shapes(0, 0, image_size=side)
+    images[0, : drawn.shape[0], : drawn.shape[1]] = drawn
+    outputs = jax.jit(stages.network)(trained.variables, images.astype(np.float32))
+    arrays = (images, *map(np.asarray, jax.device_get(outputs)))
+    return dict(zip(files.PROBE_ARRAYS, arrays, strict=True))
+
+
+def _pictures(config: ConfigDict, classes: Sequence[str]) -> tuple[list[bytes], str]:
+    """Encoded pictures spread over the validation split; generated ones if it is not at hand."""
+    config = config.copy_and_resolve_references()
+    config.data.update({"doctor": False, "problems": "skip"})
+    try:
+        source = build_source(config, "val", classes=tuple(classes))
+        chosen = np.linspace(0, len(source) - 1, _PICTURES).astype(int)
+        pictures = [source[index].image for index in chosen.tolist()]
+        for data in pictures:
+            decode_image(data, "validation", config.data.canvas)
+        return pictures, "of the validation split"
+    except (UserError, OSError):
+        drawn = (
+            draw_shapes(0, index, image_size=config.data.canvas)[0] for index in range(_PICTURES)
+        )
+        encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in drawn]
+        return encoded, "generated: the validation split is not at hand"
+
+
+def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> dict[str, Any]:
+    """What meta.json says of the detector and where it comes from."""
+    report = _report(workdir, trained.step)
+    protocol = report.get("protocol")
+    return {
+        "schema_version": files.SCHEMA_VERSION,
+        "classes": trained.classes,
+        "image_size": config.model.image_size,
+        "canvas": config.data.canvas,
+        **{name: config[name].to_dict() for name in files.SECTIONS},
+        "recipe": config.recipe,
+        "recipe_changes": {
+            name: {"recipe": theirs, "run": ours}
+            for name, (theirs, ours) in recipe_changes(config).items()
+        },
+        "step": trained.step,
+        "metrics": report.get("metrics"),
+        # Not where the data lay: an exported detector travels.
+        "protocol": protocol
+        and {
+            name: said for name, said in protocol.items() if name not in ("root", "recipe_changes")
+        },
+        "fingerprints": {
+            "config": hashlib.sha256((workdir / CONFIG_FILE).read_bytes()).hexdigest(),
+            **{split: said["fingerprint"] for split, said in report.get("data", {}).items()},
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _VERSIONS if find_spec(name)},
+    }
+
+
+def _report(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """The report of the run, if it is on the step that is exported."""
+    path = workdir / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return report if report.get("step") == step else {}
+
+
+def _processor() -> str:
+    about = pathlib.Path("/proc/cpuinfo")
+    text = about.read_text(encoding="utf-8") if about.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.machine()

@@ -1,0 +1,70 @@
+"""Losses of a predicted box that follow from its overlap with the wanted one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ssd_jax.errors import UserError
+from ssd_jax.ops.boxes import area, xyxy_to_cxcywh
+
+BOX_LOSSES = ("giou", "diou", "ciou")
+# Keeps quotients of boxes without area finite; a pixel of a 10,000-pixel image has 10,000 times it.
+_EPSILON = 1e-12
+_SMALLEST_SIZE = 1e-6
+
+
+def paired_iou(
+    a: Float[Array | np.ndarray, "*N 4"], b: Float[Array | np.ndarray, "*N 4"]
+) -> Float[Array, "*N"]:
+    """Intersection over union of each box of `a` with its own of `b`; 0 without any area."""
+    intersection = _intersection(a, b)
+    return intersection / jnp.maximum(area(a) + area(b) - intersection, _EPSILON)
+
+
+def overlap_loss(
+    boxes: Float[Array, "*N 4"],
+    targets: Float[Array | np.ndarray, "*N 4"],
+    *,
+    kind: str,
+) -> Float[Array, "*N"]:
+    """1 - IoU and what a `kind` adds where boxes do not touch; 0 for equal boxes.
+
+    * giou: the part of the smallest box around both that neither covers (Rezatofighi et al. 2019,
+      arXiv:1902.09630, algorithm 1).
+    * diou: squared distance of the centres over the squared diagonal of the box around both (Zheng
+      et al. 2020, arXiv:1911.08287, equation 6).
+    * ciou: diou and a term for the difference of the aspect ratios (the same, equations 8 to 11).
+    """
+    if kind not in BOX_LOSSES:
+        raise UserError(f"box loss: got {kind!r}, expected one of {', '.join(BOX_LOSSES)}.")
+    iou = paired_iou(boxes, targets)
+    corners = (
+        jnp.minimum(boxes[..., :2], targets[..., :2]),
+        jnp.maximum(boxes[..., 2:], targets[..., 2:]),
+    )
+    around = jnp.concatenate(corners, axis=-1)
+    if kind == "giou":
+        hull = jnp.maximum(area(around), _EPSILON)
+        union = area(boxes) + area(targets) - _intersection(boxes, targets)
+        return 1 - iou + (hull - union) / hull
+    (centre, size), (wanted_centre, wanted_size) = map(_centre_and_size, (boxes, targets))
+    diagonal = jnp.sum((around[..., 2:] - around[..., :2]) ** 2, axis=-1)
+    distance = jnp.sum((centre - wanted_centre) ** 2, axis=-1) / jnp.maximum(diagonal, _EPSILON)
+    if kind == "diou":
+        return 1 - iou + distance
+    angle = jnp.arctan2(wanted_size[..., 0], wanted_size[..., 1])
+    aspect = 4 / np.pi**2 * (angle - jnp.arctan2(size[..., 0], size[..., 1])) ** 2
+    # The weight of the term is not learned through (the authors' own implementation).
+    weight = jax.lax.stop_gradient(aspect / jnp.maximum(1 - iou + aspect, _EPSILON))
+    return 1 - iou + distance + weight * aspect
+
+
+def _intersection(a, b):
+    corners = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    return area(jnp.concatenate(corners, axis=-1))
+
+
+def _centre_and_size(boxes):
+    box = xyxy_to_cxcywh(boxes)
+    return box[..., :2], jnp.maximum(box[..., 2:], _SMALLEST_SIZE)

@@ -1,0 +1,217 @@
+"""What predictions are made of: pictures and the frames of films, from wherever they lie."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from ssd_jax.data.decode import decode_image, draw_pixels
+from ssd_jax.data.remote import shown, split_url
+from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
+from ssd_jax.data.storage import is_remote, list_urls, read_bytes, stage
+from ssd_jax.errors import DataError, UserError
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+# Drawings have no more pixels a side than this.
+DRAWN_SIDE = 1600
+
+
+class Item(NamedTuple):
+    """A picture or a film.
+
+    `name` is unique among those of a call: the path below the folder or prefix that was given,
+    else the name of the file. `place` is a path or URL.
+    """
+
+    name: str
+    place: str
+
+    @property
+    def is_video(self) -> bool:
+        """Told by the suffix."""
+        return _suffix(self.name) in VIDEO_SUFFIXES
+
+    @property
+    def stem(self) -> str:
+        """The name without suffix."""
+        return str(pathlib.PurePosixPath(self.name).with_suffix(""))
+
+
+class Frame(NamedTuple):
+    """A picture that was decoded, or one frame of a film.
+
+    `canvas` and `extent` are what a detector takes, `size` is (height, width) in pixels. `number`
+    counts the frames of a film from 0, and `seconds` is its place there; both are None for a
+    picture. `pixels()` gives the picture as RGB for drawing, at most `DRAWN_SIDE` pixels a side.
+    """
+
+    item: Item
+    canvas: UInt8[np.ndarray, "S S 3"]
+    extent: tuple[int, int]
+    size: tuple[int, int]
+    pixels: Callable[[], UInt8[np.ndarray, "h w 3"]]
+    number: int | None = None
+    seconds: float | None = None
+    frames_per_second: float | None = None
+
+
+def find_items(places: Sequence[str]) -> list[Item]:
+    """The pictures and films in files, folders, globs, URLs and prefixes of buckets.
+
+    Raises:
+      UserError: there is nothing at a place, or two items would have one name.
+    """
+    items = [item for place in places for item in _items_at(place)]
+    seen: dict[str, str] = {}
+    for item in items:
+        other = seen.setdefault(item.stem, item.place)
+        if other != item.place:
+            raise UserError(
+                f"{shown_place(other)} and {shown_place(item.place)} are both called {item.stem}, "
+                "so their results would overwrite each other. Give them in separate calls with "
+                "another --out each."
+            )
+    return list({item.place: item for item in items}.values())
+
+
+def read_frames(
+    items: Iterable[Item],
+    canvas_side: int,
+    *,
+    threads: int = 4,
+    unreadable: Callable[[DataError], None],
+) -> Iterator[Frame]:
+    """All frames in order; pictures are read and decoded by threads, some ahead.
+
+    What cannot be decoded is given to `unreadable` and left out.
+    """
+
+    def picture(item: Item) -> Frame | DataError:
+        try:
+            return _read_picture(item, canvas_side)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        items = iter(items)
+        ahead: list[tuple[Item, Future | None]] = []
+        try:
+            while True:
+                for item in islice(items, 2 * threads - len(ahead)):
+                    ahead.append((item, None if item.is_video else pool.submit(picture, item)))
+                if not ahead:
+                    return
+                item, future = ahead.pop(0)
+                if future is None:
+                    yield from _read_video(item, canvas_side)
+                elif isinstance(frame := future.result(), DataError):
+                    unreadable(frame)
+                else:
+                    yield frame
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def shown_place(place: str) -> str:
+    """A place for messages, without what may be a password in a URL."""
+    return shown(place) if is_remote(place) else place
+
+
+def _items_at(place: str) -> list[Item]:
+    if is_remote(place):
+        return _remote_items(place)
+    path = pathlib.Path(place)
+    if path.is_dir():
+        found = sorted(each for each in path.rglob("*") if _is_known(each.name) and each.is_file())
+        items = [Item(each.relative_to(path).as_posix(), str(each)) for each in found]
+    elif path.is_file():
+        return [Item(path.name, place)]
+    else:
+        if not glob.has_magic(place):
+            raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
+        found = sorted(glob.glob(place, recursive=True))
+        items = [Item(os.path.basename(each), each) for each in found if os.path.isfile(each)]
+    if not items:
+        raise UserError(f"{place}: no picture or film there. Expected {_EXPECTED}.")
+    return items
+
+
+def _remote_items(url: str) -> list[Item]:
+    names = split_url(url)[2]
+    urls = [url] if url.startswith(("http://", "https://")) else list_urls(url)
+    if names and urls == [url]:
+        return [Item(names[-1], url)]
+    items = [
+        Item("/".join(split_url(each)[2][len(names) :]), each) for each in urls if _is_known(each)
+    ]
+    if not items:
+        raise UserError(f"{shown(url)}: no picture or film there. Expected {_EXPECTED}.")
+    return items
+
+
+_EXPECTED = f"names that end in {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}"
+
+
+def _suffix(name: str) -> str:
+    return pathlib.PurePosixPath(name).suffix.lower()
+
+
+def _is_known(name: str) -> bool:
+    return _suffix(name) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+
+
+def _read_picture(item: Item, canvas_side: int) -> Frame:
+    place = item.place
+    data = read_bytes(place) if is_remote(place) else pathlib.Path(place).read_bytes()
+    canvas, extent, size = decode_image(data, shown_place(place), canvas_side)
+
+    def pixels() -> UInt8[np.ndarray, "h w 3"]:
+        drawn, (height, width), _ = decode_image(data, shown_place(place), DRAWN_SIDE)
+        return drawn[:height, :width]
+
+    return Frame(item, canvas, extent, size, pixels)
+
+
+def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
+    path = stage(item.place) if is_remote(item.place) else item.place
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            raise UserError(
+                f"{shown_place(item.place)}: OpenCV cannot read it as a film. Convert it, for "
+                "example to MP4 with H.264."
+            )
+        rate = video.get(cv2.CAP_PROP_FPS)
+        number = 0
+        while True:
+            there, picture = video.read()
+            if not there:
+                break
+            # Asked for afterwards, it is the place of this frame.
+            seconds = round(video.get(cv2.CAP_PROP_POS_MSEC) / 1000, 6)
+            yield _frame_of(item, picture, canvas_side)._replace(
+                number=number, seconds=seconds, frames_per_second=rate
+            )
+            number += 1
+        if not number:
+            raise UserError(f"{shown_place(item.place)}: the film has no frame that can be read.")
+    finally:
+        video.release()
+
+
+def _frame_of(item: Item, picture: UInt8[np.ndarray, "h w 3"], canvas_side: int) -> Frame:
+    canvas, size = np.empty((canvas_side, canvas_side, 3), np.uint8), picture.shape[:2]
+
+    def pixels() -> UInt8[np.ndarray, "h w 3"]:
+        drawn = np.empty((DRAWN_SIDE, DRAWN_SIDE, 3), np.uint8)
+        height, width = draw_pixels(drawn, picture, size)
+        return drawn[:height, :width]
+
+    return Frame(item, canvas, draw_pixels(canvas, picture, size), size, pixels)

@@ -1,0 +1,290 @@
+"""How detections are written: JSON, JSON lines, COCO, VOC, batch transform, and drawings.
+
+A writer is a generator that passes results on and writes them on their way, so that several stand
+one behind the other. Every file appears whole, by a rename, or not at all.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from ssd_jax import visualize
+from ssd_jax.data import codes
+from ssd_jax.data.sources.json_records import read_json
+from ssd_jax.data.storage import is_remote, list_urls, upload
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.prediction.inputs import Frame, Item
+from ssd_jax.reporting import to_json, write_json
+from ssd_jax.serve.answers import normalised
+from ssd_jax.types import Detections
+
+# The annotations of COCO's train2017 have 449 MB.
+_LARGEST_ANNOTATIONS = 2**31
+
+
+class Result(NamedTuple):
+    """What was found in a frame, by falling score and without padding."""
+
+    frame: Frame
+    found: Detections
+
+    @property
+    def boxes_px(self) -> Float[np.ndarray, "N 4"]:
+        """In pixels of the picture."""
+        height, width = self.frame.size
+        return self.found.boxes * np.array([width, height, width, height])
+
+    @property
+    def image_id(self) -> str:
+        """The name of the picture without suffix; of a film with the number of the frame."""
+        number = self.frame.number
+        return self.frame.item.stem + ("" if number is None else f"/{number:06d}")
+
+
+Results = Iterator[Result]
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write what will be the file `path` if all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # OpenCV tells what to write by the suffix, so that stays.
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
+    """`NAME.json` for each picture; `NAME.jsonl` for each film, a line a frame."""
+    for item, frames in _by_item(results):
+        if item.is_video:
+            yield from _write_lines(frames, _beside(out, item, "jsonl"), classes)
+        for result in frames:
+            write_json(_beside(out, item, "json"), describe(result, classes))
+            yield result
+
+
+def write_json_lines(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
+    """`detections.jsonl`: a line a picture or frame."""
+    return _write_lines(results, out / "detections.jsonl", classes)
+
+
+def write_coco(
+    results: Results,
+    out: pathlib.Path,
+    classes: Sequence[str],
+    *,
+    annotations: pathlib.Path | None = None,
+) -> Results:
+    """`detections.json`: COCO's list of results (cocodataset.org, "Results format").
+
+    With `annotations`, a COCO file, ids are those of its images, by name, and of its categories.
+    Otherwise an image's id is its name as a number, or as a text where it is none, and categories
+    count from 1 in the order of the classes.
+    """
+    image_id, categories = _numbered, range(1, len(classes) + 1)
+    if annotations:
+        image_id, categories = _coco_ids(annotations, classes)
+    found = []
+    for result in results:
+        for box, score, label in zip(
+            result.boxes_px.tolist(), result.found.scores, result.found.labels, strict=True
+        ):
+            xmin, ymin, xmax, ymax = box
+            found.append(
+                {
+                    "image_id": image_id(result),
+                    "category_id": categories[label],
+                    "bbox": [round(x, 3) for x in (xmin, ymin, xmax - xmin, ymax - ymin)],
+                    "score": float(score),
+                }
+            )
+        yield result
+    with whole_file(out / "detections.json") as part:
+        part.write_text(json.dumps(found) + "\n")
+
+
+def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
+    """`comp4_det_test_CLASS.txt` for each class: the results of the VOC devkit.
+
+    A line is `IMAGE SCORE XMIN YMIN XMAX YMAX`, pixels counted from 1 and both ends inside.
+    """
+    lines: list[list[str]] = [[] for _ in classes]
+    for result in results:
+        if len(result.image_id.split()) != 1:
+            raise UserError(
+                f"{result.frame.item.place}: its name has a blank, which ends a name in the format "
+                "of VOC. Rename it, or choose another --format."
+            )
+        corners = result.boxes_px + np.array([1, 1, 0, 0])
+        for box, score, label in zip(
+            corners, result.found.scores, result.found.labels, strict=True
+        ):
+            numbers = " ".join(f"{x:.2f}" for x in box)
+            lines[label].append(f"{result.image_id} {score:.6f} {numbers}\n")
+        yield result
+    for name, of_class in zip(classes, lines, strict=True):
+        with whole_file(out / f"comp4_det_test_{name}.txt") as part:
+            part.write_text("".join(of_class))
+
+
+def write_transform(results: Results, out: str) -> Results:
+    """`NAME.SUFFIX.out` for each picture, as a batch transform of SageMaker leaves it.
+
+    The content is what `/invocations` answers; `out` may be a prefix of a bucket.
+    """
+    for result in results:
+        place = _transformed(out, result.frame.item)
+        text = json.dumps(normalised(result.found))
+        if is_remote(out):
+            with tempfile.TemporaryDirectory() as folder:
+                file = pathlib.Path(folder, "out")
+                file.write_text(text)
+                upload(file, place)
+        else:
+            with whole_file(pathlib.Path(place)) as part:
+                part.write_text(text)
+        yield result
+
+
+def not_transformed(items: Sequence[Item], out: str) -> list[Item]:
+    """The items whose file an earlier call of `write_transform` has not left in `out`."""
+    if not is_remote(out):
+        return [item for item in items if not os.path.exists(_transformed(out, item))]
+    try:
+        there = set(list_urls(out))
+    except DataError as error:
+        if error.code != codes.OBJECT_MISSING:
+            raise
+        there = set()
+    return [item for item in items if _transformed(out, item) not in there]
+
+
+def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: float) -> Results:
+    """`NAME.png` for each picture, `NAME.mp4` for each film: boxes of at least `score`."""
+    for item, frames in _by_item(results):
+        drawings = ((result, _drawing(result, classes, score)) for result in frames)
+        if item.is_video:
+            yield from _write_film(drawings, drawn_path(out, item))
+        for result, drawing in drawings:
+            with whole_file(drawn_path(out, item)) as part:
+                visualize.save_png(part, drawing)
+            yield result
+
+
+def drawn_path(out: pathlib.Path, item: Item) -> pathlib.Path:
+    """Where the drawing of an item goes."""
+    return _beside(out, item, "mp4" if item.is_video else "png")
+
+
+def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:
+    """A result as our own JSON has it."""
+    frame = result.frame
+    place = {} if frame.number is None else {"frame": frame.number, "seconds": frame.seconds}
+    found = zip(result.boxes_px, result.found.scores, result.found.labels, strict=True)
+    return to_json(
+        {
+            "image": frame.item.place,
+            **place,
+            "width": frame.size[1],
+            "height": frame.size[0],
+            "detections": [
+                {"class": classes[label], "score": score, "box_xyxy_px": box}
+                for box, score, label in found
+            ],
+        }
+    )
+
+
+def _by_item(results: Results) -> Iterator[tuple[Item, Results]]:
+    return itertools.groupby(results, key=lambda result: result.frame.item)
+
+
+def _beside(out: pathlib.Path, item: Item, suffix: str) -> pathlib.Path:
+    return out / f"{item.stem}.{suffix}"
+
+
+def _transformed(out: str, item: Item) -> str:
+    return f"{out.rstrip('/')}/{item.name}.out"
+
+
+def _write_lines(results: Results, path: pathlib.Path, classes: Sequence[str]) -> Results:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
+        for result in results:
+            file.write(json.dumps(describe(result, classes), ensure_ascii=False) + "\n")
+            yield result
+
+
+def _drawing(result: Result, classes: Sequence[str], score: float) -> UInt8[np.ndarray, "h w 3"]:
+    shown = result.found.scores >= score
+    return visualize.draw_boxes(
+        result.frame.pixels(),
+        result.found.boxes[shown],
+        result.found.labels[shown],
+        classes=classes,
+        scores=result.found.scores[shown],
+    )
+
+
+def _write_film(
+    drawings: Iterable[tuple[Result, UInt8[np.ndarray, "h w 3"]]], path: pathlib.Path
+) -> Results:
+    with contextlib.ExitStack() as stack:
+        part, writer = stack.enter_context(whole_file(path)), None
+        for result, drawing in drawings:
+            if writer is None:
+                rate = result.frame.frames_per_second or 25.0
+                code = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
+                stack.callback(writer.release)
+                if not writer.isOpened():
+                    raise UserError(f"{path}: OpenCV cannot write a film there. Give --no-draw.")
+            writer.write(cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
+            yield result
+
+
+def _numbered(result: Result) -> int | str:
+    return int(result.image_id) if result.image_id.isdecimal() else result.image_id
+
+
+def _coco_ids(
+    path: pathlib.Path, classes: Sequence[str]
+) -> tuple[Callable[[Result], int], list[int]]:
+    """The id of a result's image, and of each class, as an annotation file has them."""
+    value = read_json(path, max_bytes=_LARGEST_ANNOTATIONS, drop=("segmentation", "annotations"))
+    try:
+        images = {item["file_name"]: item["id"] for item in value["images"]}
+        categories = {item["name"]: item["id"] for item in value["categories"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no annotations of COCO ({error!r}). Expected lists of images (id, file_name) "
+            "and categories (id, name)."
+        ) from error
+    if missing := [name for name in classes if name not in categories]:
+        raise UserError(
+            f"{path}: no category is called {', '.join(missing)}, as the detector has them. Give "
+            "the annotations of the classes that it was trained on."
+        )
+
+    def image_id(result: Result) -> int:
+        name = result.frame.item.name
+        if name not in images:
+            raise UserError(
+                f"{name}: the annotations have no image of that file_name. Give the folder that "
+                "the file_names are relative to, and the annotations of its pictures."
+            )
+        return images[name]
+
+    return image_id, [categories[name] for name in classes]

@@ -1,0 +1,140 @@
+"""From pictures and films to files: frames in batches through a detector, results to writers."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from tqdm import tqdm
+
+from ssd_jax.data.storage import is_remote
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.prediction import outputs
+from ssd_jax.prediction.inputs import Frame, Item, find_items, read_frames
+from ssd_jax.prediction.outputs import Result, Results
+from ssd_jax.types import Detections
+
+FORMATS = {
+    "json": outputs.write_json_files,
+    "jsonl": outputs.write_json_lines,
+    "coco": outputs.write_coco,
+    "voc": outputs.write_voc,
+}
+
+
+@runtime_checkable
+class AnyDetector(Protocol):
+    """A run's `Detector` or an exported one; `canvas` is the side in pixels."""
+
+    classes: tuple[str, ...]
+    canvas: int
+
+    def predict(
+        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
+    ) -> Detections:
+        """Detections of decoded pictures."""
+
+
+def run_prediction(
+    detector: AnyDetector,
+    places: Sequence[str],
+    out: str | pathlib.Path,
+    *,
+    format: str = "json",
+    draw: bool | None = None,
+    score: float = 0.5,
+    batch_size: int = 8,
+    annotations: pathlib.Path | None = None,
+) -> None:
+    """Detects in all pictures and films at `places`, and writes into the folder `out`.
+
+    `format` is one of FORMATS; `draw` adds drawings of what scores at least `score`, by default
+    for the format json. `annotations` is that of `outputs.write_coco`.
+
+    Raises:
+      UserError: an input or a setting is wrong; or, when all else is written, some pictures could
+        not be read.
+    """
+    items, out = find_items(places), pathlib.Path(out)
+    drawing = draw or (draw is None and format == "json")
+    if drawing:
+        _keep_the_pictures(items, out)
+    words = {} if annotations is None else {"annotations": annotations}
+
+    def write(results: Results) -> Results:
+        results = FORMATS[format](results, out, detector.classes, **words)
+        if drawing:
+            results = outputs.draw(results, out, detector.classes, score=score)
+        return results
+
+    _run(detector, items, write, batch_size=batch_size)
+    print(f"results in {out}")
+
+
+def run_transform(
+    detector: AnyDetector, places: Sequence[str], out: str, *, batch_size: int = 8
+) -> None:
+    """A batch transform: what `outputs.write_transform` leaves, of the pictures that lack it.
+
+    Raises:
+      UserError: as `run_prediction`, and where a place is a film.
+    """
+    items = find_items(places)
+    if films := [item.place for item in items if item.is_video]:
+        raise UserError(
+            f"{films[0]}: a batch transform takes pictures. Choose another --format for films."
+        )
+    waiting = outputs.not_transformed(items, out)
+    if len(waiting) < len(items):
+        print(f"{len(items) - len(waiting):,} of {len(items):,} were done before")
+    _run(
+        detector,
+        waiting,
+        lambda results: outputs.write_transform(results, out),
+        batch_size=batch_size,
+    )
+    print(f"results in {out}")
+
+
+def _run(detector: AnyDetector, items: Sequence[Item], write, *, batch_size: int) -> None:
+    unreadable: list[DataError] = []
+    frames = read_frames(items, detector.canvas, unreadable=unreadable.append)
+    # How many frames a film has is known when it was read.
+    total = None if any(item.is_video for item in items) else len(items)
+    batch_size = min(batch_size, total or batch_size)
+    with contextlib.closing(frames):
+        results = write(_detect(detector, frames, batch_size))
+        count = sum(1 for _ in tqdm(results, "predicting", total, unit=" images", disable=None))
+    print(f"{count:,} images")
+    if unreadable:
+        for error in unreadable:
+            print(error, file=sys.stderr)
+        raise UserError(
+            f"{len(unreadable)} of {len(items)} pictures could not be read, the first is "
+            f"{unreadable[0].where}; the others are done. Replace these, or leave them out."
+        )
+
+
+def _keep_the_pictures(items: Sequence[Item], out: pathlib.Path) -> None:
+    for item in items:
+        drawing = outputs.drawn_path(out, item).resolve()
+        if not is_remote(item.place) and pathlib.Path(item.place).resolve() == drawing:
+            raise UserError(f"{item.place}: its drawing would overwrite it. Choose another --out.")
+
+
+def _detect(detector: AnyDetector, frames: Iterator[Frame], batch_size: int) -> Results:
+    side = detector.canvas
+    while chunk := list(islice(frames, batch_size)):
+        # All batches have one shape, for which the detector is compiled once.
+        canvas = np.zeros((batch_size, side, side, 3), np.uint8)
+        extent = np.ones((batch_size, 2), np.int32)
+        for row, frame in enumerate(chunk):
+            canvas[row], extent[row] = frame.canvas, frame.extent
+        batch = Detections(*map(np.asarray, detector.predict(canvas, extent)))
+        for row, frame in enumerate(chunk):
+            keep = batch.valid[row]
+            yield Result(frame, Detections(*(column[row][keep] for column in batch)))

@@ -1,0 +1,103 @@
+"""All that the folder of a run knows about it, as one value for a page or a comparison."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ssd_jax.config import read_config
+from ssd_jax.errors import UserError
+from ssd_jax.recipes import recipe_changes
+from ssd_jax.report.starts import read_starts
+from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, read_metrics
+
+CONFIG_FILE = "config.json"
+# A curve in report.json has no more points; metrics.jsonl has them all.
+MOST_POINTS = 200
+
+
+class Run(NamedTuple):
+    """A finished run: its settings, the content of report.json, and every line of its metrics."""
+
+    name: str
+    workdir: pathlib.Path
+    config: ConfigDict
+    report: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def open_run(workdir: pathlib.Path) -> Run:
+    """Reads the folder of a finished run."""
+    config = read_config(workdir / CONFIG_FILE)
+    path = workdir / REPORT_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{workdir}: no {REPORT_FILE} there, so the run has not finished. Go on with it, "
+            "`ssd-jax train` with the same --workdir."
+        )
+    report = json.loads(path.read_text(encoding="utf-8"))
+    records = read_metrics(workdir / METRICS_FILE)
+    return Run(workdir.resolve().name, workdir, config, report, records)
+
+
+def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """What report.json says beside the metrics: settings, weights, curves, and how it was made.
+
+    "how" is what may differ between two runs of the same outcome: machine, speed, memory.
+    """
+    metrics = workdir / METRICS_FILE
+    records = read_metrics(metrics) if metrics.is_file() else []
+    starts = read_starts(workdir)
+    return {
+        "config": config.to_dict(),
+        "recipe_changes": {
+            name: {"recipe": theirs, "run": ours}
+            for name, (theirs, ours) in recipe_changes(config).items()
+        },
+        "weights": starts[0]["weights"] if starts else None,
+        "curves": {
+            "train": curve(records, "train", ("loss", "class_loss", "box_loss", "lr")),
+            "val": curve(records, "val", ("map_voc07", "map_voc12", "map_coco")),
+        },
+        "how": {
+            "repeat": f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER",
+            "starts": starts,
+            **speed(records),
+        },
+    }
+
+
+def curve(
+    records: Sequence[dict[str, Any]], split: str, names: Sequence[str]
+) -> dict[str, list[int | float | None]]:
+    """`step` and the named values of a split as columns, thinned to `MOST_POINTS`."""
+    rows = [record for record in records if record["split"] == split]
+    every = -(-len(rows) // MOST_POINTS) or 1
+    # Counted from the end, so that the last point stays.
+    rows = rows[::-1][::every][::-1]
+    return {
+        name: [row.get(name) for row in rows]
+        for name in ("step", *names)
+        if any(name in row for row in rows)
+    }
+
+
+def speed(records: Sequence[dict[str, Any]]) -> dict[str, int | float | None]:
+    """Medians over the run, and the most memory that was in use."""
+    rows = [record for record in records if record["split"] == "train"]
+
+    def values(name):
+        return [row[name] for row in rows if row.get(name) is not None]
+
+    def summary(take, name):
+        return take(values(name)) if values(name) else None
+
+    return {
+        "images_per_second": summary(statistics.median, "images_per_second"),
+        "data_wait": summary(statistics.median, "data_wait"),
+        "host_memory_gib": summary(max, "host_memory_gib"),
+        "device_memory_gib": summary(max, "device_memory_gib"),
+    }

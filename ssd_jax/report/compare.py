@@ -1,0 +1,80 @@
+"""Runs side by side: what they were told otherwise, and what came out."""
+
+import pathlib
+from collections.abc import Sequence
+
+from ssd_jax.config import flat_items
+from ssd_jax.report.collect import Run
+from ssd_jax.report.page import document, picture, table
+from ssd_jax.report.plots import plot_runs
+
+COMPARISON_FILE = "comparison.html"
+CURVES_FILE = "comparison.png"
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
+    """The settings that are not the same in all runs, with the value of each run."""
+    settings = [dict(flat_items(run.config)) for run in runs]
+    return {
+        name: [each[name] for each in settings]
+        for name in settings[0]
+        if any(each[name] != settings[0][name] for each in settings)
+    }
+
+
+def metric_rows(runs: Sequence[Run]) -> dict[str, list[int | float | None]]:
+    """The metrics that any of the runs has, then average precision by class."""
+    names: dict[str, None] = {}
+    for run in runs:
+        names |= dict.fromkeys(
+            name for name, value in run.report["metrics"].items() if not isinstance(value, dict)
+        )
+    ordered = sorted(names, key=lambda name: "/" in name)
+    return {name: [run.report["metrics"].get(name) for run in runs] for name in ordered}
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """Why the figures of the runs cannot be compared, if they cannot."""
+    found = []
+    for name, text in (("fingerprint", "other images or objects"), ("split", "other splits")):
+        values = {str(run.report["protocol"].get(name)) for run in runs}
+        if len(values) > 1:
+            found.append(f"measured on {text}: {', '.join(sorted(values))}")
+    return found
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Metrics and differing settings as a table."""
+    lines = ["| | " + " | ".join(run.name for run in runs) + " |"]
+    lines.append("| --- |" + " --- |" * len(runs))
+    for name, values in metric_rows(runs).items():
+        if "/" not in name:
+            texts = ["-" if value is None else f"{value:.4f}" for value in values]
+            lines.append(f"| {name} | {' | '.join(texts)} |")
+    for name, values in differing_settings(runs).items():
+        lines.append(f"| `{name}` | {' | '.join(f'`{value}`' for value in values)} |")
+    lines += [f"\nNot comparable: {text}." for text in warnings(runs)]
+    return "\n".join(lines)
+
+
+def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
+    """comparison.html and the curves over each other, in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    plot_runs({run.name: run.records for run in runs}, out / CURVES_FILE)
+    names = [run.name for run in runs]
+    parts = [
+        f"<h1>{len(runs)} runs side by side</h1>",
+        *(f"<p>Not comparable: {text}.</p>" for text in warnings(runs)),
+        "<h2>Results</h2>",
+        table(("metric", *names), [(name, *row) for name, row in metric_rows(runs).items()]),
+        "<h2>Settings that differ</h2>",
+        table(
+            ("setting", *names),
+            [(name, *map(str, row)) for name, row in differing_settings(runs).items()],
+        ),
+        "<h2>Curves</h2>",
+        picture(out / CURVES_FILE, "curves"),
+    ]
+    path = out / COMPARISON_FILE
+    path.write_text(document("Runs side by side", parts), encoding="utf-8")
+    return path

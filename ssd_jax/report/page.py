@@ -1,0 +1,282 @@
+"""report.html: one file that a browser opens without a network."""
+
+import base64
+import io
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from ssd_jax.report.collect import Run, open_run
+
+PAGE_FILE = "report.html"
+# (file in pictures/, title); those that a run has not drawn are left out.
+PICTURES = (
+    ("curves.png", "Curves"),
+    ("precision_recall.png", "Precision and recall"),
+    ("errors.png", "Errors"),
+    ("sizes.png", "Objects by size"),
+)
+EXAMPLES = (
+    ("examples_best.png", "Best", "all objects found, and nothing else"),
+    ("examples_worst.png", "Worst", "the most wrong detections and missed objects"),
+    ("examples_most_confused.png", "Most confused", "objects taken for another class"),
+    ("detections.png", "Evenly chosen", ""),
+    ("augmented.png", "Training images", "as the network saw them at step 0"),
+)
+# Photographs are shown in the page as JPEG of this quality; the folder has the originals.
+JPEG_QUALITY = 85
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --quiet: #646a73;
+  --line: #e1e4e8; --box: #f6f7f9; --accent: #0b6bcb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #15171a; --quiet: #9aa2ad;
+  --line: #30343a; --box: #1d2024; --accent: #6cb2ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 66rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+p { margin: .25rem 0; } .quiet { color: var(--quiet); }
+.score { font-size: 3.5rem; font-weight: 650; line-height: 1.15; color: var(--accent); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); } th { font-weight: 600; }
+td.number, th.number { text-align: right; }
+img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
+pre { overflow-x: auto; padding: .75rem 1rem; background: var(--box); border-radius: 4px; }
+code, pre { font: 14px/1.45 ui-monospace, monospace; }
+td { overflow-wrap: anywhere; }
+.bar { display: inline-block; height: .6em; background: var(--accent); border-radius: 2px; }
+.track { display: inline-block; width: 10rem; background: var(--box); border-radius: 2px; }
+details { margin: .75rem 0; } summary { cursor: pointer; }
+"""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def run_page(run: Run) -> str:
+    """The page of a run."""
+    report, config = run.report, run.config
+    headline = report.get("headline", "")
+    protocol = report["protocol"]
+    title = f"{config.model.backbone} {config.model.image_size} px on {_data_name(report, config)}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">run {escape(run.name)}, recipe {escape(config.recipe)}, '
+        f"seed {config.seed}, step {report['step']:,}</p>",
+        f'<p class="score">{_number(_chosen(report, config))}</p>',
+        f"<p>{escape(headline.split(' = ')[0])}</p>",
+        f'<p class="quiet">{escape(str(protocol["map11"]))}; split {escape(protocol["split"])}, '
+        f"fingerprint {escape(protocol['fingerprint'])}</p>",
+        "<h2>To repeat it</h2>",
+        f"<pre>{escape(report['how']['repeat'])}</pre>",
+        '<p class="quiet">config.json, in the folder of the run, has every setting.</p>',
+        "<h2>Result</h2>",
+        _metrics(report),
+        _classes(report),
+        *_pictures(run.workdir / "pictures"),
+        "<h2>Data</h2>",
+        _data(report["data"]),
+        "<h2>Settings</h2>",
+        _changes(report),
+        _all_settings(report["config"]),
+        "<h2>First weights</h2>",
+        _weights(report["weights"]),
+        "<h2>How it was made</h2>",
+        _speed(report["how"]),
+        _starts(report["how"]["starts"]),
+    ]
+    return document(title, parts)
+
+
+def write_page(workdir: pathlib.Path) -> pathlib.Path:
+    """Leaves report.html in the folder of a finished run."""
+    path = workdir / PAGE_FILE
+    path.write_text(run_page(open_run(workdir)), encoding="utf-8")
+    return path
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole HTML page; nothing in it is fetched from elsewhere."""
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Numbers stand right, and `None` as a dash; all but `Html` is escaped."""
+    rows = [list(row) for row in rows]
+    numeric = [
+        bool(rows) and all(row[i] is None or isinstance(row[i], int | float) for row in rows)
+        for i in range(len(heads))
+    ]
+
+    def cell(tag, value, is_number):
+        inner = value if isinstance(value, Html) else escape(_number(value))
+        return f"<{tag}{' class=number' if is_number else ''}>{inner}</{tag}>"
+
+    head = "".join(cell("th", text, n) for text, n in zip(heads, numeric, strict=True))
+    body = "".join(
+        f"<tr>{''.join(cell('td', v, n) for v, n in zip(row, numeric, strict=True))}</tr>\n"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def picture(path: pathlib.Path, text: str) -> str:
+    """An image inside the page."""
+    data, kind = path.read_bytes(), "png"
+    if not _is_drawing(path):
+        with Image.open(path) as image:
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
+        data, kind = buffer.getvalue(), "jpeg"
+    encoded = base64.b64encode(data).decode()
+    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{encoded}">'
+
+
+def _is_drawing(path):
+    return any(path.name == name for name, _ in PICTURES)
+
+
+def _pictures(folder):
+    for name, title in PICTURES:
+        if (folder / name).is_file():
+            yield f"<h2>{title}</h2>{picture(folder / name, title)}"
+    shown = [each for each in EXAMPLES if (folder / each[0]).is_file()]
+    if shown:
+        yield "<h2>Images</h2>"
+    for name, title, text in shown:
+        yield f'<h3>{title}</h3><p class="quiet">{text}</p>{picture(folder / name, title)}'
+
+
+def _chosen(report, config):
+    return report["metrics"].get(f"map_{config.evaluate.metric}")
+
+
+def _data_name(report, config):
+    root = config.data.train.root
+    return ", ".join(pathlib.PurePosixPath(part.strip()).name for part in root.split("+"))
+
+
+def _metrics(report):
+    rows = [
+        (name, value)
+        for name, value in report["metrics"].items()
+        if "/" not in name and not isinstance(value, dict | list)
+    ]
+    return table(("metric", "value"), rows)
+
+
+def _classes(report):
+    metrics, rows = report["metrics"], []
+    for name in report["classes"]:
+        area = metrics.get(f"ap_voc12/{name}")
+        width = 100 * (area or 0)
+        bar = Html(
+            f'<span class="track"><span class="bar" style="width:{width:.0f}%"></span></span>'
+        )
+        rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar))
+    return "<h3>Classes</h3>" + table(("class", "AP 11-point", "AP area", ""), rows)
+
+
+def _data(splits: Mapping[str, Mapping[str, Any]]):
+    rows = []
+    for split, facts in splits.items():
+        left_out = ", ".join(f"{code} {count}" for code, count in facts["left_out"].items())
+        found = facts.get("doctor")
+        doctor = (
+            "not asked"
+            if found is None
+            else ", ".join(f"{code} {count}" for code, count in found.items()) or "nothing found"
+        )
+        rows.append(
+            (
+                split,
+                facts["images"],
+                facts["objects"],
+                facts["fingerprint"],
+                doctor,
+                left_out or "nothing",
+            )
+        )
+    return table(("split", "images", "objects", "fingerprint", "doctor", "left out"), rows)
+
+
+def _changes(report):
+    rows = [
+        (name, str(change["recipe"]), str(change["run"]))
+        for name, change in report["recipe_changes"].items()
+    ]
+    if not rows:
+        return "<p>Everything that belongs to the recipe is as the recipe has it.</p>"
+    return "<p>Other than in the recipe:</p>" + table(("setting", "recipe", "this run"), rows)
+
+
+def _all_settings(config):
+    rows = [(name, str(value)) for name, value in _flat(config)]
+    return f"<details><summary>All settings</summary>{table(('setting', 'value'), rows)}</details>"
+
+
+def _flat(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _weights(weights):
+    if not weights:
+        return "<p>None: the network was trained from scratch.</p>"
+    rows = [(name, str(value)) for name, value in weights.items()]
+    return table(("", ""), rows)
+
+
+def _speed(how):
+    names = {
+        "images_per_second": "images a second, median",
+        "data_wait": "share of the time spent waiting for data, median",
+        "host_memory_gib": "memory of the host, GiB, highest",
+        "device_memory_gib": "memory of a device, GiB, highest",
+    }
+    rows = [(text, how[name]) for name, text in names.items() if how.get(name) is not None]
+    return table(("", ""), rows)
+
+
+def _starts(starts):
+    rows = []
+    for start in starts:
+        environment, code = start["environment"], start["code"]
+        devices = environment["devices"]
+        packages = {"ssd_jax": environment["ssd_jax"], **environment["packages"]}
+        state = "" if code is None else code["commit"][:12] + (" changed" * code["changed"])
+        rows.append(
+            (
+                start["time"],
+                start["step"],
+                f"{devices['count']} x {devices['kind']}",
+                state,
+                ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+                start["command"] or "called from Python",
+            )
+        )
+    heads = ("started", "at step", "devices", "commit", "versions", "command")
+    return "<h3>Starts</h3>" + table(heads, rows) if rows else ""
+
+
+def _number(value):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

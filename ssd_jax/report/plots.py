@@ -1,0 +1,32 @@
+"""The curves of several runs over each other."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssd_jax.visualize import _plot_style, _save
+
+# (split, value, title)
+PANELS = (("train", "loss", "loss"), ("val", "map_voc07", "mAP, VOC07 11-point"))
+
+
+def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path) -> None:
+    """Loss and mAP over the steps of each run, from the records of its metrics.jsonl."""
+    with _plot_style() as new_figure:
+        figure = new_figure(8, 6)
+        for axes, (split, name, title) in zip(
+            figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True
+        ):
+            axes.set_title(title)
+            for run, records in runs.items():
+                points = [
+                    (record["step"], record[name])
+                    for record in records
+                    if record["split"] == split and record.get(name) is not None
+                ]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=run)
+            axes.set_ylim(bottom=0)
+            axes.legend()
+        axes.set_xlabel("step")
+        _save(figure, path)

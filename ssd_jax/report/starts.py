@@ -1,0 +1,103 @@
+"""How a run was started, each time: command, versions, machine, state of the code."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ssd_jax import __version__
+from ssd_jax.reporting import to_json
+
+STARTS_FILE = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+            "opencv-python-headless")  # fmt: skip
+
+
+def record_start(workdir: pathlib.Path, *, step: int, weights: dict[str, Any] | None) -> None:
+    """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
+
+    `weights` tells where the first values came from (`weights_record`).
+    """
+    record = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command_line(sys.argv),
+        "step": step,
+        "environment": environment(),
+        "code": code_state(pathlib.Path(__file__).parent),
+        "weights": weights,
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+
+
+def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The starts of a run, the first one first; a line that was cut off is left out."""
+    path = workdir / STARTS_FILE
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def command_line(arguments: Sequence[str]) -> str | None:
+    """The command as it was typed, None where the package was called by other code."""
+    program = pathlib.Path(arguments[0]).name if arguments else ""
+    if program == "__main__.py":
+        return shlex.join(["python", "-m", "ssd_jax", *arguments[1:]])
+    return shlex.join(["ssd-jax", *arguments[1:]]) if program == "ssd-jax" else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without names of hosts or people."""
+    device = jax.devices()[0]
+    return {
+        "ssd_jax": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "devices": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+    }
+
+
+def code_state(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The commit that the code stands at and whether files differ from it; None without git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _git(folder, *arguments):
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

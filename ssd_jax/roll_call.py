@@ -1,0 +1,159 @@
+"""Is everybody there? Asked over plain TCP, before JAX's own runtime is started.
+
+That runtime ends the process from C++ when another one does not come in time, and does not say who.
+Process 0 keeps the roll at the coordinator's address and tells everybody how it ended.
+"""
+
+import json
+import select
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+from ssd_jax.errors import UserError
+
+# Within which a connection is made, and whoever made it says who they are.
+ANSWER_SECONDS = 5.0
+MESSAGE_BYTES = 1 << 20
+# Of a list in a message.
+SHOWN = 8
+
+
+def call_roll(address: str, *, count: int, process_id: int, timeout: int) -> list[str]:
+    """Waits until all `count` processes are there; gives their hosts, in the order of the ids.
+
+    `address` is "HOST:PORT", where process 0 listens until then. `timeout` in seconds.
+
+    Raises:
+      UserError: the same on every process that came: who is missing, or was started wrongly.
+    """
+    host, port = _split(address)
+    deadline = time.monotonic() + timeout
+    if process_id == 0:
+        return _keep_roll(port, count=count, deadline=deadline, timeout=timeout)
+    hello = {"process": process_id, "count": count, "host": socket.gethostname()}
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=min(left, ANSWER_SECONDS)) as line:
+                _send(line, hello)
+                line.settimeout(timeout + ANSWER_SECONDS)  # process 0 may have come later
+                answer = _receive(line)
+        except (OSError, ValueError):  # not there yet, restarted, or somebody else's port
+            time.sleep(0.2)
+            continue
+        if answer["problem"]:
+            raise UserError(answer["problem"])
+        return answer["hosts"]
+    raise UserError(
+        f"process {process_id} waited {timeout} s for process 0 at {address}, which did not "
+        "answer. Is it started, is this the address of its host, and does the network let this "
+        "host reach that port?"
+    )
+
+
+def _keep_roll(port: int, *, count: int, deadline: float, timeout: int) -> list[str]:
+    hosts = {0: socket.gethostname()}
+    lines: dict[socket.socket, int | None] = {}
+    problem = None
+    with _listen(port) as listener:
+        while len(hosts) < count and not problem:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([listener, *lines], [], [], max(0, left))
+            if not ready:
+                problem = _missing(hosts, count, timeout)
+            for line in ready:
+                if line is listener:
+                    lines[listener.accept()[0]] = None
+                elif lines[line] is None:
+                    problem = problem or _enter(line, lines, hosts, count)
+                else:  # it came, and is gone again
+                    del hosts[lines.pop(line)]
+                    line.close()
+    names = [hosts.get(process, "") for process in range(count)]
+    for line in lines:
+        with line:
+            try:
+                _send(line, {"problem": problem, "hosts": names})
+            except OSError:
+                continue
+    if problem:
+        raise UserError(problem)
+    return names
+
+
+def _enter(
+    line: socket.socket, lines: dict[socket.socket, int | None], hosts: dict[int, str], count: int
+) -> str | None:
+    """Puts the process at the other end on the roll, or tells what is wrong with it."""
+    try:
+        line.settimeout(ANSWER_SECONDS)
+        hello = _receive(line)
+        process, host, its_count = hello["process"], hello["host"], hello["count"]
+    except (OSError, ValueError, KeyError, TypeError):  # no process of ours
+        del lines[line]
+        line.close()
+        return None
+    if its_count != count:
+        return (
+            f"process {process} on host {host} was started as one of {its_count} processes, process"
+            f" 0 on host {hosts[0]} as one of {count}. Give all of them the same --num_processes."
+        )
+    if process in hosts:
+        return (
+            f"process {process} was started twice, on host {hosts[process]} and on host {host}. "
+            "Give each process its own --process_id."
+        )
+    lines[line] = process
+    hosts[process] = host
+    return None
+
+
+def _missing(hosts: Mapping[int, str], count: int, timeout: int) -> str:
+    missing = [str(process) for process in range(count) if process not in hosts]
+    here = [f"{process} ({hosts[process]})" for process in sorted(hosts)]
+    return (
+        f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
+        f"{some_of(missing)}; here: {some_of(here)}. Are they started, and can their hosts reach "
+        f"{hosts[0]}? --start_timeout waits longer."
+    )
+
+
+def some_of(words: Sequence[str]) -> str:
+    """A few words of a list, and how many more there are."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more
+
+
+def _listen(port: int) -> socket.socket:
+    dual = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", port),
+            family=socket.AF_INET6 if dual else socket.AF_INET,
+            dualstack_ipv6=dual,
+            backlog=1024,
+        )
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen on port {port} ({error.strerror}). Another run may use it: "
+            "choose another one for --coordinator."
+        ) from error
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise UserError(f"--coordinator: got {address!r}, expected HOST:PORT of process 0.")
+    return host.strip("[]"), int(port)
+
+
+def _send(line: socket.socket, message: Mapping) -> None:
+    line.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(line: socket.socket) -> dict:
+    with line.makefile("rb") as lines:
+        text = lines.readline(MESSAGE_BYTES)
+    if not text.endswith(b"\n"):
+        raise ValueError("the other end hung up in the middle")
+    return json.loads(text)

@@ -1,0 +1,229 @@
+"""A training job of SageMaker: from the files under /opt/ml to a run of ours, and back.
+
+The contract of the container: docs.aws.amazon.com/sagemaker/latest/dg/, pages
+your-algorithms-training-algo-running-container.html, your-algorithms-training-algo-output.html and
+your-algorithms-training-signal-success-failure.html.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from ssd_jax import cluster
+from ssd_jax import config as configs
+from ssd_jax.config_check import check
+from ssd_jax.data.open import open_data
+from ssd_jax.data.sources.base import Problems, names_are_numbers
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.experiment import build_network
+from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.runs import run_training
+from ssd_jax.sagemaker.channels import Channels, find_channels, read_config_file
+from ssd_jax.sagemaker.hyperparameters import (
+    frozen_paths,
+    parse_hyperparameters,
+    to_config,
+)
+from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
+
+# Of the first host, where the others find it.
+PORT = 12355
+# Where ImageNet weights are, which SageMaker has in its container.
+PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
+CHECKPOINTS = "checkpoints"
+
+
+class Hosts(NamedTuple):
+    """The machines of a job; all of them list them in the same order."""
+
+    names: tuple[str, ...]
+    current: str
+
+
+def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> None:
+    """Trains as the files under `root` say, and leaves what they ask for.
+
+    `assignments` change settings of the config last, as `config.override` takes them. What went
+    wrong stands in `ROOT/output/failure` too.
+
+    Raises:
+      UserError: the job is wrong.
+      Stopped: SIGTERM; the run is saved, and the same job goes on with it.
+    """
+    log_to_stdout()
+    failure = root / "output/failure"
+    failure.unlink(missing_ok=True)
+    try:
+        _train(root, assignments)
+    except Stopped:
+        raise
+    except Exception as error:
+        # The console shows the first 1024 letters.
+        whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
+        message = f"{whose}: {error or type(error).__name__}"
+        logger.error(message)
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(f"{message}\n\n{traceback.format_exc()}", encoding="utf-8")
+        raise
+
+
+def _train(root: pathlib.Path, assignments: Sequence[tuple[str, str]]) -> None:
+    given = read_config_file(root, "hyperparameters.json")
+    logger.info("Merging with provided configuration from hyperparameters.json: %s", given)
+    values = parse_hyperparameters(given)
+    logger.info("Final configuration: %s", values)
+    hosts = _hosts(root)
+    channels = find_channels(root, hosts=len(hosts.names))
+    cluster.start(
+        batch_size=values["mini_batch_size"] * len(hosts.names),
+        coordinator=f"{hosts.names[0]}:{PORT}",
+        num_processes=len(hosts.names),
+        process_id=hosts.names.index(hosts.current),
+    )
+    config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
+    workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
+    epoch_log = EpochLog(
+        host=hosts.current,
+        epochs=config.steps // config.evaluate.every_steps,
+        steps_per_epoch=config.evaluate.every_steps,
+        batch_size=config.batch_size,
+        metric=f"map_{config.evaluate.metric}",
+    )
+    stopped = None
+    try:
+        run_training(config, workdir, observers=[epoch_log])
+    except Stopped as stop:
+        stopped = stop
+    with cluster.together():
+        if jax.process_index() == 0:
+            _leave_results(root, workdir, stopped=stopped is not None)
+    if stopped:
+        raise stopped
+    if not channels.test:
+        logger.info("Test data is not provided.")
+
+
+def build_config(
+    values: Mapping[str, Any],
+    channels: Channels,
+    *,
+    hosts: int = 1,
+    assignments: Sequence[tuple[str, str]] = (),
+) -> ConfigDict:
+    """The config of a job, whole and checked; the train channel is read for it."""
+    source = open_data(channels.train, problems=Problems("skip"), label_width=values["label_width"])
+    images = len(source)
+    if images != values["num_training_samples"]:
+        logger.warning(
+            "num_training_samples is %d, but the train channel has %d images: the epochs of "
+            "lr_scheduler_step are counted by the first, all others by the second",
+            values["num_training_samples"],
+            images,
+        )
+    if values["kv_store"] == "dist_async" and hosts > 1:
+        logger.warning("kv_store dist_async has no counterpart here: dist_sync is used")
+    gpus = 0 if jax.default_backend() == "cpu" else jax.local_device_count()
+    config = to_config(values, images=images, hosts=hosts, gpus=gpus)
+    config.data.classes = _class_names(source.classes, values["num_classes"])
+    roots = {"train": channels.train, "val": channels.validation, "test": channels.test}
+    for split, place in roots.items():
+        config.data[split].root = place
+    config.weights.path = _weights(values, channels)
+    configs.override(config, assignments)
+    if values["freeze_layer_pattern"]:
+        _freeze(config, values["freeze_layer_pattern"])
+    check(config)
+    return config
+
+
+def _hosts(root: pathlib.Path) -> Hosts:
+    found = read_config_file(root, "resourceconfig.json")
+    try:
+        hosts = Hosts(tuple(sorted(found["hosts"])), found["current_host"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"resourceconfig.json: got {found}, expected current_host and the list hosts."
+        ) from error
+    if hosts.current not in hosts.names:
+        raise UserError(
+            f"resourceconfig.json: current_host {hosts.current!r} is none of {list(hosts.names)}."
+        )
+    return hosts
+
+
+def _class_names(found: Sequence[str], count: int) -> tuple[str, ...]:
+    """Of as many classes as the job says, in the order of their ids."""
+    if len(found) > count:
+        raise UserError(
+            f"num_classes is {count}, but the train channel has {len(found)} classes: "
+            f"{', '.join(found)}. Class ids count from 0, without background."
+        )
+    names = str if names_are_numbers(found) else "class_{}".format
+    return (*found, *(names(number) for number in range(len(found), count)))
+
+
+def _weights(values: Mapping[str, Any], channels: Channels) -> str:
+    if channels.model:
+        logger.info("Start training from the model channel.")
+        return channels.model
+    if not values["use_pretrained_model"]:
+        logger.info("Start training from random weights.")
+        return ""
+    variable = PRETRAINED[values["base_network"]]
+    if not os.environ.get(variable):
+        raise UserError(
+            f"use_pretrained_model is 1, but the environment variable {variable} does not say "
+            f"where the ImageNet weights of {values['base_network']} are. Set it to a weight file "
+            "(a path, s3:// or hf://, see docs/weights.md), or use_pretrained_model to 0."
+        )
+    logger.info("Start training from pretrained model 1.")
+    return os.environ[variable]
+
+
+def _freeze(config: ConfigDict, pattern: str) -> None:
+    network = build_network(config, len(config.data.classes))
+    shapes = variable_shapes(network.model, config.model.image_size)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    paths = ["/".join(("params", *(entry.key for entry in path))) for path, _ in leaves]
+    frozen = frozen_paths(pattern, config.model.backbone, paths)
+    logger.info("Freezed parameters: [%s]", ",".join(frozen))
+    config.optimizer.rate_multipliers = (
+        *config.optimizer.rate_multipliers,
+        *((path, 0.0) for path in frozen),
+    )
+
+
+def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) -> None:
+    """The detector in ROOT/model, and all that the run tells in ROOT/output/data."""
+    told = root / "output/data"
+    shutil.copytree(
+        workdir, told, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
+    )
+    model = root / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        exported = pathlib.Path(folder, "model")
+        # A process of its own: in this one JAX would wait for those of the other hosts.
+        command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
+        export = subprocess.run(
+            [*command, "--out", exported], capture_output=True, text=True, check=False
+        )
+        if export.returncode:
+            told = export.stderr.strip()[-1000:]
+            if not stopped:
+                raise UserError(f"the run is done, but its model is not exported: {told}")
+            # Before the first evaluation there is no best checkpoint.
+            logger.warning("No model is left: %s", told)
+            return
+        for path in exported.iterdir():
+            shutil.move(path, model / path.name)
+    logger.info('Saved checkpoint to "%s"', model)

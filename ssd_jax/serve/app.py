@@ -1,0 +1,312 @@
+"""The routes of the server, and what each answers."""
+
+import asyncio
+import contextlib
+import hmac
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ssd_jax.errors import DataError
+from ssd_jax.serve.answers import normalised, pixels
+from ssd_jax.serve.batching import Batcher
+from ssd_jax.serve.engine import Engine
+from ssd_jax.serve.openapi import openapi_document
+from ssd_jax.serve.pictures import (
+    DEFAULT_LIMITS,
+    MULTIPART,
+    Limits,
+    Memory,
+    decode,
+    media_type,
+    read_body,
+    split_multipart,
+)
+from ssd_jax.serve.telemetry import Metrics, Telemetry, log
+from ssd_jax.serve.unread import TakeUnread
+
+# nginx's status for a client that went away: it is only logged, nobody receives it.
+CLIENT_CLOSED = 499
+# The pages hold all they need, and a browser refuses them anything else.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+        "img-src blob: data:; connect-src 'self'"
+    )
+}
+
+
+class Service:
+    """An engine as an application: `app` is what an ASGI server runs.
+
+    `token` is what clients must send, if it is given. `on_failure` is called when the engine
+    cannot be warmed up, and `failure` tells why.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        batches: Sequence[int],
+        limits: Limits = DEFAULT_LIMITS,
+        token: str | None = None,
+        on_failure: Callable[[], None] = lambda: None,
+    ):
+        self.failure: BaseException | None = None
+        self._engine = engine
+        # What can never be accepted is refused for good.
+        self._limits = limits._replace(pictures=min(limits.pictures, limits.queue))
+        self._token = token
+        self._on_failure = on_failure
+        self._batcher = Batcher(engine, batches)
+        self._batches = tuple(batches)
+        self._memory = Memory(limits.memory)
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._in_progress = 0
+        self._metrics = Metrics()
+        self._openapi = JSONResponse(openapi_document(self._limits, with_token=token is not None))
+        self.app = self._build()
+
+    def _build(self) -> ASGIApp:
+        routes = [
+            Route("/", _page("index.html")),
+            Route("/docs", _page("docs.html")),
+            Route("/ping", self.ping),
+            Route("/invocations", self.invocations, methods=["POST"]),
+            Route("/metadata", self.metadata),
+            Route("/metrics", self.metrics),
+            Route("/execution-parameters", self.execution_parameters),
+            Route("/openapi.json", self.openapi),
+        ]
+        app = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={
+                HTTPException: _refuse,
+                ClientDisconnect: _nobody_there,
+                Exception: _failed,
+            },
+        )
+        app.router.redirect_slashes = False
+        return Telemetry(TakeUnread(app), self._metrics, [route.path for route in routes])
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        running = asyncio.create_task(self._run())
+        yield
+        running.cancel()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        try:
+            await self._batcher.run()
+        except Exception as error:
+            self.failure = error
+            self._on_failure()
+
+    async def ping(self, request: Request) -> Response:
+        """Whether every batch size is compiled."""
+        self._check_ready()
+        return Response()
+
+    async def metadata(self, request: Request) -> Response:
+        """What is served, and within which limits."""
+        self._check_token(request)
+        return JSONResponse(
+            {
+                "classes": self._engine.classes,
+                "canvas": self._engine.canvas,
+                "engine": self._engine.engine,
+                "batches": self._batches,
+                "batch_seconds": {str(n): s for n, s in self._batcher.seconds.items()},
+                "limits": self._limits._asdict(),
+                "model": self._engine.meta,
+            }
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters and times."""
+        self._check_token(request)
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def execution_parameters(self, request: Request) -> Response:
+        """What a batch transform of SageMaker asks for: one picture a request."""
+        return JSONResponse(
+            {
+                # As many as are computed, and as many that are decoded meanwhile.
+                "MaxConcurrentTransforms": min(2 * max(self._batches), self._limits.queue),
+                "BatchStrategy": "SINGLE_RECORD",
+                "MaxPayloadInMB": max(1, self._limits.bytes // 2**20),
+            }
+        )
+
+    async def openapi(self, request: Request) -> Response:
+        """This interface."""
+        return self._openapi
+
+    async def invocations(self, request: Request) -> Response:
+        """The detections of a picture, or of each picture of a multipart request."""
+        self._check_token(request)
+        self._check_ready()
+        given = media_type(request)
+        form = _pixel_form if _wants_pixels(request) else _normalised_form
+        with self._memory.share() as take:
+            body = await read_body(request, take, self._limits)
+            request.scope["told"]["bytes"] = len(body)
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    if given == MULTIPART:
+                        content = await self._detect_all(request, body, form)
+                    else:
+                        with self._accepted(1):
+                            content = form(*await self._detect(body, "the picture", request))
+            except TimeoutError as error:
+                raise HTTPException(
+                    504,
+                    f"no answer within {self._limits.answer_seconds:g} seconds: the server has too "
+                    "much to do. Try again later.",
+                ) from error
+        return JSONResponse(content)
+
+    async def _detect_all(self, request, body, form) -> dict[str, Any]:
+        """One result a picture, in their order; a picture that cannot be used has an `error`."""
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(
+            self._decoders, split_multipart, body, request.headers["content-type"], self._limits
+        )
+
+        async def result(name, data):
+            try:
+                return {"name": name, **form(*await self._detect(data, name, request))}
+            except HTTPException as error:
+                return {"name": name, **_error(error.detail)}
+
+        with self._accepted(len(files)):
+            async with asyncio.TaskGroup() as group:
+                results = [group.create_task(result(*file)) for file in files]
+        return {"results": [each.result() for each in results]}
+
+    async def _detect(self, data, name, request):
+        """(detections, (height, width)) of an encoded picture."""
+        start = time.perf_counter()
+        try:
+            picture = await asyncio.get_running_loop().run_in_executor(
+                self._decoders,
+                lambda: decode(data, name, canvas=self._engine.canvas, limits=self._limits),
+            )
+        except DataError as error:
+            raise HTTPException(400, str(error)) from error
+        decoded = time.perf_counter() - start
+        try:
+            computed = await self._batcher.predict(picture.canvas, picture.extent)
+        except Exception as error:  # engines raise what they like
+            log("failure", error=repr(error), traceback=traceback.format_exception(error))
+            raise HTTPException(500, "the engine failed; the server's log tells why.") from error
+        told = request.scope["told"]
+        told["pictures"] = told.get("pictures", 0) + 1
+        told["batch"] = computed.batch
+        self._metrics.batch_pictures.observe(computed.batch)
+        for stage, seconds in (
+            ("decode", decoded),
+            ("queue", computed.queue_seconds),
+            ("predict", computed.predict_seconds),
+        ):
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+            # Of several pictures the slowest: they are computed side by side.
+            name = f"{stage}_seconds"
+            told[name] = round(max(told.get(name, 0.0), seconds), 4)
+        return computed.detections, picture.size
+
+    @contextlib.contextmanager
+    def _accepted(self, count: int):
+        """Keeps places for pictures from their decoding to their answer; 503 if there are none."""
+        if self._in_progress + count > self._limits.queue:
+            raise HTTPException(
+                503,
+                f"{self._in_progress} pictures are waiting, expected {self._limits.queue} at most. "
+                "Try again later.",
+                {"Retry-After": str(self._batcher.seconds_for(self._in_progress))},
+            )
+        self._in_progress += count
+        self._metrics.in_progress.set(self._in_progress)
+        try:
+            yield
+        finally:
+            self._in_progress -= count
+            self._metrics.in_progress.set(self._in_progress)
+
+    def _check_ready(self) -> None:
+        if not self._batcher.ready:
+            raise HTTPException(
+                503, "the detector is being compiled. Try again.", {"Retry-After": "1"}
+            )
+
+    def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            return
+        given = request.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            raise HTTPException(
+                401,
+                "expected the header `Authorization: Bearer TOKEN` with this server's token.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _normalised_form(found, size):
+    return normalised(found)
+
+
+def _pixel_form(found, size):
+    return pixels(found, size)
+
+
+def _wants_pixels(request: Request) -> bool:
+    """`annotation=1` among the parameters of an accepted type."""
+    accepted = request.headers.get("accept", "").lower().split(",")
+    return any(
+        "annotation=1" in (part.strip() for part in each.split(";")[1:]) for each in accepted
+    )
+
+
+def _page(name: str):
+    content = resources.files("ssd_jax.serve").joinpath(name).read_text(encoding="utf-8")
+    answer = HTMLResponse(content, headers=_PAGE_HEADERS)
+
+    async def page(request: Request) -> Response:
+        return answer
+
+    return page
+
+
+def _error(reason: str) -> dict[str, str]:
+    return {"error": reason}
+
+
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    reason = error.detail
+    if error.status_code == 404:
+        reason = "there is nothing at this path. /docs lists what there is."
+    elif error.status_code == 405:
+        reason = f"got {request.method[:20]}, expected {error.headers['Allow']}."
+    request.scope["told"]["reason"] = reason
+    return JSONResponse(_error(reason), error.status_code, error.headers)
+
+
+async def _nobody_there(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse(_error("the server failed; its log tells why."), 500)

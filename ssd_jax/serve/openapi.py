@@ -1,0 +1,221 @@
+"""The interface of the server in OpenAPI 3.1, https://spec.openapis.org/oas/v3.1.0."""
+
+from typing import Any
+
+from ssd_jax import __version__
+from ssd_jax.serve.answers import NORMALISED, PIXELS
+from ssd_jax.serve.pictures import MULTIPART, Limits
+
+_NUMBER = {"type": "number"}
+_INTEGER = {"type": "integer"}
+_ERROR = {"$ref": "#/components/schemas/Error"}
+_READING = {
+    "401": "The token is missing or wrong.",
+    "503": "Not ready, or too much to do; `Retry-After` says when to try again.",
+}
+_DETECTING = _READING | {
+    "400": "A picture that cannot be read or has too many pixels; too many pictures.",
+    "408": "The body came too slowly.",
+    "413": "The body is too long.",
+    "415": "No type of a picture.",
+    "504": "No answer in time.",
+}
+
+
+def openapi_document(limits: Limits, *, with_token: bool) -> dict[str, Any]:
+    """The document; it asks for a token where the server does."""
+    secured = [{"token": []}] if with_token else []
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ssd_jax",
+            "version": __version__,
+            "description": "An SSD object detector: pictures in, boxes out.",
+        },
+        "paths": {
+            "/ping": {
+                "get": _operation(
+                    "Whether the server is healthy.",
+                    {"description": "It is."},
+                    errors={"503": "The detector is being compiled."},
+                )
+            },
+            "/invocations": {"post": _invocations(limits) | {"security": secured}},
+            "/metadata": {
+                "get": _operation(
+                    "Classes, engine, limits and the description of the model.",
+                    _json({"$ref": "#/components/schemas/Metadata"}),
+                    errors={"401": _READING["401"]},
+                )
+                | {"security": secured}
+            },
+            "/metrics": {
+                "get": _operation(
+                    "Counters and times, for Prometheus.",
+                    {"description": "Text.", "content": {"text/plain": {"schema": _text()}}},
+                    errors={"401": _READING["401"]},
+                )
+                | {"security": secured}
+            },
+            "/execution-parameters": {
+                "get": _operation(
+                    "How SageMaker's batch transform should call.",
+                    _json({"$ref": "#/components/schemas/ExecutionParameters"}),
+                )
+            },
+            "/openapi.json": {
+                "get": _operation("This document.", _json({"type": "object"})),
+            },
+            "/docs": {"get": _operation("This document as a page.", _html())},
+            "/": {"get": _operation("A page to drop pictures on.", _html())},
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+    if with_token:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+def _invocations(limits: Limits) -> dict[str, Any]:
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    pictures = {
+        "type": "object",
+        "properties": {
+            "pictures": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": min(limits.pictures, limits.queue),
+                "items": {"type": "string", "format": "binary"},
+            }
+        },
+        "required": ["pictures"],
+    }
+    operation = _operation(
+        f"Detects objects in a JPEG or PNG of at most {limits.bytes:,} bytes and "
+        f"{limits.pixels:,} pixels, turned as its EXIF data says. Of a multipart request every "
+        "file is a picture. Every detection is given, also those of a low score.",
+        _json(
+            {
+                "anyOf": [
+                    {"$ref": f"#/components/schemas/{name}"}
+                    for name in ("Normalised", "Pixels", "Several")
+                ]
+            }
+        ),
+        errors=_DETECTING,
+    )
+    return operation | {
+        "parameters": [
+            {
+                "name": "Accept",
+                "in": "header",
+                "description": f"`{PIXELS}` for whole pixels; anything else for normalised boxes.",
+                "schema": {"type": "string", "examples": [NORMALISED, PIXELS]},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/jpeg": picture,
+                "image/png": picture,
+                "application/x-image": picture,
+                MULTIPART: {"schema": pictures},
+            },
+        },
+    }
+
+
+def _operation(summary, answer, *, errors=None) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "responses": {
+            "200": answer,
+            **{
+                status: {
+                    "description": description,
+                    "content": {"application/json": {"schema": _ERROR}},
+                }
+                for status, description in sorted((errors or {}).items())
+            },
+        },
+    }
+
+
+def _json(schema):
+    return {"description": "Found.", "content": {"application/json": {"schema": schema}}}
+
+
+def _html():
+    return {"description": "A page.", "content": {"text/html": {"schema": _text()}}}
+
+
+def _text():
+    return {"type": "string"}
+
+
+def _object(properties, *, optional=()):
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+_PREDICTION = {
+    "type": "array",
+    "description": "[class, score, xmin, ymin, xmax, ymax], corners as parts of width and height.",
+    "items": {"type": "array", "minItems": 6, "maxItems": 6, "items": _NUMBER},
+}
+_SCHEMAS = {
+    "Error": _object({"error": {"type": "string", "description": "Got, expected, what to do."}}),
+    "Normalised": _object({"prediction": _PREDICTION}),
+    "Pixels": _object(
+        {
+            "image_size": {
+                "type": "array",
+                "items": _object(dict.fromkeys(("width", "height", "depth"), _INTEGER)),
+            },
+            "annotations": {
+                "type": "array",
+                "items": _object(
+                    {"class_id": _INTEGER, "score": _NUMBER}
+                    | dict.fromkeys(("left", "top", "width", "height"), _INTEGER)
+                ),
+            },
+        }
+    ),
+    "Several": _object(
+        {
+            "results": {
+                "type": "array",
+                "description": "One a picture, in order: what the picture alone would give, or an "
+                "`error`.",
+                "items": {
+                    "type": "object",
+                    "properties": {"name": _text()},
+                    "required": ["name"],
+                },
+            }
+        }
+    ),
+    "Metadata": {
+        "type": "object",
+        "properties": {
+            "classes": {
+                "type": "array",
+                "description": "Names in the order of their ids.",
+                "items": {"type": "string"},
+            },
+            "engine": _text(),
+        },
+        "required": ["classes", "engine"],
+    },
+    "ExecutionParameters": _object(
+        {
+            "MaxConcurrentTransforms": _INTEGER,
+            "BatchStrategy": {"const": "SINGLE_RECORD"},
+            "MaxPayloadInMB": _INTEGER,
+        }
+    ),
+}

@@ -1,0 +1,122 @@
+"""`serve`: one process, one event loop, until SIGTERM."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ssd_jax.serve.app import Service
+from ssd_jax.serve.engine import Engine
+from ssd_jax.serve.pictures import DEFAULT_LIMITS, Limits
+from ssd_jax.serve.telemetry import log, log_to_stdout
+
+LARGEST_HEADER = 16 * 2**10  # bytes
+# Python lets a thread that computes go on for so long while others wait. A ping, which waits ten
+# times, would take long beside a thread that takes a hostile body apart.
+SWITCH_SECONDS = 0.0005
+
+
+def serve(
+    engine: Engine,
+    *,
+    batches: Sequence[int],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    limits: Limits = DEFAULT_LIMITS,
+    token: str | None = None,
+) -> None:
+    """Answers requests until SIGTERM or SIGINT, then answers what was accepted and returns.
+
+    It listens at once, and is healthy when every batch size of `batches` is compiled. Port 0 is any
+    free one, told in the log.
+
+    Raises:
+      OSError: the port cannot be listened on.
+      Exception: the engine cannot be warmed up.
+    """
+    listener = _listen(host, port, unread_seconds=limits.answer_seconds)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    log_to_stdout()
+    service = Service(
+        engine, batches=batches, limits=limits, token=token, on_failure=lambda: _stop(server)
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.app,
+            http=_timed_protocol(limits.header_seconds),
+            ws="none",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=round(limits.idle_seconds),
+            limit_concurrency=limits.connections,
+            h11_max_incomplete_event_size=LARGEST_HEADER,
+            timeout_graceful_shutdown=round(limits.drain_seconds),
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    log("listening", host=host, port=port, engine=engine.engine, batches=tuple(batches))
+    # uvicorn raises the signal again when all is answered; a drained server has done its work.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: log("stopped"))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if service.failure is not None:
+        raise service.failure
+
+
+def _stop(server: uvicorn.Server) -> None:
+    server.should_exit = True
+
+
+def _listen(host: str, port: int, *, unread_seconds: float) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=2048)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        # A client that never reads its answer would hold a connection for ever.
+        listener.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread_seconds)
+        )
+    return listener
+
+
+def _timed_protocol(header_seconds: float) -> type[asyncio.Protocol]:
+    """HTTP/1.1 that closes a connection whose next header does not arrive in time.
+
+    uvicorn itself limits only the time between two requests.
+    """
+
+    class TimedProtocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data):
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc):
+            self._forget()
+            super().connection_lost(exc)
+
+        def _watch(self):
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(header_seconds, self.transport.abort)
+
+        def _forget(self):
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return TimedProtocol

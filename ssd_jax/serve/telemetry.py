@@ -1,0 +1,124 @@
+"""What the server tells about itself: a JSON line a request, and metrics for Prometheus."""
+
+import datetime
+import json
+import logging
+import sys
+import time
+from collections.abc import Collection
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_LOG = logging.getLogger("ssd_jax.serve")
+
+
+def log_to_stdout() -> None:
+    """Sends the lines of `log` to standard output, which cannot fail a request."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False
+
+
+def log(event: str, **fields: Any) -> None:
+    """One line of JSON."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    _LOG.info("%s", json.dumps({"time": now, "event": event, **fields}))
+
+
+class Metrics:
+    """Everything that `GET /metrics` shows."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self.requests = Counter(
+            "ssd_jax_requests", "Requests.", ["path", "status"], registry=self._registry
+        )
+        self.request_seconds = Histogram(
+            "ssd_jax_request_seconds",
+            "From the header of a request to the end of its answer.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.stage_seconds = Histogram(
+            "ssd_jax_stage_seconds",
+            "Seconds of a picture in each stage: decode, queue, predict.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.batch_pictures = Histogram(
+            "ssd_jax_batch_pictures",
+            "Pictures that were computed together with a picture, itself included.",
+            buckets=_BATCHES,
+            registry=self._registry,
+        )
+        self.in_progress = Gauge(
+            "ssd_jax_pictures_in_progress",
+            "Pictures that were accepted and are not answered.",
+            registry=self._registry,
+        )
+
+    def text(self) -> bytes:
+        """In the text format of Prometheus."""
+        return generate_latest(self._registry)
+
+
+class Telemetry:
+    """Counts, times and logs the requests of an application.
+
+    The application may add fields to the line of a request: `scope["told"]` is a dictionary of
+    them.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]):
+        self._app = app
+        self._metrics = metrics
+        # Any other path is counted as "other": a client shall not make names of metrics.
+        self._paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = None  # stays so for a request that is given up without an answer
+        told = scope["told"] = {}
+        start = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            seconds = time.perf_counter() - start
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.request_seconds.labels(path).observe(seconds)
+            if (path, status) != ("/ping", 200):  # it comes every few seconds
+                log(
+                    "request",
+                    client=scope["client"] and scope["client"][0],
+                    method=scope["method"][:20],
+                    path=scope["path"][:200],
+                    status=status,
+                    seconds=round(seconds, 4),
+                    **told,
+                )

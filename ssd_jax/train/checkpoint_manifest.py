@@ -1,0 +1,73 @@
+"""What a finished checkpoint holds, file by file, so that damage is found before it is used."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from ssd_jax.reporting import write_json
+
+MANIFEST_FILE = "manifest.json"
+# Orbax changes these two once more after the manifest is written; no restored value depends on
+# them.
+_CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+def write_manifest(folder: pathlib.Path) -> None:
+    """Describes every file of a folder that is complete but does not have its final name yet.
+
+    Returns when the disk holds everything. Without that, a machine that loses its power may come
+    up with the new name and without the data.
+    """
+    files = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            files[path.relative_to(folder).as_posix()] = {
+                "bytes": os.fstat(file.fileno()).st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+            os.fsync(file.fileno())
+    write_json(folder / MANIFEST_FILE, {"files": files})
+    folders = [path for path in folder.rglob("*") if path.is_dir()]
+    for path in (folder / MANIFEST_FILE, *folders, folder):
+        _sync(path)
+
+
+def find_damage(folder: pathlib.Path) -> str:
+    """What is wrong with a folder that has a manifest; "" if nothing is. Reads all of it."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+        expected = {
+            name: (file["bytes"], file["sha256"]) for name, file in manifest["files"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}"
+    # All sizes first: they tell most damage at once.
+    for name, (size, _) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (got := path.stat().st_size) != size:
+            return f"{name} has {got:,} bytes, expected {size:,}"
+    for name, (_, sha256) in expected.items():
+        try:
+            with (folder / name).open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+        if got != sha256:
+            return f"the content of {name} has changed"
+    return ""
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    left_out = {folder / name for name in (*_CHANGED_LATER, MANIFEST_FILE)}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in left_out)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""The training step as a compiled program, and the memory that it takes of a device."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jax.stages import Compiled
+
+from ssd_jax.data.decode import empty_rows
+from ssd_jax.sharding import replicated, shardings_of, split
+from ssd_jax.train.state import TrainState
+from ssd_jax.types import Batch
+
+
+class StepMemory(NamedTuple):
+    """Bytes on one device: what goes into a step, and what it needs beside that at its peak."""
+
+    arguments: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """While the step runs."""
+        return self.arguments + self.temporary
+
+
+def batch_shapes(batch_size: int, *, canvas: int, max_objects: int, mesh: Mesh) -> Batch:
+    """A global batch as `jax.ShapeDtypeStruct`s, cut over the mesh."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=split(mesh)),
+        empty_rows(0, canvas=canvas, max_objects=max_objects),
+    )
+
+
+def compile_step(
+    step: Callable, state: TrainState, batch: Batch, mesh: Mesh, *, options: dict | None = None
+) -> Compiled:
+    """Compiles `step(state, batch)`, which donates the state and gives it back where it lay.
+
+    Both may be `jax.ShapeDtypeStruct`s with their shardings: nothing is executed. `options` are
+    XLA's.
+    """
+    places = shardings_of(state), replicated(mesh)
+    jitted = jax.jit(step, out_shardings=places, donate_argnums=0)
+    return jitted.lower(state, batch).compile(options)
+
+
+def step_memory(compiled: Compiled) -> StepMemory:
+    """What XLA has planned for, without what it and the driver keep for themselves."""
+    plan = compiled.memory_analysis()
+    new_outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return StepMemory(plan.argument_size_in_bytes, plan.temp_size_in_bytes + new_outputs)
+
+
+def memory_limit(mesh: Mesh) -> int:
+    """The bytes that JAX may take of a device; of a CPU, its share of the machine's memory."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine // len(mesh.local_devices)
+
+
+def memory_report(compiled: Compiled, mesh: Mesh) -> str:
+    """One line to read before the first step."""
+    memory, limit = step_memory(compiled), memory_limit(mesh)
+    needed, held, there = (f"{b / 2**30:.2f} GiB" for b in (memory.total, memory.arguments, limit))
+    text = f"memory per device: {needed} of {there} in a step, {held} of it for state and batch"
+    if memory.total > limit:
+        text += (
+            "; that does not fit. Lower config.batch_size: `ssd-jax benchmark --find-batch` tells "
+            "what fits"
+        )
+    return text

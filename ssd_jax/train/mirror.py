@@ -1,0 +1,236 @@
+"""The folder of a run in an object store: a local copy to work in, kept up with in the background.
+
+A checkpoint is uploaded with its manifest last, and removed with its manifest first. What lies in
+the store without one is the rest of a cut transfer, and never taken.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import pathlib
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from ssd_jax.cluster import together
+from ssd_jax.data.remote import RemoteObject, open_store, shown, split_url
+from ssd_jax.data.storage import cache_folder, download, is_remote, list_objects, upload
+from ssd_jax.errors import UserError
+from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
+
+# Seconds between two looks at what has changed. Files that grow are sent whole each time.
+PERIOD = 30.0
+CHECKPOINTS = "checkpoints"
+
+
+@contextlib.contextmanager
+def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder to train in: `location` itself, or a local copy of what lies behind its URL.
+
+    The copy is in the cache folder; what changes in it is uploaded, and the rest of it at the end.
+    In a run of several processes all of them come here.
+
+    Raises:
+      UserError: the store cannot be read, or not everything could be uploaded in the end.
+    """
+    if not is_remote(location):
+        yield pathlib.Path(location)
+        return
+    url = str(location).rstrip("/")
+    _, host, names = split_url(url)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    folder = cache_folder() / "runs" / f"{[host, *names][-1]}-{digest}"
+    with contextlib.ExitStack() as stack:
+        with together():
+            if jax.process_index() == 0:
+                stack.enter_context(_only_one(folder, url))
+                stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
+        yield folder
+
+
+def workdir_to_read(location: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a run: `location` itself, or a staged copy of what lies behind its URL now."""
+    if not is_remote(location):
+        return pathlib.Path(location)
+    url = str(location).rstrip("/")
+    remotes = _whole(url, list_objects(url))
+    if not remotes:
+        raise UserError(f"{shown(url)}: nothing is there. Give the --workdir of a run.")
+    return download(url, remotes)
+
+
+class _Mirror:
+    """Uploads what changes in a folder, from entering until leaving it."""
+
+    def __init__(self, folder: pathlib.Path, url: str, *, pulled: bool):
+        self._folder = folder
+        self._url = url
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+        # What the store has: a file's time and size when it was sent, a checkpoint's manifest.
+        self._files: dict[str, tuple[int, int]] = {}
+        self._steps: dict[str, bytes] = {}
+        if pulled:
+            self._files = {name: _version(path) for name, path in _small_files(folder).items()}
+            self._steps = _manifests(folder)
+        # Cut uploads among them, which are removed like the checkpoints that are no longer kept.
+        self._remote_steps = {
+            step for each in list_objects(url) if (step := _step_of(_name(url, each)))
+        }
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, *_):
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._upload()
+        except Exception as error:
+            message = (
+                f"{shown(self._url)}: not everything could be uploaded ({error}). The run is whole "
+                f"in {self._folder}; the same command on this machine goes on with the upload."
+            )
+            if kind is None:
+                raise UserError(message) from error
+            _warn(message)
+
+    def _follow(self) -> None:
+        told = ""
+        while not self._ended.wait(PERIOD):
+            try:
+                self._upload()
+                told = ""
+            except Exception as error:  # Nothing that a store does ends the run.
+                if str(error) != told:
+                    _warn(f"{shown(self._url)}: an upload failed and is tried again: {error}")
+                told = str(error)
+
+    def _upload(self) -> None:
+        """Brings the store up to what is in the folder now."""
+        # Read first, so that no checkpoint is there before the metrics of its steps are.
+        manifests = _manifests(self._folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, path in _small_files(self._folder).items():
+                version = _version(path)
+                if self._files.get(name) != version:
+                    # A copy, because it may grow while it is sent.
+                    upload(shutil.copyfile(path, f"{scratch}/file"), f"{self._url}/{name}")
+                    self._files[name] = version
+        for step, manifest in sorted(manifests.items(), key=lambda item: int(item[0])):
+            if self._steps.get(step) != manifest:
+                self._upload_step(step, manifest)
+        for step in self._remote_steps - manifests.keys():
+            self._remove_step(step)
+
+    def _upload_step(self, step: str, manifest: bytes) -> None:
+        folder = self._folder / CHECKPOINTS / step
+        if step in self._remote_steps:
+            self._remove_step(step)
+        self._remote_steps.add(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files.sort(key=lambda path: path == folder / MANIFEST_FILE)
+        try:
+            for path in files:
+                upload(path, f"{self._url}/{path.relative_to(self._folder).as_posix()}")
+        except (UserError, OSError):
+            if not _is(manifest, folder):
+                return  # The run keeps it no longer.
+            raise
+        if _is(manifest, folder):
+            self._steps[step] = manifest
+
+    def _remove_step(self, step: str) -> None:
+        self._steps.pop(step, None)
+        remotes = list_objects(f"{self._url}/{CHECKPOINTS}/{step}")
+        store = open_store(self._url)
+        for remote in sorted(remotes, key=lambda each: not each.url.endswith(f"/{MANIFEST_FILE}")):
+            store.remove(remote.url)
+        self._remote_steps.discard(step)
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path, url: str) -> Iterator[None]:
+    """Keeps a second run on this machine from the same folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{shown(url)}: another process on this machine trains there. Wait for it, or "
+                "choose another --workdir."
+            ) from error
+        yield
+
+
+def _pull(url: str, folder: pathlib.Path) -> bool:
+    """Makes the folder what the store has, or leaves it where the store is behind; tells which."""
+    remotes = _whole(url, list_objects(url))
+    newest = max((int(_step_of(_name(url, each)) or -1) for each in remotes), default=-1)
+    if remotes and max(map(int, _manifests(folder)), default=-1) > newest:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    download(url, remotes, folder)
+    return True
+
+
+def _whole(url: str, remotes: Sequence[RemoteObject]) -> list[RemoteObject]:
+    """Without the checkpoints that have no manifest."""
+    names = {_name(url, each) for each in remotes}
+    return [
+        each
+        for each in remotes
+        if not (step := _step_of(_name(url, each)))
+        or f"{CHECKPOINTS}/{step}/{MANIFEST_FILE}" in names
+    ]
+
+
+def _name(url: str, remote: RemoteObject) -> str:
+    return remote.url.removeprefix(f"{url}/")
+
+
+def _step_of(name: str) -> str | None:
+    """The step that a file of this name belongs to, if it is one of a checkpoint."""
+    first, _, rest = name.partition("/")
+    step, separator, _ = rest.partition("/")
+    return step if first == CHECKPOINTS and separator and step.isdigit() else None
+
+
+def _manifests(folder: pathlib.Path) -> dict[str, bytes]:
+    """Of every checkpoint that is finished, by its step."""
+    found = {}
+    for path in folder.glob(f"{CHECKPOINTS}/[0-9]*/{MANIFEST_FILE}"):
+        with contextlib.suppress(FileNotFoundError):  # The run keeps it no longer.
+            found[path.parent.name] = path.read_bytes()
+    return {step: manifest for step, manifest in found.items() if step.isdigit()}
+
+
+def _is(manifest: bytes, folder: pathlib.Path) -> bool:
+    path = folder / MANIFEST_FILE
+    return path.is_file() and path.read_bytes() == manifest
+
+
+def _small_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Everything but checkpoints and what is still being written under a name with a dot."""
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name.as_posix(): path
+        for name, path in sorted(paths.items())
+        if name.parts[0] != CHECKPOINTS and not path.name.startswith(".")
+    }
+
+
+def _version(path: pathlib.Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""Why a run stops before its last step: it is asked to, or it makes no more progress."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+from ssd_jax.errors import Stopped
+from ssd_jax.sharding import any_process
+
+# What asks a program to leave: schedulers before they kill it, Slurm's --signal, and Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Of several processes the answer is read this many questions late, so that none waits for it.
+LAG = 2
+AGAIN = "All that was trained is saved; give the same command again to go on."
+
+
+class Stopping:
+    """Knows whether a run was asked to stop: by a signal, or `time_limit` seconds after its start.
+
+    Used as a context manager around a run, which puts the handlers of before back at its end. They
+    are set in the main thread only, where alone Python allows it, and a signal that was ignored
+    stays so. A signal before `hold` raises `Stopped` at once, for there is nothing to save yet;
+    from then on it is answered where `agreed` is asked. The second Ctrl-C does what it always does.
+    """
+
+    def __init__(self, time_limit: float | None = None):
+        self._deadline = None if time_limit is None else monotonic() + time_limit
+        self._signal: str | None = None
+        self._holding = False
+        self._before: dict[int, Any] = {}
+        self._asked: deque[jax.Array] = deque()
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number in list(self._before):
+            self._put_back(number)
+
+    def hold(self) -> None:
+        """From here on a signal waits until the state is saved."""
+        self._holding = True
+
+    def agreed(self) -> bool:
+        """Whether the run stops here; on several processes all of them get the same answer.
+
+        Each of them asks at the same places. The answer comes a few steps after the request, as
+        it travels with the steps.
+        """
+        if jax.process_count() == 1:
+            return self._requested()
+        self._asked.append(any_process(self._requested()))
+        return len(self._asked) > LAG and _anybody(self._asked.popleft())
+
+    def between(self, parts: Iterable) -> Iterator:
+        """The parts of a longer work, which all processes take together.
+
+        Raises:
+          Stopped: the run was asked to stop; the work is dropped.
+        """
+        for part in parts:
+            asked = self._requested()
+            if jax.process_count() > 1:
+                asked = _anybody(any_process(asked))
+            if asked:
+                raise Stopped(f"stopped by {self.reason} in an evaluation. {AGAIN}")
+            yield part
+
+    @property
+    def reason(self) -> str:
+        """Who asked."""
+        if self._signal:
+            return self._signal
+        return "the time limit" if self._requested() else "another process"
+
+    def _requested(self) -> bool:
+        return bool(self._signal) or (self._deadline is not None and monotonic() >= self._deadline)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._signal = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._put_back(number)
+        if not self._holding:
+            raise Stopped(f"stopped by {self._signal} outside of training. {AGAIN}")
+
+    def _put_back(self, number: int) -> None:
+        before = self._before.pop(number)
+        # None: somebody had set it without Python, which cannot be put back.
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def _anybody(answer: jax.Array) -> bool:
+    return bool(jax.device_get(answer))
+
+
+class Progress(NamedTuple):
+    """What a run remembers outside its arrays; checkpoints hold it as JSON.
+
+    `best` is the metric of the last evaluation that early stopping counts as an improvement, and
+    `without_improvement` the number of evaluations since. `unread` are the sums of the steps that
+    no line of metrics.jsonl tells of yet.
+    """
+
+    evaluated_step: int = 0
+    best: float = 0.0
+    without_improvement: int = 0
+    unread: Mapping[str, float | int] = MappingProxyType({})
+
+
+class EarlyStopping(NamedTuple):
+    """Stops a run whose metric has stood still for `patience` evaluations.
+
+    It has improved where it is above the best by more than `tolerance` times the best. All
+    evaluations count, but none before `minimum_step` stops the run.
+    """
+
+    metric: str
+    patience: int
+    tolerance: float
+    minimum_step: int
+
+    def note(self, progress: Progress, measured: dict[str, float | None]) -> Progress:
+        """The progress after an evaluation."""
+        value = measured[self.metric]
+        if value - progress.best > self.tolerance * progress.best:
+            return progress._replace(best=value, without_improvement=0)
+        return progress._replace(without_improvement=progress.without_improvement + 1)
+
+    def reached(self, progress: Progress) -> bool:
+        """Whether the run ends with the evaluation that `progress` ends with."""
+        return (
+            progress.evaluated_step >= self.minimum_step
+            and progress.without_improvement >= self.patience
+        )

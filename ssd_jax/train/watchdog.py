@@ -1,0 +1,147 @@
+"""No run hangs in silence: what takes far too long ends the process, and says where it stood."""
+
+import contextlib
+import faulthandler
+import os
+import pathlib
+import socket
+import statistics
+import sys
+import threading
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from time import monotonic
+
+import jax
+
+from ssd_jax.cluster import leave
+from ssd_jax.errors import Stopped, UserError
+
+# EX_SOFTWARE of BSD's sysexits.h: an internal error, worth another try.
+EXIT_STALLED = 70
+# Fewer durations than this say nothing: the first ones hold the compilation.
+ENOUGH = 3
+
+
+class Watchdog:
+    """Watches the phases of a run, of which each `enter` begins the next one.
+
+    A phase may take `factor` times the median of those of its name before, and at least
+    `minimum_seconds`; the first ones, which compile, `first_seconds`. Beyond that the stacks of all
+    threads and where the run stands go to stderr and into `folder`, and the process ends with code
+    70. Nothing is watched before the first phase; `factor` 0 watches nothing.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        factor: float,
+        minimum_seconds: float,
+        first_seconds: float,
+    ):
+        self._folder = folder
+        self._factor = factor
+        self._minimum_seconds = minimum_seconds
+        self._first_seconds = first_seconds
+        self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
+        # Phase, step, and when it began; replaced as one, for two threads read it.
+        self._now: tuple[str | None, int, float] = (None, 0, monotonic())
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.mesh: jax.sharding.Mesh | None = None
+
+    def __enter__(self) -> "Watchdog":
+        if self._factor:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+
+    @contextlib.contextmanager
+    def no_waiting(self) -> Iterator[None]:
+        """A block in which an error of one of several processes is told, and ends it at once.
+
+        To unwind it would wait for the others, to finish a checkpoint, say, and they wait for it.
+        """
+        try:
+            yield
+        except Stopped:
+            raise
+        except (UserError, OSError) as error:
+            if jax.process_count() == 1:
+                raise
+            print(f"{_who()}: error: {error}", file=sys.stderr)
+            leave(2)
+        except Exception:
+            if jax.process_count() == 1:
+                raise
+            self._tell(traceback.format_exc())
+            leave(EXIT_STALLED)
+
+    def enter(self, phase: str, step: int | None = None) -> None:
+        """Begins a phase, and so ends the one before."""
+        before, last_step, began = self._now
+        self._now = (phase, last_step if step is None else step, monotonic())
+        if before is not None:
+            self._durations[before].append(self._now[2] - began)
+
+    def limit(self, phase: str) -> float:
+        """The seconds that a phase of this name may take now."""
+        before = list(self._durations[phase])
+        if len(before) < ENOUGH:
+            return self._first_seconds
+        return max(self._minimum_seconds, self._factor * statistics.median(before))
+
+    def _watch(self) -> None:
+        pause = min(1.0, self._minimum_seconds / 4)
+        seen, waited, last = self._now, 0.0, monotonic()
+        while not self._closed.wait(pause):
+            now = monotonic()
+            if self._now is not seen:
+                seen, waited = self._now, 0.0
+            # A pause that took longer means that the whole process was suspended meanwhile.
+            waited += min(now - last, 2 * pause)
+            last = now
+            phase = seen[0]
+            if phase is not None and waited > self.limit(phase):
+                self._tell(f"{phase}: not done after {waited:.0f} s")
+                os._exit(EXIT_STALLED)
+
+    def _tell(self, problem: str) -> None:
+        devices = self.mesh.devices.flat if self.mesh else ()
+        phase, step, _ = self._now
+        before = {name: _rounded(seconds) for name, seconds in dict(self._durations).items()}
+        text = (
+            f"\n{_who()} stops: {problem}\n"
+            f"step {step}, phase {phase}; seconds of the latest ones: {before}\n"
+            f"mesh: {', '.join(f'{device} (process {device.process_index})' for device in devices)}"
+        )
+        _write(2, text)
+        # The disk may be what stands still.
+        file = self._folder / f"stalled_process_{jax.process_index()}.txt"
+        writer = threading.Thread(target=_write, args=(file, text), daemon=True)
+        writer.start()
+        writer.join(timeout=10)
+
+
+def _write(file: int | pathlib.Path, text: str) -> None:
+    with (
+        contextlib.suppress(OSError),
+        open(file, "a", encoding="utf-8", closefd=file != 2) as opened,
+    ):
+        print(text, file=opened, flush=True)
+        faulthandler.dump_traceback(opened, all_threads=True)
+
+
+def _who() -> str:
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()} "
+        f"(pid {os.getpid()})"
+    )
+
+
+def _rounded(durations: deque[float]) -> list[float]:
+    return [round(seconds, 3) for seconds in list(durations)[-5:]]

@@ -1,0 +1,176 @@
+"""Several processes as one run: who disagrees, and what all of them are told."""
+
+import json
+import pathlib
+from types import SimpleNamespace
+
+import pytest
+from processes import free_port, run_processes, told, training
+from tiny import tiny_config
+
+from ssd_jax.cluster import disagreement, from_first, start, together
+from ssd_jax.config import save_config
+from ssd_jax.errors import UserError
+from ssd_jax.sharding import use_cpu_cores
+
+# What a process of the test below does: it prints one JSON value.
+WORKER = """
+import json, pathlib, sys, time
+from ssd_jax import cluster
+from ssd_jax.errors import UserError
+coordinator, process, shared, own = sys.argv[1], int(sys.argv[2]), *map(pathlib.Path, sys.argv[3:])
+cluster.start(batch_size=8, coordinator=coordinator, num_processes=2, process_id=process)
+import jax
+cluster.SHARED_SECONDS = 0.5
+outcome = {"devices": [jax.local_device_count(), jax.device_count()]}
+
+def problem_of(block, *arguments):
+    try:
+        return block(*arguments)
+    except UserError as error:
+        return str(error)
+
+def differ():
+    with cluster.together() as facts:
+        facts |= {"same": 1, "other": process}
+
+def stop_alone():
+    with cluster.together():
+        if process == 1:
+            raise UserError("no such file")
+
+outcome["exchanged"] = cluster.exchange({"process": process, "text": "x" * 100 * process})
+outcome["from_first"] = cluster.from_first([None, 0.1, process])
+outcome["differ"] = problem_of(differ)
+outcome["stop_alone"] = problem_of(stop_alone)
+outcome["shared"] = problem_of(cluster.check_shared, shared / "new")
+outcome["not_shared"] = problem_of(cluster.check_shared, own)
+outcome["left"] = [path.name for path in (*shared.rglob("*"), *own.rglob("*"))]
+print(json.dumps(outcome))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    folders = [str(tmp_path_factory.mktemp(name)) for name in ("shared", "own0", "own1")]
+    coordinator = f"127.0.0.1:{free_port()}"
+    done = run_processes(
+        [["-c", WORKER, coordinator, i, folders[0], folders[1 + i]] for i in range(2)],
+        devices=3,
+    )
+    assert [each.returncode for each in done] == [0, 0], told(done)
+    return [json.loads(each.stdout.splitlines()[-1]) for each in done]
+
+
+def test_devices_and_values_of_all_processes(outcomes):
+    for outcome in outcomes:
+        assert outcome["devices"] == [3, 6]
+        assert [each["process"] for each in outcome["exchanged"]] == [0, 1]
+        assert len(outcome["exchanged"][1]["text"]) == 100
+        assert outcome["from_first"] == [None, 0.1, 0]
+
+
+def test_a_difference_is_told_to_all_alike(outcomes):
+    (message,) = {outcome["differ"] for outcome in outcomes}
+    assert "other: 0 on process 0 (" in message
+    assert "; 1 on process 1 (" in message
+    assert "same" not in message.splitlines()[1]
+
+
+def test_what_stops_one_process_stops_all(outcomes):
+    assert outcomes[1]["stop_alone"] == "no such file"
+    assert outcomes[0]["stop_alone"].startswith("process 1 (")
+    assert outcomes[0]["stop_alone"].endswith("stopped: no such file")
+
+
+def test_a_folder_that_is_not_shared_is_found(outcomes):
+    assert [outcome["shared"] for outcome in outcomes] == [None, None]
+    for outcome in outcomes:
+        assert "not the folder that process 0 has under that name" in outcome["not_shared"]
+    assert outcomes[1]["left"] == ["new"]  # and no marker stays behind
+
+
+def test_the_few_that_differ_are_named_first():
+    of_all = [{"host": f"h{i}", "stopped": None, "facts": {"jax": "1"}} for i in range(12)]
+    assert disagreement(of_all) is None
+    of_all[7]["facts"] = {"jax": "2"}
+    assert disagreement(of_all).splitlines()[1] == (
+        '  jax: "2" on process 7 (h7); "1" on process 0 (h0), 1 (h1), 2 (h2), 3 (h3), 4 (h4), '
+        "5 (h5), 6 (h6), 8 (h8) and 3 more"
+    )
+    of_all[3]["stopped"] = "no such file"  # the cause, rather than what it has led to
+    assert disagreement(of_all) == "process 3 (h3) stopped: no such file"
+
+
+def test_alone_there_is_nobody_to_agree_with():
+    assert from_first({"a": (1, None)}) == {"a": (1, None)}
+    with together() as facts:
+        facts["a"] = object()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            {"coordinator": "h:1", "num_processes": 2},
+            "got --coordinator h:1, --num_processes 2, --",
+        ),
+        ({"num_processes": 2, "process_id": 0}, "got --coordinator None"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "got 2, expected 0 to 1"),
+    ],
+)
+def test_flags_that_make_no_cluster(words, message):
+    with pytest.raises(UserError, match=message):
+        start(batch_size=8, **words)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "on_this_host", "devices"),
+    [
+        (8, 1, 1, 4),
+        (6, 1, 1, 3),
+        (8, 2, 2, 2),
+        (8, 2, 1, 4),
+        (6, 2, 1, 3),
+        (9, 2, 1, 1),
+        (8, 8, 8, 1),
+    ],
+)
+def test_processes_share_the_cores_of_their_host(
+    batch_size, processes, on_this_host, devices, monkeypatch
+):
+    chosen = {}
+    config = SimpleNamespace(jax_num_cpu_devices=-1, update=chosen.__setitem__)
+    monkeypatch.setattr("ssd_jax.sharding.jax", SimpleNamespace(config=config))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
+    use_cpu_cores(batch_size, processes=processes, on_this_host=on_this_host)
+    assert chosen == {"jax_num_cpu_devices": devices}
+
+
+@pytest.fixture
+def config_file(shapes, tmp_path) -> pathlib.Path:
+    save_config(tiny_config(shapes), tmp_path / "config.json")
+    return tmp_path / "config.json"
+
+
+def test_a_run_with_another_setting_on_one_process_stops_before_it_begins(config_file, tmp_path):
+    commands = training(2, config_file, tmp_path / "run")
+    commands[1] += ["--config.optimizer.learning_rate=0.5"]
+    outcomes = run_processes(commands)
+    assert [each.returncode for each in outcomes] == [2, 2], told(outcomes)
+    for each in outcomes:
+        assert "config.optimizer.learning_rate: 0.001 on process 0 (" in each.stderr
+        assert "Traceback" not in each.stderr
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_process_that_never_comes_is_missed_by_name(config_file, tmp_path):
+    commands = training(3, config_file, tmp_path, "--start_timeout", "3")[:2]
+    outcomes = run_processes(commands)
+    assert [each.returncode for each in outcomes] == [2, 2], told(outcomes)
+    for each in outcomes:
+        assert each.stderr.startswith(
+            "ssd-jax train: error: waited 3 s for 1 of 3 processes. Missing: 2; here: 0 ("
+        )
+        assert "Check failure stack trace" not in each.stderr

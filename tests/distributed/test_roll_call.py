@@ -1,0 +1,96 @@
+"""Who is there, and what is said of who is not: processes played by threads."""
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from processes import free_port
+
+from ssd_jax.errors import UserError
+from ssd_jax.roll_call import call_roll
+
+HOST = socket.gethostname()
+
+
+def called(port, callers, *, timeout=20):
+    """What each of the (process id, count) pairs is told: the hosts, or the message."""
+
+    def call(caller):
+        process, count = caller
+        try:
+            return call_roll(f"127.0.0.1:{port}", count=count, process_id=process, timeout=timeout)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(callers)) as threads:
+        return list(threads.map(call, callers))
+
+
+def test_all_are_there():
+    assert called(free_port(), [(2, 3), (1, 3), (0, 3)]) == [[HOST] * 3] * 3
+
+
+def test_who_is_missing_is_told_to_all_that_came():
+    (message,) = set(called(free_port(), [(0, 4), (2, 4)], timeout=1))
+    assert message.startswith(f"waited 1 s for 2 of 4 processes. Missing: 1, 3; here: 0 ({HOST}),")
+
+
+def test_without_process_0_its_address_is_told():
+    began = time.monotonic()
+    (message,) = called(port := free_port(), [(1, 2)], timeout=1)
+    assert message.startswith(f"process 1 waited 1 s for process 0 at 127.0.0.1:{port}")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("callers", "told"),
+    [
+        ([(0, 3), (1, 3), (1, 3)], f"process 1 was started twice, on host {HOST} and on"),
+        ([(0, 2), (1, 3)], "started as one of 3 processes, process 0 on host .* as one of 2"),
+    ],
+)
+def test_wrong_flags_are_told_at_once(callers, told):
+    began = time.monotonic()
+    messages = called(free_port(), callers)
+    assert time.monotonic() - began < 5
+    assert len(set(messages)) == 1
+    with pytest.raises(UserError, match=told):
+        raise UserError(messages[0])
+
+
+def test_who_went_away_or_never_belonged_here_is_not_counted():
+    port = free_port()
+    ghost = {"process": 1, "count": 3, "host": "gone"}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(called, port, [(0, 3)])
+        for words in (b"GET / HTTP/1.1\r\n", b"[1]\n", json.dumps(ghost).encode() + b"\n"):
+            with knock(port) as line:
+                line.sendall(words)
+        assert called(port, [(1, 3), (2, 3)]) == [[HOST] * 3] * 2
+        assert first.result() == [[HOST] * 3]
+
+
+def knock(port):
+    """A connection to process 0, as soon as it listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_port_in_use_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (message,) = called(port, [(0, 2)])
+    assert f"cannot listen on port {port}" in message
+
+
+@pytest.mark.parametrize("address", ["host", "host:", ":1", "host:http"])
+def test_an_address_needs_host_and_port(address):
+    with pytest.raises(UserError, match="expected HOST:PORT of process 0"):
+        call_roll(address, count=2, process_id=1, timeout=1)

@@ -1,0 +1,265 @@
+"""`ssd-jax evaluate --detections`: the evaluator on its own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssd_jax.cli import main
+from ssd_jax.data.open import open_data
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
+from ssd_jax.visualize import save_png
+
+CLASSES = ["cross", "ring", "triangle"]
+
+
+@pytest.fixture(scope="module")
+def source(shapes):
+    return open_data(shapes, split=("val",), classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def labelled(shapes):
+    return read_ground_truth(str(shapes), split=["val"], classes=CLASSES)
+
+
+@pytest.fixture
+def devkit(labelled, source, tmp_path):
+    """The ground truth itself as result files of the devkit, all with their own score."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    lines = {name: [] for name in CLASSES}
+    for image_id, truth in zip(source.names, labelled.ground_truths, strict=True):
+        for number, (box, label) in enumerate(zip(truth.boxes, truth.labels, strict=True)):
+            corners = " ".join(f"{corner:.6f}" for corner in box)
+            lines[CLASSES[label]].append(f"{image_id} {1 - number / 100} {corners}\n")
+    for name, of_class in lines.items():
+        (folder / f"comp4_det_test_{name}.txt").write_text("".join(of_class))
+    return folder
+
+
+COCO = {
+    "images": [
+        {"id": 7, "file_name": "b.jpg", "height": 100, "width": 200},
+        {"id": 3, "file_name": "train/a.jpg", "height": 300, "width": 200},
+    ],
+    "categories": [{"id": 18, "name": "dog"}, {"id": 44, "name": "cat"}],
+    "annotations": [
+        {"image_id": 7, "category_id": 18, "bbox": [0.1, 0.2, 50.3, 40.4], "area": 900},
+        {"image_id": 7, "category_id": 44, "bbox": [9, 9, 9, 9], "area": 81, "iscrowd": 1},
+        {"image_id": 3, "category_id": 44, "bbox": [5, 6, 100, 200], "area": 20000, "ignore": 1},
+    ],
+}
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """A COCO file without its images."""
+    return written(tmp_path / "instances.json", COCO)
+
+
+def written(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def result(image_id, category_id, bbox, score=0.5):
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+
+
+# ---- the verb ----
+
+
+def test_the_ground_truth_as_its_own_detections_is_perfect(devkit, shapes, tmp_path, capsys):
+    command = ["evaluate", "--detections", str(devkit), "--ground-truth", str(shapes)]
+    assert main([*command, "--split", "val", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[-1] == "mAP@.5 (VOC07 11-point) = 1.000"
+    results = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert results["metrics"]["map_voc12"] == pytest.approx(1.0)
+    assert results["metrics"]["map_coco"] == results["coco"]["AP"] == pytest.approx(1.0)
+    assert results["coco"]["APl"] is None
+    assert "96" in results["coco"]["undefined"]["APl"]
+    assert results["errors"]["total"]["correct"] == results["errors"]["total"]["objects"] > 0
+    assert results["classes"] == CLASSES
+    for name in ("precision_recall", "errors", "sizes"):
+        assert (tmp_path / f"out/{name}.png").stat().st_size > 10_000
+
+
+def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
+    found = [result(a["image_id"], a["category_id"], a["bbox"]) for a in COCO["annotations"]]
+    detections = written(tmp_path / "results.json", found)
+    command = ["evaluate", "--detections", str(detections), "--ground-truth", str(instances)]
+    assert main([*command, "--metric", "coco"]) == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[-1] == "AP@[.5:.95] (COCO) = 1.000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--detections", "x.json"], "--ground-truth is missing"),
+        (["--workdir", "x", "--ground-truth", "y"], "--ground-truth has no meaning with --workdir"),
+        (["--detections", "x", "--step", "1"], "--step has no meaning with --detections"),
+        (["--detections", "x", "--config.seed=1"], "--config has no meaning with --detections"),
+        (["--workdir", "x", "--split", "train"], "got train, expected val or test"),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments, message, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- ground truth ----
+
+
+def test_a_coco_file_is_read_as_it_is(instances):
+    labelled = read_ground_truth(str(instances))
+    assert labelled.classes == ("dog", "cat")
+    assert labelled.image_sizes.tolist() == [[300, 200], [100, 200]]  # by id
+    second = labelled.ground_truths[1]
+    np.testing.assert_allclose(second.boxes, [[1.1, 1.2, 50.4, 40.6], [10, 10, 18, 18]])
+    assert second.labels.tolist() == [0, 1]
+    assert second.difficult.tolist() == [False, True]
+    assert labelled.coco[1].area.tolist() == [900, 81]
+    assert labelled.coco[1].crowd.tolist() == [False, True]
+    # pycocotools does not know `ignore`; the VOC metric takes it for `difficult`.
+    assert labelled.ground_truths[0].difficult.tolist() == [True]
+    assert labelled.coco[0].crowd.tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, 1, 1]}]}, "lists"),
+        ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1]}]}, "four numbers"),
+        ({"images": [COCO["images"][0]] * 2}, "an id of its own"),
+        ({"categories": []}, "'categories' is empty"),
+    ],
+)
+def test_a_damaged_coco_file_is_refused(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        read_ground_truth(str(written(tmp_path / "instances.json", COCO | change)))
+
+
+def test_sizes_that_the_format_does_not_have_are_those_of_the_images(tmp_path):
+    from ssd_jax.data.sources.base import Problems, build_source
+    from ssd_jax.evaluation.detection_files import _of_source
+
+    save_png(tmp_path / "a.png", np.zeros((40, 80, 3), np.uint8))
+    source = build_source(
+        names=["a"],
+        sizes=np.zeros((1, 2), np.int32),
+        object_counts=np.array([1]),
+        written=np.array([[0.25, 0.5, 0.5, 1.0]]),
+        boxes=np.array([[0.25, 0.5, 0.5, 1.0]]),
+        labels=np.array([0]),
+        difficult=np.array([False]),
+        classes=["x"],
+        read_image=lambda _: (tmp_path / "a.png").read_bytes(),
+        locate=str,
+        problems=Problems(),
+        locate_object=lambda *_: "",
+        label_text=str,
+    )
+    labelled = _of_source(source)
+    assert labelled.image_sizes.tolist() == [[40, 80]]
+    assert labelled.ground_truths[0].boxes.tolist() == [[21, 21, 40, 40]]
+
+
+# ---- detections ----
+
+
+def test_the_boxes_of_both_formats_are_the_same_pixels(labelled, source, devkit, tmp_path):
+    from_text = read_detections(devkit, labelled)
+    found = [
+        result(name, CLASSES[label], [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1], score)
+        for name, each in zip(source.names, from_text, strict=True)
+        for (x0, y0, x1, y1), score, label in zip(*map(np.ndarray.tolist, each), strict=True)
+    ]
+    from_json = read_detections(written(tmp_path / "results.json", found), labelled)
+    for a, b in zip(from_text, from_json, strict=True):
+        np.testing.assert_allclose(a.boxes, b.boxes)
+        np.testing.assert_array_equal(a.scores, b.scores)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_images_and_classes_go_by_name_or_number(labelled, source, tmp_path):
+    name = source.names[1]
+    assert name.isdecimal()
+    found = [result(name, "ring", [1, 2, 3, 4]), result(int(name), 2, [1, 2, 3, 4])]
+    images = read_detections(written(tmp_path / "results.json", found), labelled)
+    assert [len(each.labels) for each in images] == [0, 2] + [0] * (len(source) - 2)
+    assert images[1].labels.tolist() == [1, 1]
+    assert images[1].boxes.tolist() == [[2, 3, 4, 6]] * 2
+
+
+def test_images_of_a_coco_file_go_by_id_or_file(instances, tmp_path):
+    labelled = read_ground_truth(str(instances))
+    found = [result(image, 44, [0, 0, 1, 1]) for image in (3, "3", "train/a.jpg", "train/a", "a")]
+    images = read_detections(written(tmp_path / "results.json", found), labelled)
+    assert [len(each.labels) for each in images] == [5, 0]
+
+
+def test_no_detection_at_all_is_possible(labelled, tmp_path):
+    images = read_detections(written(tmp_path / "results.json", []), labelled)
+    assert sum(len(each.labels) for each in images) == 0
+
+
+def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "hot_dog"}]
+    annotations = [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+    changed = COCO | {"categories": categories, "annotations": annotations}
+    labelled = read_ground_truth(str(written(tmp_path / "instances.json", changed)))
+    (tmp_path / "comp4_det_test_dog.txt").write_text("7 0.5 1 1 9 9\n")
+    (tmp_path / "comp4_det_test_hot_dog.txt").write_text("7 0.25 1 1 9 9\n")
+    found = read_detections(tmp_path, labelled)[1]
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores.tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"annotations": []}, "expected a list of detections"),
+        ([{"image_id": 7}], r"detection 0: .* expected image_id, category_id, bbox"),
+        ([result(7, 18, [0, 0, 1])], "detection 0: "),
+        ([result(7, 18, [0, 0, 1, 1] * 2)], "detection 0: "),
+        ([result(7, 18, [0, 0, 1, 10**400])], "detection 0: "),
+        ([result(7, 18, [0, 0, 1, float("nan")])], "not finite"),
+        ([result(8, 18, [0, 0, 1, 1])], "the image 8, which the ground truth has not"),
+        ([result(7, 19, [0, 0, 1, 1])], "the category 19, which the ground truth has not"),
+    ],
+)
+def test_wrong_results_are_refused(value, message, instances, tmp_path):
+    path = written(tmp_path / "results.json", value)
+    with pytest.raises(UserError, match=message):
+        read_detections(path, read_ground_truth(str(instances)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("comp4_det_test_ring.txt", "000000 0.5 1 1 9", ":1: got '000000 0.5 1 1 9', expected"),
+        ("comp4_det_test_ring.txt", "nowhere 0.5 1 1 9 9", "the image 'nowhere'"),
+        ("comp4_det_test_lamp.txt", "", "no class of the ground truth"),
+        ("comp3_det_test_ring.txt", "", "got 2 files of class ring"),
+        ("comp4_det_test_ring.txt", None, "got 0 files of class ring"),
+    ],
+)
+def test_wrong_devkit_files_are_refused(name, content, message, devkit, labelled):
+    if content is None:
+        (devkit / name).unlink()
+    else:
+        (devkit / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_detections(devkit, labelled)
+
+
+def test_another_file_is_refused(labelled, tmp_path):
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        read_detections(tmp_path / "results.pkl", labelled)
+    (tmp_path / "results.pkl").touch()
+    with pytest.raises(UserError, match="neither a folder nor a JSON file"):
+        read_detections(tmp_path / "results.pkl", labelled)

@@ -1,0 +1,158 @@
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from scenes import found, truth
+from tiny import tiny_config
+
+from ssd_jax.cli import main
+from ssd_jax.config_check import check
+from ssd_jax.evaluation.metrics import (
+    diagnose,
+    headline,
+    measure_detections,
+    results_dict,
+    summary,
+    table,
+)
+from ssd_jax.experiment import build_source
+from ssd_jax.outcome import evaluate_variables
+from ssd_jax.reporting import to_json
+from ssd_jax.sharding import make_mesh
+from ssd_jax.types import Detections
+from ssd_jax.visualize_evaluation import draw_measures
+
+CLASSES = ("cat", "dog")
+SIZES = np.array([[100, 100]])
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """A cat that is found, a dog that is not."""
+    return measure_detections(
+        [truth([1, 1, 20, 20], [51, 51, 90, 90], labels=[0, 1])],
+        [found([1, 1, 20, 20], scores=[0.9])],
+        SIZES,
+        num_classes=2,
+    )
+
+
+def test_each_mean_has_the_name_of_its_protocol(evaluation):
+    values = summary(evaluation, CLASSES)
+    means = ("map_voc07", "map_voc12", "map_voc07_difficult_counted", "map_mxnet", "map_coco")
+    assert [values[name] for name in means] == pytest.approx([0.5] * 5)
+    assert values["ap_coco/cat"] == pytest.approx(1.0)
+    assert values["ap_coco/dog"] == values["ap_voc07/dog"] == 0.0
+
+
+def test_without_coco_its_names_are_missing():
+    bare = measure_detections([truth()], [found()], SIZES, num_classes=2, with_coco=False)
+    assert not [name for name in summary(bare, CLASSES) if "coco" in name]
+    assert results_dict(bare, diagnose(bare), CLASSES)["coco"] is None
+    assert "COCO:" not in table(bare, diagnose(bare), CLASSES)
+
+
+def test_the_pixels_of_voc_are_edges_for_coco():
+    # 20 x 20 pixels, of which 20 x 10 are found: the IoU is one half by both.
+    images = [truth([1, 1, 20, 20])], [found([1, 1, 20, 10], scores=[0.9])]
+    evaluation = measure_detections(*images, SIZES, num_classes=1)
+    assert evaluation.result.map == 1.0
+    assert evaluation.coco.numbers["AP50"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("voc07", "mAP@.5 (VOC07 11-point) = 0.500"),
+        ("voc12", "mAP@.5 (VOC12 area) = 0.500"),
+        ("mxnet", "mAP@.5 (mxnet-ssd 11-point) = 0.500"),
+        ("coco", "AP@[.5:.95] (COCO) = 0.500"),
+    ],
+)
+def test_the_headline_names_the_metric(metric, text, evaluation):
+    assert headline(evaluation, metric) == text
+
+
+def test_an_undefined_headline_says_why():
+    nothing = measure_detections([truth()], [found()], SIZES, num_classes=1)
+    assert headline(nothing, "coco") == "AP@[.5:.95] (COCO) = undefined: no object to find"
+
+
+def test_the_table_has_every_class_and_reasons_for_what_is_undefined(evaluation):
+    lines = table(evaluation, diagnose(evaluation), CLASSES).splitlines()
+    assert lines[1].split() == ["cat", "1.000", "1.000", "1.000", "1"]
+    assert lines[3].split() == ["mean", "0.500", "0.500", "0.500"]
+    text = "\n".join(lines)
+    assert "APl -" in text
+    assert "no APl, ARl: no object of at least 96 x 96 pixels" in text
+    assert "under 32 px: 1.000, 32 to 96 px: 0.000" in text
+    assert "best 2 detections and objects: 1 correct" in text
+    assert "-1" not in text
+    assert lines[-2].startswith("VOC07 11-point, IoU >= 0.5")
+    assert lines[-1].startswith("COCO, IoU 0.5:0.95")
+
+
+def test_the_results_are_json(evaluation):
+    written = to_json(results_dict(evaluation, diagnose(evaluation), CLASSES))
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
+    assert list(written) == ["metrics", "protocol", "classes", "coco", "sizes", "errors"]
+    assert written["errors"]["gains"]["missed"] == pytest.approx(0.5)
+
+
+def test_pictures(evaluation, tmp_path):
+    draw_measures(evaluation, diagnose(evaluation), tmp_path, classes=CLASSES)
+    for name in ("precision_recall", "errors", "sizes"):
+        assert cv2.imread(str(tmp_path / f"{name}.png")).std() > 0
+
+
+def test_pictures_of_nothing_at_all(tmp_path):
+    nothing = measure_detections([truth()], [found()], SIZES, num_classes=1)
+    draw_measures(nothing, diagnose(nothing), tmp_path, classes=("cat",))
+
+
+# ---- of a run ----
+
+
+@pytest.mark.parametrize(("metric", "measured"), [("voc07", False), ("coco", True)])
+def test_a_training_measures_coco_where_it_chooses_by_it(metric, measured, shapes):
+    config = tiny_config(shapes, evaluate__metric=metric)
+    check(config)
+
+    def finds_nothing(variables, canvas, extent):
+        rows = len(canvas)
+        return Detections(
+            np.zeros((rows, 1, 4), np.float32),
+            np.zeros((rows, 1), np.float32),
+            np.zeros((rows, 1), np.int32),
+            np.zeros((rows, 1), bool),
+        )
+
+    source = build_source(config, "val")
+    mesh = make_mesh(jax.devices()[:1])
+    result = evaluate_variables(config, finds_nothing, None, source=source, mesh=mesh)
+    assert ("map_coco" in summary(result, source.classes)) == measured
+    assert result.image_sizes.tolist() == source.annotations.sizes.tolist()
+
+
+def test_a_run_leaves_coco_sizes_and_errors(tiny_run):
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert report["coco"]["AP"] == report["metrics"]["map_coco"]
+    assert {"AP50", "AR100", "undefined", "protocol"} <= report["coco"].keys()
+    assert (
+        sum(each["objects"] for each in report["sizes"] if each["unit"] == "pixels")
+        == (report["errors"]["total"]["objects"])
+    )
+    for name in ("errors", "sizes"):
+        assert cv2.imread(str(tiny_run / f"pictures/{name}.png")) is not None
+
+
+def test_the_verb_chooses_the_metric_and_writes_what_the_report_has(tiny_run, tmp_path, capsys):
+    command = ["evaluate", "--workdir", str(tiny_run), "--out", str(tmp_path)]
+    assert main([*command, "--config.evaluate.metric=coco"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("AP@[.5:.95] (COCO) = 0.")
+    report = json.loads((tiny_run / "report.json").read_text())
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["coco"]["AP50"] == pytest.approx(report["coco"]["AP50"], abs=0.02)
+    assert (tmp_path / "errors.png").is_file()

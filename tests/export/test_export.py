@@ -1,0 +1,204 @@
+"""A run becomes one folder; any engine opens it and finds what the run's own detector finds."""
+
+import json
+import pathlib
+import re
+import shutil
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ssd_jax.cli import main
+from ssd_jax.data.decode import decode_image
+from ssd_jax.detector import Detector
+from ssd_jax.errors import UserError
+from ssd_jax.export import engines, verify, write
+from ssd_jax.export.exported import open_exported
+from ssd_jax.export.folder import META, ONNX, PROBE, STABLEHLO, describe_files, read_folder
+from ssd_jax.types import Detections
+
+ENGINES = [
+    pytest.param(name, marks=pytest.mark.skipif(not find_spec(name), reason=f"{name} is missing"))
+    for name in ("onnxruntime", "openvino")
+]
+WITH_ONNX = find_spec("onnx") is not None
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run, tmp_path_factory) -> pathlib.Path:
+    """Exported by the command, with its check in another process."""
+    out = tmp_path_factory.mktemp("export") / "model"
+    words = ["export", "--workdir", str(tiny_run), "--out", str(out), *(["--onnx"] * WITH_ONNX)]
+    assert main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes):
+    return [path.read_bytes() for path in sorted((shapes / "JPEGImages").iterdir())[-3:]]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_run, pictures):
+    return Detector.load(tiny_run)(pictures)
+
+
+@pytest.fixture
+def damaged(model, tmp_path):
+    """A copy of the folder, and how to make it say that its files are as they were written."""
+    copy = shutil.copytree(model, tmp_path / "model")
+
+    def seal():
+        meta = json.loads((copy / META).read_text())
+        (copy / META).write_text(json.dumps(meta | {"files": describe_files(copy)}))
+
+    return copy, seal
+
+
+def found_by(exported, pictures):
+    decoded = [decode_image(data, "test", exported.canvas) for data in pictures]
+    return exported.predict(
+        np.stack([canvas for canvas, _, _ in decoded]),
+        np.array([extent for _, extent, _ in decoded], np.int32),
+    )
+
+
+def assert_same(found, expected):
+    assert all(isinstance(array, np.ndarray) for array in found)
+    for row, theirs in enumerate(expected):
+        ours = Detections(*(array[row] for array in found))
+        verify.compare(theirs, ours, score_threshold=0.01, max_detections=20)
+
+
+def test_the_archive_and_the_engine_jax(model, pictures, expected):
+    exported = open_exported(f"{model}.tar.gz", engine="jax")
+    assert (exported.engine, exported.canvas) == ("jax", 64)
+    assert exported.classes == ("cross", "ring", "triangle")
+    found = found_by(exported, pictures)
+    assert_same(found, expected)
+    assert found.valid.sum() > 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engines_that_read_onnx(model, pictures, expected, engine):
+    exported = open_exported(model, engine=engine)
+    assert exported.engine == engine
+    assert_same(found_by(exported, pictures), expected)
+
+
+def test_meta_says_what_it_is_and_how_it_was_checked(model, tiny_run):
+    meta = read_folder(model).meta
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert meta["metrics"] == report["metrics"]
+    assert meta["protocol"]["split"] == "val"
+    assert (meta["step"], meta["recipe"], meta["image_size"]) == (6, "paper", 64)
+    assert meta["fingerprints"]["train"] == report["data"]["train"]["fingerprint"]
+    assert meta["verification"]["pictures"] == "8, of the validation split"
+    assert meta["verification"]["detections"] > 10
+    forms = {"stablehlo", "jax"} | {name for name in ("onnxruntime", "openvino")
+                                    if WITH_ONNX and find_spec(name)}  # fmt: skip
+    assert meta["verification"]["found"].keys() == forms
+    assert all(each["largest_deviation"] < 1e-4 for each in meta["verification"]["found"].values())
+    # An exported detector travels: it tells nothing of the machine that it was made on.
+    assert str(tiny_run.parent) not in (model / META).read_text()
+
+
+def test_stablehlo_needs_nothing_of_this_package(model):
+    program = jax.export.deserialize(bytearray((model / STABLEHLO).read_bytes()))
+    weights = safetensors.numpy.load_file(model / "weights.safetensors")
+    assert program.platforms == ("cpu", "cuda")
+    (words, canvas, extent), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    assert {name: aval.shape for name, aval in words.items()} == {
+        name: array.shape for name, array in weights.items()
+    }
+    assert [str(aval) for aval in (canvas, extent)] == ["uint8[batch,64,64,3]", "int32[batch,2]"]
+
+
+@pytest.mark.skipif(not WITH_ONNX, reason="the extra onnx is not installed")
+def test_the_numpy_of_the_documentation_decodes_the_onnx_model(model, expected, pictures):
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    code = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+                if "onnxruntime" in code)  # fmt: skip
+    canvas, (height, width), _ = decode_image(pictures[0], "test", 64)
+    scope = {"picture": canvas[:height, :width]}
+    exec(code.replace("model/", f"{model}/").replace("(512, 512)", "(64, 64)"), scope)
+    best = expected[0]
+    anchor = int(np.argmax(scope["probabilities"][0, :, 1 + best.labels[0]]))
+    np.testing.assert_allclose(scope["boxes"][anchor], best.boxes[0], atol=1e-4)
+
+
+def test_auto_takes_the_fastest_that_passes(model, monkeypatch):
+    def engine(name, parts):
+        if name == "onnxruntime":
+            raise UserError("it fails the probe")
+        return engines.Engine(
+            name, lambda images: None, {"jax": 0.3, "openvino": 0.1}.get(name, 0.2)
+        )
+
+    monkeypatch.setattr(engines, "_tried", engine)
+    exported = open_exported(model)
+    assert exported.engine == "openvino"
+    assert "openvino 100 ms an image; openvino-bf16 200 ms" in exported.why
+    assert "onnxruntime is out: it fails the probe; jax 300 ms" in exported.why
+
+
+def test_an_engine_that_computes_something_else_is_refused(damaged):
+    folder, seal = damaged
+    probe = safetensors.numpy.load_file(folder / PROBE)
+    probe["probabilities"][0, 0, 0] += 2e-4
+    safetensors.numpy.save_file(probe, folder / PROBE)
+    seal()
+    with pytest.raises(UserError, match=r"engine jax boxes or scores are 0.0002 off"):
+        open_exported(folder, engine="jax")
+
+
+def test_weights_of_another_network_are_refused(damaged):
+    folder, seal = damaged
+    weights = safetensors.numpy.load_file(folder / "weights.safetensors")
+    del weights["params/heads/box_0/kernel"]
+    safetensors.numpy.save_file(weights, folder / "weights.safetensors")
+    seal()
+    with pytest.raises(UserError, match="MISSING in the file: 1"):
+        open_exported(folder, engine="jax")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_damaged_onnx_model_is_refused(damaged, engine):
+    folder, seal = damaged
+    (folder / ONNX).write_bytes(b"no model")
+    seal()
+    with pytest.raises(UserError, match=f"{engine} cannot run it"):
+        open_exported(folder, engine=engine)
+
+
+def test_unknown_engines_are_refused(model):
+    with pytest.raises(UserError, match="got 'tensorrt', expected one of auto, openvino"):
+        open_exported(model, engine="tensorrt")
+
+
+def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsys):
+    decoded = [decode_image(data, "test", 64) for data in pictures[:2]]
+    moved = [found._replace(boxes=found.boxes + np.float32(2e-4)) for found in expected[:2]]
+    canvas, extent = (np.array([each[field] for each in decoded]) for field in (0, 1))
+    verify.write_cases(tmp_path / "cases", canvas, extent.astype(np.int32), moved)
+    assert verify.main(str(model), str(tmp_path / "cases")) == 1
+    assert "stablehlo, picture 0" in capsys.readouterr().err
+
+
+def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):
+    def fails(*args):
+        raise UserError("found something else")
+
+    monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
+    monkeypatch.setattr(write, "_verified", fails)
+    with pytest.raises(UserError, match="found something else"):
+        write.export_run(tiny_run, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tiny_run, model):
+    with pytest.raises(UserError, match="there is something there"):
+        write.export_run(tiny_run, model)

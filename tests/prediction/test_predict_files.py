@@ -1,0 +1,262 @@
+"""From pictures and films, wherever they lie, to the files of each format."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from data.loopback import WebServer
+from s3_server import serve_s3
+
+from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
+from ssd_jax.errors import UserError
+from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
+from ssd_jax.prediction.inputs import VIDEO_SUFFIXES, find_items, read_frames
+from ssd_jax.prediction.run import FORMATS, run_prediction, run_transform
+from ssd_jax.types import Detections
+
+
+class Fake:
+    """Finds a dog in the left half of every picture and a cat, less surely, in the upper half."""
+
+    classes = ("cat", "dog")
+    canvas = 32
+
+    def __init__(self):
+        self.batches = []
+
+    def predict(self, canvas, extent):
+        self.batches.append(len(canvas))
+        boxes = np.array([[0, 0, 0.5, 1], [0, 0, 1, 0.5], [0, 0, 0, 0]], np.float32)
+        rows = (boxes, np.array([0.75, 0.25, 0], np.float32), np.array([1, 0, 0], np.int32))
+        valid = np.array([True, True, False])
+        return Detections(*(np.stack([row] * len(canvas)) for row in (*rows, valid)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """1.png and sub/2.jpg of 40 x 20 pixels, and what is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    for name in ("1.png", "sub/2.jpg"):
+        cv2.imwrite(str(folder / name), np.full((20, 40, 3), 200, np.uint8))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Ten frames of 64 x 48 pixels that grow brighter, five a second."""
+    path = tmp_path_factory.mktemp("film") / "street.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(10):
+        writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def names(*places):
+    return [item.name for item in find_items([str(place) for place in places])]
+
+
+def test_items_of_a_folder_a_glob_and_a_file(pictures, film):
+    assert names(pictures) == ["1.png", "sub/2.jpg"]
+    assert names(f"{pictures}/*.png", film) == ["1.png", "street.avi"]
+    assert names(f"{pictures}/**/*.jpg") == ["2.jpg"]
+    assert names(pictures / "1.png", pictures / "1.png") == ["1.png"]
+    assert not set(IMAGE_SUFFIXES) & set(VIDEO_SUFFIXES)
+
+
+def test_a_url_is_an_item(pictures, tmp_path):
+    with WebServer() as server:
+        server.files["/1.png"] = (pictures / "1.png").read_bytes()
+        run_prediction(Fake(), [f"{server.url}/1.png?x=y"], tmp_path, format="jsonl")
+    (line,) = (tmp_path / "detections.jsonl").read_text().splitlines()
+    assert json.loads(line)["width"] == 40
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["nowhere.jpg"], "no such file or folder"),
+        (["*.jpg"], "no picture or film there"),
+        (["."], "no picture or film there"),
+        (["a/x.jpg", "b/x.png"], "both called x"),
+    ],
+)
+def test_places_without_a_picture_and_names_that_clash(places, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/x.jpg", "b/x.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).touch() if len(places) == 2 else None
+    with pytest.raises(UserError, match=message):
+        find_items(places)
+
+
+def test_frames_of_a_film_in_order_with_their_times(film):
+    frames = list(read_frames(find_items([str(film)]), 32, unreadable=pytest.fail))
+    assert [frame.number for frame in frames] == list(range(10))
+    np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(10) / 5)
+    brightness = [frame.canvas[:24].mean() for frame in frames]
+    np.testing.assert_allclose(brightness, np.arange(10) * 20, atol=4)
+    assert frames[0].extent == (24, 32)
+    assert frames[0].size == (48, 64)
+    assert frames[0].pixels().shape == (48, 64, 3)
+
+
+def test_json_and_drawings_of_pictures_and_films(pictures, film, tmp_path):
+    run_prediction(Fake(), [str(pictures), str(film)], tmp_path, batch_size=4)
+    found = json.loads((tmp_path / "sub/2.json").read_text())
+    assert found["image"] == str(pictures / "sub/2.jpg")
+    assert (found["width"], found["height"]) == (40, 20)
+    assert found["detections"] == [
+        {"class": "dog", "score": 0.75, "box_xyxy_px": [0, 0, 20, 20]},
+        {"class": "cat", "score": 0.25, "box_xyxy_px": [0, 0, 40, 10]},
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "street.jsonl").read_text().splitlines()]
+    assert [(line["frame"], line["seconds"]) for line in lines] == [(i, i / 5) for i in range(10)]
+    assert cv2.imread(str(tmp_path / "1.png")).shape == (320, 640, 3)
+    drawn = list(
+        read_frames(find_items([str(tmp_path / "street.mp4")]), 32, unreadable=pytest.fail)
+    )
+    assert [frame.number for frame in drawn] == list(range(10))
+    assert drawn[0].frames_per_second == pytest.approx(5)
+    everything = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert everything == {"1.json", "1.png", "2.json", "2.png", "street.jsonl", "street.mp4"}
+
+
+def test_all_batches_have_one_shape(pictures, film, tmp_path):
+    detector = Fake()
+    run_prediction(detector, [str(film)], tmp_path, format="jsonl", batch_size=4)
+    assert detector.batches == [4, 4, 4]
+    run_prediction(detector, [str(pictures)], tmp_path, format="jsonl", batch_size=8)
+    assert detector.batches[3:] == [2]
+
+
+def test_voc_text_counts_pixels_from_one(pictures, tmp_path):
+    run_prediction(Fake(), [str(pictures)], tmp_path, format="voc")
+    assert (tmp_path / "comp4_det_test_dog.txt").read_text().splitlines() == [
+        "1 0.750000 1.00 1.00 20.00 20.00",
+        "sub/2 0.750000 1.00 1.00 20.00 20.00",
+    ]
+    assert len((tmp_path / "comp4_det_test_cat.txt").read_text().splitlines()) == 2
+
+
+def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path):
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": 139, "file_name": "1.png", "width": 40, "height": 20},
+                    {"id": 285, "file_name": "sub/2.jpg", "width": 40, "height": 20},
+                ],
+                "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+                "annotations": [],
+            }
+        )
+    )
+    run_prediction(Fake(), [str(pictures)], tmp_path, format="coco", annotations=annotations)
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert [(each["image_id"], each["category_id"]) for each in found] == [
+        (139, 18), (139, 17), (285, 18), (285, 17)
+    ]  # fmt: skip
+    assert found[0]["bbox"] == [0, 0, 20, 20]
+    run_prediction(Fake(), [str(pictures)], tmp_path, format="coco")
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert [(each["image_id"], each["category_id"]) for each in found] == [
+        (1, 2), (1, 1), ("sub/2", 2), ("sub/2", 1)
+    ]  # fmt: skip
+
+
+def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
+    annotations = tmp_path / "instances.json"
+    value = {"images": [], "categories": [{"id": 1, "name": "cat"}]}
+    annotations.write_text(json.dumps(value))
+    words = {"format": "coco", "annotations": annotations}
+    with pytest.raises(UserError, match="no category is called dog"):
+        run_prediction(Fake(), [str(pictures)], tmp_path, **words)
+    value["categories"].append({"id": 2, "name": "dog"})
+    annotations.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"no image of that file_name"):
+        run_prediction(Fake(), [str(pictures)], tmp_path, **words)
+
+
+@pytest.mark.parametrize(("format", "place"), [("coco", "detections.json"), ("voc", "")])
+def test_results_are_read_by_the_evaluation(format, place, shapes, tmp_path):
+    class Shapes(Fake):
+        classes = ("cross", "ring", "triangle")
+
+    names = (shapes / "ImageSets/Main/val.txt").read_text().split()
+    pictures = [str(next((shapes / "JPEGImages").glob(f"{name}.*"))) for name in names]
+    run_prediction(Shapes(), pictures, tmp_path, format=format)
+    labelled = read_ground_truth(str(shapes), split=("val",))
+    found = read_detections(tmp_path / place, labelled)
+    assert len(found) == len(pictures) == 12
+    for each, (height, width) in zip(found, labelled.image_sizes, strict=True):
+        expected = [[1, 1, width / 2, height], [1, 1, width, height / 2]]
+        best_first = np.argsort(-each.scores)  # VOC has a file for each class
+        np.testing.assert_allclose(each.boxes[best_first], expected, atol=0.01)
+        np.testing.assert_array_equal(each.labels[best_first], [1, 0])
+        np.testing.assert_allclose(each.scores[best_first], [0.75, 0.25])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_call_that_fails_leaves_no_half_file(format, pictures, film, tmp_path):
+    class Broken(Fake):
+        def predict(self, canvas, extent):
+            if len(self.batches) == 1:
+                raise RuntimeError("out of memory")
+            return super().predict(canvas, extent)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_prediction(Broken(), [str(film)], tmp_path, format=format, draw=True, batch_size=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read_does_not_stop_the_others(pictures, tmp_path, capsys):
+    (tmp_path / "0.jpg").write_bytes(b"\xff\xd8 cut")
+    out = tmp_path / "found"
+    with pytest.raises(UserError, match=r"1 of 3 pictures could not be read.*0\.jpg"):
+        run_prediction(Fake(), [str(tmp_path / "0.jpg"), str(pictures)], out, format="jsonl")
+    assert len((out / "detections.jsonl").read_text().splitlines()) == 2
+    assert "0.jpg" in capsys.readouterr().err
+
+
+PREDICTION = {"prediction": [[1, 0.75, 0, 0, 0.5, 1], [0, 0.25, 0, 0, 1, 0.5]]}
+
+
+def test_a_batch_transform_makes_what_is_missing(pictures, tmp_path, capsys):
+    run_transform(Fake(), [str(pictures)], str(tmp_path))
+    files = [tmp_path / "1.png.out", tmp_path / "sub/2.jpg.out"]
+    assert [json.loads(file.read_text()) for file in files] == [PREDICTION, PREDICTION]
+    files[1].unlink()
+    before = files[0].stat().st_mtime_ns
+    detector = Fake()
+    run_transform(detector, [str(pictures)], str(tmp_path))
+    assert detector.batches == [1]
+    assert files[0].stat().st_mtime_ns == before
+    assert files[1].exists()
+    assert "1 of 2 were done before" in capsys.readouterr().out
+    run_transform(detector, [str(pictures)], str(tmp_path))
+    assert detector.batches == [1]
+
+
+def test_a_batch_transform_from_bucket_to_bucket(pictures, tmp_path, monkeypatch):
+    folder = tmp_path / "bucket"
+    for name in ("1.png", "sub/2.jpg"):
+        (folder / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "in" / name).write_bytes((pictures / name).read_bytes())
+    with serve_s3(tmp_path) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for expected in ([2], []):
+            detector = Fake()
+            run_transform(detector, ["s3://bucket/in"], "s3://bucket/out")
+            assert detector.batches == expected
+    assert json.loads((folder / "out/sub/2.jpg.out").read_text()) == PREDICTION
+
+
+def test_a_batch_transform_takes_no_film(film, tmp_path):
+    with pytest.raises(UserError, match="takes pictures"):
+        run_transform(Fake(), [str(film)], str(tmp_path))

@@ -1,0 +1,83 @@
+"""What the folder of a run tells."""
+
+import json
+
+import pytest
+from made_runs import make_run
+
+from ssd_jax.errors import UserError
+from ssd_jax.report import starts
+from ssd_jax.report.collect import MOST_POINTS, curve, open_run, speed
+
+
+def train(step, **values):
+    return {"step": step, "split": "train", **values}
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    records = [train(step, loss=float(step)) for step in range(1, 1002)]
+    columns = curve(records, "train", ("loss", "lr"))
+    assert list(columns) == ["step", "loss"]
+    assert len(columns["step"]) <= MOST_POINTS
+    assert (columns["step"][-1], columns["loss"][-1]) == (1001, 1001.0)
+    gaps = {b - a for a, b in zip(columns["step"], columns["step"][1:], strict=False)}
+    assert len(gaps) == 1
+
+
+def test_speed_is_the_median_and_memory_the_highest():
+    records = [
+        train(1, images_per_second=1.0, data_wait=0.5, host_memory_gib=2.0),
+        train(2, images_per_second=9.0, data_wait=0.1, host_memory_gib=3.0),
+        train(3, images_per_second=11.0, data_wait=0.1, host_memory_gib=1.0),
+        {"step": 3, "split": "val", "map_voc07": 0.5},
+    ]
+    assert speed(records) == {
+        "images_per_second": 9.0,
+        "data_wait": 0.1,
+        "host_memory_gib": 3.0,
+        "device_memory_gib": None,
+    }
+
+
+def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/ssd-jax", "train", "--workdir", "my run"])
+    starts.record_start(tmp_path, step=0, weights={"source": "vgg16.safetensors"})
+    starts.record_start(tmp_path, step=7, weights=None)
+    with (tmp_path / starts.STARTS_FILE).open("a") as lines:
+        lines.write('{"time": "20')
+    first, second = starts.read_starts(tmp_path)
+    assert (first["step"], second["step"]) == (0, 7)
+    assert first["command"] == "ssd-jax train --workdir 'my run'"
+    assert first["weights"] == {"source": "vgg16.safetensors"}
+    assert first["environment"]["packages"]["jax"]
+    assert "/somewhere" not in json.dumps(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["/a/ssd_jax/__main__.py", "train"], "python -m ssd_jax train"),
+        (["notebook.py"], None),
+        ([], None),
+    ],
+)
+def test_the_command_as_it_was_typed(arguments, command):
+    assert starts.command_line(arguments) == command
+
+
+def test_without_git_there_is_no_commit(tmp_path):
+    assert starts.code_state(tmp_path) is None
+
+
+def test_a_run_is_read_from_its_folder(tmp_path):
+    run = open_run(make_run(tmp_path / "pets"))
+    assert run.name == "pets"
+    assert run.report["curves"]["val"] == {"step": [10], "map_voc07": [0.5]}
+    assert run.report["how"]["host_memory_gib"] == pytest.approx(1.0)
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    folder = make_run(tmp_path / "pets")
+    (folder / "report.json").unlink()
+    with pytest.raises(UserError, match=r"no report\.json there, so the run has not finished"):
+        open_run(folder)

@@ -1,0 +1,127 @@
+"""The pages: whole, without a network, and right in a real browser."""
+
+import html.parser
+import re
+import shutil
+import subprocess
+
+import pytest
+from made_runs import make_run
+
+from ssd_jax.cli import main
+from ssd_jax.report.collect import open_run
+from ssd_jax.report.compare import differing_settings, markdown, warnings, write_comparison
+from ssd_jax.report.page import run_page, table
+
+VOID = ("meta", "img", "br")
+
+
+class Tags(html.parser.HTMLParser):
+    """Fails on a tag that is not closed, and collects what is fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def read(page):
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    return tags
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_run(tmp_path / "pets", score=0.625)
+
+
+def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
+    page = run_page(open_run(folder))
+    tags = read(page)
+    assert len(tags.fetched) == 2
+    assert all(f.startswith("data:image/") for f in tags.fetched)
+    for text in (
+        "vgg16 300 px on pets",
+        "0.625",
+        "VOC07 11-point, 5 images",
+        "ssd-jax train --config config.json",
+        "&lt;dog&gt;",
+        "D101 2",
+    ):
+        assert text in page, text
+    assert "<dog>" not in page
+
+
+def test_drawings_stay_sharp_and_photographs_become_small(folder):
+    fetched = read(run_page(open_run(folder))).fetched
+    assert [re.match(r"data:image/(\w+)", each)[1] for each in fetched] == ["png", "jpeg"]
+
+
+def test_numbers_stand_right_and_nothing_is_a_dash():
+    text = table(("name", "value"), [("a<b", 0.25), ("c", None)])
+    assert "<td>a&lt;b</td>" in text
+    assert "<td class=number>0.250</td>" in text
+    assert "<td class=number>-</td>" in text
+
+
+def test_only_what_differs_is_compared(tmp_path):
+    a, b = (
+        open_run(make_run(tmp_path / name, score=score, seed=seed))
+        for name, score, seed in (("a", 0.5, 0), ("b", 0.75, 1))
+    )
+    assert differing_settings([a, b]) == {"seed": [0, 1]}
+    assert warnings([a, b]) == []
+    assert markdown([a, b]).splitlines() == [
+        "| | a | b |",
+        "| --- | --- | --- |",
+        "| map_voc07 | 0.5000 | 0.7500 |",
+        "| map_voc12 | - | - |",
+        "| `seed` | `0` | `1` |",
+    ]
+    page = write_comparison([a, b], tmp_path / "out").read_text()
+    read(page)
+    assert "0.750" in page
+    assert "seed" in page
+
+
+def test_figures_of_other_images_are_not_compared_in_silence(tmp_path):
+    runs = [open_run(make_run(tmp_path / name, fingerprint=name)) for name in ("a", "b")]
+    assert "other images or objects: a, b" in markdown(runs)
+
+
+def test_the_verbs(folder, capsys):
+    assert main(["report", "page", "--workdir", str(folder)]) == 0
+    assert (folder / "report.html").is_file()
+    assert main(["report", "compare", str(folder), str(folder)]) == 0
+    assert "| map_voc07 | 0.6250 | 0.6250 |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_the_page_without_a_sideways_scroll(folder, tmp_path, width):
+    page = run_page(open_run(folder))
+    probe = "<script>document.title = [document.documentElement.scrollWidth, innerWidth, "
+    probe += "[...document.images].every(i => i.naturalWidth > 0)].join()</script>"
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", f"{probe}</body>"))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+         "--virtual-time-budget=2000", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    title = re.search(r"<title>(\d+),(\d+),(\w+)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    scroll, inner, images = title.groups()
+    assert int(scroll) <= int(inner)
+    assert images == "true"

@@ -1,0 +1,166 @@
+"""Every kind of input channel becomes a location with the same images and boxes."""
+
+import json
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from sagemaker.opt_ml import channel, write_config
+
+from ssd_jax.data.convert import run_convert
+from ssd_jax.data.open import open_data
+from ssd_jax.data.sources.recordio_file import frame
+from ssd_jax.errors import UserError
+from ssd_jax.sagemaker.channels import find_channels
+
+
+@pytest.fixture(scope="module")
+def written(shapes, tmp_path_factory):
+    """The validation images of `shapes` in the formats of the channels."""
+    folder = tmp_path_factory.mktemp("written")
+    for name in ("data.rec", "data.manifest"):
+        run_convert(str(shapes), str(folder / name), split=("val",))
+    run_convert(str(shapes), str(folder / "pair"), split=("val",), format="json")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "input/data").mkdir(parents=True)
+    return tmp_path
+
+
+def give(root, channels):
+    write_config(root, "inputdataconfig.json", channels)
+
+
+def assert_same_as_recordio(location, written):
+    got, expected = (open_data(place) for place in (location, str(written / "data.rec")))
+    assert len(got) == len(expected) == 12
+    for index in range(len(got)):
+        assert got[index].image == expected[index].image
+        np.testing.assert_allclose(got[index].boxes, expected[index].boxes, atol=1e-4)
+        np.testing.assert_array_equal(got[index].labels, expected[index].labels)
+
+
+def test_recordio(root, written):
+    for name in ("train", "validation"):
+        (root / "input/data" / name).mkdir()
+        shutil.copy(written / "data.rec", root / "input/data" / name)
+    give(root, {"train": channel(), "validation": channel()})
+    found = find_channels(root)
+    assert_same_as_recordio(found.train, written)
+    assert (found.test, found.model) == ("", "")
+
+
+def test_images_with_json_files(root, written):
+    for name in ("train", "validation"):
+        for suffix in ("", "_annotation"):
+            source = written / f"pair/val{suffix}"
+            shutil.copytree(source, root / "input/data" / f"{name}{suffix}")
+    names = [
+        f"{name}{suffix}" for name in ("train", "validation") for suffix in ("", "_annotation")
+    ]
+    give(root, {name: channel("image/jpeg") for name in names})
+    assert_same_as_recordio(find_channels(root).train, written)
+
+
+def test_an_augmented_manifest(root, written):
+    for name in ("train", "validation"):
+        folder = root / "input/data" / name
+        folder.mkdir()
+        for path in written.glob("data*"):
+            if path.is_dir() or path.suffix == ".manifest":
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
+    give(root, dict.fromkeys(("train", "validation"), channel("application/x-image")))
+    assert_same_as_recordio(find_channels(root).validation, written)
+
+
+def stream(root, name, content):
+    """A pipe, and the thread that writes into it."""
+    pipe = root / "input/data" / f"{name}_0"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    return writer
+
+
+def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
+    source = open_data(str(written / "data.rec"))
+    pairs = b""
+    for index in range(len(source)):
+        example = source[index]
+        height, width = example.size
+        boxes = (example.boxes * [width, height, width, height]).tolist()
+        annotation = {
+            "image_size": [{"width": width, "height": height, "depth": 3}],
+            "annotations": [
+                # Ground Truth writes ids as text.
+                {"class_id": str(label), "left": x, "top": y, "width": X - x, "height": Y - y}
+                for label, (x, y, X, Y) in zip(example.labels.tolist(), boxes, strict=True)
+            ],
+        }
+        pairs += frame(example.image) + frame(json.dumps(annotation).encode())
+    content = {"train": (written / "data.rec").read_bytes(), "validation": pairs}
+    writers = [stream(root, name, data) for name, data in content.items()]
+    pipe = channel(mode="Pipe")
+    give(root, {"train": pipe, "validation": pipe | {"RecordWrapperType": "RecordIO"}})
+    found = find_channels(root)
+    for writer in writers:
+        writer.join()
+    assert_same_as_recordio(found.train, written)
+    assert_same_as_recordio(found.validation, written)
+    assert find_channels(root) == found  # the streams are read once
+
+
+def test_a_model_and_a_shared_folder(root, written):
+    for name in ("train", "validation", "model", "checkpoints"):
+        (root / "input/data" / name).mkdir()
+        if name in ("train", "validation"):
+            shutil.copy(written / "data.rec", root / "input/data" / name)
+    (root / "input/data/model/model.tar.gz").touch()
+    model = channel("application/x-sagemaker-model")
+    give(root, {"train": channel(), "validation": channel(), "model": model, "checkpoints": {}})
+    found = find_channels(root)
+    assert found.model == str(root / "input/data/model/model.tar.gz")
+    assert found.checkpoints == str(root / "input/data/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ({"train": channel()}, "'validation' is a required property"),
+        ({"train": 1, "validation": {}}, "the channel train is 1"),
+        ({"train": {}, "validation": {}, "valid": {}}, r"not allowed \('valid' was unexpected\)"),
+        ({"train": channel("text/csv"), "validation": {}}, "'text/csv' is not one of"),
+        (
+            {"train": channel("image/png"), "validation": {}},
+            "'train_annotation' is a required property",
+        ),
+        ({"train": channel(), "validation": {}}, "the channel train has 0 files"),
+        (
+            {name: channel("image/png", mode="Pipe") for name in ("train", "train_annotation")}
+            | {"validation": {}},
+            "train and train_annotation are in Pipe mode",
+        ),
+        ({"train": channel(mode="Pipe"), "validation": {}}, "no such pipe"),
+        (
+            {"train": channel(S3DistributionType="ShardedByS3Key"), "validation": {}},
+            "ShardedByS3Key on 2 hosts",
+        ),
+    ],
+)
+def test_channels_that_cannot_be_used(channels, message, root):
+    (root / "input/data/train").mkdir()
+    give(root, channels)
+    with pytest.raises(UserError, match=message):
+        find_channels(root, hosts=2)
+
+
+def test_a_config_that_is_no_json_is_named(root):
+    (root / "input/config").mkdir()
+    (root / "input/config/inputdataconfig.json").write_text("{")
+    with pytest.raises(UserError, match=r"inputdataconfig\.json: it cannot be read as JSON"):
+        find_channels(root)

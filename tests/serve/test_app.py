@@ -1,0 +1,146 @@
+"""Who is let in, and when: what needs no server process."""
+
+import asyncio
+import zlib
+
+import httpx
+import numpy as np
+import pytest
+from painted import PaintedEngine
+from running import picture
+from starlette.exceptions import HTTPException
+
+from ssd_jax.serve.answers import normalised, pixels
+from ssd_jax.serve.app import Service
+from ssd_jax.serve.pictures import Limits, Memory, decode
+from ssd_jax.types import Detections
+
+FOUND = Detections(
+    boxes=np.array([[0.1, 0.25, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]], np.float32),
+    scores=np.array([0.75, 0.5], np.float32),
+    labels=np.array([3, 0], np.int32),
+    valid=np.array([True, False]),
+)
+
+
+def asked(service, path, *, method="GET", **options):
+    """The answer of a service whose engine was not started."""
+
+    async def ask():
+        transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(ask())
+
+
+def test_the_normalised_form():
+    (row,) = normalised(FOUND)["prediction"]
+    assert row == [3.0, 0.75, *np.float32([0.1, 0.25, 0.5, 1.0]).tolist()]
+    assert all(isinstance(number, float) for number in row)
+
+
+def test_the_pixel_form():
+    assert pixels(FOUND, (20, 99)) == {
+        "image_size": [{"width": 99, "height": 20, "depth": 3}],
+        "annotations": [
+            {"class_id": 3, "score": 0.75, "left": 10, "top": 5, "width": 40, "height": 15}
+        ],
+    }
+
+
+def test_it_is_not_healthy_before_it_is_warm():
+    service = Service(PaintedEngine(), batches=[1])
+    for answer in (
+        asked(service, "/ping"),
+        asked(service, "/invocations", method="POST", content=picture()),
+    ):
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert "is being compiled" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [({}, 401), ({"Authorization": "Bearer wröng"}, 401), ({"Authorization": "Bearer key"}, 200)],
+)
+def test_a_token(given, status):
+    service = Service(PaintedEngine(), batches=[1], token="key")
+    headers = {name: value.encode() for name, value in given.items()}
+    for path in ("/metadata", "/metrics"):
+        assert asked(service, path, headers=headers).status_code == status
+    # Before the body is read, and before anything else is told.
+    answer = asked(service, "/invocations", method="POST", headers=headers, content=b"junk")
+    assert answer.status_code == (401 if status == 401 else 503)
+    if status == 401:
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert asked(service, "/ping").status_code == 503
+    assert asked(service, "/").status_code == 200
+    secured = asked(service, "/openapi.json").json()["paths"]["/invocations"]["post"]["security"]
+    assert secured == [{"token": []}]
+
+
+def test_a_fault_of_the_server_itself():
+    engine = PaintedEngine()
+    engine.meta = {"step": object()}  # no JSON
+    answer = asked(Service(engine, batches=[1]), "/metadata")
+    assert (answer.status_code, "its log tells why" in answer.json()["error"]) == (500, True)
+
+
+def test_the_pages_can_load_nothing_from_elsewhere():
+    service = Service(PaintedEngine(), batches=[1])
+    for path in ("/", "/docs"):
+        page = asked(service, path)
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "http" not in page.text
+
+
+def test_memory_is_given_back():
+    memory = Memory(10)
+    with memory.share() as take:
+        take(4)
+        take(4)
+        with pytest.raises(HTTPException, match="503"), memory.share() as other:
+            other(3)
+    with memory.share() as take:
+        take(10)
+
+
+def test_pixels_are_counted_before_they_take_memory():
+    for side in (9_000, 30_000):  # claimed by a header, with no pixel behind it
+        claim = bytearray(picture(size=(3, 3)))
+        claim[16:24] = side.to_bytes(4, "big") * 2
+        claim[29:33] = zlib.crc32(claim[12:29]).to_bytes(4, "big")
+        with pytest.raises(HTTPException, match="pixels, expected 67,108,864 at most") as caught:
+            decode(bytes(claim), "it", canvas=64, limits=Limits())
+        assert caught.value.status_code == 400
+    with pytest.raises(HTTPException, match="40 x 30 pixels, expected 1,199 at most"):
+        decode(picture(size=(30, 40)), "it", canvas=64, limits=Limits(pixels=1199))
+    decoded = decode(picture(size=(30, 40)), "it", canvas=64, limits=Limits(pixels=1200))
+    assert decoded.size == (30, 40)
+
+
+def test_an_engine_that_cannot_be_warmed_up_stops_the_server():
+    class Broken(PaintedEngine):
+        def predict(self, canvas, extent):
+            raise RuntimeError("no such instruction")
+
+    stopped = []
+    service = Service(Broken(), batches=[1], on_failure=lambda: stopped.append(True))
+
+    async def live():
+        arrived, done = asyncio.Queue(), []
+        arrived.put_nowait({"type": "lifespan.startup"})
+
+        async def send(message):
+            done.append(message["type"])
+            if message["type"] == "lifespan.startup.complete":
+                while not stopped:
+                    await asyncio.sleep(0.001)
+                arrived.put_nowait({"type": "lifespan.shutdown"})
+
+        await service.app({"type": "lifespan", "state": {}}, arrived.get, send)
+        return done
+
+    assert asyncio.run(live())[-1] == "lifespan.shutdown.complete"
+    assert str(service.failure) == "no such instruction"

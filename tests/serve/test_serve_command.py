@@ -1,0 +1,99 @@
+"""`ssd-jax serve` on a trained network."""
+
+import socket
+import sys
+
+import numpy as np
+import pytest
+from painted import PaintedEngine
+from running import running
+
+from ssd_jax.cli import build_parser, main
+from ssd_jax.commands import serve
+from ssd_jax.data.decode import decode_image
+from ssd_jax.data.open import open_data
+from ssd_jax.detector import Detector
+from ssd_jax.errors import UserError
+from ssd_jax.serve import server
+from ssd_jax.serve.answers import normalised
+from ssd_jax.serve.opening import RunEngine, default_batches
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes):
+    source = open_data(shapes, split=("val",))
+    return [source.read_image(index) for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_run, pictures):
+    """[class, score, xmin, ymin, xmax, ymax] of each picture."""
+    return [
+        np.array(normalised(found)["prediction"]) for found in Detector.load(tiny_run)(pictures)
+    ]
+
+
+def test_a_run_as_an_engine(tiny_run, pictures, expected):
+    engine = RunEngine(tiny_run)
+    canvas, extent, _ = decode_image(pictures[0], "it", engine.canvas)
+    found = engine.predict(canvas[None], np.array([extent], np.int32))
+    rows = normalised(type(found)(*(each[0] for each in found)))["prediction"]
+    np.testing.assert_array_equal(np.array(rows), expected[0])
+    assert default_batches(engine) == (1, 4)
+
+
+def test_a_run_is_served(tiny_run, tmp_path, pictures, expected):
+    command = ["-m", "ssd_jax", "serve", "--workdir", tiny_run, "--port", "0", "--batches", "1"]
+    with running(command, tmp_path, SSD_JAX_TOKEN="key") as it:
+        it.wait_until_healthy()
+        assert set(it.wait_for("ready")["batch_seconds"]) == {"1"}
+        assert it.post(pictures[0]).status_code == 401
+        it.client.headers["Authorization"] = "Bearer key"
+        assert it.client.get("/metadata").json()["classes"] == ["cross", "ring", "triangle"]
+        alone = [it.post(each).json() for each in pictures]
+        files = [("pictures", ("name", each)) for each in pictures]
+        together = it.client.post("/invocations", files=files).json()["results"]
+        assert it.stop() == 0
+    for wanted, *answers in zip(expected, alone, together, strict=True):
+        for answer in answers:
+            np.testing.assert_array_equal(np.array(answer["prediction"]), wanted)
+
+
+def test_the_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    path = tmp_path / "token"
+    path.write_text(" a key\n")
+    monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
+    assert serve.read_token(None) is None
+    assert serve.read_token(path) == "a key"
+    monkeypatch.setenv(serve.TOKEN_VARIABLE, "another")
+    assert serve.read_token(None) == "another"
+    path.write_text("\n")
+    with pytest.raises(UserError, match="is empty, expected a token"):
+        serve.read_token(path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--batches", "0,1"], ["--max-megapixels", "129"], ["--queue", "-1"], []]
+)
+def test_settings_that_cannot_be(arguments, capsys):
+    what = ["--workdir", "run"] if arguments else []
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["serve", *what, *arguments])
+    assert (arguments or ["--model"])[0] in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_one_message(tmp_path, capsys):
+    assert main(["serve", "--model", str(tmp_path)]) == 2
+    assert f"serve: error: {tmp_path}: " in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        server.serve(PaintedEngine(), batches=[1], port=taken.getsockname()[1])
+
+
+def test_without_its_packages_it_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "ssd_jax.serve.server")
+    assert main(["serve", "--workdir", "run"]) == 2
+    assert "needs the package uvicorn" in capsys.readouterr().err

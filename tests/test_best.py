@@ -1,0 +1,117 @@
+"""All parts of the recipe `best` in one run: it learns, resumes exactly, and shards."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hlo import QUICK
+from same_run import assert_same_run, final_variables
+from test_shipped_configs import fake_batch
+from tiny import tiny_config
+
+from ssd_jax import experiment
+from ssd_jax.errors import UserError
+from ssd_jax.models.initialise import init_variables
+from ssd_jax.runs import run_training
+from ssd_jax.sharding import make_mesh, put_batch, shardings_of
+from ssd_jax.train.checkpoint import Checkpoints
+from ssd_jax.train.state import create_state
+
+
+def best_config(shapes, **changes):
+    return tiny_config(
+        shapes,
+        **{
+            "steps": 4,
+            "evaluate__every_steps": None,
+            "model__backbone": "small",  # and mild augmentation: they compile fast
+            "model__fpn_channels": 400,
+            "augment__distort__probability": 0.0,
+            "augment__crop__min_ious": (),
+            "model__class_activation": "sigmoid",
+            "loss__class_loss": "quality_focal",
+            "loss__box_loss": "ciou",
+            "augment__mosaic__probability": 0.5,
+            "optimizer__schedule": "cosine",
+            "optimizer__ema_decay": 0.9,
+            "detect__nms": "gaussian",
+            "detect__flip": True,
+        }
+        | changes,
+    )
+
+
+def step_of(config, mesh):
+    """A compiled step of the config, and the state before it."""
+    network = experiment.build_network(config, 3)
+    schedule = experiment.build_schedule(config, images=20)
+    optimizer = experiment.build_optimizer(config, schedule)
+    variables = init_variables(network.model, 64, seed=0)
+    state = create_state(variables, optimizer, mesh, sharding=config.sharding, averaged=True)
+    step = experiment.build_step(config, network, schedule, optimizer, mesh)
+    return jax.jit(step, compiler_options=QUICK, out_shardings=(shardings_of(state), None)), state
+
+
+def test_a_step_is_the_same_on_one_device_and_cut_over_two(shapes, tmp_path):
+    batch = fake_batch(8)
+    outcomes = []
+    for devices, sharding in ((1, "replicated"), (2, "fsdp")):
+        mesh = make_mesh(jax.devices()[:devices])
+        step, before = step_of(best_config(shapes, sharding=sharding), mesh)
+        state, metrics = step(before, put_batch(batch, mesh))
+        outcomes.append(jax.device_get((metrics, state.variables)))
+        moved = jax.tree.map(
+            lambda old, new, average: np.allclose(average, new + 0.1 * (old - new), atol=1e-6),
+            *jax.device_get((before.params, state.params, state.average["params"])),
+        )
+        assert all(jax.tree.leaves(moved))
+    one, two = (jax.tree.leaves(outcome) for outcome in outcomes)
+    for ours, theirs in zip(one, two, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+    # What is saved is the average; what is restored is the whole.
+    with Checkpoints(tmp_path, metric="map") as checkpoints:
+        checkpoints.save(state, {"map": 0.5}, classes=("a",))
+        checkpoints.wait()
+        again = checkpoints.restore(1, before, classes=("a",))
+        shown = checkpoints.restore_variables(1, before.variables, classes=("a",))
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    jax.tree.map(np.testing.assert_array_equal, shown, state.average)
+
+
+def test_mosaics_need_four_images_on_a_device(shapes):
+    mesh = make_mesh(jax.devices()[:4])
+    step, state = step_of(best_config(shapes), mesh)
+    with pytest.raises(UserError, match="got 2 images on a device, expected a multiple of 4"):
+        step.lower(state, put_batch(fake_batch(8), mesh))
+
+
+@pytest.fixture(scope="module")
+def best_run(shapes, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("best")
+    run_training(best_config(shapes), workdir, mesh=make_mesh(jax.devices()[:2]))
+    return workdir
+
+
+@pytest.mark.long
+def test_a_resumed_run_is_bit_equal_and_so_is_its_average(best_run, shapes, tmp_path):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(best_run / name, tmp_path)
+    for step in (1, 2):
+        shutil.copytree(best_run / f"checkpoints/{step}", tmp_path / f"checkpoints/{step}")
+    config = best_config(shapes)
+    run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:2]))
+    assert_same_run(tmp_path, best_run, config)
+
+
+@pytest.mark.long
+def test_what_is_cut_over_devices_comes_out_alike(best_run, shapes, tmp_path):
+    config = best_config(shapes, sharding="fsdp")
+    run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:2]))
+    for ours, theirs in zip(
+        jax.tree.leaves(final_variables(config, tmp_path)),
+        jax.tree.leaves(final_variables(config, best_run)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

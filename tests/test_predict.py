@@ -1,0 +1,41 @@
+"""The mirrored view: the same boxes, found from the other side."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hlo import QUICK
+from tiny import tiny_config
+
+from ssd_jax import experiment
+from ssd_jax.models.initialise import init_variables
+from ssd_jax.ops.boxes import decode
+from ssd_jax.predict import predicting_anchors, run_network
+
+
+def test_a_mirrored_anchor_is_the_anchor_of_the_mirrored_image():
+    anchors = np.array([[0.125, 0.25, 0.5, 0.75]], np.float32)
+    both = predicting_anchors(anchors, flip=True)
+    np.testing.assert_array_equal(both, [[0.125, 0.25, 0.5, 0.75], [0.5, 0.25, 0.875, 0.75]])
+    np.testing.assert_array_equal(predicting_anchors(anchors), anchors)
+
+
+def test_both_views_of_a_mirrored_image_are_the_mirrored_boxes_of_the_views(shapes):
+    network = experiment.build_network(tiny_config(shapes), 3)
+    variables = init_variables(network.model, 64, seed=0)
+    anchors = predicting_anchors(network.anchors, flip=True)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def views(images):
+        deltas, logits = run_network(network.model, variables, images, flip=True)
+        return decode(deltas[0], anchors), logits[0]
+
+    image = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    (boxes, logits), (mirrored, mirrored_logits) = views(image), views(image[:, :, ::-1])
+    count = len(network.anchors)
+    swapped = jnp.roll(mirrored, count, axis=0)  # the view that is mirrored twice comes first
+    expected = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    np.testing.assert_allclose(swapped, expected, atol=1e-4)
+    np.testing.assert_allclose(jnp.roll(mirrored_logits, count, axis=0), logits, atol=1e-4)
+    assert not np.allclose(logits[:count], logits[count:], atol=1e-2)
