@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import s3fs
+
 
 @contextlib.contextmanager
 def serve_s3(folder: pathlib.Path, *, filled_by_hand: bool = True):
@@ -28,6 +30,8 @@ def serve_s3(folder: pathlib.Path, *, filled_by_hand: bool = True):
                 break
             except OSError:
                 time.sleep(0.05)
+        # A file system that was made for another server would go on asking there.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "TESTKEY",

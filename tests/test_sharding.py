@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hlo import QUICK, collectives
+from hlo import collectives
 from tiny import tiny_config
 
 from ssd_jax import experiment
@@ -34,7 +34,7 @@ def test_evaluation_compiles_to_no_collective(shapes):
     variables = put_replicated(init_variables(network.model, 64, seed=0), mesh)
     batch = put_batch((np.zeros((8, 64, 64, 3), np.uint8), np.full((8, 2), 64, np.int32)), mesh)
     predict = each_device_alone(experiment.build_predict(config, network), mesh)
-    text = predict.lower(variables, *batch).compile(QUICK).as_text()
+    text = predict.lower(variables, *batch).compile().as_text()
     assert "convolution" in text  # the whole program was read, to the loop of the suppression
     assert "while" in text
     assert collectives(text) == []
