@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ssd_jax.models.convolution import convolution
 from ssd_jax.models.groups import group_size, group_sums
 
 
@@ -63,6 +64,7 @@ def conv_layer(
         kernel_dilation=dilation,
         use_bias=style.bias,
         dtype=style.dtype,
+        conv_general_dilated=convolution,
         name=name,
     )(x)
     x = batch_norm(x, style=style, name=f"{name}_bn", train=train)

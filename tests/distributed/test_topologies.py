@@ -94,5 +94,6 @@ def test_several_processes_evaluate_a_run(alone, processes):
     assert {each.returncode for each in outcomes} == {0}, told(outcomes)
     report = json.loads((alone.workdir / "report.json").read_text())
     (headline,) = [line for line in outcomes[0].stdout.splitlines() if line.startswith("mAP@.5")]
-    assert float(headline.split()[5]) == pytest.approx(report["metrics"]["map_voc07"], abs=0.02)
+    found = float(headline.rpartition("= ")[2])
+    assert found == pytest.approx(report["metrics"]["map_voc07"], abs=0.02)
     assert not any("mAP@.5" in each.stdout for each in outcomes[1:])

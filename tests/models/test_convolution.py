@@ -1,0 +1,80 @@
+"""The kernel gradient is that of `lax.conv_general_dilated`, and on CPUs no convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ssd_jax.models.convolution import convolution
+
+
+def random(seed, *shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def both(strides, padding, dilation):
+    """Our convolution and XLA's of the same geometry."""
+
+    def ours(images, kernel):
+        return convolution(images, kernel, strides, padding, rhs_dilation=dilation)
+
+    def xla(images, kernel):
+        return lax.conv_general_dilated(
+            images, kernel, strides, padding, rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    return ours, xla
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding", "dilation"),
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+        ((1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)),
+        ((7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1)),
+        ((3, 3), (1, 1), ((6, 6), (6, 6)), (6, 6)),
+        ((4, 2), (2, 1), ((1, 0), (0, 3)), (1, 2)),
+    ],
+)
+def test_gradients_are_those_of_xla(kernel, strides, padding, dilation):
+    images, weights = random(0, 2, 17, 14, 3), random(1, *kernel, 3, 5)
+    ours, xla = both(strides, padding, dilation)
+    values, pull = jax.vjp(ours, images, weights)
+    expected, expected_pull = jax.vjp(xla, images, weights)
+    np.testing.assert_array_equal(values, expected)
+    gradient = random(2, *values.shape)
+    for one, other in zip(pull(gradient), expected_pull(gradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def lowered(platform, function, *arguments):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_only_cpus_are_spared_the_third_convolution():
+    ours, _ = both((1, 1), ((1, 1), (1, 1)), (1, 1))
+
+    def gradients(images, kernel):
+        return jax.grad(lambda *both: jnp.sum(ours(*both) ** 2), (0, 1))(images, kernel)
+
+    arguments = random(0, 1, 8, 8, 3), random(1, 3, 3, 3, 5)
+    count = {
+        platform: lowered(platform, gradients, *arguments).count("stablehlo.convolution")
+        for platform in ("cpu", "cuda")
+    }
+    assert count == {"cpu": 2, "cuda": 3}
+
+
+def test_a_network_in_bfloat16_has_gradients_in_bfloat16():
+    images, kernel = (
+        random(0, *shape, dtype=jnp.bfloat16) for shape in ((1, 5, 5, 2), (3, 3, 2, 4))
+    )
+    ours, xla = both((1, 1), ((0, 0), (0, 0)), (1, 1))
+    one, other = (
+        jax.grad(lambda k, f=f: jnp.sum(f(images, k).astype(jnp.float32)))(kernel)
+        for f in (ours, xla)
+    )
+    assert one.dtype == other.dtype == jnp.bfloat16
+    np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.02)
