@@ -9,7 +9,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_PLACES = ((0, 1, 2), (0, 1, 2))
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+# Of a strip of rows; with 64 channels half a megabyte, which a processor keeps at hand.
+_PIXELS = 2048
 
 
 def convolution(
@@ -67,20 +70,33 @@ def kernel_gradient(
     padding: Pairs,
     dilation: tuple[int, int],
 ) -> Float[Array, "h w i o"]:
-    """For each tap of the kernel the products of what it saw with the gradient of what it gave."""
+    """For each tap of the kernel the product of what it saw with the gradient of what it gave.
+
+    A few rows at a time, so that every tap finds them in the processor's cache.
+    """
     height, width, channels, _ = kernel_shape
-    rows, columns = gradient.shape[1:3]
+    batch, rows, columns, _ = gradient.shape
+    block = _largest_divisor(rows, at_most=max(1, _PIXELS // (batch * columns)))
+    spans = ((block - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1)
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
-    def tap(row, column):
-        starts = (row * dilation[0], column * dilation[1])
-        spans = ((rows - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1)
-        seen = padded[
-            :,
-            starts[0] : starts[0] + spans[0] : strides[0],
-            starts[1] : starts[1] + spans[1] : strides[1],
-        ]
-        return jnp.tensordot(seen, gradient, axes=((0, 1, 2), (0, 1, 2)))
+    def add(number, total):
+        tall = spans[0] + (height - 1) * dilation[0]
+        strip = lax.dynamic_slice_in_dim(padded, number * block * strides[0], tall, axis=1)
+        given = lax.dynamic_slice_in_dim(gradient, number * block, block, axis=1)
 
-    taps = [tap(row, column) for row in range(height) for column in range(width)]
-    return jnp.stack(taps).reshape(kernel_shape)
+        def product(tap):
+            row, column = jnp.divmod(tap, width)
+            corner = (0, row * dilation[0], column * dilation[1], 0)
+            seen = lax.dynamic_slice(strip, corner, (batch, *spans, channels))
+            seen = seen[:, :: strides[0], :: strides[1]]
+            return jnp.tensordot(seen, given, axes=_PLACES, preferred_element_type=jnp.float32)
+
+        return total + lax.map(product, jnp.arange(height * width)).reshape(kernel_shape)
+
+    total = lax.fori_loop(0, rows // block, add, jnp.zeros(kernel_shape, jnp.float32))
+    return total.astype(gradient.dtype)
+
+
+def _largest_divisor(number: int, *, at_most: int) -> int:
+    return next(each for each in range(min(number, at_most), 0, -1) if number % each == 0)

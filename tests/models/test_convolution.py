@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ssd_jax.models import convolution as module
 from ssd_jax.models.convolution import convolution
 
 
@@ -28,6 +29,7 @@ def both(strides, padding, dilation):
     return ours, xla
 
 
+@pytest.mark.parametrize("pixels", [1, 60, 10_000])
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding", "dilation"),
     [
@@ -38,8 +40,10 @@ def both(strides, padding, dilation):
         ((4, 2), (2, 1), ((1, 0), (0, 3)), (1, 2)),
     ],
 )
-def test_gradients_are_those_of_xla(kernel, strides, padding, dilation):
-    images, weights = random(0, 2, 17, 14, 3), random(1, *kernel, 3, 5)
+def test_gradients_are_those_of_xla(kernel, strides, padding, dilation, pixels, monkeypatch):
+    """In strips of one row, of some and of all."""
+    monkeypatch.setattr(module, "_PIXELS", pixels)
+    images, weights = random(0, 2, 18, 14, 3), random(1, *kernel, 3, 5)
     ours, xla = both(strides, padding, dilation)
     values, pull = jax.vjp(ours, images, weights)
     expected, expected_pull = jax.vjp(xla, images, weights)
