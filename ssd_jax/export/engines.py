@@ -69,8 +69,11 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
     if jax.default_backend() != "cpu":
         return _tried("jax", parts), f"JAX has a {jax.default_backend()} here"
     passed, told = [], []
+    found_at_export = parts.folder.meta.get("verification", {}).get("found", {})
     for name in _BUILDERS:
         try:
+            if reason := found_at_export.get(name, {}).get("refused"):
+                raise UserError(reason)
             engine = _tried(name, parts)
         except UserError as error:
             told.append(f"{name} is out: {error}")

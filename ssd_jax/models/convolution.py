@@ -94,7 +94,9 @@ def kernel_gradient(
 
         return total + lax.map(product, jnp.arange(height * width)).reshape(kernel_shape)
 
-    total = lax.fori_loop(0, rows // block, add, jnp.zeros(kernel_shape, jnp.float32))
+    # A zero that inside `shard_map` is each device's own, as the sum is.
+    nothing = gradient[:0].sum(dtype=jnp.float32)
+    total = lax.fori_loop(0, rows // block, add, jnp.broadcast_to(nothing, kernel_shape))
     return total.astype(gradient.dtype)
 
 

@@ -1,9 +1,13 @@
-"""When two results on one picture are the same."""
+"""When two results on one picture are the same, and what follows when they are not."""
+
+import types
 
 import numpy as np
 import pytest
 
 from ssd_jax.errors import UserError
+from ssd_jax.export import verify
+from ssd_jax.export.folder import ModelFolder
 from ssd_jax.export.verify import compare
 from ssd_jax.types import Detections
 
@@ -61,5 +65,31 @@ def test_the_last_of_a_full_list_may_be_another():
     ids=["lost", "added", "class", "box", "score", "nan"],
 )
 def test_differences(other):
-    with pytest.raises(UserError, match="of 3 detections differ by more than 1e-04"):
+    with pytest.raises(UserError, match="detections of both have no counterpart within 1e-04"):
         compare(detections(*ROWS), detections(*other), **LIMITS)
+
+
+@pytest.mark.parametrize(("differs", "is_fatal"), [("openvino", False), ("onnxruntime", True)])
+def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
+    canvas, extent = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 2), 4, np.int32)
+    fields = {name: np.stack([array] * 2) for name, array in detections(*ROWS)._asdict().items()}
+    cases = {"canvas": canvas, "extent": extent}
+    cases |= {f"{name}_{row}": array[row] for name, array in fields.items() for row in (0, 1)}
+
+    def opened(source, engine):
+        found = Detections(**fields)
+        if engine == differs:
+            found = found._replace(boxes=found.boxes + 0.01)
+        return types.SimpleNamespace(predict=lambda *batch: found, seconds=0.1)
+
+    monkeypatch.setattr(verify, "_stablehlo", lambda folder: lambda *batch: Detections(**fields))
+    monkeypatch.setattr(verify, "installed_engines", lambda folder: ("jax", differs))
+    monkeypatch.setattr(verify, "open_exported", opened)
+    folder = ModelFolder("model", {"detect": LIMITS}, {})
+    if is_fatal:
+        with pytest.raises(UserError, match="onnxruntime, picture 0: 6 of the 6 detections"):
+            verify._check(folder, cases)
+    else:
+        results = verify._check(folder, cases)
+        assert results["jax"] == {"largest_deviation": 0.0, "seconds": 0.1}
+        assert "6 of the 6 detections" in results["openvino"]["refused"]

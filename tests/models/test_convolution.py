@@ -8,6 +8,7 @@ from jax import lax
 
 from ssd_jax.models import convolution as module
 from ssd_jax.models.convolution import convolution
+from ssd_jax.sharding import make_mesh
 
 
 def random(seed, *shape, dtype=jnp.float32):
@@ -82,3 +83,20 @@ def test_a_network_in_bfloat16_has_gradients_in_bfloat16():
     )
     assert one.dtype == other.dtype == jnp.bfloat16
     np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.02)
+
+
+def test_devices_sum_their_own_pixels():
+    ours, _ = both((1, 1), ((1, 1), (1, 1)), (1, 1))
+    images, kernel = random(0, 4, 6, 6, 2), random(1, 3, 3, 2, 3)
+
+    def gradient(images, kernel):
+        return jax.grad(lambda kernel: jnp.sum(ours(images, kernel) ** 2))(kernel)
+
+    def of_own(images, kernel):
+        kernel = lax.pcast(kernel, ("data",), to="varying")
+        return lax.psum(gradient(images, kernel), "data")
+
+    mesh = make_mesh(jax.devices()[:2])
+    specs = (jax.P("data"), jax.P())
+    cut = jax.jit(jax.shard_map(of_own, mesh=mesh, in_specs=specs, out_specs=jax.P()))
+    np.testing.assert_allclose(cut(images, kernel), gradient(images, kernel), rtol=1e-5)
