@@ -1,4 +1,4 @@
-"""Convolution with a kernel gradient that is quick on CPUs too."""
+"""Convolution that is quick on CPUs too."""
 
 import functools
 from collections.abc import Sequence
@@ -26,9 +26,10 @@ def convolution(
 ) -> Float[Array, "B _ _ o"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, for its `conv_general_dilated`.
 
-    XLA takes the kernel gradient as a convolution whose window is a whole feature map, and on CPUs
-    spends three to ten times as long on it as on the convolution itself. There it is computed as
-    one matrix product a tap of the kernel (`experiments/speed`); elsewhere nothing changes.
+    On CPUs two of its cases are computed as matrix products, because XLA is slow at them
+    (docs/performance.md). A kernel of 1x1 is one, which XLA leaves to one core. The other is the
+    gradient of any kernel, for XLA a convolution whose window is a whole feature map. Elsewhere
+    nothing changes.
     """
     del others  # one group, no dilated images, the default precision, the layout NHWC
     return _convolution(images, kernel, tuple(window_strides), tuple(padding), tuple(rhs_dilation))
@@ -36,9 +37,25 @@ def convolution(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(images, kernel, strides, padding, dilation):
-    return lax.conv_general_dilated(
-        images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_LAYOUT
+    by_xla = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=_LAYOUT,
     )
+    if not _is_pointwise(kernel, padding):
+        return by_xla(images, kernel)
+    on_cpu = functools.partial(_pointwise, strides=strides)
+    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=by_xla)
+
+
+def _is_pointwise(kernel, padding):
+    return kernel.shape[:2] == (1, 1) and not any(map(any, padding))
+
+
+def _pointwise(images, kernel, *, strides):
+    return jnp.tensordot(images[:, :: strides[0], :: strides[1]], kernel[0, 0], axes=1)
 
 
 def _forward(images, kernel, strides, padding, dilation):
@@ -47,15 +64,28 @@ def _forward(images, kernel, strides, padding, dilation):
 
 def _backward(strides, padding, dilation, saved, gradient):
     images, kernel = saved
-    how = {"strides": strides, "padding": padding, "dilation": dilation}
-    _, of_images = jax.vjp(lambda images: _convolution.fun(images, kernel, *how.values()), images)
 
-    def as_convolution(images, gradient):
-        return jax.vjp(lambda k: _convolution.fun(images, k, *how.values()), kernel)[1](gradient)[0]
+    def by_xla(images, kernel, gradient):
+        def forward(images, kernel):
+            return lax.conv_general_dilated(
+                images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_LAYOUT
+            )
 
-    as_products = functools.partial(kernel_gradient, kernel_shape=kernel.shape, **how)
-    of_kernel = lax.platform_dependent(images, gradient, cpu=as_products, default=as_convolution)
-    return of_images(gradient)[0], of_kernel
+        return jax.vjp(forward, images, kernel)[1](gradient)
+
+    def on_cpu(images, kernel, gradient):
+        of_kernel = kernel_gradient(
+            images, gradient, kernel_shape=kernel.shape, strides=strides, padding=padding,
+            dilation=dilation,
+        )  # fmt: skip
+        if _is_pointwise(kernel, padding):
+            forward = functools.partial(_pointwise, kernel=kernel, strides=strides)
+            (of_images,) = jax.vjp(forward, images)[1](gradient)
+        else:
+            of_images, _ = by_xla(images, kernel, gradient)
+        return of_images, of_kernel
+
+    return lax.platform_dependent(images, kernel, gradient, cpu=on_cpu, default=by_xla)
 
 
 _convolution.defvjp(_forward, _backward)

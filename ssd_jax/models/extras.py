@@ -58,7 +58,7 @@ class ExtraLayers(nn.Module):
 
     It is followed until the next kernel does not fit, and not beyond a map of 1x1 unless
     `beyond_one`: 300 px gives the six maps of SSD300, 128 px stops at 2x2 after two extra layers.
-    They are named conv6_1, conv6_2, conv7_1, ...
+    They are named conv6_1, conv6_2, conv7_1, ... A call takes the first `at_most` of them.
     """
 
     layout: tuple[ExtraLayer, ...]
@@ -67,12 +67,12 @@ class ExtraLayers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B _ _ _"], *, train: bool
+        self, x: Float[Array, "B _ _ _"], *, train: bool, at_most: int | None = None
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Map the last feature map of the backbone to the coarser ones."""
         style = self.style
         features = []
-        for number, layer in enumerate(self.layout, start=6):
+        for number, layer in enumerate(self.layout[:at_most], start=6):
             side = min(x.shape[1:3])
             at_end = side == 1 and not self.beyond_one
             if at_end or side + 2 * layer.padding < layer.kernel:

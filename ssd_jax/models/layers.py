@@ -88,27 +88,6 @@ def batch_norm(
     )(x, train=train)
 
 
-def max_pool(
-    x: Float[Array, "B _ _ c"],
-    *,
-    window: int,
-    stride: int,
-    padding: int = 0,
-    round_up: bool = False,
-) -> Float[Array, "B _ _ c"]:
-    """Maxima over square windows; `round_up` keeps the rest of a map that they do not fill.
-
-    Rounding down and up are the pooling conventions "valid" and "full" of MXNet.
-    """
-    rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
-    return nn.max_pool(
-        x,
-        window_shape=(window, window),
-        strides=(stride, stride),
-        padding=[(padding, padding + rest) for rest in rests],
-    )
-
-
 class GroupedBatchNorm(nn.Module):
     """BatchNorm whose training statistics are those of groups of consecutive images.
 

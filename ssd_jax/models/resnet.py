@@ -3,7 +3,8 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, conv_layer, max_pool
+from ssd_jax.models.layers import ConvStyle, conv_layer
+from ssd_jax.models.pooling import max_pool
 
 # (channels inside a block, blocks) of stages 1 to 4; stage n has stride 2 ** (n + 1).
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))

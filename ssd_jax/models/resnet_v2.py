@@ -5,7 +5,8 @@ import dataclasses
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, batch_norm, conv_layer, max_pool
+from ssd_jax.models.layers import ConvStyle, batch_norm, conv_layer
+from ssd_jax.models.pooling import max_pool
 from ssd_jax.models.resnet import STAGES
 
 

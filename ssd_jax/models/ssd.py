@@ -19,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssd_jax.errors import UserError
+from ssd_jax.models.convolution import convolution
 from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
 from ssd_jax.models.fpn import FeaturePyramid
 from ssd_jax.models.layers import ConvStyle
@@ -70,7 +71,14 @@ class Heads(nn.Module):
         )
 
     def _conv(self, channels: int, *, name: str) -> nn.Conv:
-        return nn.Conv(channels, (3, 3), padding=1, dtype=self.dtype, name=name)
+        return nn.Conv(
+            channels,
+            (3, 3),
+            padding=1,
+            dtype=self.dtype,
+            conv_general_dilated=convolution,
+            name=name,
+        )
 
 
 class SSD(nn.Module):
@@ -86,7 +94,10 @@ class SSD(nn.Module):
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Give the feature maps that the heads look at, finest first."""
         maps = self.backbone(images, train=train)
-        maps = (*maps, *self.extras(maps[-1], train=train))
+        # A larger image than the network was built for has room for maps that have no heads.
+        heads = len(self.heads.anchors_per_cell)
+        coarser = self.extras(maps[-1], train=train, at_most=heads - len(maps) if heads else None)
+        maps = (*maps, *coarser)
         return maps if self.fpn is None else self.fpn(maps, train=train)
 
     def __call__(
@@ -187,6 +198,12 @@ def feature_shapes(
         _EXTRAS[extras](backbone, image_size, thin),
         Heads((), 1),
     )
+    return map_shapes(model, image_size)
+
+
+@functools.cache
+def map_shapes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
+    """`feature_shapes` of a model on images of any size; a small one may have fewer maps."""
     maps, _ = jax.eval_shape(
         lambda key, images: model.init_with_output(key, images, train=False, method=SSD.features),
         jax.random.key(0),

@@ -3,7 +3,8 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer, max_pool
+from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer
+from ssd_jax.models.pooling import max_pool
 
 # (channels, convolutions) of conv1 to conv5
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))

@@ -11,7 +11,8 @@ from ssd_jax.experiment import build_network
 from ssd_jax.export.onnx_writer import to_onnx
 from ssd_jax.export.stages import build_stages
 from ssd_jax.models.initialise import init_variables
-from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer, max_pool
+from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer
+from ssd_jax.models.pooling import max_pool
 from ssd_jax.recipes import recipe_config
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

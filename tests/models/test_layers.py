@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize, max_pool
+from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize
+from ssd_jax.models.pooling import max_pool
 from ssd_jax.sharding import make_mesh
 
 BATCH, CHANNELS = 8, 3

@@ -8,7 +8,7 @@ import pytest
 
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables, variable_shapes
-from ssd_jax.models.ssd import Heads, build_model, feature_shapes
+from ssd_jax.models.ssd import Heads, build_model, feature_shapes, map_shapes
 
 SSD300_ANCHORS = (4, 6, 6, 6, 4, 4)
 SSD512_ANCHORS = (4, 6, 6, 6, 6, 4, 4)
@@ -242,6 +242,15 @@ def test_impossible_networks_are_refused(wrong, message):
         tiny(**wrong)
 
 
-def test_another_image_size_than_the_model_was_built_for_is_refused():
-    with pytest.raises(UserError, match="the network has 5 feature maps"):
-        init_variables(tiny(), 192, seed=0)
+def test_a_larger_image_has_the_same_maps_and_variables():
+    # It has room for a fifth map, which has no heads.
+    assert len(feature_shapes(backbone="vgg16", image_size=192)) == 5
+    assert map_shapes(tiny(), 192) == ((24, 24), (12, 12), (6, 6), (3, 3))
+    assert variable_shapes(tiny(), 192) == variable_shapes(tiny(), 64)
+
+
+def test_an_image_too_small_for_all_maps_is_refused():
+    larger = tiny(image_size=192, anchors_per_cell=(4, 6, 6, 4, 4))
+    assert len(map_shapes(larger, 64)) == 4
+    with pytest.raises(UserError, match=r"5 entries .* but the network has 4 feature maps"):
+        init_variables(larger, 64, seed=0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from oracle.reference import read_vector, vectors
 
-from ssd_jax.models.layers import GroupedBatchNorm, L2Normalize, max_pool
+from ssd_jax.models.layers import GroupedBatchNorm, L2Normalize
+from ssd_jax.models.pooling import max_pool
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.types import Targets
 
