@@ -99,6 +99,7 @@ def summary(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float |
         "map_voc07": result.map11,
         "map_voc12": result.map,
         "map_voc07_difficult_counted": evaluation.counted.map11,
+        "map_voc12_difficult_counted": evaluation.counted.map,
         "map_mxnet": evaluation.mxnet.map11,
     }
     if coco:

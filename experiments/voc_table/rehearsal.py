@@ -1,0 +1,176 @@
+"""What can be known before a GPU hour is spent: data, weights, memory and time of each row."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from miniature import VOC_IMAGES
+from ml_collections import ConfigDict
+
+from ssd_jax import experiment
+from ssd_jax.data.pipeline import max_objects, train_batches
+from ssd_jax.data.sources.base import Source
+from ssd_jax.errors import UserError
+from ssd_jax.experiment import Network
+from ssd_jax.importing import start_from
+from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.sharding import make_mesh, put_batch
+from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
+from ssd_jax.train.state import create_state, state_shapes
+
+# FLOP/s that a network is modelled to train at on an H200 in bfloat16: the part of the 790 TFLOP/s
+# of its matrix units that 0.70 of the layer-by-layer roofline is, at 512 px and a batch of 64.
+MODELLED = {"vgg16": 0.51 * 790e12, "resnet50": 0.24 * 790e12}
+TIMED_STEPS = 3
+_GIB = 2**30
+
+
+def rehearse(rows: dict[str, ConfigDict], *, seeds: int, miniature: bool) -> list[str]:
+    """Prints what each row needs; returns what keeps rows from being trained.
+
+    On an accelerator, and in miniature, a step is run and timed. Elsewhere its time is modelled,
+    and its memory, which depends on the machine, is told but not judged.
+    """
+    problems, hours = [], []
+    sources: dict[tuple[str, ...], Source] = {}
+    runs_here = miniature or jax.default_backend() != "cpu"
+    for name, config in rows.items():
+        print(name, flush=True)
+        try:
+            train, _ = (
+                _source(config, split, sources, official=not miniature)
+                for split in ("train", "val")
+            )
+            hours.append(_hours(config, train, runs_here=runs_here))
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+            _tell("PROBLEM", str(error))
+    print(
+        f"{len(hours)} of {len(rows)} rows can be trained: with {seeds} seeds {len(hours) * seeds} "
+        f"runs, {sum(hours) * seeds:.3g} device hours"
+    )
+    return problems
+
+
+def _source(config, split, sources, *, official) -> Source:
+    """Opens a split as a run does; what the doctor finds is remembered for the runs."""
+    place = config.data[split]
+    key = (split, place.root, *place.image_sets)
+    if key not in sources:
+        source = experiment.build_source(config, split, classes=config.data.classes)
+        expected = sum(VOC_IMAGES.get(tuple(name.split("/")), 0) for name in place.image_sets)
+        if official and expected and len(source) != expected:
+            raise UserError(
+                f"config.data.{split}: got {len(source):,} images that can be used, expected the "
+                f"{expected:,} of {', '.join(place.image_sets)}. Unpack the official files again."
+            )
+        sources[key] = source
+    source = sources[key]
+    _tell(split, f"{len(source):,} images, {len(source.annotations.labels):,} objects")
+    return source
+
+
+def _hours(config, source: Source, *, runs_here) -> float:
+    """Device hours of a run, if the weights and the memory are there."""
+    mesh = make_mesh()
+    network = experiment.build_network(config, len(source.classes))
+    _tell("weights", _weights(config, variable_shapes(network.model, config.model.image_size)))
+    compiled = _compiled(config, network, source, mesh)
+    memory, limit = (b / _GIB for b in (step_memory(compiled).total, memory_limit(mesh)))
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    if runs_here and memory > limit:
+        raise UserError(
+            f"memory: a step needs {memory:.2f} GiB a device, expected at most the {limit:.2f} of "
+            f"{devices}. Take more devices, or --config.model.dtype=bfloat16."
+        )
+    elsewhere = "" if runs_here else "; what trains plans for itself"
+    _tell("memory", f"{memory:.2f} GiB a device as XLA plans for {devices}{elsewhere}")
+    if runs_here:
+        seconds = mesh.size * _timed(config, compiled, network, source, mesh)
+        basis = f"the fastest of {TIMED_STEPS} steps here, on {devices}, that wait for no data"
+    else:
+        seconds = modelled_seconds(config, network)
+        basis = "a model: one H200 at 0.70 of its roofline"
+    steps = experiment.total_steps(config, len(source))
+    _tell(
+        "time",
+        f"{seconds * steps / 3600:.3g} device hours a run without evaluations: {steps:,} steps of "
+        f"{seconds:.3f} device seconds, from {basis}",
+    )
+    return seconds * steps / 3600
+
+
+def _weights(config: ConfigDict, shapes: dict) -> str:
+    if not config.weights.path:
+        return "none, from scratch"
+    _, report = start_from(
+        shapes,
+        config.weights.path,
+        backbone=config.model.backbone,
+        reinitialise=config.weights.reinitialise,
+        config=config,
+    )
+    return f"{config.weights.path}: {len(report.loaded)} of {len(jax.tree.leaves(shapes))} arrays"
+
+
+def _compiled(config, network, source: Source, mesh: Mesh) -> Compiled:
+    """The step at the largest size that it is trained at."""
+    schedule = experiment.build_schedule(config, len(source))
+    optimizer = experiment.build_optimizer(config, schedule)
+    size = max(experiment.training_sizes(config))
+    step = experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
+    state = state_shapes(
+        variable_shapes(network.model, config.model.image_size),
+        optimizer,
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
+    batch = batch_shapes(
+        config.batch_size, canvas=config.data.canvas, max_objects=max_objects(source), mesh=mesh
+    )
+    return compile_step(step, state, batch, mesh)
+
+
+def _timed(config, compiled: Compiled, network, source: Source, mesh: Mesh) -> float:
+    """Seconds of the fastest of a few steps on one batch."""
+    batches = train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        num_threads=0,
+    )
+    batch = put_batch(next(batches), mesh)
+    state = create_state(
+        init_variables(network.model, config.model.image_size, seed=config.seed),
+        experiment.build_optimizer(config, experiment.build_schedule(config, len(source))),
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
+    seconds = []
+    for _ in range(TIMED_STEPS + 1):
+        since = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - since)
+    return min(seconds[1:])  # the first one is slower
+
+
+def modelled_seconds(config: ConfigDict, network: Network) -> float:
+    """Seconds of a step on one H200; float32 has half the peak and twice the bytes."""
+    rate = next(rate for name, rate in MODELLED.items() if config.model.backbone.startswith(name))
+    shapes = variable_shapes(network.model, config.model.image_size)
+    image = jax.ShapeDtypeStruct((1, *2 * (config.model.image_size,), 3), jnp.float32)
+    forward = jax.jit(lambda variables, x: network.model.apply(variables, x, train=False))
+    flops = forward.lower(shapes, image).cost_analysis()["flops"]
+    # A step is three forward passes: its own, and the gradients of the maps and of the kernels.
+    return 3 * flops * config.batch_size / rate * (2 if config.model.dtype == "float32" else 1)
+
+
+def _tell(part: str, text: str) -> None:
+    print(f"  {part:8} {text}", flush=True)

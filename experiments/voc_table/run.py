@@ -1,0 +1,244 @@
+"""The published table of SSD on PASCAL VOC: trained, measured and written by one command.
+
+    python experiments/voc_table/run.py --out runs/voc_table --dry-run
+    python experiments/voc_table/run.py --out runs/voc_table [--rows NAME ...] [--seeds 5]
+    python experiments/voc_table/run.py --out DIR --scale 0.01
+
+Run again, it goes on: finished runs are skipped, half-done ones resumed. README.md has the rest.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import miniature
+import tables
+from ml_collections import ConfigDict
+
+from ssd_jax import config as configs
+from ssd_jax.caches import keep_compiled_programs
+from ssd_jax.cli import EXIT_STOPPED
+from ssd_jax.commands.common import count, positive
+from ssd_jax.config_check import check
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.reporting import REPORT_FILE
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+SEEDS, MINIATURE_SEEDS = 5, 1
+
+
+class Row(NamedTuple):
+    """A line of the table: which config, and what is known to compare it with."""
+
+    config: str
+    published: float
+    source: str
+
+
+_AMAZON = "AWS Machine Learning Blog, Object Detection algorithm now available in Amazon SageMaker"
+_PUBLISHED = {"vgg16_64": 0.780, "vgg16_16": 0.780, "resnet50_64": 0.791, "resnet50_16": 0.796}
+ROWS = {
+    f"{recipe}_{row}": Row(f"voc0712_{recipe}_512.py:{row}", mean, _AMAZON)
+    for recipe in ("sagemaker", "paper")
+    for row, mean in _PUBLISHED.items()
+}
+DEFAULT_ROWS = tuple(ROWS)
+ROWS |= {
+    "best_vgg16": Row("best_vgg16_512.py", 0.807, "to beat: plain SSD512, README of lufficc/SSD"),
+    "best_resnet50": Row("best_resnet50_512.py", 0.815, "to beat: FPNSSD512, README of TorchCV"),
+}
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    row: str
+    seed: int
+
+    def folder(self, out: pathlib.Path) -> pathlib.Path:
+        """Where it lies."""
+        return out / "runs" / self.row / f"seed_{self.seed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit codes are those of `ssd-jax train`."""
+    keep_compiled_programs()
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        return run(options, configs.split_assignments(rest))
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"{parser.prog}: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A job array of Slurm sets --task and --tasks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Settings of all rows can be changed, as --config.data.cache=device.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=tuple(ROWS),
+        default=DEFAULT_ROWS,
+        metavar="NAME",
+        help=f"of {', '.join(ROWS)} (default: all but best_*)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        metavar="N",
+        help=f"0 to N - 1 (default: {SEEDS}, in miniature {MINIATURE_SEEDS})",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="below 1, everything in miniature: this part of the images and of the epochs",
+    )
+    array = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT")}
+    tasks = int(array["COUNT"] or 1)
+    parser.add_argument("--tasks", type=positive, default=tasks, help="of a job array")
+    parser.add_argument(
+        "--task",
+        type=count,
+        # Slurm may begin to count anywhere.
+        default=int(array["ID"] or 0) % tasks,
+        help="which of them this is, from 0",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run", action="store_true", help="check data, weights, memory and time; train nothing"
+    )
+    what.add_argument(
+        "--collect", action="store_true", help="write the table of what is finished; train nothing"
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, assignments: Sequence[tuple[str, str]]) -> int:
+    """Trains what is missing of this task's share, then writes the table of all that is there."""
+    if not 0 < options.scale <= 1:
+        raise UserError(f"--scale: got {options.scale}, expected more than 0, at most 1.")
+    if options.task >= options.tasks:
+        raise UserError(f"--task: got {options.task}, expected less than --tasks {options.tasks}.")
+    seeds = options.seeds or (SEEDS if options.scale == 1 else MINIATURE_SEEDS)
+    rows = {
+        name: config_of(name, assignments, scale=options.scale, out=options.out)
+        for name in dict.fromkeys(options.rows)
+    }
+    failed = []
+    if not options.collect:
+        prepare_jax(rows, options.scale)
+    if options.dry_run:
+        from rehearsal import rehearse
+
+        return 2 if rehearse(rows, seeds=seeds, miniature=options.scale < 1) else 0
+    if not options.collect:
+        share = jobs(rows, seeds, task=options.task, tasks=options.tasks)
+        failed = train_all(rows, share, options.out)
+    print(f"\n{tables.write(records(options.out), options.out)}")
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def config_of(
+    name: str, assignments: Sequence[tuple[str, str]], *, scale: float, out: pathlib.Path
+) -> ConfigDict:
+    """The config of a row but for its seed; in miniature its images are made here."""
+    config = configs.load_config(str(CONFIGS / ROWS[name].config))
+    configs.override(config, assignments)
+    if scale < 1:
+        devkit = miniature.make_devkit(config, out / "VOCdevkit", scale)
+        miniature.shrink(config, scale, devkit)
+    check(config)
+    return config
+
+
+def prepare_jax(rows: dict[str, ConfigDict], scale: float) -> None:
+    """What must be settled before the first program runs."""
+    import jax
+
+    from ssd_jax.sharding import use_cpu_cores
+
+    use_cpu_cores(math.gcd(*(config.batch_size for config in rows.values())))
+    if scale < 1:
+        # Nearly all of the time is compilation, which takes a third as long without them.
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> list[Job]:
+    """A task's share of all; all rows with the first seed come first, for an early table."""
+    return [Job(row, seed) for seed in range(seeds) for row in rows][task::tasks]
+
+
+def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) -> list[str]:
+    """Trains and measures one job after the other; returns what failed and why.
+
+    A run that fails, as one whose loss is no longer finite, does not keep the others from theirs.
+    """
+    from ssd_jax.runs import run_training  # late, for its imports take seconds
+
+    failed = []
+    for number, job in enumerate(share, 1):
+        config = rows[job.row].copy_and_resolve_references()
+        config.seed = job.seed
+        title = f"{job.row}, seed {job.seed} ({number} of {len(share)})"
+        try:
+            if is_finished(config, job.folder(out)):
+                print(f"== {title}: finished before")
+                continue
+            print(f"== {title}", flush=True)
+            run_training(config, job.folder(out))
+        except UserError as error:
+            failed.append(f"{job.row}, seed {job.seed}: {error}")
+            print(failed[-1], file=sys.stderr)
+    return failed
+
+
+def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the run left its report; refused if that is of another config."""
+    from ssd_jax.runs import CONFIG_FILE, HARDWARE
+
+    if not (workdir / REPORT_FILE).is_file():
+        return False
+    before = dict(configs.flat_items(configs.read_config(workdir / CONFIG_FILE)))
+    changed = [
+        f"config.{name} was {before[name]!r} and is now {value!r}"
+        for name, value in configs.flat_items(config)
+        if before[name] != value and name not in HARDWARE
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir}: the run there was made with another config: {'; '.join(changed)}. Give "
+            "another --out, or the same settings."
+        )
+    return True
+
+
+def records(out: pathlib.Path) -> list[dict]:
+    """One for each finished run in `out`, by row and seed."""
+    found = []
+    for name, row in ROWS.items():
+        folders = (out / "runs" / name).glob("seed_*")
+        for folder in sorted(folders, key=lambda each: int(each.name.removeprefix("seed_"))):
+            if (folder / REPORT_FILE).is_file():
+                known = {"row": name, "published": row.published, "source": row.source}
+                found.append(known | tables.record(folder / REPORT_FILE))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""From the reports of finished runs to results.jsonl, and from that to the table and its figures.
+
+python experiments/voc_table/tables.py DIR      # writes them anew from DIR/results.jsonl
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ssd_jax.plots import PALETTE, plot_style, save_plot
+
+RESULTS_FILE, TABLE_FILE = "results.jsonl", "table.md"
+# Metrics of report.json, with what the table calls them.
+PROTOCOLS = {
+    "map_voc07": "VOC07, 11-point",
+    "map_voc12": "VOC10 on, area",
+    "map_voc07_difficult_counted": "11-point, difficult counted",
+    "map_voc12_difficult_counted": "area, difficult counted",
+    "map_mxnet": "mxnet-ssd's own",
+    "map_coco": "COCO",
+}
+HEADLINE = "map_voc07"  # what the published numbers of others are in
+OURS, PUBLISHED = PALETTE[:2]
+
+
+class Spread(NamedTuple):
+    """Of one value over the seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.seeds == 1:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def record(report: pathlib.Path) -> dict[str, Any]:
+    """What the table needs of a run, from its report.json (docs/reports.md)."""
+    told = json.loads(report.read_text(encoding="utf-8"))
+    config, val = told["config"], told["curves"]["val"]
+    last = told["how"]["starts"][-1]
+    epochs_a_step = config["batch_size"] / told["data"]["train"]["images"]
+    return {
+        "seed": told["seed"],
+        "recipe": config["recipe"],
+        "backbone": config["model"]["backbone"],
+        "image_size": config["model"]["image_size"],
+        "batch_size": config["batch_size"],
+        "learning_rate": config["optimizer"]["learning_rate"],
+        "metrics": told["metrics"],
+        "classes": told["classes"],
+        "protocol": told["protocol"],
+        "curve": {
+            "epochs": [step * epochs_a_step for step in val.get("step", ())],
+            HEADLINE: val.get(HEADLINE, []),
+        },
+        "training_images": told["data"]["train"]["images"],
+        "images_per_second": told["how"]["images_per_second"],
+        "devices": last["environment"]["devices"],
+        "code": last["code"],
+    }
+
+
+def write(records: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
+    """Leaves results.jsonl, table.md and the figures in `out`; returns the text of the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(each) + "\n" for each in records)
+    _write_text(out / RESULTS_FILE, lines)
+    text = markdown(records)
+    _write_text(out / TABLE_FILE, text)
+    if records:
+        draw_table(records, out / "table.png")
+        draw_curves(records, out / "curves.png")
+        draw_classes(records, out / "classes.png")
+    return text
+
+
+def by_row(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each row, in the order of the rows."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for each in records:
+        rows.setdefault(each["row"], []).append(each)
+    return rows
+
+
+def spread(runs: Sequence[dict[str, Any]], metric: str) -> Spread | None:
+    """Of a metric over the runs that have it; None of a class without objects."""
+    values = [run["metrics"].get(metric) for run in runs]
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
+    return Spread(statistics.fmean(values), min(values), max(values), len(values))
+
+
+# ---- Markdown ----
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The table, average precision by class, and what to know about both."""
+    if not records:
+        return "No run has finished yet.\n"
+    rows = by_row(records)
+    parts = [
+        "# PASCAL VOC: published and ours",
+        "mAP@.5 of the last checkpoint: mean over the seeds [lowest, highest]. The difference is "
+        f"that of {PROTOCOLS[HEADLINE]}, difficult objects ignored, to the published number.",
+        _table(
+            ("row", "batch", "rate", "seeds", "published", PROTOCOLS[HEADLINE], "difference",
+             *(name for metric, name in PROTOCOLS.items() if metric != HEADLINE)),
+            [_row(name, runs) for name, runs in rows.items()],
+        ),
+        "\n".join(f"- {note}" for note in notes(records)),
+        f"## By class: {PROTOCOLS[HEADLINE]}",
+        _table(
+            ("class", *rows),
+            [(name, *(_text(spread(runs, f"ap_voc07/{name}")) for runs in rows.values()))
+             for name in records[0]["classes"]],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(name, runs):
+    first, ours = runs[0], spread(runs, HEADLINE)
+    return (
+        name,
+        first["batch_size"],
+        f"{first['learning_rate']:g}",
+        len(runs),
+        f"{first['published']:.3f}",
+        _text(ours),
+        f"{ours.mean - first['published']:+.3f}" if ours else "-",
+        *(_text(spread(runs, metric)) for metric in PROTOCOLS if metric != HEADLINE),
+    )
+
+
+def notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Where the published numbers are from, what was measured, and what forbids to compare."""
+    found = []
+    for source in dict.fromkeys(each["source"] for each in records):
+        names = [name for name, runs in by_row(records).items() if runs[0]["source"] == source]
+        found.append(f"Published, {', '.join(names)}: {source}.")
+    protocols = {
+        (p["images"], ", ".join(p["image_sets"]), p["root"], p["fingerprint"]): each
+        for each in records
+        for p in [each["protocol"]]
+    }
+    found += [
+        f"Measured on {images:,} images: {sets} of {root}, fingerprint {fingerprint}."
+        for images, sets, root, fingerprint in protocols
+    ]
+    if len(protocols) > 1:
+        found.append("**Not comparable: the runs were measured on different images or objects.**")
+    trained = sorted({(each["training_images"], each["image_size"]) for each in records})
+    found += [f"Trained on {images:,} images at {size} px." for images, size in trained]
+    devices = {f"{d['count']} x {d['kind']}" for each in records for d in [each["devices"]]}
+    found.append(f"Devices of a run: {', '.join(sorted(devices))}.")
+    return found
+
+
+def _table(head, rows):
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _text(value):
+    return "-" if value is None else str(value)
+
+
+def _write_text(path, text):
+    unfinished = _unfinished(path)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _unfinished(path):
+    """Where a file is written first: tasks of a job array may write the same at the same time."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+# ---- figures ----
+
+
+def draw_table(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Published: diamonds. Ours: a dot a seed, the mean with a bar from lowest to highest."""
+    rows = by_row(records)
+    with _picture(path, 10, 1.5 + 0.45 * len(rows)) as figure:
+        axes = figure.subplots()
+        for place, (published, ours, values) in enumerate(map(_values, rows.values())):
+            axes.plot(published, place, "D", ms=9, mfc="none", mec=PUBLISHED, label="published")
+            if ours is None:
+                continue
+            axes.plot((ours.low, ours.high), (place, place), color=OURS, lw=3, alpha=0.4)
+            axes.plot(values, [place] * len(values), "o", ms=4, color=OURS, alpha=0.6)
+            axes.plot(
+                ours.mean, place, "|", ms=16, mew=2.5, color=OURS, label="ours, mean of seeds"
+            )
+            axes.text(
+                1.02,
+                place,
+                f"{ours!s:24}{ours.mean - published:+.3f}",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                family="monospace",
+            )
+        axes.text(
+            1.02,
+            1.02,
+            "ours [lowest, highest]  difference",
+            transform=axes.transAxes,
+            va="bottom",
+            family="monospace",
+        )
+        labels = [f"{name} ({_count(len(runs), 'seed')})" for name, runs in rows.items()]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(f"mAP@.5, {PROTOCOLS[HEADLINE]}, difficult ignored")
+        handles, names = axes.get_legend_handles_labels()
+        once = dict(zip(names, handles, strict=True))
+        figure.legend(once.values(), once, loc="outside upper left", ncols=2)
+
+
+def draw_curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """mAP over the epochs: the mean over the seeds in a band from lowest to highest."""
+    rows = by_row(records)
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    with _picture(path, 1 + 3 * columns, 0.6 + 2.4 * lines) as figure:
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, runs) in zip(grid, rows.items(), strict=False):
+            axes.set_title(name, fontsize="medium")
+            axes.axhline(runs[0]["published"], color=PUBLISHED, ls="--", lw=1, label="published")
+            points: dict[float, list[float]] = {}
+            for run in runs:
+                for epoch, value in zip(
+                    run["curve"]["epochs"], run["curve"][HEADLINE], strict=True
+                ):
+                    if value is not None:
+                        points.setdefault(epoch, []).append(value)
+            epochs = sorted(points)
+            low, mean, high = (
+                [summary(points[epoch]) for epoch in epochs]
+                for summary in (min, statistics.fmean, max)
+            )
+            axes.fill_between(epochs, low, high, color=OURS, alpha=0.3, lw=0)
+            axes.plot(epochs, mean, ".-", color=OURS, label="ours")
+        grid[0].set_ylim(0, 1)  # of all of them
+        for axes in grid[max(0, len(rows) - columns) : len(rows)]:
+            axes.tick_params(labelbottom=True)
+        for axes in grid[len(rows) :]:
+            axes.remove()
+        grid[0].legend()
+        figure.supxlabel("epochs", fontsize="medium")
+        figure.supylabel(f"mAP@.5, {PROTOCOLS[HEADLINE]}", fontsize="medium")
+
+
+def draw_classes(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """The mean over the seeds of each row and class; what has no objects stays empty."""
+    rows, classes = by_row(records), records[0]["classes"]
+    means = [[spread(runs, f"ap_voc07/{name}") for name in classes] for runs in rows.values()]
+    known = [each.mean for line in means for each in line if each is not None]
+    with _picture(path, 3 + 0.5 * len(classes), 2 + 0.36 * len(rows)) as figure:
+        axes = figure.subplots()
+        shown = axes.imshow(
+            [[float("nan") if each is None else each.mean for each in line] for line in means],
+            vmin=min(known, default=0),
+            vmax=max(known, default=1),
+            cmap="cividis",
+            aspect="auto",
+        )
+        for y, line in enumerate(means):
+            for x, each in enumerate(line):
+                if each is not None:
+                    axes.text(
+                        x,
+                        y,
+                        f"{each.mean:.2f}".removeprefix("0"),
+                        ha="center",
+                        va="center",
+                        fontsize="small",
+                        color="black" if shown.norm(each.mean) > 0.5 else "white",
+                    )
+        axes.set_xticks(
+            range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor"
+        )
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_title(f"AP@.5, {PROTOCOLS[HEADLINE]}, mean over the seeds")
+        axes.grid(visible=False)
+        figure.colorbar(shown, pad=0.01)
+
+
+def _values(runs):
+    """What was published, the spread over the seeds, and the value of each."""
+    values = [run["metrics"][HEADLINE] for run in runs]
+    return runs[0]["published"], spread(runs, HEADLINE), values
+
+
+def _count(number, noun):
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _picture(path, width, height):
+    """A figure to draw on, which then is a file."""
+    with plot_style() as new_figure:
+        figure = new_figure(width, height)
+        yield figure
+        unfinished = _unfinished(path)
+        save_plot(figure, unfinished)
+        unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
+    print(write([json.loads(line) for line in text.splitlines()], folder))

@@ -1,0 +1,231 @@
+"""The experiment of the published table: its jobs, its table, and one row of all of it."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+from ssd_jax.config import VOC_CLASSES, default_config
+from ssd_jax.errors import UserError
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "voc_table"
+
+
+@pytest.fixture(scope="module")
+def voc_table():
+    """The module run.py, whose neighbours it finds as when it is run as a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        spec = importlib.util.spec_from_file_location("voc_table_run", FOLDER / "run.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def leave_report(out, row, seed, means, *, fingerprint="f"):
+    """What a finished run leaves, as docs/reports.md has it, with all that the table reads."""
+    config = default_config()
+    config.batch_size = 16
+    report = {
+        "metrics": {"map_voc07": means[-1], "map_voc12": 0.8, "map_voc07_difficult_counted": 0.7,
+                    "map_voc12_difficult_counted": 0.71, "map_mxnet": 0.72, "map_coco": 0.5}
+        | {f"ap_voc07/{name}": means[-1] for name in VOC_CLASSES[1:]}
+        | {"ap_voc07/aeroplane": None},
+        "protocol": {"images": 4952, "image_sets": ["VOC2007/test"], "root": "data/VOCdevkit",
+                     "fingerprint": fingerprint},
+        "classes": VOC_CLASSES,
+        "seed": seed,
+        "config": config.to_dict(),
+        "data": {"train": {"images": 160}},
+        "curves": {"val": {"step": [10 * n for n in range(1, len(means) + 1)],
+                           "map_voc07": means}},
+        "how": {
+            "images_per_second": 100.0,
+            "starts": [{"environment": {"devices": {"kind": "H200", "count": 1}}, "code": None}],
+        },
+    }  # fmt: skip
+    folder = out / "runs" / row / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def cells(text, name):
+    """The cells of the first line of the Markdown that begins with `name`."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_rows_are_the_published_ones_in_both_recipes(voc_table):
+    rows = {
+        name: voc_table.config_of(name, (), scale=1.0, out=pathlib.Path("unused"))
+        for name in voc_table.DEFAULT_ROWS
+    }
+    told = {
+        name: (c.recipe, c.model.backbone.partition("_")[0], c.batch_size, c.model.image_size)
+        for name, c in rows.items()
+    }
+    assert told == {
+        f"{recipe}_{backbone}_{batch}": (recipe, backbone, batch, 512)
+        for recipe in ("sagemaker", "paper")
+        for backbone in ("vgg16", "resnet50")
+        for batch in (64, 16)
+    }
+    assert [voc_table.ROWS[name].published for name in rows] == 2 * [0.780, 0.780, 0.791, 0.796]
+
+
+def test_the_tasks_of_an_array_share_all_jobs(voc_table):
+    jobs = voc_table.jobs(voc_table.DEFAULT_ROWS, 5)
+    assert len(set(jobs)) == 40
+    assert [job.seed for job in jobs[:9]] == [0] * 8 + [1]
+    shares = [voc_table.jobs(voc_table.DEFAULT_ROWS, 5, task=task, tasks=7) for task in range(7)]
+    assert sorted(job for share in shares for job in share) == sorted(jobs)
+
+
+def test_slurm_says_which_task_this_is(voc_table, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "43")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "40")
+    options = voc_table.build_parser().parse_args(["--out", "x"])
+    assert (options.task, options.tasks) == (3, 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scale", "2"], "expected more than 0"),
+        (["--task", "2", "--tasks", "2"], "less than --tasks 2"),
+        (["--config.batchsize=3"], "no such setting"),
+    ],
+)
+def test_a_mistake_is_one_message(voc_table, tmp_path, capsys, words, message):
+    assert voc_table.main(["--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_of_finished_runs(voc_table, tmp_path, capsys):
+    for seed, mean in enumerate((0.78, 0.80, 0.79)):
+        leave_report(tmp_path, "sagemaker_resnet50_16", seed, [0.5, mean])
+    leave_report(tmp_path, "paper_vgg16_16", 10, [0.79])
+    assert voc_table.main(["--out", str(tmp_path), "--collect"]) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    assert cells(text, "sagemaker_resnet50_16")[1:] == [
+        "16", "0.001", "3", "0.796", "0.790 [0.780, 0.800]", "-0.006", "0.800 [0.800, 0.800]",
+        "0.700 [0.700, 0.700]", "0.710 [0.710, 0.710]", "0.720 [0.720, 0.720]",
+        "0.500 [0.500, 0.500]",
+    ]  # fmt: skip
+    assert cells(text, "paper_vgg16_16")[3:7] == ["1", "0.780", "0.790", "+0.010"]
+    assert cells(text, "aeroplane") == ["aeroplane", "-", "-"]
+    assert cells(text, "tvmonitor") == ["tvmonitor", "0.790 [0.780, 0.800]", "0.790"]
+    assert "Not comparable" not in text
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [each["seed"] for each in told] == [0, 1, 2, 10]
+    assert voc_table.tables.markdown(told) == text  # so it can be written anew without the runs
+    # 160 images are 10 steps of 16.
+    assert told[0]["curve"] == {"epochs": [1.0, 2.0], "map_voc07": [0.5, 0.78]}
+    for name in ("table", "curves", "classes"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_on_different_images_are_not_compared_in_silence(voc_table, tmp_path):
+    leave_report(tmp_path, "sagemaker_vgg16_64", 0, [0.1])
+    leave_report(tmp_path, "sagemaker_vgg16_16", 0, [0.1], fingerprint="other")
+    text = voc_table.tables.markdown(voc_table.records(tmp_path))
+    assert "**Not comparable" in text
+
+
+def test_a_finished_run_of_other_settings_is_refused(voc_table, tmp_path):
+    folder = leave_report(tmp_path, "paper_vgg16_16", 0, [0.1])
+    config = default_config()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    config.data.threads = 1  # says how it is computed only
+    assert voc_table.is_finished(config, folder)
+    config.batch_size = 8
+    with pytest.raises(UserError, match=r"batch_size was 32 and is now 8"):
+        voc_table.is_finished(config, folder)
+
+
+def test_a_part_of_the_official_images_is_taken_where_they_are(voc_table, tmp_path):
+    miniature, official = voc_table.miniature, tmp_path / "official"
+    config = default_config()
+    config.data.train.root = str(tmp_path / "nothing")
+    drawn = miniature.make_devkit(config, official, 0.01)  # 50, 115 and 50 images
+    config.data.train.root = str(drawn)
+    taken = miniature.make_devkit(config, tmp_path / "taken", 0.002)
+    names = (taken / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    assert len(names) == 23
+    assert names[:2] == ["trainval_000000", "trainval_000005"]
+    image = taken / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
+    assert image.resolve() == official / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Of the eight; and XLA's optimisations, which are off in miniature, as they were."""
+    only = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: only)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_one_row_from_nothing_to_the_table(voc_table, tmp_path, capfd, one_device):
+    words = ["--out", str(tmp_path), "--scale", "0.004", "--rows", "paper_vgg16_16", "--seeds", "2"]
+    words += ["--config.model.backbone=small", "--config.model.batch_norm=batch"]
+    # What takes long to compile is left out.
+    words += ["--config.augment.crop.min_ious=()", "--config.augment.distort.probability=0"]
+    words += ["--config.augment.expand.probability=0"]
+
+    assert voc_table.main([*words, "--dry-run"]) == 0
+    rehearsed = capfd.readouterr().out
+    for part in ("train", "val", "weights", "memory", "time"):
+        assert f"\n  {part} " in rehearsed
+    assert "1 of 1 rows can be trained: with 2 seeds 2 runs" in rehearsed
+    assert not (tmp_path / "runs").exists()
+
+    assert voc_table.main([*words, "--task", "0", "--tasks", "2"]) == 0
+    assert "== paper_vgg16_16, seed 0 (1 of 1)\n" in capfd.readouterr().out
+    assert voc_table.main(words) == 0
+    told = capfd.readouterr().out
+    assert "== paper_vgg16_16, seed 0 (1 of 2): finished before" in told
+    assert "== paper_vgg16_16, seed 1 (2 of 2)\n" in told
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [each["seed"] for each in results] == [0, 1]
+    assert results[0]["curve"]["epochs"][-1] == pytest.approx(240 * 0.004, abs=0.02)
+    runs = [tmp_path / "runs" / "paper_vgg16_16" / f"seed_{seed}" for seed in (0, 1)]
+    losses = [json.loads((run / "report.json").read_text())["curves"]["train"] for run in runs]
+    assert losses[0] != losses[1]
+    assert cells((tmp_path / "table.md").read_text(), "paper_vgg16_16")[3] == "2"
+
+
+def test_a_dry_run_names_every_problem_before_any_time_is_spent(voc_table, tmp_path, capsys):
+    nowhere = f"--config.data.train.root={tmp_path / 'nowhere'}"
+    assert voc_table.main(["--out", str(tmp_path), "--dry-run", nowhere]) == 2
+    told = capsys.readouterr().out
+    assert told.count("PROBLEM") == 8
+    assert "0 of 8 rows can be trained" in told
+
+
+def test_the_model_of_time_has_the_images_a_second_of_its_source(voc_table):
+    rehearsal = importlib.import_module("rehearsal")
+    config = voc_table.config_of("paper_resnet50_64", (), scale=1.0, out=pathlib.Path("unused"))
+    network = rehearsal.experiment.build_network(config, 20)
+    float32 = rehearsal.modelled_seconds(config, network)
+    config.model.dtype = "bfloat16"
+    bfloat16 = rehearsal.modelled_seconds(config, network)
+    assert float32 == 2 * bfloat16
+    # 1,400 images/s at 0.70 of the roofline, whose own count of FLOP is 5 % off XLA's.
+    assert config.batch_size / bfloat16 == pytest.approx(1400, rel=0.05)
+
+
+def test_one_failure_does_not_keep_other_runs_from_theirs(voc_table, tmp_path, capsys):
+    rows = ["--rows", "paper_vgg16_16", "paper_vgg16_64", "--seeds", "1"]
+    leave_report(tmp_path, "sagemaker_vgg16_16", 0, [0.5])
+    nowhere = f"--config.data.train.root={tmp_path / 'nowhere'}"
+    assert voc_table.main(["--out", str(tmp_path), *rows, nowhere]) == 2
+    told = capsys.readouterr()
+    assert "failed: paper_vgg16_16, seed 0: " in told.err
+    assert "failed: paper_vgg16_64, seed 0: " in told.err
+    assert "| sagemaker_vgg16_16 |" in told.out
