@@ -10,12 +10,13 @@ EXTRAS ?= test
 INSTALLED = $(VENV)/installed
 QUICKSTART = runs/quickstart
 
-.PHONY: help quickstart test test-long lint clean
+.PHONY: help quickstart test test-long bench-check lint clean
 
 help:
 	@echo "make quickstart   from nothing to a trained and evaluated detector, minutes on a CPU"
 	@echo "make test         set up and run the tests"
 	@echo "make test-long    the tests that take minutes each"
+	@echo "make bench-check  has anything become slower than experiments/speed/baseline.json?"
 	@echo "make lint         check lint and format"
 	@echo "make clean        remove the virtual environments and caches"
 
@@ -34,6 +35,10 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
+
+# On a quiet machine; minutes.
+bench-check: $(INSTALLED)
+	$(BIN)/python experiments/speed/check.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from ssd_jax import __version__
+from ssd_jax.caches import keep_compiled_programs
 from ssd_jax.commands import (
     benchmark,
     convert,
@@ -57,6 +58,7 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_settings", False):
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    keep_compiled_programs()
     try:
         return options.run(options, rest) or 0
     except (UserError, OSError) as error:

@@ -77,6 +77,7 @@ def default_config() -> ConfigDict:
         "threads": 4,
     }
     config.augment = {  # see ops/augment.py for what each word does
+        "image_sizes": (),  # px; each step trains at one of them; () = model.image_size
         "flip": 0.5,  # probability
         "flip_vertical": 0.0,
         "interpolations": ("linear",),  # of nearest, linear, cubic, area, lanczos4; one by chance
@@ -166,6 +167,7 @@ def default_config() -> ConfigDict:
         "nms": "hard",  # hard | linear | gaussian: the latter two lower scores, see ops/nms.py
         "soft_nms_sigma": 0.5,  # gaussian only
         "flip": False,  # True: look at the mirrored image too, in twice the time
+        "image_sizes": (),  # px; look at each image in all of them; () = model.image_size
         "clip": True,  # boxes to the image
     }
     config.evaluate = {

@@ -74,6 +74,11 @@ def check(config: ConfigDict) -> None:
                  "model.batch_norm_group"):  # fmt: skip
         at_least(name, 0)
     at_least("model.image_size", 64)
+    for name in ("augment.image_sizes", "detect.image_sizes"):
+        sizes = get(config, name)
+        expect(name, all(type(size) is int and size >= 64 for size in sizes)
+               and len(set(sizes)) == len(sizes),
+               "whole pixels, at least 64, each size once")  # fmt: skip
     for name in ("epochs", "optimizer.learning_rate", "optimizer.clip_norm", "model.width",
                  "optimizer.gradient_scale", "detect.soft_nms_sigma",
                  "model.batch_norm_epsilon", "model.l2_epsilon",

@@ -16,11 +16,12 @@ from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
-from ssd_jax.models.ssd import build_model, feature_shapes
+from ssd_jax.models.ssd import build_model, feature_shapes, map_shapes
 from ssd_jax.ops.anchors import (
     AnchorLevel,
     chained_levels,
     default_boxes,
+    enlarged_image_levels,
     gluoncv_levels,
     mxnet_levels,
     paper_levels,
@@ -76,12 +77,7 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
 
 def build_network(config: ConfigDict, num_classes: int) -> Network:
     """The feature maps decide the anchors, and the anchors the heads."""
-    shapes = feature_shapes(
-        backbone=config.model.backbone,
-        image_size=config.model.image_size,
-        extras=config.model.extras,
-        first_stage=config.model.first_stage,
-    )
+    shapes = _shapes(config)
     levels = _levels(config, shapes)
     model = build_model(
         **config.model,
@@ -90,6 +86,39 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
         batch_axis=BATCH_AXIS,
     )
     return Network(model, default_boxes(shapes, levels))
+
+
+def anchors_at(config: ConfigDict, network: Network, image_size: int) -> Float[np.ndarray, "_ 4"]:
+    """The network's anchors on images of another size, where they are as large in pixels.
+
+    What a network has learned of objects of so many pixels holds at any size.
+    """
+    own_size = config.model.image_size
+    if image_size == own_size:
+        return network.anchors
+    levels = _levels(config, _shapes(config))
+    shapes = map_shapes(network.model, image_size)
+    if len(shapes) < len(levels):
+        raise UserError(
+            f"image size {image_size}: the network that is built for config.model.image_size "
+            f"{own_size} has {len(levels)} feature maps, and such an image gives {len(shapes)}. "
+            "Take it out of config.augment.image_sizes and config.detect.image_sizes."
+        )
+    return default_boxes(shapes, enlarged_image_levels(levels, image_size / own_size))
+
+
+def training_sizes(config: ConfigDict) -> tuple[int, ...]:
+    """The image sizes that steps are trained at."""
+    return config.augment.image_sizes or (config.model.image_size,)
+
+
+def _shapes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    return feature_shapes(
+        backbone=config.model.backbone,
+        image_size=config.model.image_size,
+        extras=config.model.extras,
+        first_stage=config.model.first_stage,
+    )
 
 
 def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[AnchorLevel, ...]:
@@ -179,8 +208,11 @@ def build_step(
     schedule: optax.Schedule,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    image_size: int | None = None,
 ) -> Callable:
-    """`step(state, batch)`, not yet jitted."""
+    """`step(state, batch)` at an image size, None for the network's own; not yet jitted."""
+    image_size = image_size or config.model.image_size
     return functools.partial(
         train_step,
         mesh=mesh,
@@ -188,8 +220,8 @@ def build_step(
         model=network.model,
         optimizer=optimizer,
         schedule=schedule,
-        anchors=network.anchors,
-        augmentation=augmentation_settings(config),
+        anchors=anchors_at(config, network, image_size),
+        augmentation=augmentation_settings(config, image_size),
         mean=config.preprocess.mean,
         std=config.preprocess.std,
         loss=loss_settings(config),
@@ -198,9 +230,10 @@ def build_step(
     )
 
 
-def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
+def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]:
     """The keywords of `train.step.augment_batch`; what can never happen is left out."""
     words = config.augment.to_dict()
+    del words["image_sizes"]
     fill = words["expand"].pop("fill") or config.preprocess.mean
     parts = {
         "distort": Distort(**words.pop("distort")),
@@ -214,7 +247,7 @@ def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
         never.append("crop")
     return {
         "seed": config.seed,
-        "image_size": config.model.image_size,
+        "image_size": image_size,
         "settings": Augmentation(**words, **parts | dict.fromkeys(never)),
         "fill": fill,
         "mosaics": mosaics if mosaics.probability else None,
@@ -223,13 +256,14 @@ def augmentation_settings(config: ConfigDict) -> dict[str, Any]:
 
 def build_predict(config: ConfigDict, network: Network):
     """`predict(variables, canvas, extent)`, not yet jitted."""
+    words = config.detect.to_dict()
+    image_sizes = words.pop("image_sizes") or (config.model.image_size,)
     return make_predict(
         network.model,
-        network.anchors,
-        image_size=config.model.image_size,
+        {size: anchors_at(config, network, size) for size in image_sizes},
         mean=config.preprocess.mean,
         std=config.preprocess.std,
-        **config.detect,
+        **words,
     )
 
 

@@ -1,6 +1,6 @@
 """Pictures -> detections: the one path of evaluation, prediction, serving and export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from ssd_jax.ops.images import normalise, resize
 from ssd_jax.types import Detections
 
 
+@jax.named_scope("network")
 def run_network(
     model: SSD, variables: Any, images: Float[Array, "B S S 3"], *, flip: bool = False
 ) -> tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]:
@@ -42,9 +43,8 @@ def predicting_anchors(
 
 def make_predict(
     model: SSD,
-    anchors: Float[np.ndarray, "A 4"],
+    anchors: Mapping[int, Float[np.ndarray, "_ 4"]],
     *,
-    image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     flip: bool = False,
@@ -52,20 +52,24 @@ def make_predict(
 ) -> Callable[[Any, Array, Array], Detections]:
     """Returns `predict(variables, canvas, extent) -> Detections`, to be jitted by the caller.
 
-    The pictures come as `types.Batch` holds them. With `flip` each is looked at mirrored as well,
-    and the boxes of both suppress each other. `detect_settings` go to `ops.detect.detect`.
+    The pictures come as `types.Batch` holds them. Each is looked at in every image size that
+    `anchors` has those of, and with `flip` mirrored as well; the boxes of all these views suppress
+    each other. `detect_settings` go to `ops.detect.detect`.
     """
-    anchors = predicting_anchors(anchors, flip=flip)
+    all_anchors = np.concatenate([predicting_anchors(each, flip=flip) for each in anchors.values()])
     detect_settings |= {"activation": model.heads.class_activation}
 
     def predict(
         variables: Any, canvas: UInt8[Array, "B H W 3"], extent: Int[Array, "B 2"]
     ) -> Detections:
-        images = jax.vmap(lambda c, e: resize(c, e, size=image_size))(canvas, extent)
-        box_deltas, class_logits = run_network(
-            model, variables, normalise(images, mean, std), flip=flip
+        def view(size):
+            images = jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
+            return run_network(model, variables, normalise(images, mean, std), flip=flip)
+
+        box_deltas, class_logits = jax.tree.map(
+            lambda *views: jnp.concatenate(views, axis=1), *map(view, anchors)
         )
-        return jax.vmap(lambda d, c: detect(d, c, anchors, **detect_settings))(
+        return jax.vmap(lambda d, c: detect(d, c, all_anchors, **detect_settings))(
             box_deltas, class_logits
         )
 

@@ -1,21 +1,19 @@
 """What the verbs of the command line do: put the parts together, run them, tell the outcome."""
 
-import contextlib
-import functools
-import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ssd_jax import config as configs
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
-from ssd_jax.data.device_cache import cached_batches, fill_device_cache
-from ssd_jax.data.pipeline import cache_bytes, max_objects, share_of_process, train_batches
+from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
@@ -35,13 +33,14 @@ from ssd_jax.outcome import (
 )
 from ssd_jax.report.starts import record_start
 from ssd_jax.reporting import Observer, Reporter
-from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, whole
+from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
-from ssd_jax.train.state import create_state
+from ssd_jax.train.state import TrainState, create_state
+from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.types import Batch
+from ssd_jax.training_data import describe_cache, host_batches, mesh_batches
 
 CONFIG_FILE = "config.json"
 # Settings that change how a run is computed and told, but not what comes out of it.
@@ -74,29 +73,118 @@ def run_training(
 
 
 def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Measured:
-    # ---- data ----
+    sources = _shared_sources(config, workdir)
+    source = sources["train"]
+    mesh = watchdog.mesh = mesh or make_mesh()
+    _check_devices(config, source, mesh)
+
+    network = experiment.build_network(config, len(source.classes))
+    schedule = experiment.build_schedule(config, len(source))
+    optimizer = experiment.build_optimizer(config, schedule)
+    state, weights = _first_state(config, workdir, network, optimizer, mesh)
+    # The two kinds of programs: a step, and the detections of a batch.
+    steps = {
+        size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
+        for size in experiment.training_sizes(config)
+    }
+    predict = each_device_alone(experiment.build_predict(config, network), mesh)
+
+    def watched(batches):
+        for batch in stopping.between(batches):
+            watchdog.enter("evaluation")
+            yield batch
+        watchdog.enter("metric")
+
+    def evaluate(state):
+        variables = whole(state.variables, mesh)
+        evaluation = evaluate_variables(
+            config, predict, variables, source=sources["val"], mesh=mesh, watch=watched
+        )
+        return from_first(summary(evaluation, source.classes))
+
+    total_steps = experiment.total_steps(config, len(source))
+    early_stopping = experiment.build_early_stopping(config, len(source))
+    with open_checkpoints(config, workdir) as checkpoints:
+        state, progress = _resumed(checkpoints, state, classes=source.classes, of=total_steps)
+        start_step = int(state.step)
+        if start_step < total_steps or progress.evaluated_step < start_step:
+            if jax.process_index() == 0:
+                record_start(workdir, step=start_step, weights=weights)
+                if not start_step:
+                    _draw_first_batch(config, workdir, source)
+            batches = mesh_batches(config, source, mesh, start_step=start_step)
+            stopping.hold()
+            watchdog.enter("compilation", start_step)
+            with (
+                Reporter(
+                    workdir,
+                    total_steps=total_steps,
+                    start_step=start_step,
+                    active=jax.process_index() == 0,
+                    observers=observers,
+                ) as reporter,
+                watchdog.no_waiting(),
+            ):
+                state = train(
+                    state,
+                    _compiled(steps, state, config, source, mesh),
+                    batches,
+                    progress=progress,
+                    total_steps=total_steps,
+                    evaluate=evaluate,
+                    save=lambda state, measured, progress: checkpoints.save(
+                        state, measured, classes=source.classes, progress=progress._asdict()
+                    ),
+                    reporter=reporter,
+                    stopping=stopping,
+                    watchdog=watchdog,
+                    early_stopping=early_stopping,
+                    evaluate_every=experiment.evaluate_every(config, len(source)),
+                    save_every=config.checkpoint.every_steps,
+                    log_every=config.log_every_steps,
+                )
+    if int(state.step) < total_steps:
+        _tell(
+            f"ended early, at step {int(state.step)} of {total_steps}: no better "
+            f"{early_stopping.metric} in {early_stopping.patience} evaluations"
+        )
+
+    measured = measure(config, workdir, mesh=mesh, watch=watched)
+    watchdog.enter("report")
+    if jax.process_index() == 0:
+        write_result(config, workdir, measured, sources)
+    _tell(table(measured))
+    _tell(_where_things_are(workdir))
+    _tell(headline(config, measured))
+    return measured
+
+
+def _shared_sources(config, workdir) -> dict[str, Source]:
+    """The splits by name, the same on all processes, which share the folder of the run."""
     with together() as facts:
         facts |= run_facts(config)
         sources = _open_sources(config)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     check_shared(workdir)
-    source, validation = sources["train"], sources["val"]
-    for split_name, each in sources.items():
-        _tell(f"{split_name + ':':6} {each.describe()}")
-    mesh = watchdog.mesh = mesh or make_mesh()
-    if config.data.cache != "none":
-        _tell(_describe_cache(config, source, mesh))
+    for name, each in sources.items():
+        _tell(f"{name + ':':6} {each.describe()}")
+    return sources
 
-    # ---- network, state ----
+
+def _check_devices(config, source, mesh) -> None:
+    """Refuses a batch or a cache that the devices do not hold."""
+    if config.data.cache != "none":
+        _tell(describe_cache(config, source, mesh))
     if config.batch_size % mesh.size:
         raise UserError(
             f"config.batch_size: got {config.batch_size}, expected a multiple of the {mesh.size} "
             "devices."
         )
-    network = experiment.build_network(config, len(source.classes))
-    schedule = experiment.build_schedule(config, len(source))
-    optimizer = experiment.build_optimizer(config, schedule)
+
+
+def _first_state(config, workdir, network, optimizer, mesh) -> tuple[TrainState, Any]:
+    """The state at step 0, and what there is to tell of the weights that it begins with."""
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
         load_report = None
@@ -111,6 +199,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
             _tell(load_report)
         _settle_config(config, workdir)
         facts["weights to begin with"] = fingerprint(variables)
+    _tell(_describe(config, network, variables, mesh))
     state = create_state(
         variables,
         optimizer,
@@ -118,105 +207,32 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         sharding=config.sharding,
         averaged=config.optimizer.ema_decay > 0,
     )
-    _tell(_describe(config, network, variables, mesh))
-    first_process = jax.process_index() == 0
+    return state, load_report and load_report.facts
 
-    # ---- the two programs: a step, and the detections of a batch ----
-    step = experiment.build_step(config, network, schedule, optimizer, mesh)
-    measure_variables = functools.partial(
-        evaluate_variables,
-        config,
-        each_device_alone(experiment.build_predict(config, network), mesh),
-        source=validation,
-        mesh=mesh,
+
+def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
+    """The state to go on with, from the newest checkpoint if there is one."""
+    newest = from_first(checkpoints.latest_step())
+    if newest == 0:  # of `weights import`: there was no training yet
+        variables = checkpoints.restore_variables(0, state.variables, classes=classes)
+        state = state.beginning_with(variables)
+        _tell("begins with the imported weights")
+    if not newest:
+        return state, Progress()
+    state = checkpoints.restore(newest, state, classes=classes)
+    _tell(f"resumed at step {newest} of {of}")
+    return state, Progress(**checkpoints.progress(newest) or {"evaluated_step": newest})
+
+
+def _draw_first_batch(config, workdir, source) -> None:
+    """Leaves a picture of what the network sees first."""
+    first_size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
+    gallery.draw_augmented(
+        next(host_batches(config, source, start_step=0, num_threads=0)),
+        workdir / PICTURES / "augmented.png",
+        classes=source.classes,
+        **experiment.augmentation_settings(config, first_size),
     )
-
-    def watched(batches):
-        for batch in stopping.between(batches):
-            watchdog.enter("evaluation")
-            yield batch
-        watchdog.enter("metric")
-
-    # ---- train, from where an earlier run stopped ----
-    total_steps = experiment.total_steps(config, len(source))
-    early_stopping = experiment.build_early_stopping(config, len(source))
-    progress = Progress()
-    with open_checkpoints(config, workdir) as checkpoints:
-        newest = from_first(checkpoints.latest_step())
-        start_step = newest or 0
-        if newest == 0:  # of `weights import`: there was no training yet
-            variables = checkpoints.restore_variables(0, state.variables, classes=source.classes)
-            state = state.beginning_with(variables)
-            _tell("begins with the imported weights")
-        if start_step:
-            state = checkpoints.restore(start_step, state, classes=source.classes)
-            progress = Progress(
-                **checkpoints.progress(start_step) or {"evaluated_step": start_step}
-            )
-            _tell(f"resumed at step {start_step} of {total_steps}")
-        if start_step < total_steps or progress.evaluated_step < start_step:
-            if first_process:
-                record_start(workdir, step=start_step, weights=load_report and load_report.facts)
-            batches = _batches(config, source, mesh, start_step=start_step)
-            if not start_step and first_process:
-                first = next(_host_batches(config, source, start_step=0, num_threads=0))
-                gallery.draw_augmented(
-                    first,
-                    workdir / PICTURES / "augmented.png",
-                    classes=source.classes,
-                    **experiment.augmentation_settings(config),
-                )
-            stopping.hold()
-            watchdog.enter("compilation", start_step)
-            with (
-                Reporter(
-                    workdir,
-                    total_steps=total_steps,
-                    start_step=start_step,
-                    active=first_process,
-                    observers=observers,
-                ) as reporter,
-                watchdog.no_waiting(),
-            ):
-                state = train(
-                    state,
-                    _compiled(step, state, config, source, mesh),
-                    batches,
-                    progress=progress,
-                    total_steps=total_steps,
-                    evaluate=lambda state: from_first(
-                        summary(
-                            measure_variables(whole(state.variables, mesh), watch=watched),
-                            source.classes,
-                        )
-                    ),
-                    save=lambda state, measured, progress: checkpoints.save(
-                        state, measured, classes=source.classes, progress=progress._asdict()
-                    ),
-                    reporter=reporter,
-                    stopping=stopping,
-                    watchdog=watchdog,
-                    early_stopping=early_stopping,
-                    evaluate_every=experiment.evaluate_every(config, len(source)),
-                    save_every=config.checkpoint.every_steps,
-                    log_every=config.log_every_steps,
-                )
-
-    if int(state.step) < total_steps:
-        _tell(
-            f"ended early, at step {int(state.step)} of {total_steps}: no better "
-            f"{early_stopping.metric} in {early_stopping.patience} evaluations"
-        )
-
-    # ---- the result ----
-    measured = measure(config, workdir, mesh=mesh, watch=watched)
-    watchdog.enter("report")
-    if first_process:
-        write_result(config, workdir, measured, sources)
-    _tell(table(measured))
-    _tell(_where_things_are(workdir))
-    _tell(headline(config, measured))
-    return measured
 
 
 def _open_sources(config: ConfigDict) -> dict[str, Source]:
@@ -257,65 +273,21 @@ def run_evaluation(
     return measured
 
 
-def _host_batches(config, source, *, start_step, num_threads) -> Iterator[Batch]:
-    return train_batches(
-        source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        canvas=config.data.canvas,
-        max_objects=max_objects(source),
-        start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=num_threads,
-        cache="ram" if config.data.cache == "ram" else "none",
-    )
-
-
-def _batches(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
-    """Names of the images of this process, and the batch on the mesh, without end."""
-    if config.data.cache != "device":
-        return _batches_from_host(config, source, mesh, start_step=start_step)
-    # Filled here, before the clocks and the progress bar of the training start.
-    cache = fill_device_cache(
-        source,
-        mesh,
-        canvas=config.data.canvas,
-        max_objects=max_objects(source),
-        num_threads=config.data.threads,
-    )
-    share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
-    batches = cached_batches(
-        cache,
-        mesh,
-        num_images=len(source),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-    )
-    return (([source.names[i] for i in indices[share]], batch) for indices, batch in batches)
-
-
-def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
-    names = source.names
-    with contextlib.closing(
-        _host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
-    ) as batches:
-        for batch in batches:
-            yield [names[index] for index in batch.sample_id], put_batch(batch, mesh)
-
-
-def _compiled(step, state, config, source, mesh):
-    """The step as a program; tells the memory that it takes."""
+def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
+    """The program of each step, compiled once an image size; tells the memory that they take."""
     batch = batch_shapes(
         config.batch_size,
         canvas=config.data.canvas,
         max_objects=max_objects(source),
         mesh=mesh,
     )
-    compiled = compile_step(step, state, batch, mesh)
-    _tell(memory_report(compiled, mesh))
-    return compiled
+    programs = {}
+    for size, step in steps.items():
+        programs[size] = compile_step(step, state, batch, mesh)
+        at = f"{size} px, " if len(steps) > 1 else ""
+        _tell(at + memory_report(programs[size], mesh))
+    sizes = tuple(steps)
+    return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
 
 
 def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -345,25 +317,6 @@ def _describe(config, network, variables, mesh: Mesh) -> str:
         f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
         f"{mesh.devices.flat[0].device_kind}"
     )
-
-
-def _describe_cache(config, source, mesh: Mesh) -> str:
-    """The memory that the cache will take; refused where there is not as much."""
-    needed = cache_bytes(source, canvas=config.data.canvas)
-    if config.data.cache == "ram":
-        # All there is: what other programs and the system's own cache hold can be given back.
-        where, free = "memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        where = f"the memory of {mesh.size} devices"
-        of_one = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
-        free = of_one and of_one * mesh.size
-    if free and needed > free:
-        raise UserError(
-            f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}, "
-            f"expected at most the {free / 2**30:.1f} GiB there are. Take 'none', or a smaller "
-            "config.data.canvas."
-        )
-    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB"
 
 
 def _where_things_are(workdir: pathlib.Path) -> str:

@@ -1,11 +1,9 @@
 """Pictures of boxes, batches, detections and curves.
 
-Pictures are uint8 RGB arrays [H, W, 3]; plots go to PNG files. Colours are those of Okabe and Ito
-(https://jfly.uni-koeln.de/color), which stay apart for colour-blind readers; where a colour carries
-a meaning, the line style carries it too. Matplotlib is imported where it is used: it takes a while.
+Pictures are uint8 RGB arrays [H, W, 3]; plots go to PNG files. Where a colour carries a meaning,
+the line style carries it too.
 """
 
-import contextlib
 import functools
 import math
 import os
@@ -20,9 +18,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
+from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-INK = "#333333"
 AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area", "map_coco": "COCO"}
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
 DASHES = {"-": 0, "--": 9, ":": 4}
@@ -190,7 +187,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     if not panels:
         raise UserError("got no loss, lr or map to plot; expected the records of a training run")
     heights = [1 if title == "learning rate" else 3 for title in panels]
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(8, 1 + 0.8 * sum(heights))
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
         for axes, (title, series) in zip(grid[:, 0], panels.items(), strict=True):
@@ -205,14 +202,14 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
                 axes.legend()
         grid[-1, 0].set_xlabel("step")
         grid[-1, 0].set_xlim(left=0)
-        _save(figure, path)
+        save_plot(figure, path)
 
 
 def plot_precision_recall(
     result: voc.VocResult, classes: Sequence[str], path: str | os.PathLike
 ) -> None:
     """One curve for each class that has objects, with its 11-point AP in the legend."""
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(8, 5)
         axes = figure.subplots()
         for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True)):
@@ -233,7 +230,7 @@ def plot_precision_recall(
         figure.supxlabel(protocol, x=0.01, ha="left", fontsize=8, color="#777777")
         if axes.lines:
             axes.legend(title="AP", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1))
-        _save(figure, path)
+        save_plot(figure, path)
 
 
 # ---- inside ----
@@ -363,37 +360,3 @@ def _series(records, wanted):
         readable = AVERAGES.get(name, name.replace("_", " "))
         curves[f"{split} {readable}" if several else readable] = np.transpose(points)
     return curves
-
-
-@contextlib.contextmanager
-def _plot_style():
-    """Gives a function (width, height in inches) -> Figure; pyplot and its state are not used."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    options = {
-        "font.family": "DejaVu Sans",
-        "axes.titlesize": 12,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.edgecolor": "#777777",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
-        "axes.grid": True,
-        "grid.color": "#E6E6E6",
-        "legend.frameon": False,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "text.parse_math": False,
-    }
-    with matplotlib.rc_context(options):
-        yield lambda width, height: Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure, path):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from ssd_jax.data.findings import REACHING_IOU, best_ious
 from ssd_jax.data.sources.base import Source
-from ssd_jax.visualize import INK, PALETTE, _plot_style, _save
+from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
 
 MAX_BARS = 24
 FEWEST_BARS = 10  # so that the bars of few classes do not become walls
@@ -31,7 +31,7 @@ def plot_data(
     """
     columns = source.annotations
     sides = columns.boxes[:, 2:] - columns.boxes[:, :2]
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(12, 8.5)
         empty = int(np.sum(source.object_counts == 0))
         figures = f"{len(source):,} images, {len(sides):,} objects, {empty:,} images without any"
@@ -51,7 +51,7 @@ def plot_data(
             _draw_counts(grid["last"], source)
         else:
             _draw_fit(grid["last"], reach)
-        _save(figure, path)
+        save_plot(figure, path)
 
 
 def _draw_classes(axes, source):

@@ -9,7 +9,8 @@ import numpy as np
 from ssd_jax.evaluation.errors import KINDS, VERDICTS, ErrorBreakdown
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.sizes import LIMITS, SizeResult
-from ssd_jax.visualize import PALETTE, _plot_style, _save, plot_precision_recall
+from ssd_jax.plots import PALETTE, plot_style, save_plot
+from ssd_jax.visualize import plot_precision_recall
 
 # More rows than this cannot be read; those with the most objects are shown.
 MOST_CLASSES = 30
@@ -45,7 +46,7 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
         zip(classes, errors.counts, strict=True), key=lambda row: -row[1]["objects"]
     )
     rows += [row for row in by_objects[:MOST_CLASSES] if row[1]["objects"]]
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(11, 2.4 + 0.28 * max(len(rows), len(KINDS)))
         shares, gains = figure.subplots(1, 2, width_ratios=(3, 2))
         places = np.arange(len(rows))
@@ -78,13 +79,13 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
         gains.grid(axis="y", visible=False)
         gains.set_axisbelow(True)
         gains.set_title("Without this kind of error")
-        _save(figure, path)
+        save_plot(figure, path)
 
 
 def plot_sizes(sizes: Sequence[SizeResult], path: str | os.PathLike) -> None:
     """The average precision of each size, with the number of objects below."""
     panels = {unit: [each for each in sizes if each.unit == unit] for unit in LIMITS}
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(11, 3.6)
         grid = figure.subplots(
             1, len(panels), sharey=True, width_ratios=[len(each) for each in panels.values()]
@@ -101,4 +102,4 @@ def plot_sizes(sizes: Sequence[SizeResult], path: str | os.PathLike) -> None:
             axes.set_axisbelow(True)
             axes.set_title(_UNITS[unit])
         grid[0].set_ylabel("mAP (area)")
-        _save(figure, path)
+        save_plot(figure, path)

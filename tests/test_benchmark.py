@@ -1,14 +1,26 @@
-"""The largest batch that fits: few compilations, and the same answer as trying them all."""
+"""The benchmark: its clock, its figures, what it tells; and the largest batch that fits."""
+
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ssd_jax import benchmark
-from ssd_jax.benchmark import find_batch, largest_within, run_find_batch
+from ssd_jax import experiment
+from ssd_jax.benchmark import clock, compare, find_batch, measure, parts, start, workload
+from ssd_jax.benchmark.find_batch import largest_within, run_find_batch
+from ssd_jax.benchmark.machine import Machine, choose_devices, measure_machine
+from ssd_jax.cli import main
 from ssd_jax.errors import UserError
+from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.ops.matching import match
+from ssd_jax.roofline import Kernel, program_kernels, stage_of
 from ssd_jax.sharding import make_mesh
+from ssd_jax.train.compiled import StepMemory
+from ssd_jax.train.state import state_shapes
 
 
 class Calls:
@@ -22,6 +34,213 @@ class Calls:
         return self.function(n)
 
 
+@pytest.fixture
+def config(shapes):
+    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4)
+
+
+@pytest.fixture
+def two_devices():
+    return make_mesh(jax.devices()[:2])
+
+
+# ---- the clock ----
+
+
+def test_functions_take_turns(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
+
+    def taking(name, seconds):
+        def call():
+            now[0] += seconds
+            order.append(name)
+
+        return call
+
+    calls = {"a": taking("a", 0.25), "b": taking("b", 0.05)}
+    seconds = clock.take_turns(calls, rounds=2, least_seconds=0.1)
+    assert "".join(order) == "aa" + "bb" + "a" + "bb" + "bb" + "a"
+    assert seconds == {"a": [0.25, 0.25], "b": pytest.approx([0.05, 0.05])}
+
+
+def test_a_comparison_is_the_median_of_the_rounds():
+    found = clock.compared([1.0, 2.0, 4.0], [2.0, 6.0, 4.0])
+    assert (found["ratio"], found["lowest"], found["highest"]) == (2.0, 1.0, 3.0)
+
+
+def test_a_command_is_read_by_its_metric_or_by_its_time():
+    prints = f'{sys.executable} -S -c "print(\'first\'); print(\'{{\\"a\\": {{\\"b\\": 2.5}}}}\')"'
+    assert compare._command_seconds(prints, "a.b")() == 2.5
+    assert 0 < compare._command_seconds(prints, None)() < 60
+    with pytest.raises(UserError, match=r"its last line of output is .*, expected .* number a.c"):
+        compare._command_seconds(prints, "a.c")()
+    with pytest.raises(UserError, match="it ended with exit code 3"):
+        compare._command_seconds("exit 3", None)()
+
+
+# ---- figures ----
+
+
+def test_figures_by_hand():
+    kernels = [Kernel("", "dot_general", 600, 10), Kernel("", "fused", 0, 80)]
+    program = workload.Program(lambda: None, 8, kernels, 1.0, StepMemory(3, 4))
+    row = measure._figures(program, [3.0, 4.0, 9.0], Machine(300.0, 40.0), 2)
+    assert (row["seconds"], row["fastest"], row["slowest"]) == (4.0, 3.0, 9.0)
+    assert row["images_per_second"] == 2.0
+    # 600 operations at 300 a second are 2 s, 80 bytes at 40 a second another 2 s.
+    assert (row["roofline_seconds"], row["of_roofline"]) == (4.0, 1.0)
+    assert (row["of_matmul_peak"], row["of_bandwidth"]) == (0.5, 90 / 4 / 40)
+    # Of both devices together.
+    assert (row["operations_per_second"], row["bytes_per_second"]) == (300.0, 45.0)
+    assert row["memory_bytes"] == 7
+
+
+def test_shares_are_of_the_step_and_add_up():
+    seconds = {"train": [10.0], "bare_train": [7.0], "augment": [1.0], "match": [0.5]}
+    seconds |= {"mine": [0.5], "loss": [1.5], "optimizer": [1.0]}
+    shares = measure._shares(seconds, ("augment", "match", "mine", "loss", "optimizer"))
+    assert shares["network"] == 0.6
+    assert shares["loss"] == pytest.approx(0.05)
+    assert sum(shares.values()) == pytest.approx(0.95)
+
+
+def test_what_a_device_reaches(two_devices):
+    machine = measure_machine(two_devices, dtype="float32", rounds=1)
+    assert 1e8 < machine.matmul < 1e14
+    assert 1e7 < machine.bandwidth < 1e13
+
+
+def test_devices_are_chosen(capsys):
+    assert choose_devices(8, 2).size == 2
+    with pytest.raises(UserError, match="--devices: got 9, expected at most 8"):
+        choose_devices(8, 9)
+
+
+def test_a_workload_is_made_up_or_ones_own(config, two_devices):
+    made_up = workload.make_workload(config, two_devices, objects=7)
+    assert made_up.batch.valid.shape == (8, 7)
+    assert made_up.batch.valid.all()
+    assert made_up.network.model.heads.num_classes == 20
+    own = workload.make_workload(config, two_devices, own_data=True)
+    assert own.network.model.heads.num_classes == 3
+    assert len(own.source) == 20
+    config.batch_size = 7
+    with pytest.raises(UserError, match="got 7, expected a multiple of the 2 devices"):
+        workload.make_workload(config, two_devices)
+
+
+@pytest.mark.parametrize("build", [parts.match_program, parts.mine_program])
+def test_parts_run_on_the_devices(config, two_devices, build):
+    program = build(workload.make_workload(config, two_devices))
+    jax.block_until_ready(program.call())
+    assert program.images == 8
+    assert program.kernels
+    assert program.memory.total > 0
+
+
+def intermediates(jaxpr):
+    for eqn in jaxpr.eqns:
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from intermediates(inner)
+        yield from (v.aval.size for v in eqn.outvars)
+
+
+@pytest.mark.parametrize(("anchors", "objects"), [(400, 3), (2500, 3), (2500, 40)])
+def test_matching_costs_anchors_times_objects(anchors, objects):
+    boxes = jnp.zeros((objects, 4))
+    jaxpr = jax.make_jaxpr(lambda *a: match(np.zeros((anchors, 4), np.float32), *a))(
+        boxes, jnp.zeros(objects, int), jnp.ones(objects, bool)
+    )
+    # A pair has four numbers, and so has an anchor.
+    assert max(intermediates(jaxpr.jaxpr)) <= 4 * anchors * max(objects, 4)
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def made_up_result(config, monkeypatch):
+    """A whole result of programs that compile in no time."""
+
+    def trivial(work):
+        function = jax.jit(lambda x: (x @ x).sum())
+        x = jnp.ones((8, 8))
+        return workload.make_program(function.trace(x), lambda f: lambda: f(x), 8)
+
+    for name in ("train", "bare", "evaluate", "forward", "predict"):
+        monkeypatch.setattr(measure, f"{name}_program", trivial)
+    names = ("augment", "match", "mine", "loss", "optimizer")
+    monkeypatch.setattr(measure, "part_programs", lambda work: {n: trivial(work) for n in names})
+    monkeypatch.setitem(compare.MEASURES, "train", trivial)
+    monkeypatch.setattr(
+        start, "measure_starts", lambda *_, **__: {
+            "warm": {"import": 1.0, "first_answer": 2.0, "compile_predict": 0.5,
+                     "first_step": 3.0, "compile_train": 0.25}
+        }
+    )  # fmt: skip
+
+
+def write_config(folder, config):
+    path = folder / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    return str(path)
+
+
+def test_the_command_tells_and_writes(config, made_up_result, tmp_path, capsys):
+    command = ["benchmark", "--config", write_config(tmp_path, config), "--devices", "1"]
+    out = tmp_path / "speed.json"
+    extra = ["--rounds", "2", "--json", str(out), "--profile", str(tmp_path / "trace")]
+    assert main([*command, *extra]) == 0
+    told = capsys.readouterr().out
+    for text in ("training step", "one picture", "a loop waits for it", "first answer after 2.0 s"):
+        assert text in told
+    result = json.loads(out.read_text())
+    assert result["programs"]["train"]["images_per_second"] > 0
+    assert result["machine"]["devices"] == 1
+    assert 0 <= result["input"]["data_wait"] <= 1
+    assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
+
+    other = write_config(tmp_path, config)
+    assert main([*command, "--rounds", "2", "--against", other]) == 0
+    assert "times as long" in capsys.readouterr().out
+    assert main([*command, "--rounds", "2", "--against", "true", "--json", str(out)]) == 0
+    assert len(json.loads(out.read_text())["ratios"]) == 2
+
+
+@pytest.mark.long
+def test_the_whole_of_a_real_config(config, tmp_path, capsys):
+    config.data.threads = 2
+    out = tmp_path / "speed.json"
+    command = ["benchmark", "--config", write_config(tmp_path, config), "--json", str(out)]
+    assert main([*command, "--devices", "2", "--rounds", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert set(result["shares"]) == {"augment", "match", "mine", "loss", "optimizer", "network"}
+    assert {row["layer"] for row in result["layers"]} & {"backbone/conv1_1", "augment"}
+    assert all(row["operations_per_second"] > 0 for row in result["programs"].values())
+    warm, cold = result["start"]["warm"], result["start"]["cold"]
+    assert warm["compile_train"] < cold["compile_train"]
+
+
+def test_stages_are_told_in_traces(config):
+    mesh = make_mesh(jax.devices()[:1])
+    work = workload.make_workload(config, mesh)
+    schedule = experiment.build_schedule(config, 20)
+    optimizer = experiment.build_optimizer(config, schedule)
+    step = experiment.build_step(config, work.network, schedule, optimizer, mesh)
+    state = state_shapes(variable_shapes(work.network.model, 64), optimizer, mesh)
+    kernels = program_kernels(jax.make_jaxpr(step)(state, work.batch))
+    stages = {stage_of(kernel) for kernel in kernels}
+    assert {"augment", "network", "match", "mine", "loss", "optimizer"} <= stages
+
+
+# ---- the largest batch ----
+
+
+@pytest.mark.parametrize("begin", [1, 16])
+@pytest.mark.parametrize("close", [0.0, 1 / 16])
 @pytest.mark.parametrize(
     "needed",
     [
@@ -33,41 +252,35 @@ class Calls:
     ],
     ids=["line", "stairs", "flat", "square", "level"],
 )
-def test_the_largest_is_found_with_few_calls(needed):
+def test_the_largest_is_found_with_few_calls(needed, close, begin):
     for limit in (49, 107, 114, 401, 1000, 5000):
         if needed(1000) > limit:
             calls = Calls(needed)
+            found = largest_within(calls, limit, start=begin, close=close)
             expected = max((n for n in range(1, 1000) if needed(n) <= limit), default=0)
-            assert largest_within(calls, limit) == expected
+            assert found <= expected <= found + int(found * close)
             assert len(calls.seen) == len(set(calls.seen)) <= 20
+            assert min(calls.seen) >= 1
 
 
-def test_a_straight_line_takes_four_calls():
+@pytest.mark.parametrize("close", [0.0, 1 / 16])
+def test_a_straight_line_takes_four_calls(close):
     calls = Calls(lambda n: 100 + 7 * n)
-    assert largest_within(calls, 1000) == 128
+    found = largest_within(calls, 1000, close=close)
+    assert 128 / (1 + close) - 1 <= found <= 128
     assert len(calls.seen) == 4
 
 
-@pytest.fixture
-def config(shapes):
-    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4)
-
-
-@pytest.fixture
-def two_devices(monkeypatch):
-    mesh = make_mesh(jax.devices()[:2])
-    monkeypatch.setattr(benchmark, "make_mesh", lambda: mesh)
-    return mesh
-
-
-def check_largest_batch(config, capsys):
-    found = run_find_batch(config, memory_gib=0.01)
+def check_largest_batch(config, mesh, capsys):
+    found = run_find_batch(config, mesh, memory_gib=0.01)
     assert found.per_device % 2 == 0  # two devices, groups of four
     assert found.measured[found.per_device] <= found.limit == int(0.01 * 2**30)
-    assert found.measured[found.per_device + 2] > found.limit
+    more = min(images for images, size in found.measured.items() if size > found.limit)
+    assert more <= found.per_device * (1 + 1 / 16) + 2
     told = capsys.readouterr().out
     assert f"config.batch_size={2 * found.per_device} on 2 x cpu" in told
     assert "assumed: 0.01 GiB a device as told" in told
+    assert "4 images a device: " in told  # the batch of the config came first
 
 
 def test_the_batch_is_one_that_groups_divide_and_that_fits(
@@ -75,28 +288,28 @@ def test_the_batch_is_one_that_groups_divide_and_that_fits(
 ):
     # A step that compiles in no time; the next test takes the real one.
     monkeypatch.setattr(
-        benchmark.experiment,
+        find_batch.experiment,
         "build_step",
         lambda *_: lambda state, batch: (state, {"loss": jnp.sort(batch.canvas * 1.5).sum()}),
     )
-    check_largest_batch(config, capsys)
+    check_largest_batch(config, two_devices, capsys)
     with pytest.raises(UserError, match=r"a step with 2 images a device needs .* at most 0\.00"):
-        find_batch(config, two_devices, classes=3, objects=3, limit=1000)
+        find_batch.find_batch(config, two_devices, classes=3, objects=3, limit=1000)
 
 
 @pytest.mark.long
 def test_the_batch_of_a_real_step(config, two_devices, capsys):
-    check_largest_batch(config, capsys)
+    check_largest_batch(config, two_devices, capsys)
 
 
 def test_memory_for_the_cache_is_not_there_for_the_step(config, two_devices, monkeypatch):
     found = []
     monkeypatch.setattr(
-        benchmark,
+        find_batch,
         "find_batch",
-        lambda *_, limit, **__: found.append(limit) or benchmark.FoundBatch(1, 2, limit, {}),
+        lambda *_, limit, **__: found.append(limit) or find_batch.FoundBatch(1, 2, limit, {}),
     )
     for cache in ("none", "device"):
         config.data.cache = cache
-        run_find_batch(config, memory_gib=1.0)
+        run_find_batch(config, two_devices, memory_gib=1.0)
     assert found[0] - found[1] == 20 * 64 * 64 * 3 // 2

@@ -1,6 +1,16 @@
 """`ssd-jax benchmark`."""
 
-from ssd_jax.commands.common import verb
+import pathlib
+
+from ssd_jax.commands.common import positive, verb
+
+NOTE = """\
+Without --find-batch and --against it measures training step, evaluation and prediction, their
+parts, the input and the start of a process, beside what the devices reach in a matrix product and
+in a copy. The pictures are made up. docs/performance.md says what each figure is.
+  ssd-jax benchmark --config FILE --find-batch
+  ssd-jax benchmark --config FILE --against OTHER --measure predict
+  ssd-jax benchmark --config FILE --against 'python peer.py' --metric metrics.step.p50"""
 
 
 def add(verbs) -> None:
@@ -9,33 +19,118 @@ def add(verbs) -> None:
         verbs,
         "benchmark",
         _benchmark,
-        "find out what this machine can do with a config",
+        "find out how fast a config runs on this machine, and what limits it",
         settings=True,
-        example="ssd-jax benchmark --config configs/voc0712_vgg16_300.py --find-batch",
+        example="ssd-jax benchmark --config configs/voc0712_vgg16_300.py --json speed.json",
+        note=NOTE,
     )
     benchmark.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="see configs/")
-    benchmark.add_argument(
+    what = benchmark.add_mutually_exclusive_group()
+    what.add_argument(
         "--find-batch",
         action="store_true",
-        required=True,
-        help="the largest batch whose training step fits; compiles, executes nothing",
+        help="about the largest batch whose training step fits; compiles, executes nothing",
+    )
+    what.add_argument(
+        "--against",
+        metavar="FILE|COMMAND",
+        help="take turns with another config, changed by the same --config.NAME=VALUE, or with a "
+        "shell command, and tell the ratio",
     )
     benchmark.add_argument(
         "--memory-gib",
         type=float,
         metavar="GIB",
-        help="memory of a device (default: what JAX may take of it)",
+        help="with --find-batch: memory of a device (default: what JAX may take of it)",
+    )
+    benchmark.add_argument(
+        "--measure",
+        choices=("train", "evaluate", "predict"),
+        default="train",
+        help="with --against: a step, a batch or one picture (default: %(default)s)",
+    )
+    benchmark.add_argument(
+        "--metric",
+        metavar="NAME.NAME",
+        help="with --against COMMAND: the number in the JSON of its last line, in seconds "
+        "(default: the time that it runs)",
+    )
+    benchmark.add_argument(
+        "--devices", type=positive, metavar="N", help="how many to use (default: all)"
+    )
+    benchmark.add_argument(
+        "--rounds", type=positive, default=5, metavar="N", help="default: %(default)s"
+    )
+    benchmark.add_argument(
+        "--classes", type=positive, metavar="N", help="their number, if the config does not tell"
+    )
+    benchmark.add_argument(
+        "--own-data", action="store_true", help="the config's pictures instead of made-up ones"
+    )
+    benchmark.add_argument(
+        "--no-start", action="store_true", help="leave out the start of a process"
+    )
+    benchmark.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures")
+    benchmark.add_argument(
+        "--profile",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="write a trace for TensorBoard and ui.perfetto.dev",
     )
 
 
 def _benchmark(options, rest):
     from ssd_jax import config as configs
-    from ssd_jax.benchmark import run_find_batch
-    from ssd_jax.config_check import check
-    from ssd_jax.sharding import use_cpu_cores
 
-    config = configs.load_config(options.config)
-    configs.override(config, configs.split_assignments(rest))
+    assignments = configs.split_assignments(rest)
+    config = _config(options.config, assignments)
+    start = {}
+    if not (options.find_batch or options.against or options.no_start):
+        from ssd_jax.benchmark.start import measure_starts
+
+        # Before this process takes the devices.
+        starts = measure_starts(config, devices=options.devices, classes=options.classes)
+        start = {"start": starts}
+    from ssd_jax.benchmark.machine import choose_devices
+    from ssd_jax.benchmark.table import comparison_table, table
+    from ssd_jax.benchmark.workload import make_workload
+    from ssd_jax.reporting import write_json
+
+    mesh = choose_devices(config.batch_size, options.devices)
+    if options.find_batch:
+        from ssd_jax.benchmark.find_batch import run_find_batch
+
+        run_find_batch(config, mesh, memory_gib=options.memory_gib)
+        return
+    work = make_workload(config, mesh, own_data=options.own_data, classes=options.classes)
+    if options.against:
+        from ssd_jax.benchmark.compare import run_comparison
+
+        is_config = pathlib.Path(options.against.partition(":")[0]).suffix in (".py", ".json")
+        result = run_comparison(
+            work,
+            _config(options.against, assignments) if is_config else options.against,
+            names=(options.config, options.against),
+            measure=options.measure,
+            metric=options.metric,
+            rounds=options.rounds,
+        )
+        print(comparison_table(result))
+    else:
+        from ssd_jax.benchmark.measure import measure
+
+        result = {"config": options.config}
+        result |= measure(work, rounds=options.rounds, profile=options.profile) | start
+        print(table(result))
+    if options.json:
+        write_json(options.json, result)
+
+
+def _config(path, assignments):
+    from ssd_jax import config as configs
+    from ssd_jax.config_check import check
+
+    config = configs.load_config(path)
+    configs.override(config, assignments)
     check(config)
-    use_cpu_cores(config.batch_size)
-    run_find_batch(config, memory_gib=options.memory_gib)
+    return config

@@ -30,12 +30,20 @@ def _export(options, rest):
 
     folder = workdir_to_read(options.workdir)
     meta = export_run(folder, options.out, step=options.step, onnx=options.onnx)
+    if len(meta["measured_at"]) > 1:
+        print(
+            f"it looks at {meta['image_size']} px only; the metrics in meta.json are those of the "
+            f"run, which looks at {', '.join(map(str, meta['measured_at']))} px (docs/export.md)"
+        )
     checked = meta["verification"]
     print(
         f"checked on {checked['detections']} detections on {checked['pictures']}; the largest "
         "difference of a box or a score:"
     )
     for form, found in checked["found"].items():
+        if "refused" in found:
+            print(f"  {form:12} is not to be used: {found['refused']}")
+            continue
         seconds = f", {found['seconds'] * 1000:.0f} ms an image" if "seconds" in found else ""
         print(f"  {form:12} {found['largest_deviation']:.1e}{seconds}")
     print(f"{options.out} and {options.out.parent / options.out.name}.tar.gz")

@@ -35,6 +35,7 @@ from ssd_jax.data.findings import (
     index_findings,
 )
 from ssd_jax.data.sources.base import Annotations, Source
+from ssd_jax.data.sources.image_header import exif_orientation
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
 
@@ -46,8 +47,6 @@ CHUNK = 64
 COMPLAINT = re.compile(
     r"(Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression .*)"
 )
-# The size of a value by its EXIF type; a short is legal, the signed and the long are met too.
-EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 
 
 class Diagnosis(NamedTuple):
@@ -270,28 +269,6 @@ def _hash_of(source: Source, image: int) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation of an image file as it stands there; 1 where there is none.
-
-    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4).
-    """
-    marks = ((data.find(b"Exif\0\0", 0, 2**16), 6), (data.find(b"eXIf", 0, 2**16), 4))
-    start = next((at + length for at, length in marks if at >= 0), len(data))
-    order = {b"II": "little", b"MM": "big"}.get(data[start : start + 2])
-    if order is None:
-        return 1
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(data[start + at : start + at + size], order)
-
-    directory = number(4, 4)
-    end = min(directory + 2 + 12 * number(directory, 2), len(data) - start)
-    for entry in range(directory + 2, end, 12):
-        if number(entry, 2) == 0x112:
-            return number(entry + 8, EXIF_BYTES.get(number(entry + 2, 2), 2))
-    return 1
 
 
 def _image_findings(source: Source, looks: Sequence[_Look]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from typing import BinaryIO, TypeVar
 
 from tqdm import tqdm
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes
 from ssd_jax.data.remote import (
     SCHEMES,
@@ -49,14 +50,6 @@ def is_remote(location: str | os.PathLike) -> bool:
     """Whether a location is a URL of a scheme that is read here."""
     scheme, separator, _ = os.fspath(location).partition("://")
     return bool(separator) and scheme in SCHEMES
-
-
-def cache_folder() -> pathlib.Path:
-    """Where staged files are kept: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder."""
-    if folder := os.environ.get("SSD_JAX_CACHE"):
-        return pathlib.Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "ssd_jax"
 
 
 def read_bytes(url: str) -> bytes:

@@ -36,9 +36,10 @@ class Stages(NamedTuple):
 
 
 def build_stages(config: ConfigDict, network: Network) -> Stages:
-    """The stages of `predict.make_predict`."""
+    """The stages of `predict.make_predict` at the network's own image size, and no other."""
     size, mean, std = config.model.image_size, config.preprocess.mean, config.preprocess.std
     detect_settings = config.detect.to_dict()
+    del detect_settings["image_sizes"]
     flip = detect_settings.pop("flip")
     anchors = predicting_anchors(network.anchors, flip=flip)
     activation = config.model.class_activation

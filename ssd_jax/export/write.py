@@ -49,7 +49,8 @@ def export_run(
 ) -> dict[str, Any]:
     """Writes the detector of a run as the folder `out` and, with `archive`, as `out`.tar.gz.
 
-    `step` is as in `load_trained`. What is written computes in float32, also of a run in bfloat16.
+    `step` is as in `load_trained`. What is written computes in float32, also of a run in bfloat16,
+    and looks at one image size, also of a run that is measured at several.
     It appears under its name when it has been checked, and whole. Returns the content of meta.json.
 
     Raises:
@@ -61,8 +62,11 @@ def export_run(
     if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
         raise UserError(f"{out}: there is something there, or at {packed}. Choose another --out.")
     config = read_config(workdir / CONFIG_FILE)
-    meta = {"trained_in": config.model.dtype}
-    config.model.dtype = "float32"
+    meta = {
+        "trained_in": config.model.dtype,
+        "measured_at": config.detect.image_sizes or (config.model.image_size,),
+    }
+    config.model.dtype, config.detect.image_sizes = "float32", ()
     trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]), step=step)
     meta |= _describe(config, trained, workdir)
     is_new = not out.exists()

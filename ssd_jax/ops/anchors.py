@@ -166,6 +166,17 @@ def _levels_in_pixels(
     return chained_levels([scale / network[0] for scale in pixels], _steps(network))
 
 
+def enlarged_image_levels(levels: Sequence[AnchorLevel], factor: float) -> tuple[AnchorLevel, ...]:
+    """The same anchors, in pixels, of an image with `factor` times the side.
+
+    The cells of a map share the image evenly, as strides do on sides that they divide.
+    """
+    return tuple(
+        level._replace(sizes=tuple(size / factor for size in level.sizes), steps=None)
+        for level in levels
+    )
+
+
 def default_boxes(
     feature_shapes: Sequence[tuple[int, int]],
     levels: Sequence[AnchorLevel],

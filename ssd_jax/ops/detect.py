@@ -28,6 +28,7 @@ def class_scores(
     return jax.nn.softmax(logits) if activation == "softmax" else jax.nn.sigmoid(logits)
 
 
+@jax.named_scope("detect")
 def detect(
     box_deltas: Float[Array | np.ndarray, "A 4"],
     class_logits: Float[Array | np.ndarray, "A channels"],

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -52,6 +53,7 @@ def resample(
     return coverage * picture + (1 - coverage) * jnp.asarray(fill, jnp.float32)
 
 
+@jax.named_scope("resize")
 def resize(canvas: Canvas, extent: Int[Array, "2"], *, size: int) -> Picture:
     """Stretch the whole picture to `size` x `size`: `resample` as evaluation and serving use it."""
     rows, columns = (_taps(length, 0, length, size=size) for length in extent)

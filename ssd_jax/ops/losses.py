@@ -38,6 +38,7 @@ class LossSums(NamedTuple):
     num_box_errors: Int[Array, "*B"]
 
 
+@jax.named_scope("mine")
 def mine_hard_negatives(
     background: Float[Array, "A"],
     positive: Bool[Array, "A"],

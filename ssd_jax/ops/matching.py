@@ -12,6 +12,7 @@ from ssd_jax.types import Targets
 _SMALLEST_IOU = 1e-6
 
 
+@jax.named_scope("match")
 def match(
     anchors: Float[Array | np.ndarray, "A 4"],
     boxes: Float[Array | np.ndarray, "G 4"],

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssd_jax.ops.boxes import iou_matrix
 
 
+@jax.named_scope("nms")
 def nms(
     boxes: Float[Array | np.ndarray, "N 4"],
     valid: Bool[Array | np.ndarray, "N"],

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssd_jax.visualize import _plot_style, _save
+from ssd_jax.plots import plot_style, save_plot
 
 # (split, value, title)
 PANELS = (("train", "loss", "loss"), ("val", "map_voc07", "mAP, VOC07 11-point"))
@@ -12,7 +12,7 @@ PANELS = (("train", "loss", "loss"), ("val", "map_voc07", "mAP, VOC07 11-point")
 
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path) -> None:
     """Loss and mAP over the steps of each run, from the records of its metrics.jsonl."""
-    with _plot_style() as new_figure:
+    with plot_style() as new_figure:
         figure = new_figure(8, 6)
         for axes, (split, name, title) in zip(
             figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True
@@ -29,4 +29,4 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Pat
             axes.set_ylim(bottom=0)
             axes.legend()
         axes.set_xlabel("step")
-        _save(figure, path)
+        save_plot(figure, path)

@@ -4,7 +4,6 @@ import os
 
 import jax
 
-from ssd_jax.data.storage import cache_folder
 from ssd_jax.detector import Detector
 from ssd_jax.export.exported import open_exported
 from ssd_jax.serve.engine import Engine
@@ -29,13 +28,7 @@ def open_engine(
     engine: str = "auto",
     step: str | None = None,
 ) -> Engine:
-    """The detector of an exported `model`, run by `engine`, or that of the run in `workdir`.
-
-    What JAX compiles is kept in the cache folder, so that the next start takes seconds.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    """The detector of an exported `model`, run by `engine`, or that of the run in `workdir`."""
     if model is not None:
         return open_exported(model, engine=engine)
     return RunEngine(workdir, step=step)

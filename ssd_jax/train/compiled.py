@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Traced
 
 from ssd_jax.data.decode import empty_rows
 from ssd_jax.sharding import replicated, shardings_of, split
@@ -42,9 +42,13 @@ def compile_step(
     Both may be `jax.ShapeDtypeStruct`s with their shardings: nothing is executed. `options` are
     XLA's.
     """
+    return trace_step(step, state, batch, mesh).lower().compile(options)
+
+
+def trace_step(step: Callable, state: TrainState, batch: Batch, mesh: Mesh) -> Traced:
+    """What `compile_step` compiles."""
     places = shardings_of(state), replicated(mesh)
-    jitted = jax.jit(step, out_shardings=places, donate_argnums=0)
-    return jitted.lower(state, batch).compile(options)
+    return jax.jit(step, out_shardings=places, donate_argnums=0).trace(state, batch)
 
 
 def step_memory(compiled: Compiled) -> StepMemory:

@@ -21,7 +21,7 @@ LAG = 2
 
 def train(
     state: TrainState,
-    step_function: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    program: Callable[[int], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]],
     batches: Iterator[tuple[Sequence[str], Batch]],
     *,
     progress: Progress,
@@ -38,10 +38,11 @@ def train(
 ) -> TrainState:
     """Runs from `state.step` to `total_steps`, or to where `early_stopping` ends it.
 
-    The last state is evaluated and saved. `batches` gives (names of the samples, batch on the mesh)
-    and stands at `state.step` already: the data position is the step. `state` is donated to the
-    first step. `save` gets what `evaluate` has measured on the same state, or None, and replaces
-    what it saved of the same step before.
+    `program(step)` is the function that takes the step of that number. The last state is evaluated
+    and saved. `batches` gives (names of the samples, batch on the mesh) and stands at `state.step`
+    already: the data position is the step. `state` is donated to the first step. `save` gets what
+    `evaluate` has measured on the same state, or None, and replaces what it saved of the same step
+    before.
 
     Raises:
       Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
@@ -97,7 +98,7 @@ def train(
         meter.waited(perf_counter() - waiting_since)
         watchdog.enter("step", step)
         with jax.transfer_guard("disallow"):
-            state, metrics = step_function(state, batch)
+            state, metrics = program(step)(state, batch)
         sent.append((step + 1, names, metrics))
         report(in_flight=LAG)
     return state

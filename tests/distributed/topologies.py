@@ -22,12 +22,12 @@ SAVED = 10
 LOGGED = """
 import json, sys
 from ssd_jax import cli, runs
-batches = runs._batches
+batches = runs.mesh_batches
 def logged(*arguments, **words):
     for names, batch in batches(*arguments, **words):
         print(json.dumps({"names": list(names)}), flush=True)
         yield names, batch
-runs._batches = logged
+runs.mesh_batches = logged
 sys.exit(cli.main(sys.argv[1:]))
 """
 

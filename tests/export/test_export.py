@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from ssd_jax.cli import main
+from ssd_jax.config import read_config, save_config
 from ssd_jax.data.decode import decode_image
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
@@ -29,9 +30,16 @@ WITH_ONNX = find_spec("onnx") is not None
 
 @pytest.fixture(scope="module")
 def model(tiny_run, tmp_path_factory) -> pathlib.Path:
-    """Exported by the command, with its check in another process."""
+    """Exported by the command, with its check in another process.
+
+    The run it is exported from differs from `tiny_run` in the sizes that it looks at pictures in.
+    """
     out = tmp_path_factory.mktemp("export") / "model"
-    words = ["export", "--workdir", str(tiny_run), "--out", str(out), *(["--onnx"] * WITH_ONNX)]
+    run = shutil.copytree(tiny_run, out.parent / "run")
+    config = read_config(run / "config.json")
+    config.detect.image_sizes = (64, 96)
+    save_config(config, run / "config.json")
+    words = ["export", "--workdir", str(run), "--out", str(out), *(["--onnx"] * WITH_ONNX)]
     assert main(words) == 0
     return out
 
@@ -95,6 +103,7 @@ def test_meta_says_what_it_is_and_how_it_was_checked(model, tiny_run):
     assert meta["metrics"] == report["metrics"]
     assert meta["protocol"]["split"] == "val"
     assert (meta["step"], meta["recipe"], meta["image_size"]) == (6, "paper", 64)
+    assert (meta["measured_at"], meta["detect"]["image_sizes"]) == ([64, 96], [])
     assert meta["fingerprints"]["train"] == report["data"]["train"]["fingerprint"]
     assert meta["verification"]["pictures"] == "8, of the validation split"
     assert meta["verification"]["detections"] > 10
@@ -143,6 +152,18 @@ def test_auto_takes_the_fastest_that_passes(model, monkeypatch):
     assert exported.engine == "openvino"
     assert "openvino 100 ms an image; openvino-bf16 200 ms" in exported.why
     assert "onnxruntime is out: it fails the probe; jax 300 ms" in exported.why
+
+
+def test_auto_leaves_out_what_found_something_else_at_export(model, monkeypatch):
+    def engine(name, parts):
+        return engines.Engine(name, lambda images: None, 0.1 if name == "openvino" else 0.2)
+
+    monkeypatch.setattr(engines, "_tried", engine)
+    folder = read_folder(model)
+    folder.meta["verification"]["found"]["openvino"] = {"refused": "3 detections differ"}
+    monkeypatch.setattr("ssd_jax.export.exported.read_folder", lambda path: folder)
+    assert "openvino is out: 3 detections differ" in open_exported(model).why
+    assert open_exported(model, "openvino").why == "it was asked for"
 
 
 def test_an_engine_that_computes_something_else_is_refused(damaged):

@@ -65,12 +65,18 @@ class Run:
                 metrics = {"loss": np.float32(self.loss(state.step + 1)), "gradient_norm": 1.0}
                 return state.replace(step=state.step + 1), metrics
 
+            numbers = itertools.count(start)
+
+            def program(number):
+                assert number == next(numbers)
+                return step
+
             def save(state, measured, progress):
                 self.saved[int(state.step)] = (measured, json.dumps(progress._asdict()))
 
             return train(
                 TrainState(step=np.int32(start), params={}, batch_stats={}, opt_state=()),
-                step,
+                program,
                 (([f"image {n}"], n) for n in itertools.count(start)),
                 progress=progress,
                 evaluate=evaluate,

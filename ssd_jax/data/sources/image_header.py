@@ -1,4 +1,4 @@
-"""The size of an image from its first bytes."""
+"""What the header of an image tells: its kind, its size, which way it is turned."""
 
 import io
 
@@ -8,6 +8,8 @@ from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
+# The size of a value by its EXIF type; a short is legal, the signed and the long are met too.
+_EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
 _FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
 
@@ -22,12 +24,31 @@ def image_suffix(data: bytes, where: str) -> str:
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(height, width) as decoded: the EXIF orientation is applied. Nothing else is decoded."""
-    image = _open(data, where)
-    try:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except Exception:  # Pillow raises many kinds on damaged EXIF data, which decoders pass over
-        turned = False
-    return image.size if turned else image.size[::-1]
+    width, height = _open(data, where).size
+    return (width, height) if exif_orientation(data) in _TURNED else (height, width)
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation as it stands in a file, legal or not; 1 where there is none.
+
+    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4). Pillow's own
+    reader obeys XMP too, as decoders do not, reads a PNG to its end, and warns of damage.
+    """
+    marks = ((data.find(b"Exif\0\0", 0, 2**16), 6), (data.find(b"eXIf", 0, 2**16), 4))
+    start = next((at + length for at, length in marks if at >= 0), len(data))
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(data[start : start + 4])
+    if order is None:
+        return 1
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[start + at : start + at + size], order)
+
+    directory = number(4, 4)
+    end = min(directory + 2 + 12 * number(directory, 2), len(data) - start)
+    for entry in range(directory + 2, end, 12):
+        if number(entry, 2) == _EXIF_ORIENTATION:
+            return number(entry + 8, _EXIF_BYTES.get(number(entry + 2, 2), 2))
+    return 1
 
 
 def _open(data: bytes, where: str) -> Image.Image:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Int, UInt32
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
@@ -174,7 +175,7 @@ def cached_offsets(file: RecordFile, problems: Callable[[DataError], None]) -> I
     """
     place = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
     name = f"{place}-{file.size}-{file.status.st_mtime_ns}.npy"
-    path = _cache_folder() / "recordio" / name
+    path = cache_folder() / "recordio" / name
     with contextlib.suppress(OSError, ValueError, EOFError):
         offsets = np.load(path, allow_pickle=False)
         if offsets.dtype == np.int64 and offsets.ndim == 1:
@@ -210,13 +211,6 @@ def _split(payload: bytes) -> list[bytes]:
             start = at + 4
         at = payload.find(MAGIC_BYTES, at + 1)
     return [*parts, payload[start:]]
-
-
-def _cache_folder() -> pathlib.Path:
-    if folder := os.environ.get("SSD_JAX_CACHE"):
-        return pathlib.Path(folder)
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(caches) / "ssd_jax"
 
 
 def _missing(path: pathlib.Path, problem: str) -> DataError:

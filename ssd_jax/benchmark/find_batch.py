@@ -1,9 +1,10 @@
-"""What a machine can do with a config: the largest batch that fits into its memory."""
+"""The largest batch of a config that fits into the memory of the machine."""
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,15 +13,18 @@ from ssd_jax.data.pipeline import cache_bytes, max_objects
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.ops.mosaic import GROUP
-from ssd_jax.sharding import make_mesh
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
 from ssd_jax.train.state import state_shapes
 
 _GIB = 2**30
+# A batch is large enough when one that is larger by this part would not fit.
+_CLOSE = 1 / 16
+# The plan of the memory is made before the code is, which on a CPU takes most of the time.
+_QUICK_ON_CPU = {"xla_backend_optimization_level": 0}
 
 
 class FoundBatch(NamedTuple):
-    """The largest batch of a device, and what was compiled on the way: images -> bytes."""
+    """About the largest batch of a device, and what was compiled on the way: images -> bytes."""
 
     per_device: int
     devices: int
@@ -28,13 +32,14 @@ class FoundBatch(NamedTuple):
     measured: dict[int, int]
 
 
-def run_find_batch(config: ConfigDict, *, memory_gib: float | None = None) -> FoundBatch:
-    """Prints the largest `config.batch_size` whose step fits, and what that rests on.
+def run_find_batch(
+    config: ConfigDict, mesh: Mesh, *, memory_gib: float | None = None
+) -> FoundBatch:
+    """Prints about the largest `config.batch_size` whose step fits, and what that rests on.
 
-    Steps are compiled for the devices at hand, none is executed. `memory_gib` is the memory of a
-    device, if not what JAX may take of it.
+    One that is larger by a sixteenth does not fit. Steps are compiled for the devices, none is
+    executed. `memory_gib` is the memory of a device, if not what JAX may take of it.
     """
-    mesh = make_mesh()
     config = config.copy_and_resolve_references()
     config.data.doctor = False  # of the images only their number and their objects are wanted
     source = experiment.build_source(config, "train")
@@ -45,8 +50,6 @@ def run_find_batch(config: ConfigDict, *, memory_gib: float | None = None) -> Fo
     found = find_batch(
         config, mesh, classes=len(source.classes), objects=max_objects(source), limit=limit - cached
     )
-    for images, needed in sorted(found.measured.items()):
-        print(f"{images:6} images a device: {needed / _GIB:8.2f} GiB")
     print(
         f"largest batch: {found.per_device} images a device, config.batch_size="
         f"{found.per_device * mesh.size} on {mesh.size} x {mesh.devices.flat[0].device_kind}\n"
@@ -62,10 +65,10 @@ def run_find_batch(config: ConfigDict, *, memory_gib: float | None = None) -> Fo
 def find_batch(
     config: ConfigDict, mesh: Mesh, *, classes: int, objects: int, limit: int
 ) -> FoundBatch:
-    """The largest batch of which a step needs at most `limit` bytes a device.
+    """About the largest batch of which a step needs at most `limit` bytes a device.
 
-    Only batches count that the groups of BatchNorm and loss divide, and those of mosaics on each
-    device.
+    It begins with the batch of the config, and each that is compiled is told. Only batches count
+    that the groups of BatchNorm and loss divide, and those of mosaics on each device.
     """
     groups = math.lcm(*(g for g in (config.model.batch_norm_group, config.loss.group) if g))
     unit = groups // math.gcd(groups, mesh.size)
@@ -79,6 +82,7 @@ def find_batch(
     variables = variable_shapes(network.model, config.model.image_size)
     averaged = config.optimizer.ema_decay > 0
     state = state_shapes(variables, optimizer, mesh, sharding=config.sharding, averaged=averaged)
+    options = _QUICK_ON_CPU if jax.default_backend() == "cpu" else None
     measured = {}
 
     def needed(units: int) -> int:
@@ -86,10 +90,14 @@ def find_batch(
         batch = batch_shapes(
             images * mesh.size, canvas=config.data.canvas, max_objects=objects, mesh=mesh
         )
-        measured[images] = step_memory(compile_step(step, state, batch, mesh)).total
+        print(f"{images:6} images a device: ", end="", flush=True)
+        plan = compile_step(step, state, batch, mesh, options=options)
+        measured[images] = step_memory(plan).total
+        print(f"{measured[images] / _GIB:8.2f} GiB", flush=True)
         return measured[images]
 
-    most = largest_within(needed, limit)
+    start = max(1, config.batch_size // mesh.size // unit)
+    most = largest_within(needed, limit, start=start, close=_CLOSE)
     if not most:
         raise UserError(
             f"memory: a step with {unit} images a device needs {measured[unit] / _GIB:.2f} GiB, "
@@ -99,27 +107,32 @@ def find_batch(
     return FoundBatch(most * unit, mesh.size, limit, measured)
 
 
-def largest_within(needed: Callable[[int], int], limit: int) -> int:
-    """The largest n from 1 on with `needed(n) <= limit`, 0 if there is none; `needed` rises.
+def largest_within(
+    needed: Callable[[int], int], limit: int, *, start: int = 1, close: float = 0.0
+) -> int:
+    """About the largest n from 1 on with `needed(n) <= limit`, 0 if there is none; `needed` rises.
 
-    Four calls where it is a straight line; else every second guess halves what is left.
+    About: n + 1 + n * close is too many. Four calls where it is a straight line; else every second
+    guess halves what is left.
     """
-    points = [(1, needed(1)), (2, needed(2))]
-    fits = max((n for n, size in points if size <= limit), default=0)
-    fails = min((n for n, size in points if size > limit), default=None)
-    while fails is None or fails - fits > 1:
-        (n0, size0), (n1, size1) = sorted(points)[-2:]
-        slope = (size1 - size0) / (n1 - n0)
-        guess = int(n1 + (limit - size1) / slope) if slope > 0 else 2 * fits
-        if fails is None:
-            guess = min(max(guess, fits + 1), 1024 * fits)
-        elif len(points) % 2:
-            guess = (fits + fails) // 2
-        else:
-            guess = min(max(guess, fits + 1), fails - 1)
-        points.append((guess, needed(guess)))
-        if points[-1][1] <= limit:
+    points = {start: needed(start)}
+    fits, fails = (start, None) if points[start] <= limit else (0, start)
+    guess = 2 * start if fits else start // 2
+    while fails is None or fails - fits > 1 + int(fits * close):
+        points[guess] = needed(guess)
+        if points[guess] <= limit:
             fits = guess
         else:
             fails = guess
+        # On the line through the two nearest; a little less, so that it is sure to fit.
+        (n0, size0), (n1, size1) = sorted(points.items(), key=lambda p: abs(p[1] - limit))[:2]
+        slope = (size1 - size0) / (n1 - n0)
+        guess = int((n0 + (limit - size0) / slope) / (1 + close / 2)) if slope > 0 else 2 * fits
+        guess = max(guess, fits + 1 + int(fits * close))
+        if fails is None:
+            guess = min(guess, 1024 * fits)
+        elif len(points) % 2:
+            guess = (fits + fails) // 2
+        else:
+            guess = min(guess, fails - 1)
     return fits

@@ -1,0 +1,125 @@
+"""Has anything become slower? Key ratios against a bare loop of the same run, beside a baseline.
+
+    python experiments/speed/check.py [--write] [--rounds 9] [--config FILE]
+
+Ends with exit code 1 when a ratio is worse by more than 15 %, twice in a row. --write makes what is
+measured the baseline, baseline.json: one a device, because ratios differ between kinds.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).parent
+TOLERANCE = 0.15
+PICTURES = 32
+
+
+def main():
+    """Compares with the baseline, or writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "quickstart.py"))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--baseline", type=pathlib.Path, default=HERE / "baseline.json")
+    parser.add_argument("--write", action="store_true", help="make this the baseline")
+    options = parser.parse_args()
+    from ssd_jax.caches import keep_compiled_programs
+
+    keep_compiled_programs()
+    contests, device = contests_of(options.config)
+    measured = ratios(contests, options.rounds)
+    baselines = json.loads(options.baseline.read_text()) if options.baseline.exists() else {}
+    if options.write:
+        load = round(os.getloadavg()[0], 1)
+        baselines[device] = {"ratios": measured, "rounds": options.rounds, "load": load}
+        options.baseline.write_text(json.dumps(baselines, indent=2, sort_keys=True) + "\n")
+        print(table(measured, measured))
+        return
+    if device not in baselines:
+        sys.exit(f"{options.baseline}: it has no {device}. Make one with --write.")
+    baseline = baselines[device]["ratios"]
+    slower = worse(measured, baseline)
+    if slower:
+        print(f"slower in {', '.join(slower)}; measuring again")
+        again = ratios({name: contests[name] for name in slower}, 2 * options.rounds)
+        measured |= again
+        slower = worse(again, baseline)
+    print(table(measured, baseline))
+    if slower:
+        sys.exit(f"slower by more than {TOLERANCE:.0%}: {', '.join(slower)}")
+
+
+def contests_of(path):
+    """Of each name two functions, ours and the bare one that it is measured by; and the device."""
+    import jax
+
+    from ssd_jax.benchmark.parts import augment_program, loss_program
+    from ssd_jax.benchmark.workload import (
+        bare_program,
+        evaluate_program,
+        forward_program,
+        make_workload,
+        train_program,
+    )
+    from ssd_jax.config import load_config
+    from ssd_jax.sharding import make_mesh
+
+    jax.config.update("jax_num_cpu_devices", 1)
+    mesh = make_mesh(jax.devices()[:1])
+    work = make_workload(load_config(path), mesh)
+    bare, forward = bare_program(work).call, forward_program(work).call
+    contests = {
+        "training step": (train_program(work).call, bare),
+        "augmentation": (augment_program(work).call, bare),
+        "matching, mining and losses": (loss_program(work).call, bare),
+        "evaluation batch": (evaluate_program(work).call, forward),
+        "decoded pictures": decoding(work),
+    }
+    return contests, mesh.devices.flat[0].device_kind
+
+
+def decoding(work):
+    """The rows of a batch, and OpenCV's decoder alone."""
+    import cv2
+    import numpy as np
+
+    from ssd_jax.data.pipeline import decode_rows, max_objects
+
+    source, indices = work.source, np.arange(PICTURES)
+    form = {"canvas": work.config.data.canvas, "max_objects": max_objects(source)}
+    files = [np.frombuffer(source[i].image, np.uint8) for i in indices]
+    return (
+        lambda: decode_rows(source, indices, **form),
+        lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files],
+    )
+
+
+def ratios(contests, rounds):
+    """Ours over bare, of the fastest calls: what else runs on the machine only slows down."""
+    from ssd_jax.benchmark.clock import take_turns
+
+    calls = {}
+    for name, (ours, bare) in contests.items():
+        calls |= {(name, "ours"): ours, (name, "bare"): bare}
+    seconds = take_turns(calls, rounds=rounds)
+    return {n: min(seconds[n, "ours"]) / min(seconds[n, "bare"]) for n in contests}
+
+
+def worse(measured, baseline):
+    """The names whose ratio has grown by more than TOLERANCE."""
+    return [n for n, ratio in measured.items() if ratio > (1 + TOLERANCE) * baseline[n]]
+
+
+def table(measured, baseline):
+    """A line a ratio."""
+    return "\n".join(
+        f"{name:28} {ratio:7.3f} times the bare loop; baseline {baseline[name]:7.3f}, "
+        f"{ratio / baseline[name] - 1:+.0%}"
+        for name, ratio in measured.items()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast a config runs on the machine at hand, and how far that is from what it could."""

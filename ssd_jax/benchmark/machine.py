@@ -1,0 +1,62 @@
+"""What the devices at hand can do at all: the denominators of every fraction."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ssd_jax.benchmark.clock import take_turns
+from ssd_jax.errors import UserError
+from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, use_cpu_cores
+
+
+def choose_devices(batch_size: int, devices: int | None = None) -> Mesh:
+    """The first `devices` of those there are, or as many as training takes; before JAX has any."""
+    if devices is not None and jax.config.jax_num_cpu_devices == -1:
+        jax.config.update("jax_num_cpu_devices", devices)
+    use_cpu_cores(batch_size)
+    if devices is not None and devices > jax.device_count():
+        raise UserError(f"--devices: got {devices}, expected at most {jax.device_count()}.")
+    return make_mesh(jax.devices()[:devices])
+
+
+class Machine(NamedTuple):
+    """Of one device, while the others do the same: operations and bytes a second."""
+
+    matmul: float
+    bandwidth: float
+
+
+def measure_machine(mesh: Mesh, *, dtype: str, rounds: int = 5) -> Machine:
+    """The fastest of `rounds` large matrix products in `dtype`, and of as many `x + 1`.
+
+    Precision is JAX's default, as in the networks. The arrays of `x + 1` are larger than caches.
+    """
+    accelerator = mesh.devices.flat[0].platform != "cpu"
+    side, length = (8192, 2**28) if accelerator else (1024, 2**24)
+    ones = put_batch(np.ones((mesh.size, side, side), jnp.dtype(dtype)), mesh)
+    row = put_batch(np.ones((mesh.size, length // mesh.size), np.float32), mesh)
+    product = each_device_alone(lambda _, a: a @ a, mesh)
+    stream = each_device_alone(lambda _, x: x + 1, mesh)
+    nothing = jnp.zeros(())
+    seconds = take_turns(
+        {"matmul": lambda: product(nothing, ones), "stream": lambda: stream(nothing, row)},
+        rounds=rounds,
+    )
+    return Machine(
+        matmul=2 * side**3 / min(seconds["matmul"]),
+        bandwidth=2 * row.nbytes / mesh.size / min(seconds["stream"]),
+    )
+
+
+def describe_machine(mesh: Mesh) -> dict[str, str | int]:
+    """What was measured on."""
+    return {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+        "jax": jax.__version__,
+        "load": round(os.getloadavg()[0], 1),
+    }

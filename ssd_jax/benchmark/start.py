@@ -1,0 +1,78 @@
+"""How long it takes from the start of a process to the first answer and to the first step.
+
+Measured in processes of their own: `python -m ssd_jax.benchmark.start CONFIG.json`, with --devices
+and --classes as of `ssd-jax benchmark`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from time import perf_counter, time
+
+from ml_collections import ConfigDict
+
+from ssd_jax.config import read_config, save_config
+
+_STARTED = "SSD_JAX_BENCHMARK_STARTED"
+
+
+def measure_starts(
+    config: ConfigDict, *, devices: int | None = None, classes: int | None = None
+) -> dict[str, dict]:
+    """Seconds of a start with nothing compiled yet ("cold") and of the next one ("warm").
+
+    To be called before this process has opened an accelerator, which only one can have.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch) / "config.json"
+        save_config(config, path)
+        command = [sys.executable, "-m", "ssd_jax.benchmark.start", str(path)]
+        for name, value in (("--devices", devices), ("--classes", classes)):
+            command += [name, str(value)] if value is not None else []
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        starts = {}
+        for name in ("cold", "warm"):
+            child = subprocess.run(
+                command,
+                env=environment | {_STARTED: repr(time())},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            starts[name] = json.loads(child.stdout.splitlines()[-1])
+        return starts
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=pathlib.Path)
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--classes", type=int)
+    options = parser.parse_args()
+    began = float(os.environ[_STARTED])
+    from ssd_jax.benchmark.machine import choose_devices
+    from ssd_jax.benchmark.workload import make_workload, predict_program, train_program
+
+    told = {"import": time() - began}
+    import jax
+
+    config = read_config(options.config)
+    mesh = choose_devices(config.batch_size, options.devices)
+    work = make_workload(config, mesh, classes=options.classes)
+    program = predict_program(work)
+    program.call()
+    told |= {"first_answer": time() - began, "compile_predict": program.compile_seconds}
+    start = perf_counter()
+    program = train_program(work)
+    jax.block_until_ready(program.call())
+    told |= {"first_step": perf_counter() - start, "compile_train": program.compile_seconds}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,88 @@
+"""The training split as the batches that a config asks for, from the host or from the devices."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssd_jax.data.device_cache import cached_batches, fill_device_cache
+from ssd_jax.data.pipeline import cache_bytes, max_objects, share_of_process, train_batches
+from ssd_jax.data.sources.base import Source
+from ssd_jax.errors import UserError
+from ssd_jax.sharding import put_batch
+from ssd_jax.types import Batch
+
+
+def host_batches(
+    config: ConfigDict, source: Source, *, start_step: int, num_threads: int
+) -> Iterator[Batch]:
+    """The rows of this process, without end."""
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=num_threads,
+        cache="ram" if config.data.cache == "ram" else "none",
+    )
+
+
+def mesh_batches(
+    config: ConfigDict, source: Source, mesh: Mesh, *, start_step: int
+) -> Iterator[tuple[list[str], Batch]]:
+    """Names of the images of this process, and the batch on the mesh, without end."""
+    if config.data.cache != "device":
+        return _batches_from_host(config, source, mesh, start_step=start_step)
+    # Filled here, before the clocks and the progress bar of the training start.
+    cache = fill_device_cache(
+        source,
+        mesh,
+        canvas=config.data.canvas,
+        max_objects=max_objects(source),
+        num_threads=config.data.threads,
+    )
+    share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
+    batches = cached_batches(
+        cache,
+        mesh,
+        num_images=len(source),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+    )
+    return (([source.names[i] for i in indices[share]], batch) for indices, batch in batches)
+
+
+def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
+    names = source.names
+    with contextlib.closing(
+        host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
+    ) as batches:
+        for batch in batches:
+            yield [names[index] for index in batch.sample_id], put_batch(batch, mesh)
+
+
+def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
+    """The memory that the cache will take; refused where there is not as much."""
+    needed = cache_bytes(source, canvas=config.data.canvas)
+    if config.data.cache == "ram":
+        # All there is: what other programs and the system's own cache hold can be given back.
+        where, free = "memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        where = f"the memory of {mesh.size} devices"
+        of_one = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+        free = of_one and of_one * mesh.size
+    if free and needed > free:
+        raise UserError(
+            f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}, "
+            f"expected at most the {free / 2**30:.1f} GiB there are. Take 'none', or a smaller "
+            "config.data.canvas."
+        )
+    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB"

@@ -1,0 +1,66 @@
+"""`make bench-check`: what counts as slower; and the figure of the growth."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "speed"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"speed_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def check(monkeypatch, tmp_path):
+    """The guard with a baseline of 2, without a network; `measured` is what it will measure."""
+    check = script("check")
+    check.measured = []
+    monkeypatch.setattr(check, "contests_of", lambda _: ({"step": None}, "cpu"))
+    monkeypatch.setattr(check, "ratios", lambda *_: {"step": check.measured.pop(0)})
+
+    def run(*measured, write=False):
+        check.measured[:] = measured
+        arguments = ["check.py", "--baseline", str(tmp_path / "baseline.json")]
+        monkeypatch.setattr("sys.argv", arguments + ["--write"] * write)
+        check.main()
+        return check.measured
+
+    run(2.0, write=True)
+    return run
+
+
+def test_as_fast_as_ever(check, capsys):
+    assert check(2.29, 9.0) == [9.0]  # once is enough
+    assert "2.290 times the bare loop; baseline   2.000, +15%" in capsys.readouterr().out
+
+
+def test_slower_twice_is_slower(check):
+    with pytest.raises(SystemExit, match="slower by more than 15%: step"):
+        check(2.31, 2.31)
+
+
+def test_slower_once_is_another_program_on_the_machine(check):
+    assert check(9.0, 2.2) == []
+
+
+def test_another_device_has_no_baseline(check, tmp_path):
+    (tmp_path / "baseline.json").write_text(json.dumps({"tpu": {"ratios": {"step": 1.0}}}))
+    with pytest.raises(SystemExit, match="it has no cpu"):
+        check(2.0)
+
+
+def test_growth_is_drawn_beside_proportion(tmp_path):
+    growth = script("growth")
+    rows = [
+        {"axis": axis, "size": size, "program": "train", "seconds": 0.1 * size, "bytes": 0}
+        for axis in ("image size, px", "images of the data set")
+        for size in (1, 10, 100)
+    ]
+    growth.draw(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000
