@@ -1,0 +1,150 @@
+"""Both faithful recipes, and `best` without and with each of its parts, on one small set of photos.
+
+    python experiments/voc300/run.py --data FOLDER --weights FILE [--reduced]
+        [--arm NAME ...] [--seed N ...] [--runs DIR] [--out DIR] [--keep]
+
+FOLDER is in VOC layout with the image sets train and val; FILE has an ImageNet VGG16. Runs lie in
+--runs; those that are finished are not repeated, one that was stopped goes on. What has finished so
+far is then told in --out: results.jsonl, table.md, curves.png, ablation.png. README.md has more.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import numpy as np
+from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of
+from figures import collect, tell
+from ml_collections import ConfigDict
+
+from ssd_jax.config import flat_items, read_config, save_config
+from ssd_jax.data.open import open_data
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.reporting import REPORT_FILE, write_json
+
+HERE = pathlib.Path(__file__).parent
+SEEDS = (0, 1, 2)
+
+
+def run_arm(
+    name: str,
+    seed: int,
+    *,
+    scale: Scale,
+    runs: pathlib.Path,
+    keep: bool = False,
+    mesh: Any = None,
+    **given,
+) -> None:
+    """Trains and measures, if that has not been done; its report.json then lies in its folder.
+
+    `mesh` is all devices if it is not given; the other words are those of `arm_config`.
+    """
+    arm = arms(scale)[name]
+    config = arm_config(arm, seed=seed, scale=scale, **given)
+    workdir = folder_of(runs, name, seed)
+    if (workdir / REPORT_FILE).is_file():
+        refuse_other_settings(config, workdir)
+        return
+    print(f"\n==== {name}, seed {seed} ====", flush=True)
+    if arm.weights_of:
+        run_arm(arm.weights_of, seed, scale=scale, runs=runs, keep=keep, mesh=mesh, **given)
+        measure_again(config, workdir, folder_of(runs, arm.weights_of, seed), mesh=mesh)
+        return
+    from ssd_jax.runs import run_training
+
+    run_training(config, workdir, mesh=mesh)
+    needed = {each.weights_of for each in arms(scale).values()}
+    if not keep and name not in needed:
+        shutil.rmtree(workdir / "checkpoints")
+
+
+def measure_again(
+    config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path, *, mesh: Any = None
+) -> None:
+    """Measures the weights of a finished run with the settings of another arm."""
+    from ssd_jax.outcome import measure, report, table
+
+    measured = measure(config, trained, mesh=mesh)
+    print(table(measured))
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir / "config.json")
+    write_json(workdir / REPORT_FILE, report(config, measured))
+
+
+def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """A finished run is only this one if it was made with the same settings."""
+    from ssd_jax.runs import HARDWARE
+
+    before = dict(flat_items(read_config(workdir / "config.json")))
+    changed = [
+        f"{name} was {before[name]!r} and is now {value!r}"
+        for name, value in flat_items(config)
+        if before[name] != value and name not in HARDWARE
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir}: finished with other settings: {'; '.join(changed)}. Give another --runs."
+        )
+
+
+def fewer_images(data: pathlib.Path, folder: pathlib.Path, scale: Scale) -> pathlib.Path:
+    """The data themselves, or a folder with evenly chosen images of each set, linked to them."""
+    if scale.train is None and scale.val is None:
+        return data
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for name in ("Annotations", "JPEGImages"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to((data / name).resolve())
+    for split, count in (("train", scale.train), ("val", scale.val)):
+        ids = (data / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        chosen = np.linspace(0, len(ids) - 1, min(count or len(ids), len(ids))).round().astype(int)
+        (lists / f"{split}.txt").write_text("".join(f"{ids[index]}\n" for index in chosen))
+    return folder
+
+
+def main(
+    arguments: list[str] | None = None, *, scale: Scale | None = None, mesh: Any = None
+) -> None:
+    """Runs what was asked for, then tells of everything that has finished."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="a folder in VOC layout")
+    parser.add_argument("--weights", required=True, help="an ImageNet VGG16, see docs/weights.md")
+    parser.add_argument("--reduced", action="store_true", help="what a CPU can do")
+    parser.add_argument("--arm", action="append", choices=arms(FULL), metavar="NAME")
+    parser.add_argument("--seed", action="append", type=int, metavar="N")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/voc300"))
+    parser.add_argument("--out", type=pathlib.Path, default=HERE)
+    parser.add_argument("--keep", action="store_true", help="all checkpoints")
+    options = parser.parse_args(arguments)
+    scale = scale or (REDUCED if options.reduced else FULL)
+    runs = options.runs / scale.name
+    from ssd_jax.sharding import use_cpu_cores
+
+    use_cpu_cores(scale.batch_size)
+    run = functools.partial(
+        run_arm,
+        scale=scale,
+        runs=runs,
+        keep=options.keep,
+        mesh=mesh,
+        data=fewer_images(options.data, runs / "data", scale),
+        weights=options.weights,
+        classes=open_data(str(options.data), split=("train",)).classes,
+    )
+    for seed in options.seed or SEEDS:
+        for name in options.arm or arms(scale):
+            run(name, seed)
+    tell(collect(runs, scale), scale, options.out / scale.name)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, Stopped, OSError) as error:
+        sys.exit(f"{os.path.basename(__file__)}: {error}")

@@ -1,0 +1,167 @@
+"""The experiment on a small set of photos: its arms, its bookkeeping, and one small arm."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+import pytest
+from PIL import Image
+
+from ssd_jax.config import flat_items
+from ssd_jax.errors import UserError
+from ssd_jax.recipes import recipe_changes
+from ssd_jax.sharding import make_mesh
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "voc300"
+
+
+@pytest.fixture(scope="module")
+def run():
+    spec = importlib.util.spec_from_file_location("voc300_run", FOLDER / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def arms(run):
+    return importlib.import_module("arms")
+
+
+@pytest.fixture(scope="module")
+def figures(run):
+    return importlib.import_module("figures")
+
+
+@pytest.fixture
+def tiny(arms):
+    return arms.Scale(
+        "tiny", 64, 8, 4, batch_size=4, epochs=1.0, evaluations=1, frozen="conv1_*", width=0.02
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of the time here, and what is compiled runs for two steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def one_device():
+    return make_mesh(jax.devices()[:1])
+
+
+def words_of(config):
+    return dict(flat_items(config))
+
+
+def configs(arms, scale, shapes):
+    given = {
+        "scale": scale,
+        "data": shapes,
+        "weights": "",
+        "classes": ("cross", "ring", "triangle"),
+    }
+    return {name: arms.arm_config(arm, seed=1, **given) for name, arm in arms.arms(scale).items()}
+
+
+def test_an_arm_differs_from_best_by_its_part_and_nothing_else(arms, shapes):
+    built = configs(arms, arms.FULL, shapes)
+    best = words_of(built["best"])
+    for name, arm in arms.arms(arms.FULL).items():
+        if arm.recipe == "best":
+            own = words_of(built[name])
+            assert {word for word in own if own[word] != best[word]} == set(arm.changes), name
+
+
+def test_the_faithful_recipes_are_those_but_for_the_length_of_the_run(arms, shapes):
+    length = {"optimizer.warmup_steps", "optimizer.clip_norm", "optimizer.decay_epochs"}
+    for scale, fewer in (
+        (arms.FULL, set()),
+        (arms.REDUCED, {"optimizer.rate_multipliers"}),
+    ):
+        built = configs(arms, scale, shapes)
+        assert set(recipe_changes(built["paper"])) == length | fewer
+        # Its batch is another one than the recipe's, and so are the rate and what is counted over.
+        assert set(recipe_changes(built["sagemaker"])) - {"loss.group"} == (
+            length | fewer | {"optimizer.learning_rate"}
+        )
+        assert built["paper"].optimizer.decay_epochs == pytest.approx(
+            (scale.epochs * 2 / 3, scale.epochs * 5 / 6)
+        )
+
+
+def test_a_part_is_compared_with_the_run_of_the_same_seed(arms, figures, tmp_path):
+    curve = {"step": [10, 20], "map_voc07": [0.1, 0.5]}
+    base = {"map_voc12": 0.4, "map_coco": 0.2, "batch_size": 4, "train_images": 8, "curve": curve}
+    rows = [
+        base | {"arm": arm, "seed": seed, "map_voc07": value}
+        for arm, seed, value in (
+            ("best", 0, 0.5),
+            ("best", 1, 0.6),
+            ("without mosaic", 0, 0.48),
+            ("without mosaic", 1, 0.62),
+            ("without average", 2, 0.9),  # there is no best with this seed yet
+        )
+    ]
+    against = figures.differences(figures.by_arm(rows), "best")
+    assert list(against) == ["without mosaic"]
+    assert against["without mosaic"] == pytest.approx([-0.02, 0.02])
+    lines = figures.table(rows, arms.FULL).splitlines()
+    assert "| best | 2 | 55.0 [50.0, 60.0] | 40.0 [40.0, 40.0] | 20.0 [20.0, 20.0] |  |" in lines
+    assert any(line.endswith("| +0.0 [-2.0, +2.0] |") for line in lines)
+    figures.tell(rows, arms.FULL, tmp_path)
+    for name in ("curves.png", "ablation.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 900
+
+
+def test_an_arm_from_end_to_end_is_run_once(
+    run, arms, figures, tiny, shapes, tmp_path, monkeypatch
+):
+    quick = arms.Arm(  # to compile
+        "paper",
+        {
+            "model.backbone": "small",
+            "augment.distort.probability": 0.0,
+            "augment.expand.probability": 0.0,
+            "augment.crop.min_ious": (),
+        },
+    )
+    for module in (run, figures):
+        monkeypatch.setattr(module, "arms", lambda scale: {"paper": quick})
+    tiny = tiny._replace(frozen="")
+    words = ["--data", shapes, "--weights", "", "--arm", "paper", "--seed", "3"]
+    words += ["--runs", tmp_path / "runs", "--out", tmp_path / "out"]
+    words = [str(word) for word in words]
+    run.main(words, scale=tiny, mesh=one_device())
+    (row,) = map(json.loads, (tmp_path / "out/tiny/results.jsonl").read_text().splitlines())
+    assert (row["arm"], row["seed"], row["step"]) == ("paper", 3, 2)
+    assert (row["train_images"], row["val_images"], row["curve"]["step"]) == (8, 4, [2])
+    assert "tiny: SSD-VGG16 at 64 px, 8 + 4 images" in (tmp_path / "out/tiny/table.md").read_text()
+    workdir = tmp_path / "runs/tiny/paper-3"
+    assert not (workdir / "checkpoints").exists()  # 200 MB each at full size
+
+    starts = (workdir / "starts.jsonl").read_text()
+    run.main(words, scale=tiny, mesh=one_device())
+    assert (workdir / "starts.jsonl").read_text() == starts
+    monkeypatch.setitem(arms.RATES, "paper", 0.1)
+    with pytest.raises(UserError, match=r"learning_rate was 0.001 .* Give another --runs"):
+        run.main(words, scale=tiny, mesh=one_device())
+
+
+@pytest.mark.long
+def test_what_only_detects_otherwise_takes_the_weights_of_another_arm(run, tiny, shapes, tmp_path):
+    words = ["--data", shapes, "--weights", "", "--seed", "0"]
+    words += ["--runs", tmp_path / "runs", "--out", tmp_path / "out"]
+    for name in ("best", "without mirrored view", "without soft suppression"):
+        words += ["--arm", name]
+    run.main([str(word) for word in words], scale=tiny, mesh=one_device())
+    rows = [*map(json.loads, (tmp_path / "out/tiny/results.jsonl").read_text().splitlines())]
+    assert [row["arm"] for row in rows[1:]] == ["without soft suppression", "without mirrored view"]
+    assert {row["step"] for row in rows} == {2}
+    assert [row.get("weights_of") for row in rows] == [None, "best", "best"]
