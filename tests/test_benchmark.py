@@ -286,13 +286,18 @@ def check_largest_batch(config, mesh, capsys):
 def test_the_batch_is_one_that_groups_divide_and_that_fits(
     config, two_devices, monkeypatch, capsys
 ):
-    # A step that compiles in no time; the next test takes the real one.
-    monkeypatch.setattr(
-        find_batch.experiment,
-        "build_step",
-        lambda *_: lambda state, batch: (state, {"loss": jnp.sort(batch.canvas * 1.5).sum()}),
-    )
+    sizes = []
+
+    def build_step(*_, image_size):
+        """A step that compiles in no time; the next test takes the real one."""
+        sizes.append(image_size)
+        return lambda state, batch: (state, {"loss": jnp.sort(batch.canvas * 1.5).sum()})
+
+    monkeypatch.setattr(find_batch.experiment, "build_step", build_step)
     check_largest_batch(config, two_devices, capsys)
+    config.augment.image_sizes = (64, 96, 80)
+    check_largest_batch(config, two_devices, capsys)
+    assert sizes == [64, 96]
     with pytest.raises(UserError, match=r"a step with 2 images a device needs .* at most 0\.00"):
         find_batch.find_batch(config, two_devices, classes=3, objects=3, limit=1000)
 

@@ -78,7 +78,8 @@ def find_batch(
     # The schedule does not need memory: any number of images does.
     schedule = experiment.build_schedule(config, images=config.batch_size)
     optimizer = experiment.build_optimizer(config, schedule)
-    step = experiment.build_step(config, network, schedule, optimizer, mesh)
+    largest = max(experiment.training_sizes(config))
+    step = experiment.build_step(config, network, schedule, optimizer, mesh, image_size=largest)
     variables = variable_shapes(network.model, config.model.image_size)
     averaged = config.optimizer.ema_decay > 0
     state = state_shapes(variables, optimizer, mesh, sharding=config.sharding, averaged=averaged)

@@ -1,0 +1,129 @@
+"""What evaluation costs at the size of VOC2007 test: the metrics, and boxes out of scores.
+
+    python experiments/speed/evaluation.py [--rounds 5]
+
+Boxes are made up: 4,952 images with 14,976 objects of 20 classes, and 100 detections an image, of
+which half of the objects have one that is near. Prints seconds as JSON, the median of the rounds:
+
+    voc          `evaluate_voc`, of the processor
+    coco         `evaluate_coco`, and beside it faster-coco-eval alone on a file's worth of dicts
+    detections   decoding and suppression of an image's 24,564 anchors in 20 classes, wall time
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from ssd_jax.evaluation.coco import evaluate_coco
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, evaluate_voc
+from ssd_jax.ops.detect import multibox_detection
+
+IMAGES, OBJECTS, FOUND, CLASSES, ANCHORS, BATCH = 4952, 14976, 100, 20, 24564, 4
+
+
+def boxes_and_labels(rng, count):
+    """In pixels of a picture of 500 x 375."""
+    sides = np.minimum(rng.uniform(20, 300, (count, 2)), [480, 355])
+    corner = rng.uniform(0, 1, (count, 2)) * ([500, 375] - sides)
+    boxes = np.concatenate([corner, corner + sides], 1).astype(np.float32)
+    return boxes, rng.integers(0, CLASSES, count).astype(np.int32)
+
+
+def make_problem(seed=0):
+    """The ground truth and the detections of every image."""
+    rng = np.random.default_rng(seed)
+    counts = 1 + np.bincount(rng.integers(0, IMAGES, OBJECTS - IMAGES), minlength=IMAGES)
+    truths, found = [], []
+    for count in counts:
+        boxes, labels = boxes_and_labels(rng, count)
+        truths.append(GroundTruth(boxes, labels, rng.random(count) < 0.2))
+        near, near_labels = boxes_and_labels(rng, FOUND)
+        scores = (rng.random(FOUND) ** 4).astype(np.float32)
+        hits = np.flatnonzero(rng.random(min(count, FOUND)) < 0.8)
+        near[hits] = boxes[hits] + 8 * rng.standard_normal((len(hits), 4))
+        near_labels[hits], scores[hits] = labels[hits], rng.uniform(0.3, 1, len(hits))
+        found.append(ScoredBoxes(near, near_labels, scores))
+    return truths, found
+
+
+def coco_alone(truths, found):
+    """What a program without this package does with the same boxes, from dicts to numbers."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    def annotations(records, **more):
+        for image, record in enumerate(records, start=1):
+            corners = record.boxes.astype(float)
+            sides = corners[:, 2:] - corners[:, :2]
+            for row, (corner, side) in enumerate(zip(corners[:, :2], sides, strict=True)):
+                yield {
+                    "image_id": image,
+                    "category_id": int(record.labels[row]) + 1,
+                    "bbox": [*corner.tolist(), *side.tolist()],
+                    **{name: value(record, row, side) for name, value in more.items()},
+                }
+
+    objects = [
+        {"id": number, "iscrowd": 0, **each}
+        for number, each in enumerate(annotations(truths, area=lambda r, i, side: side.prod()), 1)
+    ]
+    scored = list(annotations(found, score=lambda record, row, side: float(record.scores[row])))
+
+    def run():
+        dataset = {
+            "images": [{"id": number} for number in range(1, IMAGES + 1)],
+            "categories": [{"id": number} for number in range(1, CLASSES + 1)],
+            "annotations": objects,
+        }
+        ground_truth = COCO(dataset)
+        metric = COCOeval_faster(ground_truth, ground_truth.loadRes(scored), "bbox")
+        metric.evaluate()
+        metric.accumulate()
+
+    return run
+
+
+def detections():
+    """A batch at a time, as in evaluation; scores as of a trained network, few of them high."""
+    rng = np.random.default_rng(0)
+    corner = rng.random((ANCHORS, 2)).astype(np.float32)
+    anchors = np.concatenate([corner, np.full((ANCHORS, 2), 0.1, np.float32)], 1)
+    deltas = rng.standard_normal((BATCH, ANCHORS, 4)).astype(np.float32)
+    logits = rng.standard_normal((BATCH, ANCHORS, CLASSES + 1)).astype(np.float32)
+    logits[..., 0] += 8
+    scores = np.asarray(jax.nn.softmax(logits))
+    batch = jax.jit(jax.vmap(multibox_detection, (0, 0, None)))
+    return lambda: jax.block_until_ready(batch(deltas, scores, anchors))
+
+
+def main():
+    """Takes turns, so that other work on the machine slows all of them alike."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    truths, found = make_problem()
+    contests = {
+        "voc": (lambda: evaluate_voc(truths, found, num_classes=CLASSES), time.process_time, 1),
+        "coco": (
+            lambda: evaluate_coco(truths, found, num_classes=CLASSES), time.process_time, 1,
+        ),
+        "coco_alone": (coco_alone(truths, found), time.process_time, 1),
+        "detections": (detections(), time.perf_counter, BATCH),
+    }  # fmt: skip
+    contests["detections"][0]()
+    seconds = {name: [] for name in contests}
+    for _ in range(options.rounds):
+        for name, (run, clock, images) in contests.items():
+            start = clock()
+            run()
+            seconds[name].append((clock() - start) / images)
+    figures = {name: round(statistics.median(each), 4) for name, each in seconds.items()}
+    print(json.dumps({"cores": os.cpu_count(), "load": os.getloadavg()[0], "seconds": figures}))
+
+
+if __name__ == "__main__":
+    main()
