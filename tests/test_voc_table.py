@@ -171,6 +171,7 @@ def one_device(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.long
 def test_one_row_from_nothing_to_the_table(voc_table, tmp_path, capfd, one_device):
     words = ["--out", str(tmp_path), "--scale", "0.004", "--rows", "paper_vgg16_16", "--seeds", "2"]
     words += ["--config.model.backbone=small", "--config.model.batch_norm=batch"]

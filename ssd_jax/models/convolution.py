@@ -1,6 +1,7 @@
 """Convolution that is quick on CPUs too."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,8 @@ _PLACES = ((0, 1, 2), (0, 1, 2))
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 # Of a strip of rows; with 64 channels half a megabyte, which a processor keeps at hand.
 _PIXELS = 2048
+# Multiplications for an image going forward, half a millisecond of a core.
+_WORTH_IT = 2**24
 
 
 def convolution(
@@ -29,21 +32,26 @@ def convolution(
     On CPUs two of its cases are computed as matrix products, because XLA is slow at them
     (docs/performance.md). A kernel of 1x1 is one, which XLA leaves to one core. The other is the
     gradient of any kernel, for XLA a convolution whose window is a whole feature map. Elsewhere
-    nothing changes.
+    nothing changes, nor for layers so small that the longer compilation would not pay.
     """
     del others  # one group, no dilated images, the default precision, the layout NHWC
-    return _convolution(images, kernel, tuple(window_strides), tuple(padding), tuple(rhs_dilation))
+    settings = tuple(window_strides), tuple(padding), tuple(rhs_dilation)
+    places = math.prod(images.shape[1:3]) // math.prod(window_strides)
+    if places * kernel.size < _WORTH_IT:
+        return _by_xla(images, kernel, *settings)
+    return _convolution(images, kernel, *settings)
+
+
+def _by_xla(images, kernel, strides, padding, dilation):
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_LAYOUT
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(images, kernel, strides, padding, dilation):
-    by_xla = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=_LAYOUT,
-    )
+    settings = {"strides": strides, "padding": padding, "dilation": dilation}
+    by_xla = functools.partial(_by_xla, **settings)
     if not _is_pointwise(kernel, padding):
         return by_xla(images, kernel)
     on_cpu = functools.partial(_pointwise, strides=strides)
@@ -64,20 +72,13 @@ def _forward(images, kernel, strides, padding, dilation):
 
 def _backward(strides, padding, dilation, saved, gradient):
     images, kernel = saved
+    settings = {"strides": strides, "padding": padding, "dilation": dilation}
 
     def by_xla(images, kernel, gradient):
-        def forward(images, kernel):
-            return lax.conv_general_dilated(
-                images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_LAYOUT
-            )
-
-        return jax.vjp(forward, images, kernel)[1](gradient)
+        return jax.vjp(functools.partial(_by_xla, **settings), images, kernel)[1](gradient)
 
     def on_cpu(images, kernel, gradient):
-        of_kernel = kernel_gradient(
-            images, gradient, kernel_shape=kernel.shape, strides=strides, padding=padding,
-            dilation=dilation,
-        )  # fmt: skip
+        of_kernel = kernel_gradient(images, gradient, kernel_shape=kernel.shape, **settings)
         if _is_pointwise(kernel, padding):
             forward = functools.partial(_pointwise, kernel=kernel, strides=strides)
             (of_images,) = jax.vjp(forward, images)[1](gradient)

@@ -11,6 +11,12 @@ from ssd_jax.models.convolution import convolution
 from ssd_jax.sharding import make_mesh
 
 
+@pytest.fixture(autouse=True)
+def all_layers(monkeypatch):
+    """Those of the tests are too small to be worth it."""
+    monkeypatch.setattr(module, "_WORTH_IT", 0)
+
+
 def random(seed, *shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
@@ -77,6 +83,14 @@ def test_a_kernel_of_one_pixel_is_a_product_on_cpus():
     arguments = random(0, 1, 8, 8, 3), random(1, 1, 1, 3, 5)
     assert "stablehlo.convolution" not in lowered("cpu", ours, *arguments)
     assert "stablehlo.convolution" in lowered("cuda", ours, *arguments)
+
+
+def test_small_layers_are_left_to_xla(monkeypatch):
+    arguments = random(0, 3, 8, 8, 4), random(1, 1, 1, 4, 8)
+    for limit, is_left in ((8 * 8 * 4 * 8, False), (8 * 8 * 4 * 8 + 1, True)):
+        monkeypatch.setattr(module, "_WORTH_IT", limit)
+        ours, _ = both((1, 1), ((0, 0), (0, 0)), (1, 1))
+        assert ("stablehlo.convolution" in lowered("cpu", ours, *arguments)) is is_left
 
 
 def test_a_network_in_bfloat16_has_gradients_in_bfloat16():
