@@ -290,21 +290,25 @@ def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
 
 
+def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
+    """What differs from the config in the file, but for HARDWARE; "" if nothing does."""
+    before = dict(configs.flat_items(configs.read_config(path)))
+    return "; ".join(
+        f"config.{name} was {before[name]!r} and is now {value!r}"
+        for name, value in configs.flat_items(config)
+        if before[name] != value and name not in HARDWARE
+    )
+
+
 def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes config.json, or refuses to go on with a run that was started with another config."""
     path = workdir / CONFIG_FILE
-    if path.is_file() and any(workdir.glob("checkpoints/[0-9]*")):
-        before = dict(configs.flat_items(configs.read_config(path)))
-        changed = [
-            f"config.{name} was {before[name]!r} and is now {value!r}"
-            for name, value in configs.flat_items(config)
-            if before[name] != value and name not in HARDWARE
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir}: the run there was started with another config: {'; '.join(changed)}. "
-                "Go on with the same one, or choose another --workdir."
-            )
+    has_begun = path.is_file() and any(workdir.glob("checkpoints/[0-9]*"))
+    if has_begun and (changed := changed_settings(config, path)):
+        raise UserError(
+            f"{workdir}: the run there was started with another config: {changed}. "
+            "Go on with the same one, or choose another --workdir."
+        )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         configs.save_config(config, path)

@@ -21,7 +21,7 @@ from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of
 from figures import collect, tell
 from ml_collections import ConfigDict
 
-from ssd_jax.config import flat_items, read_config, save_config
+from ssd_jax.config import save_config
 from ssd_jax.data.open import open_data
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.reporting import REPORT_FILE, write_json
@@ -78,18 +78,10 @@ def measure_again(
 
 def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
     """A finished run is only this one if it was made with the same settings."""
-    from ssd_jax.runs import HARDWARE
+    from ssd_jax.runs import CONFIG_FILE, changed_settings
 
-    before = dict(flat_items(read_config(workdir / "config.json")))
-    changed = [
-        f"{name} was {before[name]!r} and is now {value!r}"
-        for name, value in flat_items(config)
-        if before[name] != value and name not in HARDWARE
-    ]
-    if changed:
-        raise UserError(
-            f"{workdir}: finished with other settings: {'; '.join(changed)}. Give another --runs."
-        )
+    if changed := changed_settings(config, workdir / CONFIG_FILE):
+        raise UserError(f"{workdir}: finished with other settings: {changed}. Give another --runs.")
 
 
 def fewer_images(data: pathlib.Path, folder: pathlib.Path, scale: Scale) -> pathlib.Path:

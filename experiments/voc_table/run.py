@@ -210,20 +210,14 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether the run left its report; refused if that is of another config."""
-    from ssd_jax.runs import CONFIG_FILE, HARDWARE
+    from ssd_jax.runs import CONFIG_FILE, changed_settings
 
     if not (workdir / REPORT_FILE).is_file():
         return False
-    before = dict(configs.flat_items(configs.read_config(workdir / CONFIG_FILE)))
-    changed = [
-        f"config.{name} was {before[name]!r} and is now {value!r}"
-        for name, value in configs.flat_items(config)
-        if before[name] != value and name not in HARDWARE
-    ]
-    if changed:
+    if changed := changed_settings(config, workdir / CONFIG_FILE):
         raise UserError(
-            f"{workdir}: the run there was made with another config: {'; '.join(changed)}. Give "
-            "another --out, or the same settings."
+            f"{workdir}: the run there was made with another config: {changed}. Give another "
+            "--out, or the same settings."
         )
     return True
 
