@@ -38,7 +38,15 @@ def step_schedule(
 def cosine_schedule(
     learning_rate: float, *, total_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Linear warm-up as in `step_schedule`, then half a cosine to nothing (arXiv:1608.03983)."""
+    """Linear warm-up as in `step_schedule`, then half a cosine to nothing (arXiv:1608.03983).
+
+    Raises UserError when the warm-up is longer than the run.
+    """
+    if warmup_steps > total_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps: got {warmup_steps}, expected at most the "
+            f"{total_steps} steps of the run. Lower it, or train longer."
+        )
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps + 1)
     return lambda step: schedule(step + 1)
 

@@ -43,6 +43,12 @@ def test_warm_up_is_linear_and_ends_at_the_full_rate():
     np.testing.assert_allclose(values, [0.25, 0.5, 0.75, 1, 1, 1], rtol=1e-6)
 
 
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(UserError, match="warmup_steps: got 1000, expected at most the 4 steps"):
+        cosine_schedule(1.0, total_steps=4, warmup_steps=1000)
+    assert cosine_schedule(1.0, total_steps=4, warmup_steps=4)(3) == 1
+
+
 def test_cosine_rises_linearly_and_falls_to_nothing():
     schedule = cosine_schedule(1.0, total_steps=13, warmup_steps=4)
     values = np.array([float(schedule(step)) for step in range(13)])
