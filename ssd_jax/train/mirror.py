@@ -122,6 +122,7 @@ class _Mirror:
                     # A copy, because it may grow while it is sent.
                     upload(shutil.copyfile(path, f"{scratch}/file"), f"{self._url}/{name}")
                     self._files[name] = version
+                    _sent(self._folder).touch()
         for step, manifest in sorted(manifests.items(), key=lambda item: int(item[0])):
             if self._steps.get(step) != manifest:
                 self._upload_step(step, manifest)
@@ -138,6 +139,7 @@ class _Mirror:
         try:
             for path in files:
                 upload(path, f"{self._url}/{path.relative_to(self._folder).as_posix()}")
+                _sent(self._folder).touch()
         except (UserError, OSError):
             if not _is(manifest, folder):
                 return  # The run keeps it no longer.
@@ -173,12 +175,20 @@ def _pull(url: str, folder: pathlib.Path) -> bool:
     """Makes the folder what the store has, or leaves it where the store is behind; tells which."""
     remotes = _whole(url, list_objects(url))
     newest = max((int(_step_of(_name(url, each)) or -1) for each in remotes), default=-1)
-    if remotes and max(map(int, _manifests(folder)), default=-1) > newest:
+    # Without anything there, it was removed on purpose only if something was there before.
+    behind = remotes or not _sent(folder).exists()
+    if behind and max(map(int, _manifests(folder)), default=-1) > newest:
         return False
     shutil.rmtree(folder, ignore_errors=True)
+    _sent(folder).unlink(missing_ok=True)
     folder.mkdir()
     download(url, remotes, folder)
     return True
+
+
+def _sent(folder: pathlib.Path) -> pathlib.Path:
+    """The mark that the store had something of this run."""
+    return folder.with_name(f"{folder.name}.sent")
 
 
 def _whole(url: str, remotes: Sequence[RemoteObject]) -> list[RemoteObject]:

@@ -202,6 +202,17 @@ def test_a_run_that_was_removed_from_the_store_does_not_come_back(bucket, state)
         assert content(workdir) == {}
 
 
+def test_a_run_of_which_nothing_could_be_uploaded_is_not_lost(bucket, state, monkeypatch):
+    fault = Fault(monkeypatch, "checkpoints")
+    with pytest.raises(UserError, match="goes on with the upload"):
+        run_until_the_line_is_cut(state, fault)
+    assert content(bucket) == {}
+    fault.part = ""
+    with workdir_to_write(URL) as workdir:
+        assert latest(workdir) == 2
+    assert steps_in(bucket) == {2}
+
+
 def run_that_fails():
     with workdir_to_write(URL) as workdir:
         (workdir / "config.json").write_text("{}")
