@@ -22,6 +22,7 @@ import numpy as np
 from ssd_jax.evaluation.coco import evaluate_coco
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, evaluate_voc
 from ssd_jax.ops.detect import multibox_detection
+from ssd_jax.sharding import each_device_alone, make_mesh, split, use_cpu_cores
 
 IMAGES, OBJECTS, FOUND, CLASSES, ANCHORS, BATCH = 4952, 14976, 100, 20, 24564, 4
 
@@ -88,7 +89,7 @@ def coco_alone(truths, found):
 
 
 def detections():
-    """A batch at a time, as in evaluation; scores as of a trained network, few of them high."""
+    """A batch on all cores, as in evaluation; scores as of a trained network, few of them high."""
     rng = np.random.default_rng(0)
     corner = rng.random((ANCHORS, 2)).astype(np.float32)
     anchors = np.concatenate([corner, np.full((ANCHORS, 2), 0.1, np.float32)], 1)
@@ -96,8 +97,11 @@ def detections():
     logits = rng.standard_normal((BATCH, ANCHORS, CLASSES + 1)).astype(np.float32)
     logits[..., 0] += 8
     scores = np.asarray(jax.nn.softmax(logits))
-    batch = jax.jit(jax.vmap(multibox_detection, (0, 0, None)))
-    return lambda: jax.block_until_ready(batch(deltas, scores, anchors))
+    mesh = make_mesh()
+    mapped = jax.vmap(multibox_detection, (0, 0, None))
+    batch = each_device_alone(lambda anchors, *rows: mapped(*rows, anchors), mesh)
+    rows = jax.device_put((deltas, scores), split(mesh))
+    return lambda: jax.block_until_ready(batch(anchors, *rows))
 
 
 def main():
@@ -105,6 +109,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    use_cpu_cores(BATCH)
     truths, found = make_problem()
     contests = {
         "voc": (lambda: evaluate_voc(truths, found, num_classes=CLASSES), time.process_time, 1),
