@@ -23,8 +23,8 @@ def max_pool(
     """Maxima over square windows; `round_up` keeps the rest of a map that they do not fill.
 
     Rounding down and up are the pooling conventions "valid" and "full" of MXNet. Of equal maxima
-    in a window the first has the gradient. On CPUs that is found by comparisons, a third of the
-    time of XLA's search (docs/performance.md).
+    in a window the first has the gradient. On CPUs that is found by comparisons, in half the time
+    of XLA's search (docs/performance.md).
     """
     rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
     top, left = ((padding, padding + rest) for rest in rests)

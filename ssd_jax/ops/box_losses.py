@@ -6,20 +6,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ssd_jax.errors import UserError
-from ssd_jax.ops.boxes import area, xyxy_to_cxcywh
+from ssd_jax.ops.boxes import area, intersection, xyxy_to_cxcywh
+from ssd_jax.ops.boxes import iou as box_iou
 
 BOX_LOSSES = ("giou", "diou", "ciou")
 # Keeps quotients of boxes without area finite; a pixel of a 10,000-pixel image has 10,000 times it.
 _EPSILON = 1e-12
 _SMALLEST_SIZE = 1e-6
-
-
-def paired_iou(
-    a: Float[Array | np.ndarray, "*N 4"], b: Float[Array | np.ndarray, "*N 4"]
-) -> Float[Array, "*N"]:
-    """Intersection over union of each box of `a` with its own of `b`; 0 without any area."""
-    intersection = _intersection(a, b)
-    return intersection / jnp.maximum(area(a) + area(b) - intersection, _EPSILON)
 
 
 def overlap_loss(
@@ -38,7 +31,7 @@ def overlap_loss(
     """
     if kind not in BOX_LOSSES:
         raise UserError(f"box loss: got {kind!r}, expected one of {', '.join(BOX_LOSSES)}.")
-    iou = paired_iou(boxes, targets)
+    iou = box_iou(boxes, targets)
     corners = (
         jnp.minimum(boxes[..., :2], targets[..., :2]),
         jnp.maximum(boxes[..., 2:], targets[..., 2:]),
@@ -46,7 +39,7 @@ def overlap_loss(
     around = jnp.concatenate(corners, axis=-1)
     if kind == "giou":
         hull = jnp.maximum(area(around), _EPSILON)
-        union = area(boxes) + area(targets) - _intersection(boxes, targets)
+        union = area(boxes) + area(targets) - intersection(boxes, targets)
         return 1 - iou + (hull - union) / hull
     (centre, size), (wanted_centre, wanted_size) = map(_centre_and_size, (boxes, targets))
     diagonal = jnp.sum((around[..., 2:] - around[..., :2]) ** 2, axis=-1)
@@ -58,11 +51,6 @@ def overlap_loss(
     # The weight of the term is not learned through (the authors' own implementation).
     weight = jax.lax.stop_gradient(aspect / jnp.maximum(1 - iou + aspect, _EPSILON))
     return 1 - iou + distance + weight * aspect
-
-
-def _intersection(a, b):
-    corners = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
-    return area(jnp.concatenate(corners, axis=-1))
 
 
 def _centre_and_size(boxes):

@@ -39,15 +39,29 @@ def area(boxes: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N"]:
     return width * height
 
 
+def intersection(
+    boxes_a: Float[Array | np.ndarray, "*N 4"], boxes_b: Float[Array | np.ndarray, "*M 4"]
+) -> Float[Array, "..."]:
+    """The area that two boxes share; the shapes broadcast."""
+    upper_left = jnp.maximum(boxes_a[..., :2], boxes_b[..., :2])
+    lower_right = jnp.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
+    return area(jnp.concatenate([upper_left, lower_right], axis=-1))
+
+
+def iou(
+    boxes_a: Float[Array | np.ndarray, "*N 4"], boxes_b: Float[Array | np.ndarray, "*M 4"]
+) -> Float[Array, "..."]:
+    """Intersection over union; 0 for two boxes without area. The shapes broadcast."""
+    shared = intersection(boxes_a, boxes_b)
+    union = area(boxes_a) + area(boxes_b) - shared
+    return jnp.where(union > 0, shared / jnp.where(union > 0, union, 1), 0)
+
+
 def iou_matrix(
     boxes_a: Float[Array | np.ndarray, "N 4"], boxes_b: Float[Array | np.ndarray, "M 4"]
 ) -> Float[Array, "N M"]:
     """Intersection over union of every pair; 0 for two boxes without area."""
-    upper_left = jnp.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    lower_right = jnp.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    intersection = area(jnp.concatenate([upper_left, lower_right], axis=-1))
-    union = area(boxes_a)[:, None] + area(boxes_b)[None, :] - intersection
-    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+    return iou(boxes_a[:, None], boxes_b[None])
 
 
 def encode(

@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssd_jax.errors import UserError
-from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss, paired_iou
-from ssd_jax.ops.boxes import decode
+from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
+from ssd_jax.ops.boxes import decode, iou
 from ssd_jax.types import Targets
 
 CLASS_LOSSES = ("softmax", "focal", "quality_focal", "varifocal")
@@ -121,7 +121,7 @@ def multibox_loss(
         class_losses = sigmoid_loss(
             logits[:, 1:],
             targets.class_ids[:, None] == jnp.arange(1, logits.shape[1]),
-            paired_iou(jax.lax.stop_gradient(boxes), wanted_boxes),
+            iou(jax.lax.stop_gradient(boxes), wanted_boxes),
             kind=class_loss,
             alpha=focal_alpha,
             gamma=focal_gamma,

@@ -58,6 +58,12 @@ def test_iou_equals_numpy_and_is_symmetric(seed):
     assert_array_equal(overlap, iou_matrix(b, a).T)
 
 
+def test_iou_of_each_box_with_its_own_is_the_diagonal_of_the_matrix():
+    rng = np.random.default_rng(0)
+    a, b = grid_boxes(rng, 9), grid_boxes(rng, 9)
+    assert_array_equal(ops.iou(a, b), np.diag(iou_matrix(a, b)))
+
+
 def test_encode_by_example():
     anchor = np.array([[0.2, 0.2, 0.6, 0.4]], np.float32)  # centre (0.4, 0.3), size (0.4, 0.2)
     box = np.array([[0.3, 0.3, 0.7, 0.7]], np.float32)  # centre (0.5, 0.5), size (0.4, 0.4)
