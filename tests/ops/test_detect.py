@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +204,16 @@ def test_half_precision_logits():
     half = run(deltas, jnp.asarray(logits, jnp.bfloat16))
     jax.tree.map(assert_array_equal, half, run(deltas, logits))
     assert half.scores.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("platform", "at_once"), [("cpu", 1), ("cuda", 128)])
+def test_of_many_classes_some_at_a_time_are_suppressed(platform, at_once):
+    shape = jax.ShapeDtypeStruct
+    args = shape((40, 4), np.float32), shape((40, 301), np.float32), shape((40, 4), np.float32)
+    program = jax.jit(functools.partial(detect, candidates=40))
+    text = program.trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    pairs = {int(rows or 1) for rows in re.findall(r"tensor<(?:(\d+)x)?40x40xf32>", text)}
+    assert max(pairs) == at_once
 
 
 def test_on_eight_devices_equal_and_without_communication():
