@@ -10,9 +10,9 @@ Expected: VGG16 79.8 (the paper's authors, README of Caffe's `ssd` branch) and 7
           ResNet-50 80.1 (GluonCV): mAP@.5 (VOC07 11-point), all with a batch of 32. The published
           rows, by another algorithm, have 78.0, 78.0, 79.1 and 79.6.
 Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 740 (VGG16) and
-          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the roofline in bfloat16, which
-          makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long, 3.0
-          and 1.6; --config.model.dtype=bfloat16 takes the other.
+          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16,
+          which makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long,
+          3.0 and 1.6; --config.model.dtype=bfloat16 takes the other.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 
 The rate is the paper's 0.001 of a batch of 32, in proportion to the batch. Of three rows it is the

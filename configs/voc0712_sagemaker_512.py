@@ -11,9 +11,9 @@ Expected: 78.0, 78.0, 79.1, 79.6 in that order, as published for Amazon SageMake
           (AWS Machine Learning Blog); by which protocol is not said there. mxnet-ssd's README has
           79.9 (VGG16) and 79.1 (ResNet-50), VOC07 11-point by its own metric.
 Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 740 (VGG16) and
-          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the roofline in bfloat16, which
-          makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long, 3.0
-          and 1.6; --config.model.dtype=bfloat16 takes the other.
+          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16,
+          which makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long,
+          3.0 and 1.6; --config.model.dtype=bfloat16 takes the other.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 """
 

@@ -6,8 +6,8 @@ Run:      ssd-jax train --config configs/voc0712_vgg16_300.py --workdir runs/voc
 Expected: 77.2 (the paper's authors, Caffe, README of their `ssd` branch), 77.6 (GluonCV), 77.7
           (lufficc): mAP@.5 (VOC07 11-point), difficult ignored.
 Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 2,090
-          images/s of a batch of 64 at 0.70 of the roofline in bfloat16, which makes 0.5 GPU hours;
-          the float32 of this config is taken for twice as long, 1.1.
+          images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16, which makes 0.5 GPU
+          hours; the float32 of this config is taken for twice as long, 1.1.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 """
 

@@ -17,6 +17,8 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax.errors import UserError
 
+# In the folder of a run.
+CONFIG_FILE = "config.json"
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",

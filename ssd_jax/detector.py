@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from ssd_jax.cluster import from_first
-from ssd_jax.config import read_config
+from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.data.decode import decode_image
 from ssd_jax.experiment import Network, build_network, build_predict
 from ssd_jax.models.initialise import variable_shapes
@@ -73,7 +73,7 @@ class Detector:
     def load(cls, workdir: str | pathlib.Path, *, step: str | None = None) -> "Detector":
         """The detector that a training run left in `workdir`; `step` as in `load_trained`."""
         workdir = pathlib.Path(workdir)
-        config = read_config(workdir / "config.json")
+        config = read_config(workdir / CONFIG_FILE)
         mesh = make_mesh(jax.local_devices()[:1])
         return cls(config, load_trained(config, workdir, mesh=mesh, step=step))
 

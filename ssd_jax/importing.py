@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssd_jax import config as configs
+from ssd_jax.config import CONFIG_FILE
 from ssd_jax.config_check import check
 from ssd_jax.data.storage import is_remote, stage
 from ssd_jax.detector import load_trained, open_checkpoints
@@ -28,7 +29,6 @@ from ssd_jax.weights.load import HEADS, LoadReport, load_weights
 from ssd_jax.weights.maps import NameMap, Target, unchanged
 from ssd_jax.weights.readers import WeightFile
 
-CONFIG_FILE = "config.json"
 REPORT_FILE = "import.txt"
 # MXNet prints the sizes of anchors with six digits, so no anchor lies further off than this.
 _SAME_ANCHOR = 1e-5

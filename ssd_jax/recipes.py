@@ -26,11 +26,11 @@ def recipe_config(recipe: str, backbone: str) -> ConfigDict:
     raise UserError(f"recipe: got {recipe!r}, expected paper, sagemaker or best.")
 
 
-def recipe_changes(config: ConfigDict) -> dict[str, tuple[object, object]]:
-    """What a config changes of the recipe that it names: setting -> (recipe's value, its own)."""
+def recipe_changes(config: ConfigDict) -> dict[str, dict[str, object]]:
+    """What a config changes of the recipe that it names: setting -> value of "recipe" and "run"."""
     recipe = recipe_config(config.recipe, config.model.backbone)
     return {
-        name: (get(recipe, name), value)
+        name: {"recipe": get(recipe, name), "run": value}
         for name, value in flat_items(config)
         if name.split(".")[0] in _SECTIONS and name not in _FREE and value != get(recipe, name)
     }

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssd_jax import config as configs
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
+from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
@@ -42,7 +43,6 @@ from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.training_data import describe_cache, host_batches, mesh_batches
 
-CONFIG_FILE = "config.json"
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
             "checkpoint.every_steps", "checkpoint.keep_latest", "watchdog.factor",
@@ -56,17 +56,22 @@ def run_training(
     mesh: Mesh | None = None,
     time_limit: float | None = None,
     observers: Sequence[Observer] = (),
+    last_words: Callable[[str], object] = lambda reason: None,
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
     `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
-    be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`.
+    be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`,
+    `last_words` is that of the `Watchdog`.
 
     Raises:
       Stopped: the run was asked to stop. The same call goes on with it.
     """
     workdir = pathlib.Path(workdir)
-    with Stopping(time_limit) as stopping, Watchdog(workdir, **config.watchdog) as watchdog:
+    with (
+        Stopping(time_limit) as stopping,
+        Watchdog(workdir, **config.watchdog, last_words=last_words) as watchdog,
+    ):
         return _run_training(
             config, workdir, mesh, stopping=stopping, watchdog=watchdog, observers=observers
         )

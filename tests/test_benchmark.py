@@ -203,11 +203,58 @@ def test_the_command_tells_and_writes(config, made_up_result, tmp_path, capsys):
     assert 0 <= result["input"]["data_wait"] <= 1
     assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
 
-    other = write_config(tmp_path, config)
-    assert main([*command, "--rounds", "2", "--against", other]) == 0
-    assert "times as long" in capsys.readouterr().out
-    assert main([*command, "--rounds", "2", "--against", "true", "--json", str(out)]) == 0
+
+def test_a_config_is_compared_with_itself_and_with_a_command(
+    config, made_up_result, tmp_path, capsys
+):
+    file, out = write_config(tmp_path, config), tmp_path / "ratio.json"
+    command = ["benchmark", "--config", file, "--devices", "1", "--rounds", "2"]
+    assert main([*command, "--against", file]) == 0
+    told = capsys.readouterr().out
+    assert told.count(file) == 2
+    assert "times as long" in told
+    peer = tmp_path / "peer.py"
+    peer.write_text("print('{}')")
+    words = ["--against", f"{sys.executable} -S {peer}", "--json", str(out)]
+    assert main([*command, *words]) == 0
     assert len(json.loads(out.read_text())["ratios"]) == 2
+
+
+def test_both_sides_have_the_same_kind_of_pictures(config, made_up_result, monkeypatch, tmp_path):
+    seen = []
+    trivial = compare.MEASURES["train"]
+    monkeypatch.setitem(
+        compare.MEASURES, "train", lambda work: seen.append(work.network) or trivial(work)
+    )
+    file = write_config(tmp_path, config)
+    command = ["benchmark", "--config", file, "--devices", "1", "--rounds", "1"]
+    for words, classes in ((["--own-data"], 3), (["--classes", "5"], 5)):
+        seen.clear()
+        assert main([*command, "--against", file, *words]) == 0
+        assert [network.model.heads.num_classes for network in seen] == [classes] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--find-batch --json x.json", "--json has no meaning with --find-batch"),
+        ("--find-batch --rounds 5", "--rounds has no meaning with --find-batch"),
+        ("--against true --profile trace", "--profile has no meaning with --against"),
+        ("--against b.py --metric a", "--metric has no meaning with --against FILE"),
+        ("--memory-gib 1", "--memory-gib has no meaning without --find-batch or --against"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, message, capsys):
+    assert main(["benchmark", "--config", "a.py", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mistake_that_a_start_finds_is_one_message(config, tmp_path, capsys):
+    command = ["benchmark", "--config", write_config(tmp_path, config), "--devices", "3"]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "config.batch_size: got 8, expected a multiple of the 3 devices." in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def test_changes_are_told_with_both_values():
     config.augment.crop.iou_binds = False
     config.model.image_size = 300  # the user's to choose in any recipe
     config.data.canvas = 300
-    assert recipe_changes(config) == {"augment.crop.iou_binds": (True, False)}
+    assert recipe_changes(config) == {"augment.crop.iou_binds": {"recipe": True, "run": False}}
 
 
 def test_a_recipe_has_its_own_networks():

@@ -21,7 +21,7 @@ from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, ste
 from ssd_jax.train.state import create_state, state_shapes
 
 # FLOP/s that a network is modelled to train at on an H200 in bfloat16: the part of the 790 TFLOP/s
-# of its matrix units that 0.70 of the layer-by-layer roofline is, at 512 px and a batch of 64.
+# of its matrix units that 0.70 of the coarse roofline is, at 512 px and a batch of 64.
 MODELLED = {"vgg16": 0.51 * 790e12, "resnet50": 0.24 * 790e12}
 TIMED_STEPS = 3
 _GIB = 2**30
@@ -92,7 +92,7 @@ def _hours(config, source: Source, *, runs_here) -> float:
         basis = f"the fastest of {TIMED_STEPS} steps here, on {devices}, that wait for no data"
     else:
         seconds = modelled_seconds(config, network)
-        basis = "a model: one H200 at 0.70 of its roofline"
+        basis = "a model: one H200 at 0.70 of its coarse roofline"
     steps = experiment.total_steps(config, len(source))
     _tell(
         "time",

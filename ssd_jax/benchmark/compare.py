@@ -7,13 +7,10 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from ssd_jax.benchmark.clock import compared, take_turns
 from ssd_jax.benchmark.workload import (
     Workload,
     evaluate_program,
-    make_workload,
     predict_program,
     train_program,
 )
@@ -29,18 +26,18 @@ MEASURES = {
 
 def run_comparison(
     work: Workload,
-    other: ConfigDict | str,
+    other: Workload | str,
     *,
     names: Sequence[str],
     measure: str,
     rounds: int,
     metric: str | None = None,
 ) -> dict[str, Any]:
-    """How many times as long `other` takes as the config of `work`.
+    """How many times as long `other` takes as `work`.
 
-    `other` is a config, or a shell command. Of a command it is the time from start to end, or the
-    number that it prints: the `metric`, names with dots between them, of the JSON object in the
-    last line of its output.
+    `other` may be a shell command. Of that it is the time from start to end, or the number that it
+    prints: the `metric`, names with dots between them, of the JSON object in the last line of its
+    output.
     """
     first = MEASURES[measure](work).call
     if isinstance(other, str):
@@ -54,13 +51,12 @@ def run_comparison(
             for each in turns[:: -1 if turn % 2 else 1]:
                 each()
     else:
-        classes = work.network.model.heads.num_classes
-        second = MEASURES[measure](make_workload(other, work.mesh, classes=classes)).call
+        second = MEASURES[measure](other).call
         ours, others = take_turns({"ours": first, "other": second}, rounds=rounds).values()
-    medians = statistics.median(ours), statistics.median(others)
     return {
         "measure": measure,
-        "median_seconds": dict(zip(names, medians, strict=True)),
+        "names": list(names),
+        "median_seconds": [statistics.median(ours), statistics.median(others)],
         "seconds": [ours, others],
         **compared(ours, others),
     }

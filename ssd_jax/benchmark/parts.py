@@ -91,7 +91,7 @@ def loss_program(work: Workload) -> Program:
 
 
 def optimizer_program(work: Workload) -> Program:
-    """From gradients to new parameters."""
+    """From gradients to new parameters, without the moving average of optimizer.ema_decay."""
     config = work.config
     schedule = experiment.build_schedule(config, len(work.source))
     optimizer = experiment.build_optimizer(config, schedule)

@@ -1,7 +1,7 @@
 """How long it takes from the start of a process to the first answer and to the first step.
 
 Measured in processes of their own: `python -m ssd_jax.benchmark.start CONFIG.json`, with --devices
-and --classes as of `ssd-jax benchmark`.
+and --classes as of `ssd-jax benchmark`, prints the seconds as JSON, or fails.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from time import perf_counter, time
 
 from ml_collections import ConfigDict
 
-from ssd_jax.config import read_config, save_config
+from ssd_jax.config import CONFIG_FILE, read_config, save_config
+from ssd_jax.errors import UserError
 
 _STARTED = "SSD_JAX_BENCHMARK_STARTED"
 
@@ -26,9 +27,12 @@ def measure_starts(
     """Seconds of a start with nothing compiled yet ("cold") and of the next one ("warm").
 
     To be called before this process has opened an accelerator, which only one can have.
+
+    Raises:
+      UserError: a process has failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        path = pathlib.Path(scratch) / "config.json"
+        path = pathlib.Path(scratch) / CONFIG_FILE
         save_config(config, path)
         command = [sys.executable, "-m", "ssd_jax.benchmark.start", str(path)]
         for name, value in (("--devices", devices), ("--classes", classes)):
@@ -40,21 +44,36 @@ def measure_starts(
             child = subprocess.run(
                 command,
                 env=environment | {_STARTED: repr(time())},
-                stdout=subprocess.PIPE,
+                capture_output=True,
                 text=True,
-                check=True,
+                check=False,
             )
+            if child.returncode:
+                raise UserError(
+                    f"a {name} start ended with exit code {child.returncode}. "
+                    f"{child.stderr.strip()[-2000:]}"
+                )
             starts[name] = json.loads(child.stdout.splitlines()[-1])
         return starts
 
 
-def _main() -> None:
+def _main() -> int:
+    """Prints the seconds as one line of JSON; a mistake of the user's is a message and code 1."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=pathlib.Path)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--classes", type=int)
     options = parser.parse_args()
-    began = float(os.environ[_STARTED])
+    try:
+        told = _seconds(options, began=float(os.environ[_STARTED]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(told))
+    return 0
+
+
+def _seconds(options: argparse.Namespace, *, began: float) -> dict[str, float]:
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.workload import make_workload, predict_program, train_program
 
@@ -70,9 +89,8 @@ def _main() -> None:
     start = perf_counter()
     program = train_program(work)
     jax.block_until_ready(program.call())
-    told |= {"first_step": perf_counter() - start, "compile_train": program.compile_seconds}
-    print(json.dumps(told))
+    return told | {"first_step": perf_counter() - start, "compile_train": program.compile_seconds}
 
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(_main())

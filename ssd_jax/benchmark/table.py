@@ -61,7 +61,8 @@ def table(result: Mapping[str, Any]) -> str:
 def comparison_table(result: Mapping[str, Any]) -> str:
     """Of `compare.run_comparison`."""
     rows = [
-        f"{seconds * 1e3:10.1f} ms  {name}" for name, seconds in result["median_seconds"].items()
+        f"{seconds * 1e3:10.1f} ms  {name}"
+        for name, seconds in zip(result["names"], result["median_seconds"], strict=True)
     ]
     return "\n".join([*rows, f"the second takes {_ratio(result)} times as long"])
 

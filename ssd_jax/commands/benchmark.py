@@ -1,8 +1,9 @@
 """`ssd-jax benchmark`."""
 
 import pathlib
+import re
 
-from ssd_jax.commands.common import positive, verb
+from ssd_jax.commands.common import positive, refuse_misplaced, verb
 
 NOTE = """\
 Without --find-batch and --against it measures training step, evaluation and prediction, their
@@ -11,6 +12,15 @@ in a copy. The pictures are made up. docs/performance.md says what each figure i
   ssd-jax benchmark --config FILE --find-batch
   ssd-jax benchmark --config FILE --against OTHER --measure predict
   ssd-jax benchmark --config FILE --against 'python peer.py' --metric metrics.step.p50"""
+
+# Options that have no meaning, by what is asked for.
+_MISPLACED = {
+    "without --find-batch or --against": ("--memory-gib", "--measure", "--metric"),
+    "with --find-batch": ("--measure", "--metric", "--rounds", "--classes", "--own-data", "--json",
+                          "--profile"),
+    "with --against FILE": ("--memory-gib", "--metric", "--profile"),
+    "with --against COMMAND": ("--memory-gib", "--profile"),
+}  # fmt: skip
 
 
 def add(verbs) -> None:
@@ -35,7 +45,7 @@ def add(verbs) -> None:
         "--against",
         metavar="FILE|COMMAND",
         help="take turns with another config, changed by the same --config.NAME=VALUE, or with a "
-        "shell command, and tell the ratio",
+        "shell command, and tell the ratio; one word that ends in .py or .json is a config",
     )
     benchmark.add_argument(
         "--memory-gib",
@@ -46,8 +56,7 @@ def add(verbs) -> None:
     benchmark.add_argument(
         "--measure",
         choices=("train", "evaluate", "predict"),
-        default="train",
-        help="with --against: a step, a batch or one picture (default: %(default)s)",
+        help="with --against: a step, a batch or one picture (default: train)",
     )
     benchmark.add_argument(
         "--metric",
@@ -58,9 +67,7 @@ def add(verbs) -> None:
     benchmark.add_argument(
         "--devices", type=positive, metavar="N", help="how many to use (default: all)"
     )
-    benchmark.add_argument(
-        "--rounds", type=positive, default=5, metavar="N", help="default: %(default)s"
-    )
+    benchmark.add_argument("--rounds", type=positive, metavar="N", help="default: 5")
     benchmark.add_argument(
         "--classes", type=positive, metavar="N", help="their number, if the config does not tell"
     )
@@ -82,6 +89,8 @@ def add(verbs) -> None:
 def _benchmark(options, rest):
     from ssd_jax import config as configs
 
+    _check(options)
+    rounds = options.rounds or 5
     assignments = configs.split_assignments(rest)
     config = _config(options.config, assignments)
     start = {}
@@ -102,28 +111,46 @@ def _benchmark(options, rest):
 
         run_find_batch(config, mesh, memory_gib=options.memory_gib)
         return
-    work = make_workload(config, mesh, own_data=options.own_data, classes=options.classes)
+    pictures = {"own_data": options.own_data, "classes": options.classes}
+    work = make_workload(config, mesh, **pictures)
     if options.against:
         from ssd_jax.benchmark.compare import run_comparison
 
-        is_config = pathlib.Path(options.against.partition(":")[0]).suffix in (".py", ".json")
+        other = options.against
+        if _is_config(other):
+            other = make_workload(_config(other, assignments), mesh, **pictures)
         result = run_comparison(
             work,
-            _config(options.against, assignments) if is_config else options.against,
+            other,
             names=(options.config, options.against),
-            measure=options.measure,
+            measure=options.measure or "train",
             metric=options.metric,
-            rounds=options.rounds,
+            rounds=rounds,
         )
         print(comparison_table(result))
     else:
         from ssd_jax.benchmark.measure import measure
 
         result = {"config": options.config}
-        result |= measure(work, rounds=options.rounds, profile=options.profile) | start
+        result |= measure(work, rounds=rounds, profile=options.profile) | start
         print(table(result))
     if options.json:
         write_json(options.json, result)
+
+
+def _check(options):
+    if options.find_batch:
+        asked = "with --find-batch"
+    elif options.against:
+        asked = f"with --against {'FILE' if _is_config(options.against) else 'COMMAND'}"
+    else:
+        asked = "without --find-batch or --against"
+    given = {name: vars(options)[name[2:].replace("-", "_")] for name in _MISPLACED[asked]}
+    refuse_misplaced(given, asked)
+
+
+def _is_config(against):
+    return re.fullmatch(r"\S+\.(py|json)(:\S+)?", against) is not None
 
 
 def _config(path, assignments):

@@ -3,6 +3,9 @@
 import argparse
 import pathlib
 import re
+from collections.abc import Mapping
+
+from ssd_jax.errors import UserError
 
 SETTINGS = """\
 Any setting of the config can be changed on the command line, for example
@@ -28,6 +31,13 @@ def verb(verbs, name, run, summary, *, example, settings=False, note=""):
     )
     parser.set_defaults(run=run, takes_settings=settings, parser=parser)
     return parser
+
+
+def refuse_misplaced(given: Mapping[str, object], where: str) -> None:
+    """Refuses the options that are given, by their names, though they say nothing `where`."""
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} has no meaning {where}. Leave it out.")
 
 
 def location(parser, name, metavar):
@@ -121,3 +131,11 @@ def step(parser):
         metavar="last|best|N",
         help="which checkpoint (default: the config's checkpoint.select)",
     )
+
+
+def check_detector(options) -> None:
+    """`--step` chooses of a run, the --workdir, and `--engine` runs an exported --model."""
+    if options.model:
+        refuse_misplaced({"--step": options.step}, "with --model")
+    else:
+        refuse_misplaced({"--engine": getattr(options, "engine", None)}, "with --workdir")

@@ -78,7 +78,7 @@ def _evaluate_run(options, rest):
     from ssd_jax.train.mirror import workdir_to_read
 
     workdir = workdir_to_read(options.workdir)
-    config = configs.read_config(workdir / "config.json")
+    config = configs.read_config(workdir / configs.CONFIG_FILE)
     configs.override(config, configs.split_assignments(rest))
     check(config)
     join_cluster(options, config)

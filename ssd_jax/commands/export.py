@@ -13,13 +13,16 @@ def add(verbs) -> None:
         _export,
         "make one checked folder of a trained detector, to serve or to run elsewhere",
         example="ssd-jax export --workdir runs/bccd --out model/ --onnx",
-        note="The folder, and the same as OUT.tar.gz, appear when another process has found with\n"
+        note="The folder, and the same as DIR.tar.gz, appear when another process has found with\n"
         "them what the run's own detector finds. docs/export.md says what is in them.",
     )
     workdir(export, "folder of a run", type=folder_or_url)
     export.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
     export.add_argument(
         "--onnx", action="store_true", help="with an ONNX model; needs the extra onnx"
+    )
+    export.add_argument(
+        "--no-archive", dest="archive", action="store_false", help="only DIR, without DIR.tar.gz"
     )
     step(export)
 
@@ -29,7 +32,9 @@ def _export(options, rest):
     from ssd_jax.train.mirror import workdir_to_read
 
     folder = workdir_to_read(options.workdir)
-    meta = export_run(folder, options.out, step=options.step, onnx=options.onnx)
+    meta = export_run(
+        folder, options.out, step=options.step, onnx=options.onnx, archive=options.archive
+    )
     if len(meta["measured_at"]) > 1:
         print(
             f"it looks at {meta['image_size']} px only; the metrics in meta.json are those of the "
@@ -46,4 +51,5 @@ def _export(options, rest):
             continue
         seconds = f", {found['seconds'] * 1000:.0f} ms an image" if "seconds" in found else ""
         print(f"  {form:12} {found['largest_deviation']:.1e}{seconds}")
-    print(f"{options.out} and {options.out.parent / options.out.name}.tar.gz")
+    archive = f" and {options.out.parent / options.out.name}.tar.gz" if options.archive else ""
+    print(f"{options.out}{archive}")

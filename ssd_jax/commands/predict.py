@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from ssd_jax.commands.common import folder_or_url, positive, step, verb
+from ssd_jax.commands.common import check_detector, folder_or_url, positive, step, verb
 
 FORMATS = """\
 Formats:
@@ -71,6 +71,7 @@ def _predict(options, rest):
     from ssd_jax.errors import UserError
     from ssd_jax.prediction.run import run_prediction, run_transform
 
+    check_detector(options)
     if options.annotations and options.format != "coco":
         raise UserError("--annotations: only --format coco takes ids from them. Leave it out.")
     if options.draw and options.format == "transform":
@@ -80,8 +81,6 @@ def _predict(options, rest):
     if options.model:
         from ssd_jax.export.exported import open_exported
 
-        if options.step:
-            raise UserError("--step: an exported detector is one checkpoint. Leave it out.")
         detector = open_exported(options.model)
     else:
         from ssd_jax.detector import Detector

@@ -4,7 +4,14 @@ import argparse
 import os
 import pathlib
 
-from ssd_jax.commands.common import count, folder_or_url, step, verb
+from ssd_jax.commands.common import (
+    check_detector,
+    count,
+    folder_or_url,
+    positive,
+    step,
+    verb,
+)
 from ssd_jax.errors import UserError
 
 # What data/decode.py takes at most.
@@ -29,9 +36,7 @@ def add(verbs) -> None:
     )
     what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
     step(serve)
-    serve.add_argument(
-        "--engine", default="auto", help="what runs a --model (default: %(default)s)"
-    )
+    serve.add_argument("--engine", help="what runs a --model (default: auto)")
     serve.add_argument(
         "--host",
         default="127.0.0.1",
@@ -46,14 +51,14 @@ def add(verbs) -> None:
     )
     serve.add_argument(
         "--queue",
-        type=_positive,
+        type=positive,
         default=64,
         metavar="N",
         help="pictures that may wait (default: %(default)s)",
     )
     serve.add_argument(
         "--max-megabytes",
-        type=_positive,
+        type=positive,
         default=20,
         metavar="N",
         help="largest request, in MiB (default: %(default)s)",
@@ -74,6 +79,7 @@ def add(verbs) -> None:
 
 
 def _serve(options, rest):
+    check_detector(options)
     try:
         from ssd_jax.serve.opening import default_batches, open_engine
         from ssd_jax.serve.pictures import Limits
@@ -92,7 +98,7 @@ def _serve(options, rest):
     engine = open_engine(
         model=options.model,
         workdir=options.workdir and workdir_to_read(options.workdir),
-        engine=options.engine,
+        engine=options.engine or "auto",
         step=options.step,
     )
     serve(
@@ -119,18 +125,11 @@ def read_token(path: pathlib.Path | None) -> str | None:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_positive(each) for each in text.split(",")}))
+    return tuple(sorted({positive(each) for each in text.split(",")}))
 
 
 def _megapixels(text: str) -> int:
-    value = _positive(text)
+    value = positive(text)
     if value > MOST_MEGAPIXELS:
         raise argparse.ArgumentTypeError(f"expected {MOST_MEGAPIXELS} or less")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = count(text)
-    if not value:
-        raise argparse.ArgumentTypeError("expected 1 or more")
     return value

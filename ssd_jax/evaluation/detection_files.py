@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Source, some_of
-from ssd_jax.data.sources.coco import MAX_BYTES
+from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.image_header import image_size
 from ssd_jax.data.sources.json_records import (
     box,
@@ -131,10 +131,13 @@ def _ids_of_names(names: Sequence[str]) -> dict[int | str, int]:
 
 def _of_coco_file(path: pathlib.Path) -> Labelled:
     value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
-    listed = _listed(value, "categories", path)
-    names = tuple(text(item, "name", place) for item, place in listed.values())
+    listed = read_categories(value, str(path))
+    names = tuple(listed.values())
     categories = {class_id: label for label, class_id in enumerate(listed)}
-    images = _listed(value, "images", path)
+    images = _read_images(value, path)
+    for key, found in (("categories", listed), ("images", images)):
+        if not found:
+            raise unreadable(str(path), f"{key!r} is empty, expected at least one")
     # In the order in which pycocotools ranks detections of equal score.
     ids = {image_id: index for index, image_id in enumerate(sorted(images))}
     sizes = [
@@ -182,17 +185,15 @@ class _Object(NamedTuple):
     crowd: Any
 
 
-def _listed(value: Any, key: str, path: pathlib.Path) -> dict[int, tuple[Any, str]]:
-    """The items of a list, each with its place, by id."""
+def _read_images(value: Any, path: pathlib.Path) -> dict[int, tuple[Any, str]]:
+    """The items of the list, each with its place, by id."""
     found = {}
-    for number, item in enumerate(member(value, key, list, str(path))):
-        place = f"{path}, {key}[{number}]"
+    for number, item in enumerate(member(value, "images", list, str(path))):
+        place = f"{path}, images[{number}]"
         item_id = whole_number(item.get("id")) if isinstance(item, dict) else None
         if item_id is None or item_id in found:
             raise unreadable(place, f"it is {shown(item)}, expected an id of its own, a number")
         found[item_id] = (item, place)
-    if not found:
-        raise unreadable(str(path), f"{key!r} is empty, expected at least one")
     return found
 
 

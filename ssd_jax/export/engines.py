@@ -68,11 +68,14 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
         return _tried(asked, parts), "it was asked for"
     if jax.default_backend() != "cpu":
         return _tried("jax", parts), f"JAX has a {jax.default_backend()} here"
+    if ONNX not in parts.folder.files:
+        return _tried("jax", parts), f"the others read {ONNX}, and there is none"
     passed, told = [], []
     found_at_export = parts.folder.meta.get("verification", {}).get("found", {})
     for name in _BUILDERS:
         try:
-            if reason := found_at_export.get(name, {}).get("refused"):
+            # An export tries engines of full precision only, and OpenVINO is one in both.
+            if reason := found_at_export.get(name.removesuffix("-bf16"), {}).get("refused"):
                 raise UserError(reason)
             engine = _tried(name, parts)
         except UserError as error:

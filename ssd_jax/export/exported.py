@@ -45,16 +45,17 @@ class Exported:
             return jax.device_get(self._finish(*outputs))
 
 
-def open_exported(source: str | os.PathLike, engine: str = "auto") -> Exported:
+def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto") -> Exported:
     """The detector of a folder, or of its archive, that `ssd-jax export` wrote.
 
-    `engine` is jax, onnxruntime, openvino, openvino-bf16, or "auto" for the fastest of them that
-    gives what the run gave. Whichever it is, it is tried first.
+    `source` is its place, or what `read_folder` gave for that. `engine` is jax, onnxruntime,
+    openvino, openvino-bf16, or "auto" for the fastest of them that gives what the run gave.
+    Whichever it is, it is tried first.
 
     Raises:
       UserError: the files are damaged, or the engine cannot run them.
     """
-    folder = read_folder(source)
+    folder = source if isinstance(source, ModelFolder) else read_folder(source)
     config = folder.config()
     network = build_network(config, len(folder.classes))
     stages = build_stages(config, network)

@@ -151,7 +151,7 @@ def _check(folder: ModelFolder, cases: dict[str, np.ndarray]) -> dict[str, dict[
     results = {"stablehlo": check("stablehlo", _stablehlo(folder))}
     for engine in installed_engines(folder):
         try:
-            exported = open_exported(folder.source, engine)
+            exported = open_exported(folder, engine)
             results[engine] = check(engine, exported.predict) | {"seconds": exported.seconds}
         except UserError as error:
             if engine != "openvino":

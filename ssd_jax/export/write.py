@@ -1,5 +1,6 @@
 """A run -> the folder of an exported detector, checked before it is there."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -18,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from ssd_jax.config import read_config
+from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.shapes import draw_shapes
 from ssd_jax.detector import Detector, Trained, load_trained
@@ -33,7 +34,6 @@ from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import REPORT_FILE, write_json
 from ssd_jax.sharding import make_mesh
 
-CONFIG_FILE = "config.json"
 # Pictures that the exported detector is compared on; an even number.
 _PICTURES = 8
 _VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino")
@@ -92,8 +92,14 @@ def export_run(
             for name in (*meta["files"], files.META):
                 (new / name).replace(out / name)
     except BaseException:
-        if is_new:
-            out.rmdir()
+        # What hinders this is no reason to hide what went wrong.
+        with contextlib.suppress(OSError):
+            if archive:
+                packed.unlink(missing_ok=True)
+            for name in (*meta.get("files", ()), files.META):
+                (out / name).unlink(missing_ok=True)
+            if is_new:
+                out.rmdir()
         raise
     return meta
 
@@ -206,17 +212,11 @@ def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> di
         "canvas": config.data.canvas,
         **{name: config[name].to_dict() for name in files.SECTIONS},
         "recipe": config.recipe,
-        "recipe_changes": {
-            name: {"recipe": theirs, "run": ours}
-            for name, (theirs, ours) in recipe_changes(config).items()
-        },
+        "recipe_changes": recipe_changes(config),
         "step": trained.step,
         "metrics": report.get("metrics"),
         # Not where the data lay: an exported detector travels.
-        "protocol": protocol
-        and {
-            name: said for name, said in protocol.items() if name not in ("root", "recipe_changes")
-        },
+        "protocol": protocol and {name: said for name, said in protocol.items() if name != "root"},
         "fingerprints": {
             "config": hashlib.sha256((workdir / CONFIG_FILE).read_bytes()).hexdigest(),
             **{split: said["fingerprint"] for split, said in report.get("data", {}).items()},

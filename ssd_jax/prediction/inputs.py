@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,8 @@ DRAWN_SIDE = 1600
 class Item(NamedTuple):
     """A picture or a film.
 
-    `name` is unique among those of a call: the path below the folder or prefix that was given,
-    else the name of the file. `place` is a path or URL.
+    `name` is the path below the folder or prefix that was given, else the name of the file. `place`
+    is a path or URL.
     """
 
     name: str
@@ -62,19 +62,24 @@ class Frame(NamedTuple):
     frames_per_second: float | None = None
 
 
-def find_items(places: Sequence[str]) -> list[Item]:
+def find_items(
+    places: Sequence[str], *, key: Literal["stem", "name", "place"] = "stem"
+) -> list[Item]:
     """The pictures and films in files, folders, globs, URLs and prefixes of buckets.
 
+    `key` is what their results go by.
+
     Raises:
-      UserError: there is nothing at a place, or two items would have one name.
+      UserError: there is nothing at a place, or two items have the same `key`.
     """
     items = [item for place in places for item in _items_at(place)]
     seen: dict[str, str] = {}
     for item in items:
-        other = seen.setdefault(item.stem, item.place)
+        called = getattr(item, key)
+        other = seen.setdefault(called, item.place)
         if other != item.place:
             raise UserError(
-                f"{shown_place(other)} and {shown_place(item.place)} are both called {item.stem}, "
+                f"{shown_place(other)} and {shown_place(item.place)} are both called {called}, "
                 "so their results would overwrite each other. Give them in separate calls with "
                 "another --out each."
             )

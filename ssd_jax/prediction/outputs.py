@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from ssd_jax import visualize
 from ssd_jax.data import codes
+from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
@@ -26,9 +27,6 @@ from ssd_jax.prediction.inputs import Frame, Item
 from ssd_jax.reporting import to_json, write_json
 from ssd_jax.serve.answers import normalised
 from ssd_jax.types import Detections
-
-# The annotations of COCO's train2017 have 449 MB.
-_LARGEST_ANNOTATIONS = 2**31
 
 
 class Result(NamedTuple):
@@ -263,15 +261,15 @@ def _coco_ids(
     path: pathlib.Path, classes: Sequence[str]
 ) -> tuple[Callable[[Result], int], list[int]]:
     """The id of a result's image, and of each class, as an annotation file has them."""
-    value = read_json(path, max_bytes=_LARGEST_ANNOTATIONS, drop=("segmentation", "annotations"))
+    value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation", "annotations"))
     try:
         images = {item["file_name"]: item["id"] for item in value["images"]}
-        categories = {item["name"]: item["id"] for item in value["categories"]}
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no annotations of COCO ({error!r}). Expected lists of images (id, file_name) "
             "and categories (id, name)."
         ) from error
+    categories = {name: number for number, name in read_categories(value, str(path)).items()}
     if missing := [name for name in classes if name not in categories]:
         raise UserError(
             f"{path}: no category is called {', '.join(missing)}, as the detector has them. Give "

@@ -5,10 +5,8 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from ssd_jax.data.storage import is_remote
@@ -16,6 +14,7 @@ from ssd_jax.errors import DataError, UserError
 from ssd_jax.prediction import outputs
 from ssd_jax.prediction.inputs import Frame, Item, find_items, read_frames
 from ssd_jax.prediction.outputs import Result, Results
+from ssd_jax.serve.engine import AnyDetector
 from ssd_jax.types import Detections
 
 FORMATS = {
@@ -24,19 +23,6 @@ FORMATS = {
     "coco": outputs.write_coco,
     "voc": outputs.write_voc,
 }
-
-
-@runtime_checkable
-class AnyDetector(Protocol):
-    """A run's `Detector` or an exported one; `canvas` is the side in pixels."""
-
-    classes: tuple[str, ...]
-    canvas: int
-
-    def predict(
-        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
-    ) -> Detections:
-        """Detections of decoded pictures."""
 
 
 def run_prediction(
@@ -59,8 +45,10 @@ def run_prediction(
       UserError: an input or a setting is wrong; or, when all else is written, some pictures could
         not be read.
     """
-    items, out = find_items(places), pathlib.Path(out)
+    out = pathlib.Path(out)
     drawing = draw or (draw is None and format == "json")
+    # The lines of one file tell pictures apart by their places.
+    items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
     if drawing:
         _keep_the_pictures(items, out)
     words = {} if annotations is None else {"annotations": annotations}
@@ -83,7 +71,7 @@ def run_transform(
     Raises:
       UserError: as `run_prediction`, and where a place is a film.
     """
-    items = find_items(places)
+    items = find_items(places, key="name")
     if films := [item.place for item in items if item.is_video]:
         raise UserError(
             f"{films[0]}: a batch transform takes pictures. Choose another --format for films."

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ssd_jax.config import read_config
+from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
 from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, read_metrics
 
-CONFIG_FILE = "config.json"
 # A curve in report.json has no more points; metrics.jsonl has them all.
 MOST_POINTS = 200
 
@@ -53,10 +52,7 @@ def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     starts = read_starts(workdir)
     return {
         "config": config.to_dict(),
-        "recipe_changes": {
-            name: {"recipe": theirs, "run": ours}
-            for name, (theirs, ours) in recipe_changes(config).items()
-        },
+        "recipe_changes": recipe_changes(config),
         "weights": starts[0]["weights"] if starts else None,
         "curves": {
             "train": curve(records, "train", ("loss", "class_loss", "box_loss", "lr")),

@@ -12,6 +12,12 @@ COMPARISON_FILE = "comparison.html"
 CURVES_FILE = "comparison.png"
 
 
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The name of each run, or its folder as it was given where another run has the same name."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else str(run.workdir) for run in runs]
+
+
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     """The settings that are not the same in all runs, with the value of each run."""
     settings = [dict(flat_items(run.config)) for run in runs]
@@ -26,9 +32,7 @@ def metric_rows(runs: Sequence[Run]) -> dict[str, list[int | float | None]]:
     """The metrics that any of the runs has, then average precision by class."""
     names: dict[str, None] = {}
     for run in runs:
-        names |= dict.fromkeys(
-            name for name, value in run.report["metrics"].items() if not isinstance(value, dict)
-        )
+        names |= dict.fromkeys(run.report["metrics"])
     ordered = sorted(names, key=lambda name: "/" in name)
     return {name: [run.report["metrics"].get(name) for run in runs] for name in ordered}
 
@@ -45,7 +49,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """Metrics and differing settings as a table."""
-    lines = ["| | " + " | ".join(run.name for run in runs) + " |"]
+    lines = ["| | " + " | ".join(run_names(runs)) + " |"]
     lines.append("| --- |" + " --- |" * len(runs))
     for name, values in metric_rows(runs).items():
         if "/" not in name:
@@ -60,8 +64,9 @@ def markdown(runs: Sequence[Run]) -> str:
 def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     """comparison.html and the curves over each other, in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    plot_runs({run.name: run.records for run in runs}, out / CURVES_FILE)
-    names = [run.name for run in runs]
+    names = run_names(runs)
+    curves = [(name, run.records) for name, run in zip(names, runs, strict=True)]
+    plot_runs(curves, out / CURVES_FILE)
     parts = [
         f"<h1>{len(runs)} runs side by side</h1>",
         *(f"<p>Not comparable: {text}.</p>" for text in warnings(runs)),

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.report.collect import Run, open_run
 
 PAGE_FILE = "report.html"
@@ -64,7 +65,7 @@ def run_page(run: Run) -> str:
     report, config = run.report, run.config
     headline = report.get("headline", "")
     protocol = report["protocol"]
-    title = f"{config.model.backbone} {config.model.image_size} px on {_data_name(report, config)}"
+    title = f"{config.model.backbone} {config.model.image_size} px on {_data_name(config)}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">run {escape(run.name)}, recipe {escape(config.recipe)}, '
@@ -75,7 +76,7 @@ def run_page(run: Run) -> str:
         f"fingerprint {escape(protocol['fingerprint'])}</p>",
         "<h2>To repeat it</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
-        '<p class="quiet">config.json, in the folder of the run, has every setting.</p>',
+        f'<p class="quiet">{CONFIG_FILE}, in the folder of the run, has every setting.</p>',
         "<h2>Result</h2>",
         _metrics(report),
         _classes(report),
@@ -84,7 +85,7 @@ def run_page(run: Run) -> str:
         _data(report["data"]),
         "<h2>Settings</h2>",
         _changes(report),
-        _all_settings(report["config"]),
+        _all_settings(config),
         "<h2>First weights</h2>",
         _weights(report["weights"]),
         "<h2>How it was made</h2>",
@@ -132,20 +133,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
-def picture(path: pathlib.Path, text: str) -> str:
-    """An image inside the page."""
+def picture(path: pathlib.Path, text: str, *, photograph: bool = False) -> str:
+    """An image inside the page; a drawing stays as sharp as it is."""
     data, kind = path.read_bytes(), "png"
-    if not _is_drawing(path):
+    if photograph:
         with Image.open(path) as image:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
         data, kind = buffer.getvalue(), "jpeg"
     encoded = base64.b64encode(data).decode()
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{encoded}">'
-
-
-def _is_drawing(path):
-    return any(path.name == name for name, _ in PICTURES)
 
 
 def _pictures(folder):
@@ -156,24 +153,21 @@ def _pictures(folder):
     if shown:
         yield "<h2>Images</h2>"
     for name, title, text in shown:
-        yield f'<h3>{title}</h3><p class="quiet">{text}</p>{picture(folder / name, title)}'
+        image = picture(folder / name, title, photograph=True)
+        yield f'<h3>{title}</h3><p class="quiet">{text}</p>{image}'
 
 
 def _chosen(report, config):
     return report["metrics"].get(f"map_{config.evaluate.metric}")
 
 
-def _data_name(report, config):
+def _data_name(config):
     root = config.data.train.root
     return ", ".join(pathlib.PurePosixPath(part.strip()).name for part in root.split("+"))
 
 
 def _metrics(report):
-    rows = [
-        (name, value)
-        for name, value in report["metrics"].items()
-        if "/" not in name and not isinstance(value, dict | list)
-    ]
+    rows = [(name, value) for name, value in report["metrics"].items() if "/" not in name]
     return table(("metric", "value"), rows)
 
 
@@ -223,16 +217,8 @@ def _changes(report):
 
 
 def _all_settings(config):
-    rows = [(name, str(value)) for name, value in _flat(config)]
+    rows = [(name, str(value)) for name, value in flat_items(config)]
     return f"<details><summary>All settings</summary>{table(('setting', 'value'), rows)}</details>"
-
-
-def _flat(tree, prefix=""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _weights(weights):

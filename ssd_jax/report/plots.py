@@ -10,22 +10,22 @@ from ssd_jax.plots import plot_style, save_plot
 PANELS = (("train", "loss", "loss"), ("val", "map_voc07", "mAP, VOC07 11-point"))
 
 
-def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path) -> None:
-    """Loss and mAP over the steps of each run, from the records of its metrics.jsonl."""
+def plot_runs(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path: pathlib.Path) -> None:
+    """Loss and mAP over the steps of each run: its name, and the records of its metrics.jsonl."""
     with plot_style() as new_figure:
         figure = new_figure(8, 6)
         for axes, (split, name, title) in zip(
             figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True
         ):
             axes.set_title(title)
-            for run, records in runs.items():
+            for name_of_run, records in runs:
                 points = [
                     (record["step"], record[name])
                     for record in records
                     if record["split"] == split and record.get(name) is not None
                 ]
                 if points:
-                    axes.plot(*zip(*points, strict=True), label=run)
+                    axes.plot(*zip(*points, strict=True), label=name_of_run)
             axes.set_ylim(bottom=0)
             axes.legend()
         axes.set_xlabel("step")

@@ -32,7 +32,7 @@ def record_start(workdir: pathlib.Path, *, step: int, weights: dict[str, Any] | 
         "command": command_line(sys.argv),
         "step": step,
         "environment": environment(),
-        "code": code_state(pathlib.Path(__file__).parent),
+        "code": code_state(pathlib.Path(__file__).parents[1]),
         "weights": weights,
     }
     workdir.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,16 @@ def environment() -> dict[str, Any]:
 
 
 def code_state(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The commit that the code stands at and whether files differ from it; None without git."""
+    """The commit that the package stands at and whether files differ from it; None without git.
+
+    An installed package may lie in the repository of something else, which says nothing of it.
+    """
+    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None else {"commit": commit, "changed": bool(changes)}
+    if None in (tracked, commit, changes):
+        return None
+    return {"commit": commit, "changed": bool(changes)}
 
 
 def _git(folder, *arguments):

@@ -4,6 +4,7 @@ Sources, at docs.aws.amazon.com/sagemaker/latest/dg/: object-detection.html has 
 channels, your-algorithms-training-algo-running-container.html the files under /opt/ml.
 """
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -82,7 +83,7 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
             )
     locations = {name: _split(root, name, config) for name in SPLITS if name in config}
     if MODEL in config:
-        locations["model"] = _one_file(root / "input/data" / MODEL, MODEL, (".tar.gz", ".tgz"))
+        locations["model"] = _one_file(root / "input/data" / MODEL, (".tar.gz", ".tgz"))
     if CHECKPOINTS in config:
         folder = root / "input/data" / CHECKPOINTS
         _check_folder(folder)
@@ -112,29 +113,32 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
         for place in (folder, folder.with_name(annotations)):
             _check_folder(place)
         return str(folder)
-    _check_folder(folder)
-    if any(_files(folder, MANIFEST_SUFFIXES)):
-        return _one_file(folder, name, MANIFEST_SUFFIXES)
+    if manifests := _files(folder, MANIFEST_SUFFIXES):
+        return _only(manifests, folder, MANIFEST_SUFFIXES)
     if kind in IMAGES:
         raise _invalid(
             f"{annotations!r} is a required property, for {name} is of type {kind}",
             "a channel with a JSON file for each image",
         )
-    return _one_file(folder, name, (".rec",))
+    return _one_file(folder, (".rec",))
 
 
-def _one_file(folder: pathlib.Path, channel: str, suffixes: Sequence[str]) -> str:
-    _check_folder(folder)
-    found = _files(folder, suffixes)
+def _one_file(folder: pathlib.Path, suffixes: Sequence[str]) -> str:
+    """The only file that ends so in the folder of a channel."""
+    return _only(_files(folder, suffixes), folder, suffixes)
+
+
+def _only(found: Sequence[pathlib.Path], folder: pathlib.Path, suffixes: Sequence[str]) -> str:
     if len(found) != 1:
         raise _invalid(
-            f"the channel {channel} has {len(found)} files that end in {' or '.join(suffixes)}",
+            f"the channel {folder.name} has {len(found)} files that end in {' or '.join(suffixes)}",
             f"exactly one in {folder}; {what_is_there(folder / '*')}",
         )
     return str(found[0])
 
 
 def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
+    _check_folder(folder)
     return sorted(
         path
         for path in folder.rglob("*")
@@ -162,12 +166,12 @@ def _read_stream(pipe: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
     part = records.with_name(f".{records.name}")
     with pipe.open("rb") as stream, part.open("wb") as file:
         shutil.copyfileobj(stream, file, 1 << 20)
-    offsets = _payloads(part)
-    first = next(offsets, b"")
+    payloads = _payloads(part)
+    first = next(payloads, b"")
     if first[:2] not in _SUFFIXES:
         part.replace(records)
         return records
-    _write_pairs(_payloads(part), folder, str(pipe))
+    _write_pairs(itertools.chain([first], payloads), folder, str(pipe))
     part.unlink()
     return folder
 

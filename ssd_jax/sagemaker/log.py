@@ -28,14 +28,15 @@ def log_to_stdout() -> None:
 class EpochLog:
     """Watches what a run reports (see `reporting.Reporter`), and tells it epoch by epoch.
 
-    The reports of an epoch must be of equally many steps. `metric` is the name of its mAP.
+    The reports of an epoch must be of equally many steps; the last one of `steps` may be shorter.
+    `metric` is the name of its mAP.
     """
 
     def __init__(
-        self, *, host: str, epochs: int, steps_per_epoch: int, batch_size: int, metric: str
+        self, *, host: str, steps: int, steps_per_epoch: int, batch_size: int, metric: str
     ):
         self._host = host
-        self._epochs = epochs
+        self._steps = steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._metric = metric
@@ -52,10 +53,10 @@ class EpochLog:
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
         self._losses.append((values["class_loss"], values["box_loss"]))
-        batches = (step - 1) % self._steps_per_epoch + 1
+        epoch, batches = self._place(step)
         logger.info(
             "Epoch: %4d, batches: %7d, num_examples: %7d, %.1f samples/sec, epoch time so far:  %s",
-            (step - 1) // self._steps_per_epoch,
+            epoch,
             batches,
             batches * self._batch_size,
             values["images_per_second"],
@@ -63,9 +64,9 @@ class EpochLog:
         )
 
     def _tell(self, step: int, values: Mapping[str, Any]) -> None:
-        epoch = step // self._steps_per_epoch - 1
+        epoch, batches = self._place(step)
         measure = f"#quality_metric: host={self._host}, epoch={epoch}"
-        batch = f"{measure}, batch={self._steps_per_epoch} train"
+        batch = f"{measure}, batch={batches} train"
         if self._losses:  # none, where a run goes on with the evaluation that it was stopped in
             class_losses, box_losses = zip(*self._losses, strict=True)
             logger.info("%s cross_entropy <loss>=(%r)", batch, statistics.fmean(class_losses))
@@ -75,10 +76,15 @@ class EpochLog:
         if score > self._best:
             self._best = score
             logger.info("Updating the best model with validation-mAP=%r", score)
-        share = 100 * (epoch + 1) / self._epochs
+        share = 100 * step / self._steps
         logger.info("#progress_metric: host=%s, completed %s %% of epochs", self._host, share)
         self._losses.clear()
         self._began = time.monotonic()
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch from 0 that a step belongs to, and its number there from 1."""
+        epoch, before = divmod(step - 1, self._steps_per_epoch)
+        return epoch, before + 1
 
 
 def _clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,11 @@ from ssd_jax.config_check import check
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.experiment import build_network
+from ssd_jax.experiment import build_network, evaluate_every, total_steps
+from ssd_jax.export.folder import META
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.runs import run_training
-from ssd_jax.sagemaker.channels import Channels, find_channels, read_config_file
+from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
 from ssd_jax.sagemaker.hyperparameters import (
     frozen_paths,
     parse_hyperparameters,
@@ -39,7 +40,6 @@ from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
 PORT = 12355
 # Where ImageNet weights are, which SageMaker has in its container.
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
-CHECKPOINTS = "checkpoints"
 
 
 class Hosts(NamedTuple):
@@ -62,21 +62,29 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
     log_to_stdout()
     failure = root / "output/failure"
     failure.unlink(missing_ok=True)
+
+    def fail(message: str, details: str = "") -> None:
+        # The console shows the first 1024 letters.
+        logger.error(message)
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
+
     try:
-        _train(root, assignments)
+        _train(root, assignments, last_words=lambda reason: fail(f"AlgorithmError: {reason}"))
     except Stopped:
         raise
     except Exception as error:
-        # The console shows the first 1024 letters.
         whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
-        message = f"{whose}: {error or type(error).__name__}"
-        logger.error(message)
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        failure.write_text(f"{message}\n\n{traceback.format_exc()}", encoding="utf-8")
+        fail(f"{whose}: {error or type(error).__name__}", traceback.format_exc())
         raise
 
 
-def _train(root: pathlib.Path, assignments: Sequence[tuple[str, str]]) -> None:
+def _train(
+    root: pathlib.Path,
+    assignments: Sequence[tuple[str, str]],
+    *,
+    last_words: Callable[[str], object],
+) -> None:
     given = read_config_file(root, "hyperparameters.json")
     logger.info("Merging with provided configuration from hyperparameters.json: %s", given)
     values = parse_hyperparameters(given)
@@ -93,14 +101,14 @@ def _train(root: pathlib.Path, assignments: Sequence[tuple[str, str]]) -> None:
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
     epoch_log = EpochLog(
         host=hosts.current,
-        epochs=config.steps // config.evaluate.every_steps,
+        steps=config.steps,
         steps_per_epoch=config.evaluate.every_steps,
         batch_size=config.batch_size,
         metric=f"map_{config.evaluate.metric}",
     )
     stopped = None
     try:
-        run_training(config, workdir, observers=[epoch_log])
+        run_training(config, workdir, observers=[epoch_log], last_words=last_words)
     except Stopped as stop:
         stopped = stop
     with cluster.together():
@@ -142,6 +150,11 @@ def build_config(
     if values["freeze_layer_pattern"]:
         _freeze(config, values["freeze_layer_pattern"])
     check(config)
+    # The log tells epochs as whole numbers of steps, however they were given.
+    steps = total_steps(config, images)
+    every = min(evaluate_every(config, images) or steps, steps)
+    config.epochs, config.steps = None, steps
+    config.evaluate.every_epochs, config.evaluate.every_steps = None, every
     return config
 
 
@@ -214,9 +227,8 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
         exported = pathlib.Path(folder, "model")
         # A process of its own: in this one JAX would wait for those of the other hosts.
         command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
-        export = subprocess.run(
-            [*command, "--out", exported], capture_output=True, text=True, check=False
-        )
+        command += ["--out", exported, "--no-archive"]  # SageMaker packs what it finds
+        export = subprocess.run(command, capture_output=True, text=True, check=False)
         if export.returncode:
             told = export.stderr.strip()[-1000:]
             if not stopped:
@@ -224,6 +236,7 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
             # Before the first evaluation there is no best checkpoint.
             logger.warning("No model is left: %s", told)
             return
-        for path in exported.iterdir():
+        # A folder is an exported detector as soon as it has meta.json, so that comes last.
+        for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)

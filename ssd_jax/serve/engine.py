@@ -1,4 +1,4 @@
-"""What the server asks of a detector."""
+"""What is asked of a detector: to predict, and by the server to tell what it is."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -10,15 +10,24 @@ from ssd_jax.types import Detections
 
 
 @runtime_checkable
-class Engine(Protocol):
-    """A detector of decoded pictures; `export.exported.Exported` is one."""
+class AnyDetector(Protocol):
+    """A run's `Detector` or an exported one; `canvas` is the side in pixels."""
 
-    meta: Mapping[str, Any]
     classes: tuple[str, ...]
     canvas: int
-    engine: str
 
     def predict(
         self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
     ) -> Detections:
-        """Detections as NumPy arrays, padded to the same number for each picture."""
+        """Detections of decoded pictures, padded to the same number for each."""
+
+
+@runtime_checkable
+class Engine(AnyDetector, Protocol):
+    """A detector that tells what it is; `export.exported.Exported` is one.
+
+    Its detections are NumPy arrays.
+    """
+
+    meta: Mapping[str, Any]
+    engine: str

@@ -84,7 +84,7 @@ def _invocations(limits: Limits) -> dict[str, Any]:
             "pictures": {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": min(limits.pictures, limits.queue),
+                "maxItems": limits.pictures,
                 "items": {"type": "string", "format": "binary"},
             }
         },

@@ -172,8 +172,8 @@ def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise HTTPException(
             400,
-            f"{name}: {len(data):,} bytes that start with {data[:4]!r}, expected a JPEG or PNG "
-            "file.",
+            f"{name}: {len(data):,} bytes that start with {data[:4]!r}, expected a whole JPEG or "
+            "PNG file.",
         ) from error
     if too_large:
         raise HTTPException(

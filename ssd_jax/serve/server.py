@@ -29,7 +29,9 @@ def serve(
     limits: Limits = DEFAULT_LIMITS,
     token: str | None = None,
 ) -> None:
-    """Answers requests until SIGTERM or SIGINT, then answers what was accepted and returns.
+    """Answers requests until SIGTERM, then answers what was accepted and returns.
+
+    SIGINT is as SIGTERM, but what it usually does follows: a KeyboardInterrupt.
 
     It listens at once, and is healthy when every batch size of `batches` is compiled. Port 0 is any
     free one, told in the log.

@@ -27,7 +27,7 @@ def log_to_stdout() -> None:
     """Sends the lines of `log` to standard output, which cannot fail a request."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    _LOG.addHandler(handler)
+    _LOG.handlers[:] = [handler]
     _LOG.setLevel(logging.INFO)
     _LOG.propagate = False
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 
 import jax
@@ -30,7 +30,8 @@ class Watchdog:
     A phase may take `factor` times the median of those of its name before, and at least
     `minimum_seconds`; the first ones, which compile, `first_seconds`. Beyond that the stacks of all
     threads and where the run stands go to stderr and into `folder`, and the process ends with code
-    70. Nothing is watched before the first phase; `factor` 0 watches nothing.
+    70. Nothing is watched before the first phase; `factor` 0 watches nothing. `last_words` is given
+    the reason before the watchdog ends a process.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Watchdog:
         factor: float,
         minimum_seconds: float,
         first_seconds: float,
+        last_words: Callable[[str], object] = lambda reason: None,
     ):
         self._folder = folder
         self._factor = factor
         self._minimum_seconds = minimum_seconds
         self._first_seconds = first_seconds
+        self._last_words = last_words
         self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
         # Phase, step, and when it began; replaced as one, for two threads read it.
         self._now: tuple[str | None, int, float] = (None, 0, monotonic())
@@ -74,6 +77,7 @@ class Watchdog:
             if jax.process_count() == 1:
                 raise
             print(f"{_who()}: error: {error}", file=sys.stderr)
+            self._last_words(str(error))
             leave(2)
         except Exception:
             if jax.process_count() == 1:
@@ -122,9 +126,10 @@ class Watchdog:
         _write(2, text)
         # The disk may be what stands still.
         file = self._folder / f"stalled_process_{jax.process_index()}.txt"
-        writer = threading.Thread(target=_write, args=(file, text), daemon=True)
-        writer.start()
-        writer.join(timeout=10)
+        for last in (lambda: _write(file, text), lambda: self._last_words(problem)):
+            writer = threading.Thread(target=last, daemon=True)
+            writer.start()
+            writer.join(timeout=10)
 
 
 def _write(file: int | pathlib.Path, text: str) -> None:

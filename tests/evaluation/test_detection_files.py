@@ -136,6 +136,10 @@ def test_a_coco_file_is_read_as_it_is(instances):
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1]}]}, "four numbers"),
         ({"images": [COCO["images"][0]] * 2}, "an id of its own"),
         ({"categories": []}, "'categories' is empty"),
+        (
+            {"categories": [*COCO["categories"], {"id": 45, "name": " cat "}]},
+            r"categories\[2\]: .*expected an id and a name of its own",
+        ),
     ],
 )
 def test_a_damaged_coco_file_is_refused(change, message, tmp_path):

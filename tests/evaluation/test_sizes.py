@@ -6,7 +6,7 @@ import pytest
 from scenes import found, random_problem, truth
 
 from ssd_jax.evaluation.sizes import average_precision_by_size
-from ssd_jax.evaluation.voc import ScoredBoxes, evaluate_voc
+from ssd_jax.evaluation.voc import evaluate_voc
 
 # Of 16, 64 and 160 pixels, both corners inside.
 SMALL, MEDIUM, LARGE = [1, 1, 16, 16], [101, 1, 164, 64], [201, 1, 360, 160]
@@ -69,11 +69,10 @@ def test_where_all_is_of_one_size_its_average_is_that_of_the_metric():
         assert result["under 32 px"][1] == pytest.approx(expected)
 
 
-def test_every_object_has_one_size_and_is_found_if_it_is_detected():
-    truths, _ = random_problem(3)
-    answers = [ScoredBoxes(t.boxes, np.ones(len(t.labels)), t.labels) for t in truths]
+def test_every_object_has_one_size():
+    truths, detections = random_problem(3)
     sizes = np.full((len(truths), 2), 40)
-    results = average_precision_by_size(truths, answers, sizes, num_classes=3)
+    results = average_precision_by_size(truths, detections, sizes, num_classes=3)
     objects = sum(int(np.sum(~each.difficult)) for each in truths)
     for unit in ("pixels", "image"):
         assert sum(each.objects for each in results if each.unit == unit) == objects

@@ -161,9 +161,24 @@ def test_auto_leaves_out_what_found_something_else_at_export(model, monkeypatch)
     monkeypatch.setattr(engines, "_tried", engine)
     folder = read_folder(model)
     folder.meta["verification"]["found"]["openvino"] = {"refused": "3 detections differ"}
-    monkeypatch.setattr("ssd_jax.export.exported.read_folder", lambda path: folder)
-    assert "openvino is out: 3 detections differ" in open_exported(model).why
-    assert open_exported(model, "openvino").why == "it was asked for"
+    exported = open_exported(folder)
+    assert not exported.engine.startswith("openvino")
+    assert "openvino is out: 3 detections differ; openvino-bf16 is out: 3 det" in exported.why
+    assert open_exported(folder, "openvino").why == "it was asked for"
+
+
+def test_auto_tries_jax_alone_without_an_onnx_model(model, monkeypatch):
+    tried = []
+
+    def engine(name, parts):
+        tried.append(name)
+        return engines.Engine(name, lambda images: None, 0.1)
+
+    monkeypatch.setattr(engines, "_tried", engine)
+    folder = read_folder(model)
+    folder.files.pop(ONNX, None)
+    assert open_exported(folder).why == "the others read model.onnx, and there is none"
+    assert tried == ["jax"]
 
 
 def test_an_engine_that_computes_something_else_is_refused(damaged):
@@ -207,6 +222,35 @@ def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsy
     verify.write_cases(tmp_path / "cases", canvas, extent.astype(np.int32), moved)
     assert verify.main(str(model), str(tmp_path / "cases")) == 1
     assert "stablehlo, picture 0" in capsys.readouterr().err
+
+
+def test_a_move_that_fails_tells_why_and_leaves_nothing_of_it(tiny_run, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+
+    def write_files(new, *args, **words):
+        (new / PROBE).touch()
+        return {}
+
+    def verified(*args):
+        (model / META / "of another").mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr(write, "_write_files", write_files)
+    monkeypatch.setattr(write, "_verified", verified)
+    monkeypatch.setattr(write.files, "read_folder", lambda path: None)
+    with pytest.raises(IsADirectoryError):
+        write.export_run(tiny_run, model)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", META, "of another"]
+
+
+def test_an_archive_may_be_left_out(tiny_run, tmp_path, monkeypatch, capsys):
+    checked = {"pictures": "8, drawn", "detections": 9, "found": {}}
+    monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
+    monkeypatch.setattr(write, "_verified", lambda *args: checked)
+    words = ["--workdir", str(tiny_run), "--out", str(tmp_path / "model"), "--no-archive"]
+    assert main(["export", *words]) == 0
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", META]
+    assert ".tar.gz" not in capsys.readouterr().out
 
 
 def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):

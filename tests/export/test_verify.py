@@ -76,7 +76,10 @@ def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
     cases = {"canvas": canvas, "extent": extent}
     cases |= {f"{name}_{row}": array[row] for name, array in fields.items() for row in (0, 1)}
 
+    folder = ModelFolder("model", {"detect": LIMITS}, {})
+
     def opened(source, engine):
+        assert source is folder  # its files are not read again
         found = Detections(**fields)
         if engine == differs:
             found = found._replace(boxes=found.boxes + 0.01)
@@ -85,7 +88,6 @@ def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
     monkeypatch.setattr(verify, "_stablehlo", lambda folder: lambda *batch: Detections(**fields))
     monkeypatch.setattr(verify, "installed_engines", lambda folder: ("jax", differs))
     monkeypatch.setattr(verify, "open_exported", opened)
-    folder = ModelFolder("model", {"detect": LIMITS}, {})
     if is_fatal:
         with pytest.raises(UserError, match="onnxruntime, picture 0: 6 of the 6 detections"):
             verify._check(folder, cases)

@@ -93,6 +93,25 @@ def test_places_without_a_picture_and_names_that_clash(places, message, tmp_path
         find_items(places)
 
 
+def test_pictures_of_one_name_where_their_results_do_not_clash(pictures, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("1.png", "1.jpg"):
+        (folder / name).write_bytes((pictures / "1.png").read_bytes())
+    run_transform(Fake(), [str(folder)], str(out))
+    assert sorted(path.name for path in out.iterdir()) == ["1.jpg.out", "1.png.out"]
+    run_prediction(Fake(), [str(folder)], out, format="jsonl")
+    lines = (out / "detections.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == [
+        str(folder / name) for name in ("1.jpg", "1.png")
+    ]
+    for words in ({}, {"format": "jsonl", "draw": True}, {"format": "voc"}, {"format": "coco"}):
+        with pytest.raises(UserError, match="both called 1,"):
+            run_prediction(Fake(), [str(folder)], out, **words)
+    with pytest.raises(UserError, match=r"both called 1\.png,"):
+        run_transform(Fake(), [str(folder), str(pictures)], str(out))
+
+
 def test_frames_of_a_film_in_order_with_their_times(film):
     frames = list(read_frames(find_items([str(film)]), 32, unreadable=pytest.fail))
     assert [frame.number for frame in frames] == list(range(10))
@@ -176,7 +195,11 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
     words = {"format": "coco", "annotations": annotations}
     with pytest.raises(UserError, match="no category is called dog"):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)
-    value["categories"].append({"id": 2, "name": "dog"})
+    value["categories"] += [{"id": 2, "name": "dog"}, {"id": 3, "name": "dog"}]
+    annotations.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="expected an id and a name of its own"):
+        run_prediction(Fake(), [str(pictures)], tmp_path, **words)
+    value["categories"].pop()
     annotations.write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"no image of that file_name"):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)

@@ -1,6 +1,7 @@
 """What the folder of a run tells."""
 
 import json
+import subprocess
 
 import pytest
 from made_runs import make_run
@@ -65,7 +66,29 @@ def test_the_command_as_it_was_typed(arguments, command):
     assert starts.command_line(arguments) == command
 
 
-def test_without_git_there_is_no_commit(tmp_path):
+def test_the_commit_is_of_the_code_and_not_of_what_lies_around_it(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    file = tmp_path / "package/__init__.py"
+    file.parent.mkdir()
+    file.touch()
+    assert starts.code_state(file.parent) is None
+    git("init")
+    git("commit", "--allow-empty", "-m", "of a project that the package is installed in")
+    assert starts.code_state(file.parent) is None
+    git("add", "package")
+    git("commit", "-m", "of the package itself")
+    state = starts.code_state(file.parent)
+    assert (len(state["commit"]), state["changed"]) == (40, False)
+    file.write_text("changed")
+    assert starts.code_state(file.parent)["changed"]
+
+
+def test_a_state_that_git_cannot_tell_is_not_called_unchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(starts, "_git", lambda _, verb, *__: None if verb == "status" else "abc")
     assert starts.code_state(tmp_path) is None
 
 

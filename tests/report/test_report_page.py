@@ -4,13 +4,21 @@ import html.parser
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from made_runs import make_run
 
 from ssd_jax.cli import main
+from ssd_jax.report import compare
 from ssd_jax.report.collect import open_run
-from ssd_jax.report.compare import differing_settings, markdown, warnings, write_comparison
+from ssd_jax.report.compare import (
+    differing_settings,
+    markdown,
+    run_names,
+    warnings,
+    write_comparison,
+)
 from ssd_jax.report.page import run_page, table
 
 VOID = ("meta", "img", "br")
@@ -64,6 +72,8 @@ def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
 def test_drawings_stay_sharp_and_photographs_become_small(folder):
     fetched = read(run_page(open_run(folder))).fetched
     assert [re.match(r"data:image/(\w+)", each)[1] for each in fetched] == ["png", "jpeg"]
+    comparison = write_comparison([open_run(folder)], folder / "out").read_text()
+    assert read(comparison).fetched[0].startswith("data:image/png")
 
 
 def test_numbers_stand_right_and_nothing_is_a_dash():
@@ -91,6 +101,19 @@ def test_only_what_differs_is_compared(tmp_path):
     read(page)
     assert "0.750" in page
     assert "seed" in page
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("a/seed0"), Path("b/seed0"), Path("b/seed1")]
+    runs = [open_run(make_run(folder)) for folder in folders]
+    assert markdown(runs).startswith("| | a/seed0 | b/seed0 | seed1 |\n")
+    drawn = []
+    monkeypatch.setattr(compare, "plot_runs", lambda curves, path: drawn.extend(curves))
+    monkeypatch.setattr(compare, "picture", lambda *_: "")
+    page = write_comparison(runs, tmp_path / "out").read_text()
+    assert [name for name, _ in drawn] == run_names(runs) == ["a/seed0", "b/seed0", "seed1"]
+    assert "<th class=number>b/seed0</th>" in page
 
 
 def test_figures_of_other_images_are_not_compared_in_silence(tmp_path):

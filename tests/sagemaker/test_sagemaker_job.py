@@ -1,6 +1,7 @@
 """A whole training job under a folder of its own, and the endpoint of what it leaves."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -24,11 +25,12 @@ from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
-from ssd_jax.sagemaker.log import logger
-from ssd_jax.sagemaker.train import build_config
+from ssd_jax.sagemaker.log import EpochLog, logger
+from ssd_jax.sagemaker.train import _leave_results, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
+from ssd_jax.train.watchdog import EXIT_STALLED
 
 HYPERPARAMETERS = {
     "base_network": "vgg-16",
@@ -260,6 +262,58 @@ def test_more_classes_than_the_data_have_and_a_wrong_count_of_samples(shapes, tm
     assert "num_training_samples is 21, but the train channel has 20 images" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "steps", "every"),
+    [
+        (["--config.steps=None", "--config.epochs=3"], 8, 2),
+        (["--config.evaluate.every_steps=None", "--config.evaluate.every_epochs=0.5"], 4, 1),
+        (["--config.evaluate.every_steps=None"], 4, 4),
+        (["--config.evaluate.every_steps=9"], 4, 4),
+    ],
+)
+def test_the_length_and_the_evaluations_may_be_given_in_any_way(
+    changes, steps, every, shapes, tmp_path
+):
+    channels = find_channels(prepare(tmp_path, shapes))  # 20 images in batches of 8
+    values = parse_hyperparameters(HYPERPARAMETERS | {"freeze_layer_pattern": ""})
+    config = build_config(values, channels, assignments=split_assignments(QUICK + changes))
+    assert (config.steps, config.evaluate.every_steps) == (steps, every)
+    assert (config.epochs, config.evaluate.every_epochs) == (None, None)
+
+
+def test_the_last_epoch_of_the_log_may_be_shorter(caplog):
+    logger.propagate = True
+    caplog.set_level("INFO", logger.name)
+    tell = EpochLog(host="algo-1", steps=5, steps_per_epoch=2, batch_size=8, metric="map_mxnet")
+    for step in (2, 4, 5):
+        tell(step, "val", {"map_mxnet": 0.5})
+    shares = [float(share) for share in re.findall(PATTERNS["progress"], caplog.text)]
+    np.testing.assert_allclose(shares, [40, 80, 100])
+    assert re.findall(r"epoch=(\d), validation", caplog.text) == ["0", "1", "2"]
+
+
+def test_of_the_model_that_a_job_leaves_meta_json_comes_last(tmp_path, monkeypatch):
+    def export(command, **_):
+        folder = command[command.index("--out") + 1]
+        folder.mkdir()
+        for name in ("meta.json", "probe.safetensors", "weights.safetensors"):
+            (folder / name).touch()
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    commands, moved = [], []
+    monkeypatch.setattr(subprocess, "run", export)
+    monkeypatch.setattr(shutil, "move", lambda _, to: moved.append(to.name))
+    monkeypatch.setattr(
+        pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
+    )
+    (tmp_path / "checkpoints").mkdir()
+    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
+    assert "--no-archive" in commands[0]
+    assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
+    assert moved[2:] == ["meta.json"]
+
+
 def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")
@@ -269,6 +323,19 @@ def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch)
     with pytest.raises(RuntimeError):
         train(root, capsys)
     assert (root / "output/failure").read_text().startswith("AlgorithmError: out of memory")
+
+
+def test_why_the_watchdog_ends_a_job_is_told_too(shapes, tmp_path, capsys, monkeypatch):
+    def stalled(*_, last_words, **__):
+        last_words("step: not done after 900 s")
+        raise SystemExit(EXIT_STALLED)
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", stalled)
+    with pytest.raises(SystemExit):
+        train(root, capsys)
+    told = (root / "output/failure").read_text()
+    assert told.startswith("AlgorithmError: step: not done after 900 s")
 
 
 @pytest.mark.long

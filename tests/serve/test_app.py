@@ -10,6 +10,7 @@ from painted import PaintedEngine
 from running import picture
 from starlette.exceptions import HTTPException
 
+from ssd_jax.serve import telemetry
 from ssd_jax.serve.answers import normalised, pixels
 from ssd_jax.serve.app import Service
 from ssd_jax.serve.pictures import Limits, Memory, decode
@@ -47,6 +48,14 @@ def test_the_pixel_form():
             {"class_id": 3, "score": 0.75, "left": 10, "top": 5, "width": 40, "height": 15}
         ],
     }
+
+
+def test_a_second_server_of_a_process_tells_its_lines_once(capsys, monkeypatch):
+    monkeypatch.setattr(telemetry._LOG, "handlers", [])
+    for _ in range(2):
+        telemetry.log_to_stdout()
+    telemetry.log("listening")
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_it_is_not_healthy_before_it_is_warm():

@@ -84,7 +84,7 @@ def test_a_picture_is_dropped_and_boxes_are_seen(server, browser, tmp_path):
     path = tmp_path / "chosen.jpg"
     path.write_bytes(b"no picture")
     browser.find_element(By.ID, "file").send_keys(str(path))
-    wait(browser, lambda: "expected a JPEG or PNG" in shown(browser, "status"))
+    wait(browser, lambda: "expected a whole JPEG or PNG" in shown(browser, "status"))
     assert shown(browser, "found") == ""
 
 

@@ -82,6 +82,19 @@ def test_settings_that_cannot_be(arguments, capsys):
     assert (arguments or ["--model"])[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("serve --model m --step 1", "serve: error: --step has no meaning with --model"),
+        ("serve --workdir r --engine jax", "serve: error: --engine has no meaning with --workdir"),
+        ("predict --model m --step 1 p --out o", "predict: error: --step has no meaning with"),
+    ],
+)
+def test_options_of_the_other_kind_of_detector(arguments, message, capsys):
+    assert main(arguments.split()) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model_is_one_message(tmp_path, capsys):
     assert main(["serve", "--model", str(tmp_path)]) == 2
     assert f"serve: error: {tmp_path}: " in capsys.readouterr().err

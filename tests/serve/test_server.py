@@ -88,15 +88,15 @@ def test_of_many_requests_each_gets_its_own_answer(server):
     ("body", "content_type", "status", "why"),
     [
         (b"", "image/jpeg", 400, "0 bytes"),
-        (b"GIF89a and so on", "image/jpeg", 400, "expected a JPEG or PNG"),
+        (b"GIF89a and so on", "image/jpeg", 400, "expected a whole JPEG or PNG"),
         (picture()[:60], "image/png", 400, "ends early"),
-        (picture(kind=".jpg")[:300], "image/jpeg", 400, "a"),
+        (picture(kind=".jpg")[:300], "image/jpeg", 400, "expected a whole JPEG or PNG"),
         (picture(size=(1000, 251)), "image/png", 400, "251 x 1,000 pixels, expected 250,000 at"),
         (b"\0" * (LARGEST + 1), "image/jpeg", 413, "200,001 bytes or more, expected 200,000 at"),
         (picture(), "text/html", 415, "got 'text/html', expected image/jpeg"),
         (picture(), "multipart/form-data", 400, "boundary"),
         (b"junk", "multipart/form-data; boundary=x", 400, "multipart"),
-        (b"", "multipart/form-data; boundary=x", 400, ""),
+        (b"", "multipart/form-data; boundary=x", 400, "got no part"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(server, body, content_type, status, why):

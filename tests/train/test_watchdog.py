@@ -12,6 +12,7 @@ PROGRAM = """
 import pathlib, sys, time
 from ssd_jax.train.watchdog import Watchdog
 words = dict(factor=5.0, minimum_seconds=1.0, first_seconds=60.0)
+words["last_words"] = lambda reason: print("last words:", reason, flush=True)
 def stall_in_a_step():
     time.sleep(60)
 with Watchdog(pathlib.Path(sys.argv[1]), **words) as watchdog:
@@ -35,6 +36,7 @@ STALLS = "for n in range(6): watchdog.enter('step', n); n < 5 or stall_in_a_step
 def test_a_stalled_step_ends_the_process_with_its_stacks(tmp_path):
     outcome = run(STALLS, tmp_path)
     assert outcome.returncode == EXIT_STALLED == 70
+    assert outcome.stdout.startswith("last words: step: not done after ")
     (file,) = tmp_path.iterdir()
     assert file.name == "stalled_process_0.txt"
     for told in (outcome.stderr, file.read_text()):

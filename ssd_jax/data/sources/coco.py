@@ -67,7 +67,7 @@ def open_coco(
     problems = problems or Problems()
     path = pathlib.Path(path)
     value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
-    categories = _categories(value, str(path))
+    categories = read_categories(value, str(path))
     listed = member(value, "images", list, str(path))
     folder = _image_folder(path, listed) if images is None else pathlib.Path(images)
     check_folder(folder)
@@ -108,7 +108,8 @@ def open_coco(
     return check_not_empty(source, str(path))
 
 
-def _categories(value: Any, where: str) -> dict[int, str]:
+def read_categories(value: Any, where: str) -> dict[int, str]:
+    """The name of each category by its id, in the order of the file's content `value`."""
     names: dict[int, str] = {}
     for number, item in enumerate(member(value, "categories", list, where)):
         place = f"{where}, categories[{number}]"

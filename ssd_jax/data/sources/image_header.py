@@ -66,6 +66,6 @@ def _neither(data: bytes, where: str) -> DataError:
     return DataError(
         codes.IMAGE_UNREADABLE,
         where,
-        f"{len(data):,} bytes that start with {data[:4]!r}, expected a JPEG or PNG file",
+        f"{len(data):,} bytes that start with {data[:4]!r}, expected a whole JPEG or PNG file",
         "Replace the file, or take it out of the data set",
     )
