@@ -8,8 +8,9 @@ computed at once, and at high load batches fill by themselves.
 import asyncio
 import collections
 import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,8 +21,8 @@ from ssd_jax.serve.engine import Engine
 from ssd_jax.serve.telemetry import log
 from ssd_jax.types import Detections
 
+# The speed of a batch size is the median of its latest times: one slow moment must not decide.
 TIMINGS = 3
-ENOUGH_SECONDS = 0.2
 
 
 class Computed(NamedTuple):
@@ -45,9 +46,9 @@ class Batcher:
 
     def __init__(self, engine: Engine, sizes: Sequence[int]):
         self.ready = False
-        self.seconds: dict[int, float] = {}
         self._engine = engine
-        self._sizes = sorted(sizes)
+        # The latest times of each batch size, in seconds.
+        self._times = {size: collections.deque(maxlen=TIMINGS) for size in sorted(sizes)}
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -56,8 +57,9 @@ class Batcher:
         """Compiles and times every batch size, then computes what comes, until it is cancelled."""
         loop = asyncio.get_running_loop()
         try:
-            for size in self._sizes:
-                self.seconds[size] = await loop.run_in_executor(self._thread, self._warm_up, size)
+            for size in self._times:
+                await loop.run_in_executor(self._thread, self._predict, [], size)  # compiles
+                await self._timed([], size)
             self.ready = True
             log("ready", batch_seconds={size: round(s, 4) for size, s in self.seconds.items()})
             while True:
@@ -65,6 +67,11 @@ class Batcher:
                 await self._compute_next()
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Of a batch, by its size; of the sizes that are compiled."""
+        return {size: statistics.median(times) for size, times in self._times.items() if times}
 
     async def predict(
         self, canvas: UInt8[np.ndarray, "S S 3"], extent: tuple[int, int]
@@ -88,13 +95,11 @@ class Batcher:
         if not self._waiting:
             self._arrived.clear()
             return
-        size = best_size(len(self._waiting), self.seconds)
+        size = best_size(len(self._waiting), self._times)
         batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
         start = time.perf_counter()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._predict, batch, size
-            )
+            found = await self._timed(batch, size)
         except Exception as error:  # whatever the engine raises belongs to these pictures alone
             for picture in batch:
                 if not picture.answer.done():
@@ -108,6 +113,14 @@ class Batcher:
                     Computed(detections, len(batch), start - picture.since, seconds)
                 )
 
+    async def _timed(self, batch: list[_Waiting], size: int) -> Detections:
+        start = time.perf_counter()
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._predict, batch, size
+        )
+        self._times[size].append(time.perf_counter() - start)
+        return found
+
     def _predict(self, batch: list[_Waiting], size: int) -> Detections:
         side = self._engine.canvas
         canvas = np.zeros((size, side, side, 3), np.uint8)
@@ -116,21 +129,16 @@ class Batcher:
             canvas[row], extent[row] = picture.canvas, picture.extent
         return self._engine.predict(canvas, extent)
 
-    def _warm_up(self, size: int) -> float:
-        """Seconds of a batch, once it is compiled; short times are the best of a few."""
-        self._predict([], size)
-        seconds = []
-        while len(seconds) < TIMINGS and sum(seconds) < ENOUGH_SECONDS:
-            start = time.perf_counter()
-            self._predict([], size)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
 
-
-def best_size(waiting: int, seconds: dict[int, float]) -> int:
+def best_size(waiting: int, times: Mapping[int, Sequence[float]]) -> int:
     """The batch size that gives the most pictures a second of `waiting` ones; the smallest of two.
 
-    `seconds` are those of a batch by its size; a batch that is not full costs as much as a full
-    one.
+    `times` are the seconds that batches of each size took lately; one that is not full costs as
+    much as a full one. A size that can be filled and was not timed TIMINGS times yet comes first.
     """
-    return max(sorted(seconds), key=lambda size: min(waiting, size) / seconds[size])
+    unknown = [size for size in times if size <= waiting and len(times[size]) < TIMINGS]
+    if unknown:
+        return max(unknown)
+    return max(
+        sorted(times), key=lambda size: min(waiting, size) / statistics.median(times[size])
+    )

@@ -12,17 +12,28 @@ from ssd_jax.serve.batching import TIMINGS, Batcher, best_size
 CANVAS = np.zeros((64, 64, 3), np.uint8)
 
 
+def times(seconds):
+    return {size: [each] * TIMINGS for size, each in seconds.items()}
+
+
 @pytest.mark.parametrize(
     ("waiting", "size"),
     [(1, 1), (2, 2), (3, 4), (4, 4), (9, 4)],
 )
 def test_where_batches_cost_little_more_they_are_filled_up(waiting, size):
-    assert best_size(waiting, {1: 0.10, 2: 0.11, 4: 0.12}) == size
+    assert best_size(waiting, times({1: 0.10, 2: 0.11, 4: 0.12})) == size
 
 
 @pytest.mark.parametrize("waiting", [1, 3, 4, 9])
 def test_where_batches_save_nothing_no_picture_waits_for_another(waiting):
-    assert best_size(waiting, {1: 0.1, 2: 0.2, 4: 0.4}) == 1
+    assert best_size(waiting, times({1: 0.1, 2: 0.2, 4: 0.4})) == 1
+
+
+def test_one_slow_moment_does_not_decide_against_a_size():
+    slow_once = {1: [0.5] * TIMINGS, 4: [2.5]}
+    assert best_size(8, slow_once) == 4
+    assert best_size(3, slow_once) == 1  # it cannot be filled
+    assert best_size(8, times({1: 0.5, 4: 2.5})) == 1
 
 
 class Gate(PaintedEngine):
@@ -42,7 +53,7 @@ class Gate(PaintedEngine):
 async def started(engine, sizes):
     batcher = Batcher(engine, sizes)
     running = asyncio.create_task(batcher.run())
-    for _ in range((1 + TIMINGS) * len(sizes)):
+    for _ in range(2 * len(sizes)):  # compiled, and timed
         engine.open.release()
     while not batcher.ready:
         await asyncio.sleep(0.001)
@@ -55,14 +66,13 @@ def test_it_is_ready_when_every_size_was_computed():
         engine = Gate()
         batcher = Batcher(engine, [2, 1])
         running = asyncio.create_task(batcher.run())
-        once = 1 + TIMINGS
-        for _ in range(2 * once):
+        for _ in range(4):
             assert not batcher.ready
             engine.open.release()
             await asyncio.sleep(0.002)
         while not batcher.ready:
             await asyncio.sleep(0.002)
-        assert engine.sizes == [1] * once + [2] * once
+        assert engine.sizes == [1, 1, 2, 2]
         running.cancel()
 
     asyncio.run(scenario())
@@ -72,7 +82,8 @@ def test_pictures_that_wait_are_computed_together_and_get_their_own_answers():
     async def scenario():
         engine = Gate()
         batcher, running = await started(engine, [1, 4])
-        batcher.seconds = {1: 0.1, 4: 0.11}
+        for size, each in times({1: 0.1, 4: 0.11}).items():
+            batcher._times[size].extend(each)
         asked = []
         for red in (10, 20, 30, 40):
             canvas = np.full((64, 64, 3), red, np.uint8)
