@@ -139,6 +139,4 @@ def best_size(waiting: int, times: Mapping[int, Sequence[float]]) -> int:
     unknown = [size for size in times if size <= waiting and len(times[size]) < TIMINGS]
     if unknown:
         return max(unknown)
-    return max(
-        sorted(times), key=lambda size: min(waiting, size) / statistics.median(times[size])
-    )
+    return max(sorted(times), key=lambda size: min(waiting, size) / statistics.median(times[size]))
