@@ -64,6 +64,21 @@ def test_functions_take_turns(monkeypatch):
     assert seconds == {"a": [0.25, 0.25], "b": pytest.approx([0.05, 0.05])}
 
 
+def test_on_cpus_no_call_begins_before_the_last_one_has_ended():
+    running = []
+
+    class Result:
+        def block_until_ready(self):
+            running.clear()
+
+    def call():
+        assert not running
+        running.append("a program")
+        return Result()
+
+    clock.take_turns({"program": call}, rounds=2, least_seconds=1e-3)
+
+
 def test_a_comparison_is_the_median_of_the_rounds():
     found = clock.compared([1.0, 2.0, 4.0], [2.0, 6.0, 4.0])
     assert (found["ratio"], found["lowest"], found["highest"]) == (2.0, 1.0, 3.0)
