@@ -17,8 +17,8 @@ def take_turns(
     """Seconds a call, one figure of each a round.
 
     A figure is the mean of as many calls as take `least_seconds`, which are sent one after the
-    other and waited for together, on CPUs one by one. Every second round goes backwards. The first call, which may
-    compile, is not counted.
+    other and waited for together, on CPUs one by one. Every second round goes backwards. The first
+    call, which may compile, is not counted.
     """
     repeats = {}
     for name, call in calls.items():
