@@ -49,7 +49,7 @@ def make_problem(seed=0):
         hits = np.flatnonzero(rng.random(min(count, FOUND)) < 0.8)
         near[hits] = boxes[hits] + 8 * rng.standard_normal((len(hits), 4))
         near_labels[hits], scores[hits] = labels[hits], rng.uniform(0.3, 1, len(hits))
-        found.append(ScoredBoxes(near, near_labels, scores))
+        found.append(ScoredBoxes(boxes=near, scores=scores, labels=near_labels))
     return truths, found
 
 
