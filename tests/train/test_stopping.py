@@ -14,6 +14,14 @@ def send(name):
     os.kill(os.getpid(), getattr(signal, name))
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_is_noted_and_the_handler_of_before_is_put_back(name):
     before = signal.getsignal(getattr(signal, name))
