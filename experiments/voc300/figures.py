@@ -3,6 +3,7 @@
 import json
 import pathlib
 import statistics
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def draw_curves(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) ->
         axes.set(xlabel="epoch", ylabel="mAP@.5, VOC07 11-point, percent")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.set_title(described(scale), fontsize="medium")
+        axes.set_title(textwrap.fill(described(scale), 80), fontsize="medium")
         if axes.lines:
             axes.legend(loc="upper left")
         save_plot(figure, path)
@@ -154,5 +155,5 @@ def draw_ablation(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) 
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("points of mAP@.5 (VOC07 11-point) more than best with the same seed")
-        axes.set_title(described(scale), fontsize="medium")
+        axes.set_title(textwrap.fill(described(scale), 80), fontsize="medium")
         save_plot(figure, path)
