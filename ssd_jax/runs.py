@@ -56,7 +56,7 @@ def run_training(
     mesh: Mesh | None = None,
     time_limit: float | None = None,
     observers: Sequence[Observer] = (),
-    last_words: Callable[[str], object] = lambda reason: None,
+    last_words: Callable[[Exception], object] = lambda error: None,
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 

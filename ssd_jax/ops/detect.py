@@ -16,7 +16,7 @@ from ssd_jax.types import Detections
 
 SUPPRESSIONS = ("hard", "linear", "gaussian")
 # Classes that are suppressed at once. Each takes `candidates`^2 numbers of memory; on a CPU those
-# of one stay in the cache, which takes 0.6 of the time.
+# of one stay in the cache, which takes half of the time.
 _ROWS, _ROWS_ON_CPU = 128, 1
 
 

@@ -63,19 +63,21 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
     failure = root / "output/failure"
     failure.unlink(missing_ok=True)
 
-    def fail(message: str, details: str = "") -> None:
+    def fail(error: Exception) -> None:
         # The console shows the first 1024 letters.
+        whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
+        message = f"{whose}: {error or type(error).__name__}"
         logger.error(message)
         failure.parent.mkdir(parents=True, exist_ok=True)
+        details = "".join(traceback.format_exception(error))
         failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
 
     try:
-        _train(root, assignments, last_words=lambda reason: fail(f"AlgorithmError: {reason}"))
+        _train(root, assignments, last_words=fail)
     except Stopped:
         raise
     except Exception as error:
-        whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
-        fail(f"{whose}: {error or type(error).__name__}", traceback.format_exc())
+        fail(error)
         raise
 
 
@@ -83,7 +85,7 @@ def _train(
     root: pathlib.Path,
     assignments: Sequence[tuple[str, str]],
     *,
-    last_words: Callable[[str], object],
+    last_words: Callable[[Exception], object],
 ) -> None:
     given = read_config_file(root, "hyperparameters.json")
     logger.info("Merging with provided configuration from hyperparameters.json: %s", given)

@@ -31,7 +31,7 @@ class Watchdog:
     `minimum_seconds`; the first ones, which compile, `first_seconds`. Beyond that the stacks of all
     threads and where the run stands go to stderr and into `folder`, and the process ends with code
     70. Nothing is watched before the first phase; `factor` 0 watches nothing. `last_words` is given
-    the reason before the watchdog ends a process.
+    the error before the watchdog ends a process.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Watchdog:
         factor: float,
         minimum_seconds: float,
         first_seconds: float,
-        last_words: Callable[[str], object] = lambda reason: None,
+        last_words: Callable[[Exception], object] = lambda error: None,
     ):
         self._folder = folder
         self._factor = factor
@@ -77,12 +77,12 @@ class Watchdog:
             if jax.process_count() == 1:
                 raise
             print(f"{_who()}: error: {error}", file=sys.stderr)
-            self._last_words(str(error))
+            self._last_words(error)
             leave(2)
-        except Exception:
+        except Exception as error:
             if jax.process_count() == 1:
                 raise
-            self._tell(traceback.format_exc())
+            self._tell(traceback.format_exc(), error)
             leave(EXIT_STALLED)
 
     def enter(self, phase: str, step: int | None = None) -> None:
@@ -111,10 +111,11 @@ class Watchdog:
             last = now
             phase = seen[0]
             if phase is not None and waited > self.limit(phase):
-                self._tell(f"{phase}: not done after {waited:.0f} s")
+                problem = f"{phase}: not done after {waited:.0f} s"
+                self._tell(problem, RuntimeError(problem))
                 os._exit(EXIT_STALLED)
 
-    def _tell(self, problem: str) -> None:
+    def _tell(self, problem: str, error: Exception) -> None:
         devices = self.mesh.devices.flat if self.mesh else ()
         phase, step, _ = self._now
         before = {name: _rounded(seconds) for name, seconds in dict(self._durations).items()}
@@ -126,7 +127,7 @@ class Watchdog:
         _write(2, text)
         # The disk may be what stands still.
         file = self._folder / f"stalled_process_{jax.process_index()}.txt"
-        for last in (lambda: _write(file, text), lambda: self._last_words(problem)):
+        for last in (lambda: _write(file, text), lambda: self._last_words(error)):
             writer = threading.Thread(target=last, daemon=True)
             writer.start()
             writer.join(timeout=10)

@@ -325,17 +325,25 @@ def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch)
     assert (root / "output/failure").read_text().startswith("AlgorithmError: out of memory")
 
 
-def test_why_the_watchdog_ends_a_job_is_told_too(shapes, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("step: not done after 900 s"), "AlgorithmError: step: not done after 900 s"),
+        (UserError("another host has other data"), "ClientError: another host has other data"),
+    ],
+)
+def test_why_the_watchdog_ends_a_job_is_told_too(
+    error, told, shapes, tmp_path, capsys, monkeypatch
+):
     def stalled(*_, last_words, **__):
-        last_words("step: not done after 900 s")
+        last_words(error)
         raise SystemExit(EXIT_STALLED)
 
     root = prepare(tmp_path, shapes)
     monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", stalled)
     with pytest.raises(SystemExit):
         train(root, capsys)
-    told = (root / "output/failure").read_text()
-    assert told.startswith("AlgorithmError: step: not done after 900 s")
+    assert (root / "output/failure").read_text().startswith(told)
 
 
 @pytest.mark.long

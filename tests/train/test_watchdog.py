@@ -12,7 +12,7 @@ PROGRAM = """
 import pathlib, sys, time
 from ssd_jax.train.watchdog import Watchdog
 words = dict(factor=5.0, minimum_seconds=1.0, first_seconds=60.0)
-words["last_words"] = lambda reason: print("last words:", reason, flush=True)
+words["last_words"] = lambda error: print("last words:", error, flush=True)
 def stall_in_a_step():
     time.sleep(60)
 with Watchdog(pathlib.Path(sys.argv[1]), **words) as watchdog:
