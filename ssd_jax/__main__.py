@@ -2,6 +2,6 @@
 
 import sys
 
-from ssd_jax.cli import main
+from ssd_jax.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -22,6 +22,7 @@ from ssd_jax.commands import (
     weights,
 )
 from ssd_jax.errors import Stopped, UserError
+from ssd_jax.huge_pages import start_with_huge_pages
 
 # EX_TEMPFAIL of BSD's sysexits.h: not an error, but to be run again.
 EXIT_STOPPED = 75
@@ -29,6 +30,12 @@ EXIT_STOPPED = 75
 # In the order in which --help lists them.
 COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
             doctor, convert, data, weights, benchmark)  # fmt: skip
+
+
+def program() -> int:
+    """`main` as a program of its own, which alone may choose how its memory is allocated."""
+    start_with_huge_pages()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
