@@ -10,10 +10,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_PLACES = ((0, 1, 2), (0, 1, 2))
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 # Of a strip of rows; with 64 channels half a megabyte, which a processor keeps at hand.
 _PIXELS = 2048
+# A matrix of so few columns is slow to multiply with; then those of all taps become one.
+_FEW_CHANNELS = 16
 # Multiplications for an image going forward, half a millisecond of a core.
 _WORTH_IT = 2**24
 
@@ -63,7 +64,11 @@ def _is_pointwise(kernel, padding):
 
 
 def _pointwise(images, kernel, *, strides):
-    return jnp.tensordot(images[:, :: strides[0], :: strides[1]], kernel[0, 0], axes=1)
+    # Two axes each, so that the gradient of the kernel is a product of matrices as they lie; of
+    # more axes XLA makes a copy that is turned round.
+    seen = images[:, :: strides[0], :: strides[1]]
+    matrix = kernel[0, 0]
+    return (seen.reshape(-1, len(matrix)) @ matrix).reshape(*seen.shape[:3], -1)
 
 
 def _forward(images, kernel, strides, padding, dilation):
@@ -78,12 +83,11 @@ def _backward(strides, padding, dilation, saved, gradient):
         return jax.vjp(functools.partial(_by_xla, **settings), images, kernel)[1](gradient)
 
     def on_cpu(images, kernel, gradient):
-        of_kernel = kernel_gradient(images, gradient, kernel_shape=kernel.shape, **settings)
         if _is_pointwise(kernel, padding):
-            forward = functools.partial(_pointwise, kernel=kernel, strides=strides)
-            (of_images,) = jax.vjp(forward, images)[1](gradient)
-        else:
-            of_images, _ = by_xla(images, kernel, gradient)
+            forward = functools.partial(_pointwise, strides=strides)
+            return jax.vjp(forward, images, kernel)[1](gradient)
+        of_images, _ = by_xla(images, kernel, gradient)
+        of_kernel = kernel_gradient(images, gradient, kernel_shape=kernel.shape, **settings)
         return of_images, of_kernel
 
     return lax.platform_dependent(images, kernel, gradient, cpu=on_cpu, default=by_xla)
@@ -103,32 +107,41 @@ def kernel_gradient(
 ) -> Float[Array, "h w i o"]:
     """For each tap of the kernel the product of what it saw with the gradient of what it gave.
 
-    A few rows at a time, so that every tap finds them in the processor's cache.
+    A few rows at a time, so that every tap finds them in the processor's cache. A matrix product
+    reads its first factor by rows, so one of the two must be turned round: the gradient, which is
+    the same for all taps. Of images of few channels, as those of three colours, all taps together
+    make one product.
     """
-    height, width, channels, _ = kernel_shape
+    height, width, channels, features = kernel_shape
     batch, rows, columns, _ = gradient.shape
     block = _largest_divisor(rows, at_most=max(1, _PIXELS // (batch * columns)))
     spans = ((block - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1)
+    tall = spans[0] + (height - 1) * dilation[0]
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
+    def seen(strip, tap):
+        row, column = tap // width, tap % width
+        corner = (0, row * dilation[0], column * dilation[1], 0)
+        pixels = lax.dynamic_slice(strip, corner, (batch, *spans, channels))
+        return pixels[:, :: strides[0], :: strides[1]].reshape(-1, channels)
+
     def add(number, total):
-        tall = spans[0] + (height - 1) * dilation[0]
         strip = lax.dynamic_slice_in_dim(padded, number * block * strides[0], tall, axis=1)
         given = lax.dynamic_slice_in_dim(gradient, number * block, block, axis=1)
-
-        def product(tap):
-            row, column = jnp.divmod(tap, width)
-            corner = (0, row * dilation[0], column * dilation[1], 0)
-            seen = lax.dynamic_slice(strip, corner, (batch, *spans, channels))
-            seen = seen[:, :: strides[0], :: strides[1]]
-            return jnp.tensordot(seen, given, axes=_PLACES, preferred_element_type=jnp.float32)
-
-        return total + lax.map(product, jnp.arange(height * width)).reshape(kernel_shape)
+        given = given.reshape(-1, features).T
+        multiply = functools.partial(jnp.matmul, given, preferred_element_type=jnp.float32)
+        if channels < _FEW_CHANNELS:
+            together = jnp.concatenate([seen(strip, tap) for tap in range(height * width)], axis=1)
+            products = multiply(together).reshape(features, -1, channels).swapaxes(0, 1)
+        else:
+            products = lax.map(lambda tap: multiply(seen(strip, tap)), jnp.arange(height * width))
+        return total + products
 
     # A zero that inside `shard_map` is each device's own, as the sum is.
     nothing = gradient[:0].sum(dtype=jnp.float32)
-    total = lax.fori_loop(0, rows // block, add, jnp.broadcast_to(nothing, kernel_shape))
-    return total.astype(gradient.dtype)
+    nothing = jnp.broadcast_to(nothing, (height * width, features, channels))
+    total = lax.fori_loop(0, rows // block, add, nothing)
+    return total.swapaxes(1, 2).reshape(kernel_shape).astype(gradient.dtype)
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:
