@@ -51,12 +51,41 @@ def make_run(folder, settings):
     config = recipe_config("sagemaker", "resnet50_v2")
     config.model.image_size = config.data.canvas = 512
     configs.override(config, configs.split_assignments(settings))
-    network = build_network(config, 20)
-    variables = init_variables(network.model, config.model.image_size, seed=0)
+    variables = init_variables(build_network(config, 20).model, config.model.image_size, seed=0)
+    variables = as_if_trained(config, variables)
     state = create_state(variables, optax.sgd(0.0), make_mesh())
     with open_checkpoints(config, folder) as checkpoints:
         checkpoints.save(state, None, classes=tuple(str(number) for number in range(20)))
     configs.save_config(config, folder / "config.json")
+
+
+def as_if_trained(config, variables):
+    """Activations and outputs of about the size that those of a trained detector have.
+
+    The statistics of BatchNorm become those of a picture; with the first ones activations grow with
+    every layer. Else what engines round differently would move boxes further than an export allows.
+    """
+    import jax
+
+    from ssd_jax.experiment import build_network
+    from ssd_jax.ops.images import normalise
+    from ssd_jax.sharding import BATCH_AXIS
+
+    alone = config.copy_and_resolve_references()
+    alone.model.update({"batch_norm_momentum": 0.0, "batch_norm_group": 0})
+    picture = cv2.imdecode(np.frombuffer(next(make_pictures()), np.uint8), cv2.IMREAD_COLOR_RGB)
+    side = config.model.image_size
+    images = cv2.resize(picture, (side, side))[None].astype(np.float32)
+    images = normalise(images, config.preprocess.mean, config.preprocess.std)
+    model = build_network(alone, 20).model
+
+    def statistics(images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])[1]
+
+    of_one_device = jax.vmap(statistics, axis_name=BATCH_AXIS)(images[None])
+    params = dict(variables["params"])
+    params["heads"] = jax.tree.map(lambda leaf: 0.1 * leaf, params["heads"])
+    return {"params": params, **jax.tree.map(lambda leaf: leaf[0], of_one_device)}
 
 
 def make_pictures(count=16):

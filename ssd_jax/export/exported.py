@@ -49,7 +49,7 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     """The detector of a folder, or of its archive, that `ssd-jax export` wrote.
 
     `source` is its place, or what `read_folder` gave for that. `engine` is jax, onnxruntime,
-    openvino, openvino-bf16, or "auto" for the fastest of them that gives what the run gave.
+    openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in float32.
     Whichever it is, it is tried first.
 
     Raises:
