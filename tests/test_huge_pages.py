@@ -17,9 +17,9 @@ PROGRAM = (
 ASKED = "glibc.malloc.hugetlb=1"
 
 
-def starts(setting, *arguments, tunables=None):
+def starts(setting, *arguments, tunables=None, program=PROGRAM):
     """What the program told at each of its starts: process, tunables and arguments."""
-    command = [sys.executable, "-c", PROGRAM, str(setting), *arguments]
+    command = [sys.executable, "-c", program, str(setting), *arguments]
     environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [line.split(" ", 3)[1:] for line in told.stdout.splitlines()]
@@ -39,6 +39,13 @@ def test_it_is_the_same_process_with_the_same_arguments(setting, other):
     assert first[0] == second[0]
     assert first[2] == second[2] == "['a b', '--c']"
     assert second[1] == (f"{other}:{ASKED}" if other else ASKED)
+
+
+@pytest.mark.skipif(not CAN_ASK, reason="the allocator is not that of glibc 2.35 or newer")
+def test_a_program_that_loses_its_tunables_starts_twice_and_no_more(setting):
+    """As glibc takes them from a process with privileges of its own."""
+    loses = "import os; os.environ.pop('GLIBC_TUNABLES', None)\n"
+    assert len(starts(setting, program=loses + PROGRAM)) == 2
 
 
 @pytest.mark.parametrize("text", ["[always] madvise never", "always madvise [never]"])
