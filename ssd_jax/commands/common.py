@@ -133,9 +133,25 @@ def step(parser):
     )
 
 
+def detector_arguments(parser):
+    """A run, or what was exported of one; `check_detector` refuses what fits the other."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
+    which.add_argument(
+        "--model", metavar="DIR", type=pathlib.Path, help="what `ssd-jax export` wrote"
+    )
+    step(parser)
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="what runs a --model: jax, onnxruntime, openvino, openvino-bf16 "
+        "(default: auto, the fastest here that computes in float32)",
+    )
+
+
 def check_detector(options) -> None:
     """`--step` chooses of a run, the --workdir, and `--engine` runs an exported --model."""
     if options.model:
         refuse_misplaced({"--step": options.step}, "with --model")
     else:
-        refuse_misplaced({"--engine": getattr(options, "engine", None)}, "with --workdir")
+        refuse_misplaced({"--engine": options.engine}, "with --workdir")

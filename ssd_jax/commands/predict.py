@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from ssd_jax.commands.common import check_detector, folder_or_url, positive, step, verb
+from ssd_jax.commands.common import check_detector, detector_arguments, positive, verb
 
 FORMATS = """\
 Formats:
@@ -26,9 +26,7 @@ def add(verbs) -> None:
         example="ssd-jax predict --workdir runs/bccd photo.jpg film.mp4 --out found/",
         note=FORMATS,
     )
-    detector = predict.add_mutually_exclusive_group(required=True)
-    detector.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
-    detector.add_argument("--model", metavar="DIR", help="what `ssd-jax export` wrote")
+    detector_arguments(predict)
     predict.add_argument(
         "places",
         nargs="+",
@@ -64,7 +62,6 @@ def add(verbs) -> None:
     predict.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="default: %(default)s"
     )
-    step(predict)
 
 
 def _predict(options, rest):
@@ -81,7 +78,7 @@ def _predict(options, rest):
     if options.model:
         from ssd_jax.export.exported import open_exported
 
-        detector = open_exported(options.model)
+        detector = open_exported(options.model, options.engine or "auto")
     else:
         from ssd_jax.detector import Detector
         from ssd_jax.train.mirror import workdir_to_read

@@ -7,9 +7,8 @@ import pathlib
 from ssd_jax.commands.common import (
     check_detector,
     count,
-    folder_or_url,
+    detector_arguments,
     positive,
-    step,
     verb,
 )
 from ssd_jax.errors import UserError
@@ -30,13 +29,7 @@ def add(verbs) -> None:
         example="ssd-jax serve --model model/ --port 8080",
         note="docs/serving.md has the interface; a running server shows it at /docs.",
     )
-    what = serve.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--model", metavar="DIR", type=pathlib.Path, help="what `ssd-jax export` wrote"
-    )
-    what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
-    step(serve)
-    serve.add_argument("--engine", help="what runs a --model (default: auto)")
+    detector_arguments(serve)
     serve.add_argument(
         "--host",
         default="127.0.0.1",

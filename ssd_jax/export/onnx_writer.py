@@ -8,6 +8,7 @@ docs/export.md says why jax2onnx is not used.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.extend
@@ -41,9 +42,9 @@ def to_onnx(
     closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((_TRACED, *shape), np.float32))
     graph = _Graph(onnx.helper, onnx.numpy_helper)
     (images,) = closed.jaxpr.invars
-    values = graph.inline(closed.jaxpr, closed.consts, [graph.channels_first(input_name, 4)])
+    values = graph.inline(closed.jaxpr, closed.consts, [_Unturned(input_name)])
     for name, value, variable in zip(output_names, values, closed.jaxpr.outvars, strict=True):
-        value = graph.channels_last(value, len(variable.aval.shape))
+        value = graph.channels_last(graph.turned(value), len(variable.aval.shape))
         graph.nodes.append(onnx.helper.make_node("Identity", [value], [name]))
 
     def described(name, variable):
@@ -66,10 +67,21 @@ def to_onnx(
     return model.SerializeToString()
 
 
+class _Unturned(NamedTuple):
+    """The input, and what arithmetic makes of it, while it has its channels last.
+
+    A runtime that computes in bfloat16 rounds what it turns: grey levels up to 255, that is, by half
+    of one. Normalised before, they lose next to nothing.
+    """
+
+    name: str
+
+
 class _Graph:
     """Nodes and weights as they are added; a value is a NumPy array or the name of a tensor.
 
-    Tensors of four axes lie channels first; arrays lie as JAX has them until a node takes them.
+    Tensors of four axes lie channels first, but those that are `_Unturned`; arrays lie as JAX has
+    them until a node takes them.
     """
 
     def __init__(self, helper, numpy_helper):
@@ -102,13 +114,17 @@ class _Graph:
             return self.inline(branch.jaxpr, branch.consts, inputs[1:])
         if all(isinstance(each, np.ndarray) for each in inputs):
             return [np.asarray(eqn.primitive.bind(*inputs, **eqn.params))]
+        kinds = {type(each) for each in inputs}
+        if eqn.primitive.name in _ARITHMETIC and kinds == {_Unturned, np.ndarray}:
+            operands = [x.name if isinstance(x, _Unturned) else x for x in inputs]
+            return [_Unturned(self.add(_ARITHMETIC[eqn.primitive.name], *operands))]
         rule = _RULES.get(eqn.primitive.name)
         if rule is None:
             raise UserError(
                 f"ONNX: the network uses {eqn.primitive.name}, which cannot be written. Leave out "
                 "--onnx."
             )
-        return [rule(self, eqn, *inputs)]
+        return [rule(self, eqn, *map(self.turned, inputs))]
 
     def add(self, op, *inputs, **attributes):
         """Adds a node, and its weights, and gives the name of its output."""
@@ -121,6 +137,10 @@ class _Graph:
         name = f"weight_{len(self.initializers)}"
         self.initializers.append(self._numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+    def turned(self, value):
+        """The value, with its channels first where it is the input."""
+        return self.channels_first(value.name, 4) if isinstance(value, _Unturned) else value
 
     def channels_last(self, tensor, rank):
         """A tensor as JAX has it."""
@@ -255,11 +275,9 @@ def _expect(eqn, holds):
         )
 
 
-_RULES = {
-    "add": _elementwise("Add"),
+_ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"}
+_RULES = {name: _elementwise(op) for name, op in _ARITHMETIC.items()} | {
     "sub": _subtract,
-    "mul": _elementwise("Mul"),
-    "div": _elementwise("Div"),
     "max": _maximum,
     "exp": _elementwise("Exp"),
     "logistic": _elementwise("Sigmoid"),

@@ -216,6 +216,12 @@ def test_unknown_engines_are_refused(model):
         open_exported(model, engine="tensorrt")
 
 
+def test_predict_takes_the_engine_that_it_is_told(model, tmp_path, capsys):
+    words = ["--engine", "tensorrt", "photo.jpg", "--out", str(tmp_path)]
+    assert main(["predict", "--model", str(model), *words]) == 2
+    assert "predict: error: engine: got 'tensorrt'" in capsys.readouterr().err
+
+
 def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsys):
     decoded = [decode_image(data, "test", 64) for data in pictures[:2]]
     moved = [found._replace(boxes=found.boxes + np.float32(2e-4)) for found in expected[:2]]

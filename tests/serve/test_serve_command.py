@@ -88,6 +88,7 @@ def test_settings_that_cannot_be(arguments, capsys):
         ("serve --model m --step 1", "serve: error: --step has no meaning with --model"),
         ("serve --workdir r --engine jax", "serve: error: --engine has no meaning with --workdir"),
         ("predict --model m --step 1 p --out o", "predict: error: --step has no meaning with"),
+        ("predict --workdir r --engine jax p --out o", "error: --engine has no meaning with"),
     ],
 )
 def test_options_of_the_other_kind_of_detector(arguments, message, capsys):
