@@ -15,9 +15,10 @@ from ssd_jax.ops.nms import soft_nms
 from ssd_jax.types import Detections
 
 SUPPRESSIONS = ("hard", "linear", "gaussian")
-# Classes that are suppressed at once. Each takes `candidates`^2 numbers of memory; on a CPU those
-# of one stay in the cache, which takes half of the time.
-_ROWS, _ROWS_ON_CPU = 128, 1
+# Classes that are suppressed at once. Each takes `candidates`^2 numbers of memory.
+_ROWS = 128
+# What a CPU divides the number of candidates by, where no more of a class reach the threshold.
+_FEWER = 8, 2
 
 
 def class_scores(
@@ -90,21 +91,20 @@ def multibox_detection(
     if clip:
         boxes = clip_to_image(boxes)
     # A row is a contest for a place among the candidates: one a class, or one for all of them.
-    scores = probabilities[:, 1:].T
-    labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
+    scores, best_class = probabilities[:, 1:].T, None
     if class_per_anchor == "best":
-        scores, labels = scores.max(axis=0)[None], scores.argmax(axis=0)[None]
-    scores, anchor = jax.lax.top_k(scores, min(candidates, len(anchors)))
-    boxes, labels = boxes[anchor], jnp.take_along_axis(labels, anchor, axis=1)
+        scores, best_class = scores.max(axis=0)[None], scores.argmax(axis=0)
     # Within one class there is nothing to keep apart.
-    apart = None if class_per_anchor == "all" or force_suppress else labels
-    overlap = {"iou_threshold": iou_threshold, "strict": strict}
-    if nms != "hard":
-        soften = functools.partial(soft_nms, kind=nms, sigma=soft_nms_sigma, **overlap)
-        scores = jax.vmap(soften)(boxes, scores, labels=apart)
-    survives = scores > score_threshold if strict else scores >= score_threshold
-    if nms == "hard":
-        survives = _hard_nms_by_row(boxes, survives, apart, **overlap)
+    apart = None if class_per_anchor == "all" or force_suppress else best_class
+    contest = functools.partial(_contest, nms=nms, strict=strict)
+    numbers = score_threshold, iou_threshold, soft_nms_sigma
+    scores, anchor, survives = _contests(
+        contest, min(candidates, len(anchors)), scores, boxes, apart, numbers, strict=strict
+    )
+    if best_class is None:
+        labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
+    else:
+        labels = best_class[anchor]
 
     ranking = jnp.where(survives, scores, -1).reshape(-1)
     best, index = jax.lax.top_k(ranking, min(max_detections, ranking.size))
@@ -113,22 +113,61 @@ def multibox_detection(
     index = jnp.pad(index, (0, missing))
     valid = best >= 0
     return Detections(
-        boxes=jnp.where(valid[:, None], boxes.reshape(-1, 4)[index], 0),
+        boxes=jnp.where(valid[:, None], boxes[anchor.reshape(-1)[index]], 0),
         scores=jnp.where(valid, best, 0),
         labels=jnp.where(valid, labels.reshape(-1)[index], 0),
         valid=valid,
     )
 
 
-def _hard_nms_by_row(boxes, valid, labels, **overlap):
-    def one(row):
-        boxes, valid, labels = row
-        return hard_nms(boxes, valid, labels=labels, **overlap)
+def _contest(places, row, boxes, labels, numbers, *, nms, strict):
+    """The best of a row of scores, in falling order: scores, anchors, and which of them stay."""
+    score_threshold, iou_threshold, sigma = numbers
+    scores, anchor = jax.lax.top_k(row, places)
+    boxes, labels = boxes[anchor], None if labels is None else labels[anchor]
+    overlap = {"iou_threshold": iou_threshold, "strict": strict, "labels": labels}
+    if nms == "hard":
+        reach = _reach(scores, score_threshold, strict)
+        return scores, anchor, hard_nms(boxes, reach, **overlap)
+    scores = soft_nms(boxes, scores, kind=nms, sigma=sigma, **overlap)
+    return scores, anchor, _reach(scores, score_threshold, strict)
 
-    def at_once(count):
-        many = functools.partial(jax.lax.map, one, batch_size=count)
-        return lambda *rows: jax.vmap(one)(rows) if len(boxes) <= count else many(rows)
+
+def _reach(scores, threshold, strict):
+    return scores > threshold if strict else scores >= threshold
+
+
+def _contests(contest, places, rows, *shared, strict):
+    """`contest(places, row, *shared)` of every row.
+
+    On a CPU one after the other, so that the overlaps stay in the cache, and each with as few places
+    as its row fills: what does not reach the threshold neither stays nor suppresses.
+    """
+    axes = (0, *[None] * len(shared))
+    sizes = [max(1, places // divisor) for divisor in _FEWER]
+
+    # Under vmap a choice becomes all of its branches; a loop over the batch keeps it one.
+    @jax.custom_batching.sequential_vmap
+    def smallest(row, *shared):
+        def with_places(size):
+            def run():
+                found = contest(size, row, *shared)
+                return tuple(jnp.pad(each, (0, places - size)) for each in found)
+
+            return run
+
+        threshold = shared[-1][0]
+        count = _reach(row, threshold, strict).sum()
+        choice = sum((count > size).astype(jnp.int32) for size in sizes)
+        return jax.lax.switch(choice, [with_places(size) for size in (*sizes, places)])
+
+    def together(rows, *shared):
+        def one(row):
+            return contest(places, row, *shared)
+
+        few = len(rows) <= _ROWS
+        return jax.vmap(one)(rows) if few else jax.lax.map(one, rows, batch_size=_ROWS)
 
     return jax.lax.platform_dependent(
-        boxes, valid, labels, cpu=at_once(_ROWS_ON_CPU), default=at_once(_ROWS)
+        rows, *shared, cpu=jax.vmap(smallest, axes), default=together
     )

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy_boxes import greedy_nms, grid_boxes
 
 from ssd_jax.errors import UserError
+from ssd_jax.ops import detect as detect_module
 from ssd_jax.ops.boxes import VARIANCES, encode
 from ssd_jax.ops.detect import detect
 
@@ -206,13 +207,33 @@ def test_half_precision_logits():
     assert half.scores.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("nms", ["hard", "gaussian"])
+def test_places_that_no_score_fills_make_no_difference(nms, monkeypatch):
+    # Of 40 places a CPU gives a class 5, 20 or all, as its scores reach the threshold.
+    rng = np.random.default_rng(0)
+    logits = np.full((40, 6), -9, np.float32)
+    for channel, count in enumerate((0, 5, 6, 20, 40), start=1):
+        logits[rng.permutation(40)[:count], channel] = rng.uniform(-1, 1, count)
+    batch = np.stack([logits, np.roll(logits, 2, axis=1)])
+
+    def found():
+        words = {"activation": "sigmoid", "nms": nms, "candidates": 40}
+        one = functools.partial(detect, np.zeros_like(ANCHORS), anchors=ANCHORS, **words)
+        return jax.jit(jax.vmap(lambda logits: one(class_logits=logits)))(batch)
+
+    with_fewer = found()
+    monkeypatch.setattr(detect_module, "_FEWER", ())
+    jax.tree.map(assert_array_equal, with_fewer, found())
+    assert with_fewer.valid.sum() > 20
+
+
 @pytest.mark.parametrize(("platform", "at_once"), [("cpu", 1), ("cuda", 128)])
 def test_of_many_classes_some_at_a_time_are_suppressed(platform, at_once):
     shape = jax.ShapeDtypeStruct
     args = shape((40, 4), np.float32), shape((40, 301), np.float32), shape((40, 4), np.float32)
     program = jax.jit(functools.partial(detect, candidates=40))
     text = program.trace(*args).lower(lowering_platforms=(platform,)).as_text()
-    pairs = {int(rows or 1) for rows in re.findall(r"tensor<(?:(\d+)x)?40x40xf32>", text)}
+    pairs = {int(rows or 1) for rows in re.findall(r"tensor<(?:(\d+)x)?40x40x2xf32>", text)}
     assert max(pairs) == at_once
 
 
