@@ -135,8 +135,14 @@ def _lanczos4(axis: _Axis) -> _Kernel:
     """Eight taps of a sinc under a wider sinc, normalised."""
     first, fraction = _position(axis)
     distance = fraction + 3 - jnp.arange(8.0)[:, None]
-    weight = jnp.sinc(distance) * jnp.sinc(distance / 4)
+    weight = _sinc(distance) * _sinc(distance / 4)
     return first - 3, weight / weight.sum(axis=0)
+
+
+def _sinc(x):
+    # That of jnp refuses, in JAX 0.12, what differs from device to device inside `jax.shard_map`.
+    angle = jnp.where(x == 0, 1.0, jnp.pi * x)
+    return jnp.where(x == 0, 1.0, jnp.sin(angle) / angle)
 
 
 def _area(axis: _Axis, shrinks: Bool[Array, ""], taps: int) -> _Kernel:

@@ -131,27 +131,39 @@ def media_type(request: Request) -> str:
 
 def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[tuple[str, bytes]]:
     """The (file name, bytes) of every file, in order; 400 if there is none, or anything else."""
-    files, others = [], []
+    files, ended = [], []
+
+    # Refused when they come, because a body has room for more of them than can be looked at.
+    def take_file(file):
+        files.append(file)
+        if len(files) > limits.pictures:
+            raise HTTPException(
+                400,
+                f"got more than {limits.pictures} pictures, expected {limits.pictures} at most. "
+                "Send them in several requests.",
+            )
+
+    def refuse_field(field):
+        got = f"a part {_text(field.field_name)!r} that is no file"
+        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
+
     try:
         parser = python_multipart.multipart.create_form_parser(
             {"Content-Type": content_type.encode("latin-1")},
-            others.append,
-            files.append,
+            refuse_field,
+            take_file,
             {"MAX_MEMORY_FILE_SIZE": limits.bytes},
         )
+        parser.on_end = lambda: ended.append(True)
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
         raise HTTPException(400, f"the multipart body cannot be read: {error}.") from error
-    if others or not files:
-        name = _text(others[0].field_name) if others else ""
-        got = f"a part {name!r} that is no file" if others else "no part"
-        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
-    if len(files) > limits.pictures:
+    if not files:
+        raise HTTPException(400, "got no part, expected files: a filename with each part.")
+    if not ended:
         raise HTTPException(
-            400,
-            f"got {len(files)} pictures, expected {limits.pictures} at most. Send them in several "
-            "requests.",
+            400, "the multipart body ends before its closing boundary. Send all of it."
         )
     return [(_text(file.file_name), file.file_object.getvalue()) for file in files]
 

@@ -1,12 +1,12 @@
 """The container images, as far as they can be looked at without building them."""
 
+import configparser
 import os
 import pathlib
 import shlex
 import subprocess
 
 import pytest
-import setuptools.config.setupcfg
 
 from ssd_jax.cli import build_parser
 
@@ -43,8 +43,9 @@ def test_an_image_has_what_it_copies_and_installs_extras_that_there_are(path):
     assert ["docker/train", "docker/serve", "/usr/local/bin/"] in copied
     (installed,) = (rest for keyword, rest in found if keyword == "RUN")
     extras = installed.partition(".[")[2].partition("]")[0].split(",")
-    options = setuptools.config.setupcfg.read_configuration(ROOT / "setup.cfg")["options"]
-    assert set(extras) <= set(options["extras_require"])
+    options = configparser.ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    assert set(extras) <= set(options["options.extras_require"])
     assert {"serve", "s3"} <= set(extras)
     assert ("cuda" in extras) == (path.suffix == ".cuda")
 

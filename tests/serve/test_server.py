@@ -32,6 +32,14 @@ def slow_server(tmp_path_factory):
         yield running.wait_until_healthy()
 
 
+FORM = "multipart/form-data; boundary=x"
+
+
+def form(*files, end=b"--x--\r\n"):
+    head = b'--x\r\nContent-Disposition: form-data; name="p"; filename="p.png"\r\n\r\n'
+    return b"".join(head + data + b"\r\n" for data in files) + end
+
+
 def redness(answer):
     assert answer.status_code == 200, answer.text
     (whole, middle) = answer.json()["prediction"]
@@ -97,6 +105,10 @@ def test_of_many_requests_each_gets_its_own_answer(server):
         (picture(), "multipart/form-data", 400, "boundary"),
         (b"junk", "multipart/form-data; boundary=x", 400, "multipart"),
         (b"", "multipart/form-data; boundary=x", 400, "got no part"),
+        (form(picture(), picture(), end=b""), FORM, 400, "ends before its closing boundary"),
+        (form(picture(), picture())[:-40], FORM, 400, "ends before its closing boundary"),
+        # It is not read to its end, which is none.
+        (form(*[b""] * 5, end=b"--x junk"), FORM, 400, "more than 3 pictures, expected 3 at most"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(server, body, content_type, status, why):
@@ -154,7 +166,7 @@ def test_several_pictures_in_one_request(server):
 
 def test_too_many_pictures_or_parts_that_are_none(server):
     answer = several(server, *[("a", picture())] * 4)
-    assert (answer.status_code, "4 pictures, expected 3" in answer.text) == (400, True)
+    assert (answer.status_code, "more than 3 pictures, expected 3" in answer.text) == (400, True)
     fields = {"name": (None, "value")}
     answer = server.client.post("/invocations", files=fields)
     assert (answer.status_code, "'name' that is no file" in answer.text) == (400, True)
