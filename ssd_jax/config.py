@@ -250,6 +250,8 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 def _parsed(text: str, now: object) -> object:
     if isinstance(now, str):
         return text
+    if isinstance(now, tuple) and not text:
+        return ()
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -29,8 +29,13 @@ def check(config: ConfigDict) -> None:
         value = get(config, name)
         expect(name, value is None or value >= least, f"at least {least}")
 
-    defaults = dict(flat_items(default_config()))
-    for name, value in flat_items(config):
+    defaults, given = (dict(flat_items(each)) for each in (default_config(), config))
+    for name in sorted(defaults.keys() - given.keys()):
+        raise UserError(
+            f"config.{name}: it is missing. Change the settings of a group one by one, or with "
+            f"config.{name.rpartition('.')[0]}.update({{...}})."
+        )
+    for name, value in given.items():
         expect(name, value is not None or defaults[name] is None, "a value")
     choice("recipe", "paper", "sagemaker", "best")
     choice("model.backbone", "vgg16", "resnet50", "resnet50_v1", "resnet50_v2", "small")

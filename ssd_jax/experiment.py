@@ -187,6 +187,11 @@ def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
     )
 
 
+def stand_in_schedule(config: ConfigDict) -> optax.Schedule:
+    """A schedule for a step that is measured: of more images than any warm-up takes."""
+    return build_schedule(config, images=10**7)
+
+
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that the config names."""
     words = (

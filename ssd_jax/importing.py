@@ -60,6 +60,7 @@ def import_weights(
         artefact = read_artefact(source)
         config = recipe_config("sagemaker", artefact.settings["model.backbone"])
         config.update_from_flattened_dict(artefact.settings)
+        config.data.canvas = max(config.data.canvas, config.model.image_size)
         weights = artefact.weights
     elif config is not None:
         artefact, weights = None, source

@@ -174,6 +174,12 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
     check_shared(workdir)
     for name, each in sources.items():
         _tell(f"{name + ':':6} {each.describe()}")
+    if config.data.canvas < config.model.image_size:
+        _tell(
+            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
+            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
+            "larger, they would keep what the network can see"
+        )
     return sources
 
 

@@ -77,7 +77,7 @@ def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
         where, free = "memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         where = f"the memory of {mesh.size} devices"
-        of_one = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+        of_one = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
         free = of_one and of_one * mesh.size
     if free and needed > free:
         raise UserError(

@@ -36,7 +36,9 @@ class Calls:
 
 @pytest.fixture
 def config(shapes):
-    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4)
+    # The warm-up is longer than the run that a few pictures make.
+    schedule = {"optimizer__schedule": "cosine", "optimizer__warmup_steps": 1000}
+    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4, **schedule)
 
 
 @pytest.fixture
@@ -289,7 +291,7 @@ def test_the_whole_of_a_real_config(config, tmp_path, capsys):
 def test_stages_are_told_in_traces(config):
     mesh = make_mesh(jax.devices()[:1])
     work = workload.make_workload(config, mesh)
-    schedule = experiment.build_schedule(config, 20)
+    schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     step = experiment.build_step(config, work.network, schedule, optimizer, mesh)
     state = state_shapes(variable_shapes(work.network.model, 64), optimizer, mesh)

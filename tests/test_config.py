@@ -94,6 +94,17 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()
 
 
+def test_a_group_that_lost_a_setting_is_refused():
+    config = overridden()
+    config.early_stopping = {"enabled": True}
+    with pytest.raises(UserError, match=r"early_stopping\.\w+: it is missing.*\.update"):
+        check(config)
+
+
+def test_no_text_is_an_empty_tuple():
+    assert overridden(**{"data.train.image_sets": ""}).data.train.image_sets == ()
+
+
 def test_a_missing_value_is_refused():
     config = overridden()
     config.update_from_flattened_dict({"batch_size": None})

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
+from jax.sharding import Mesh
 from tiny import tiny_config
 
 from ssd_jax import experiment
@@ -14,6 +17,7 @@ from ssd_jax.outcome import data_report
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
+from ssd_jax.training_data import describe_cache
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,15 @@ def test_records_on_the_device_train_as_the_folder_did(tiny_run, shapes, record_
     assert numbers(tmp_path) == numbers(tiny_run)
     data = json.loads((tmp_path / "report.json").read_text())["data"]
     assert {split: data[split]["images"] for split in data} == {"train": 20, "val": 12}
+
+
+def test_the_cache_asks_the_devices_of_its_own_process_for_memory(shapes):
+    own = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000})
+    mesh = Mock(spec=Mesh, size=2, local_devices=[own])
+    config = tiny_config(shapes, data__cache="device")
+    source = experiment.build_source(config, "train")
+    with pytest.raises(UserError, match="memory of 2 devices, expected at most"):
+        describe_cache(config, source, mesh)
 
 
 def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path):

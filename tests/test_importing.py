@@ -53,6 +53,12 @@ def test_an_artefact_becomes_a_run_that_detects(imported):
     assert np.isfinite(found.boxes).all()
 
 
+def test_pictures_keep_what_a_network_larger_than_the_canvas_sees(tmp_path):
+    large = Made("vgg-16", image_size=640, num_classes=2).write(tmp_path / "model.tar.gz")
+    import_weights(str(large), tmp_path / "run", classes=("cat", "dog"), assignments=THIN)
+    assert configs.read_config(tmp_path / "run/config.json").data.canvas == 640
+
+
 def test_its_config_is_the_recipe_and_what_the_artefact_says(imported):
     config = configs.read_config(imported[0] / "config.json")
     assert config.recipe == "sagemaker"

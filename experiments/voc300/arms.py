@@ -18,8 +18,8 @@ AVERAGED_PART = 0.04
 WARMUP_PART = 0.05
 # The highest rates: the paper's at batch 32; the published 0.004 at batch 64 of mxnet-ssd, halved.
 RATES = {"paper": 1e-3, "sagemaker": 2e-3, "best": 1e-3}
-# `sagemaker` divides its losses by all anchors that count, not by the positives, which are a quarter
-# of these, and its 450 steps lead nowhere at its own rate.
+# `sagemaker` divides its losses by all anchors that count, of which a quarter are positives; 450
+# steps lead nowhere at its own rate.
 REDUCED_RATES = RATES | {"sagemaker": 8e-3}
 
 

@@ -16,15 +16,19 @@ import shutil
 import sys
 from typing import Any
 
-import numpy as np
-from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of
-from figures import collect, tell
-from ml_collections import ConfigDict
+from ssd_jax.caches import keep_compiled_programs
 
-from ssd_jax.config import save_config
-from ssd_jax.data.open import open_data
-from ssd_jax.errors import Stopped, UserError
-from ssd_jax.reporting import REPORT_FILE, write_json
+keep_compiled_programs()  # before the others import JAX
+
+import numpy as np  # noqa: E402
+from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of  # noqa: E402
+from figures import collect, tell  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from ssd_jax.config import save_config  # noqa: E402
+from ssd_jax.data.open import open_data  # noqa: E402
+from ssd_jax.errors import Stopped, UserError  # noqa: E402
+from ssd_jax.reporting import REPORT_FILE, write_json  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)

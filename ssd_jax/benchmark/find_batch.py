@@ -75,8 +75,7 @@ def find_batch(
     if config.augment.mosaic.probability:
         unit = math.lcm(unit, GROUP)
     network = experiment.build_network(config, classes)
-    # The schedule does not need memory: any number of images does.
-    schedule = experiment.build_schedule(config, images=config.batch_size)
+    schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     largest = max(experiment.training_sizes(config))
     step = experiment.build_step(config, network, schedule, optimizer, mesh, image_size=largest)

@@ -61,7 +61,7 @@ def _serve(options, rest):
     serve.add(parser.add_subparsers())
     command = ["serve", "--model", str(model), "--host", "0.0.0.0", "--port", str(options.port)]
     # Of a batch transform: docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
-    if megabytes := int(os.environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB", 0)):
+    if megabytes := int(os.environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB") or 0):
         command += ["--max-megabytes", str(megabytes)]
     serving = parser.parse_args(command)
     return serving.run(serving, [])

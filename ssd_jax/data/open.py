@@ -124,7 +124,10 @@ def _open_part(
     place, label = _without_label(location)
     suffix = _suffix(location)
     if suffix in FILE_SUFFIXES and split:
-        raise UserError(f"{location} has no splits: expected none, got {', '.join(split)}")
+        raise UserError(
+            f"{location} has no splits: expected none, got {', '.join(split)}. In a config that is "
+            "image_sets = () beside this root; of a command, leave out --split."
+        )
     if suffix in MANIFEST_SUFFIXES:
         base = place.rpartition("/")[0] if is_remote(place) else None
         path = stage(place) if is_remote(place) else place

@@ -153,5 +153,7 @@ def _stacked(rows: Iterable[Batch]) -> Batch:
 def _iterate(batches, *, num_threads: int, prefetch: int) -> Iterator[Batch]:
     import grain
 
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    # A thread without a place for its batch waits.
+    ahead = max(prefetch, num_threads)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     return iter(batches.to_iter_dataset(options))

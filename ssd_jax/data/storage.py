@@ -111,8 +111,8 @@ def download(
 ) -> pathlib.Path:
     """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
     folder = folder or _place(url, remotes, cache)
-    depth = len(_names(url))
-    plan = {folder.joinpath(*_names(remote.url)[depth:]): remote for remote in remotes}
+    depth = len(safe_names(url))
+    plan = {folder.joinpath(*safe_names(remote.url)[depth:]): remote for remote in remotes}
     folders = {parent for path in plan for parent in path.parents}
     for path in plan:
         if path in folders:
@@ -185,12 +185,12 @@ def _place(
     """Where an object or a prefix of this content belongs in the cache."""
     versions = "\n".join(f"{remote.url} {remote.size} {remote.version}" for remote in remotes)
     digest = hashlib.sha256(versions.encode()).hexdigest()[:12]
-    *parents, name = _names(url)
+    *parents, name = safe_names(url)
     folder = cache_folder() if cache is None else pathlib.Path(cache)
     return folder.joinpath(url.partition("://")[0], *parents, digest, name).absolute()
 
 
-def _names(url: str) -> list[str]:
+def safe_names(url: str) -> list[str]:
     """Host or bucket and the names on the path, safe as names of files."""
     _, host, names = split_url(url)
     for name in (host, *names):

@@ -237,10 +237,12 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
         images = [each["image_id"] for each in records]
         labels = [each["category_id"] for each in records]
         boxes = np.array([each["bbox"] for each in records], np.float64)
-        boxes = boxes.reshape(len(records), 4)
         scores = np.array([each["score"] for each in records], np.float64)
+        if records and (boxes.shape[1:], scores.ndim) != ((4,), 1):
+            raise ValueError
+        boxes = boxes.reshape(len(records), 4)
     except _WRONG:
-        number = next(i for i, each in enumerate(records) if not _is_result(each))
+        number = next((i for i, each in enumerate(records) if not _is_result(each)), 0)
         raise UserError(
             f"{path}, detection {number}: got {shown(records[number])}; {_RESULT}"
         ) from None
@@ -257,9 +259,8 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
 
 def _is_result(value: Any) -> bool:
     try:
-        left, top, width, height = value["bbox"]
         _ = value["image_id"], value["category_id"]
-        return np.array([left, top, width, height, value["score"]], np.float64).ndim == 1
+        return np.array([*value["bbox"], value["score"]], np.float64).shape == (5,)
     except _WRONG:
         return False
 
@@ -325,7 +326,7 @@ def _look_up(written: Sequence[Any], known: dict[int | str, int], what: str, pat
     for key in dict.fromkeys(key if isinstance(key, str) else whole_number(key) for key in written):
         place = known.get(key)
         if place is None and isinstance(key, str) and key.isdecimal():
-            place = known.get(int(key))
+            place = known.get(whole_number(key))
         if place is None:
             raise UserError(
                 f"{path}: a detection has the {what} {key!r}, which the ground truth has not; "

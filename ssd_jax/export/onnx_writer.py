@@ -70,8 +70,8 @@ def to_onnx(
 class _Unturned(NamedTuple):
     """The input, and what arithmetic makes of it, while it has its channels last.
 
-    A runtime that computes in bfloat16 rounds what it turns: grey levels up to 255, that is, by half
-    of one. Normalised before, they lose next to nothing.
+    A runtime that computes in bfloat16 rounds what it turns: grey levels up to 255 by half of one.
+    Normalised before, they lose next to nothing.
     """
 
     name: str

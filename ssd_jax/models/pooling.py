@@ -1,4 +1,4 @@
-"""Max pooling whose gradient is quick on CPUs too."""
+"""Max pooling with a gradient that nothing has to be searched or scattered for."""
 
 import functools
 import itertools
@@ -23,8 +23,8 @@ def max_pool(
     """Maxima over square windows; `round_up` keeps the rest of a map that they do not fill.
 
     Rounding down and up are the pooling conventions "valid" and "full" of MXNet. Of equal maxima
-    in a window the first has the gradient. On CPUs that is found by comparisons, in half the time
-    of XLA's search (docs/performance.md).
+    in a window the first has the gradient, which is found by comparisons: XLA searches on one core
+    of a CPU, and on a GPU writes maps of indices and scatters by them (docs/performance.md).
     """
     rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
     top, left = ((padding, padding + rest) for rest in rests)
@@ -42,14 +42,7 @@ def _forward(x, window, stride, padding):
 
 
 def _backward(window, stride, padding, saved, gradient):
-    def by_xla(x, y, gradient):
-        forward = functools.partial(
-            nn.max_pool, window_shape=(window, window), strides=(stride, stride), padding=padding
-        )
-        return jax.vjp(forward, x)[1](gradient)
-
-    on_cpu = functools.partial(max_pool_gradient, window=window, stride=stride, padding=padding)
-    return lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=by_xla)
+    return max_pool_gradient(*saved, gradient, window=window, stride=stride, padding=padding)
 
 
 _max_pool.defvjp(_forward, _backward)

@@ -140,8 +140,8 @@ def _reach(scores, threshold, strict):
 def _contests(contest, places, rows, *shared, strict):
     """`contest(places, row, *shared)` of every row.
 
-    On a CPU one after the other, so that the overlaps stay in the cache, and each with as few places
-    as its row fills: what does not reach the threshold neither stays nor suppresses.
+    On a CPU one after the other, so that the overlaps stay in the cache, and each with as few
+    places as its row fills: what does not reach the threshold neither stays nor suppresses.
     """
     axes = (0, *[None] * len(shared))
     sizes = [max(1, places // divisor) for divisor in _FEWER]
@@ -168,6 +168,4 @@ def _contests(contest, places, rows, *shared, strict):
         few = len(rows) <= _ROWS
         return jax.vmap(one)(rows) if few else jax.lax.map(one, rows, batch_size=_ROWS)
 
-    return jax.lax.platform_dependent(
-        rows, *shared, cpu=jax.vmap(smallest, axes), default=together
-    )
+    return jax.lax.platform_dependent(rows, *shared, cpu=jax.vmap(smallest, axes), default=together)

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssd_jax.data.decode import decode_image, draw_pixels
-from ssd_jax.data.remote import shown, split_url
+from ssd_jax.data import codes
+from ssd_jax.data.remote import shown
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
-from ssd_jax.data.storage import is_remote, list_urls, read_bytes, stage
+from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -103,6 +104,8 @@ def read_frames(
             return _read_picture(item, canvas_side)
         except DataError as error:
             return error
+        except OSError as error:
+            return _unreadable(item, f"it cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(threads) as pool:
         items = iter(items)
@@ -115,7 +118,10 @@ def read_frames(
                     return
                 item, future = ahead.pop(0)
                 if future is None:
-                    yield from _read_video(item, canvas_side)
+                    try:
+                        yield from _read_video(item, canvas_side)
+                    except DataError as error:
+                        unreadable(error)
                 elif isinstance(frame := future.result(), DataError):
                     unreadable(frame)
                 else:
@@ -149,12 +155,13 @@ def _items_at(place: str) -> list[Item]:
 
 
 def _remote_items(url: str) -> list[Item]:
-    names = split_url(url)[2]
+    # The first is the host or bucket. Results are files of these names.
+    names = safe_names(url)
     urls = [url] if url.startswith(("http://", "https://")) else list_urls(url)
-    if names and urls == [url]:
+    if len(names) > 1 and urls == [url]:
         return [Item(names[-1], url)]
     items = [
-        Item("/".join(split_url(each)[2][len(names) :]), each) for each in urls if _is_known(each)
+        Item("/".join(safe_names(each)[len(names) :]), each) for each in urls if _is_known(each)
     ]
     if not items:
         raise UserError(f"{shown(url)}: no picture or film there. Expected {_EXPECTED}.")
@@ -184,15 +191,17 @@ def _read_picture(item: Item, canvas_side: int) -> Frame:
     return Frame(item, canvas, extent, size, pixels)
 
 
+def _unreadable(item: Item, problem: str) -> DataError:
+    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Look at the file"
+    return DataError(codes.IMAGE_UNREADABLE, shown_place(item.place), problem, fix)
+
+
 def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
     path = stage(item.place) if is_remote(item.place) else item.place
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
-            raise UserError(
-                f"{shown_place(item.place)}: OpenCV cannot read it as a film. Convert it, for "
-                "example to MP4 with H.264."
-            )
+            raise _unreadable(item, "OpenCV cannot read it as a film")
         rate = video.get(cv2.CAP_PROP_FPS)
         number = 0
         while True:
@@ -206,7 +215,7 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
             )
             number += 1
         if not number:
-            raise UserError(f"{shown_place(item.place)}: the film has no frame that can be read.")
+            raise _unreadable(item, "the film has no frame that can be read")
     finally:
         video.release()
 

@@ -56,7 +56,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write what will be the file `path` if all goes well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # OpenCV tells what to write by the suffix, so that stays.
-    part = path.with_name(f".{os.getpid()}.{path.name}")
+    part = path.with_name(f".{os.getpid()}{path.suffix}")
     try:
         yield part
         part.replace(path)
@@ -96,14 +96,21 @@ def write_coco(
     if annotations:
         image_id, categories = _coco_ids(annotations, classes)
     found = []
+    taken: dict[int | str, str] = {}
     for result in results:
+        number = image_id(result)
+        if taken.setdefault(number, result.image_id) != result.image_id:
+            raise UserError(
+                f"{result.image_id} and {taken[number]} would both have the image id {number}. "
+                "Rename one, or give --annotations with the ids."
+            )
         for box, score, label in zip(
             result.boxes_px.tolist(), result.found.scores, result.found.labels, strict=True
         ):
             xmin, ymin, xmax, ymax = box
             found.append(
                 {
-                    "image_id": image_id(result),
+                    "image_id": number,
                     "category_id": categories[label],
                     "bbox": [round(x, 3) for x in (xmin, ymin, xmax - xmin, ymax - ymin)],
                     "score": float(score),
@@ -119,6 +126,12 @@ def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Re
 
     A line is `IMAGE SCORE XMIN YMIN XMAX YMAX`, pixels counted from 1 and both ends inside.
     """
+    for name in classes:
+        if "/" in name or "\\" in name or "\0" in name:
+            raise UserError(
+                f"the class {name!r} cannot be part of a file's name, which the format of VOC needs. "
+                "Choose another --format."
+            )
     lines: list[list[str]] = [[] for _ in classes]
     for result in results:
         if len(result.image_id.split()) != 1:

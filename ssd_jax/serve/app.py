@@ -66,7 +66,9 @@ class Service:
         self.failure: BaseException | None = None
         self._engine = engine
         # What can never be accepted is refused for good.
-        self._limits = limits._replace(pictures=min(limits.pictures, limits.queue))
+        self._limits = limits._replace(
+            pictures=min(limits.pictures, limits.queue), bytes=min(limits.bytes, limits.memory)
+        )
         self._token = token
         self._on_failure = on_failure
         self._batcher = Batcher(engine, batches)
@@ -141,13 +143,19 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def execution_parameters(self, request: Request) -> Response:
-        """What a batch transform of SageMaker asks for: one picture a request."""
+        """What a batch transform of SageMaker asks for: one picture a request.
+
+        It takes 100 MB at most, of one request and of all at once
+        (docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTransformJob.html).
+        """
+        payload = min(100, max(1, self._limits.bytes // 2**20))
+        # As many as are computed, and as many that are decoded meanwhile.
+        requests = min(2 * max(self._batches), self._limits.queue)
         return JSONResponse(
             {
-                # As many as are computed, and as many that are decoded meanwhile.
-                "MaxConcurrentTransforms": min(2 * max(self._batches), self._limits.queue),
+                "MaxConcurrentTransforms": min(requests, 100 // payload),
                 "BatchStrategy": "SINGLE_RECORD",
-                "MaxPayloadInMB": max(1, self._limits.bytes // 2**20),
+                "MaxPayloadInMB": payload,
             }
         )
 

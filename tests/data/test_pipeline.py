@@ -1,8 +1,10 @@
 """The laws of the pipeline: the step is the position, on any number of processes and threads."""
 
 import itertools
+import threading
 
 import cv2
+import grain
 import numpy as np
 import pytest
 
@@ -106,6 +108,12 @@ def test_seed_decides_the_order(unbroken):
 @pytest.mark.parametrize("step", [1, 7])
 def test_resume_is_the_unbroken_run(unbroken, step):
     assert_same(train(10 - step, start_step=step), unbroken[step:])
+
+
+def test_all_threads_work_at_the_same_time():
+    together = threading.Barrier(12, timeout=10)
+    batches = grain.MapDataset.range(24).map(lambda number: (together.wait(), number)[1])
+    assert list(pipeline._iterate(batches, num_threads=12, prefetch=8)) == list(range(24))
 
 
 @pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 3}, {"cache": "ram"}])

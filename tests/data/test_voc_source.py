@@ -165,16 +165,18 @@ def test_missing_files_and_folders_are_named(tmp_path):
     write_voc(tmp_path / "data", {"a": annotation(), "b": annotation()}, image_set="train")
     with expect("SSD101", "dataa: the folder does not exist", "holds data"):
         open_voc(tmp_path / "dataa", ("train",))
-    with expect("SSD102", r"test\.txt", "one of train"):
+    with expect("SSD102", r"test\.txt", "Name one or more of train"):
         open_voc(tmp_path / "data", ("test",))
-    with expect("SSD102", "'train' does not exist, expected one of data/train"):
+    with expect("SSD102", "'train' does not exist", "Name one or more of data/train"):
         open_voc(tmp_path, ("train",))
     with expect("SSD104", "a is listed twice"):
         open_voc(tmp_path / "data", ("train", "train"))
     with expect("SSD103", "2 images and no object", "give data.classes"):
         open_voc(tmp_path / "data", ("train",))
-    with pytest.raises(UserError, match="image_sets is empty: expected one or more of data/train"):
+    with pytest.raises(UserError, match=r"(?s)--split.*Name one or more of data/train"):
         open_voc(tmp_path, ())
+    with pytest.raises(UserError, match=r"There are none in .*write train\.txt and val\.txt"):
+        open_voc(tmp_path / "data/Annotations", ())
     (tmp_path / "data/ImageSets/Main/none.txt").write_text("\n \n")
     with expect("SSD103", r"none\.txt", "lists no image"):
         open_voc(tmp_path / "data", ("none",))

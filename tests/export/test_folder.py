@@ -94,6 +94,8 @@ def test_damaged_folders_are_refused(folder, damage, message):
         ({"model": {"backbone": "alexnet"}}, "config.model.backbone: got 'alexnet'"),
         ({"model": {"image_size": 100_000}}, "a side of more than 8192 px"),
         ({"canvas": -1}, "config.data.canvas: got -1"),
+        ({"detect": {"image_sizes": [300, 10**6]}}, "a side of more than 8192 px"),
+        ({"detect": {"max_detections": 10**12}}, "more than 100,000 detections"),
         ({"detect": {"no_such_word": 1}}, "no_such_word"),
         ({"preprocess": {"mean": "x"}}, "preprocess.mean|mean"),
     ],

@@ -89,9 +89,7 @@ def test_grey_levels_are_normalised_before_anything_else_touches_them():
     np.testing.assert_allclose(run_onnx(function, images(2, 8)), function(images(2, 8)), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "function", [lambda x: x, lambda x: x - 1, lambda x: x * 2 + x]
-)
+@pytest.mark.parametrize("function", [lambda x: x, lambda x: x - 1, lambda x: x * 2 + x])
 def test_an_input_that_is_an_output_or_taken_twice(function):
     found = run_onnx(function, images(2, 4))
     np.testing.assert_allclose(found, function(images(2, 4)), rtol=1e-6)

@@ -30,13 +30,11 @@ def test_gradient_is_that_of_xla(words, padding, levels):
     np.testing.assert_allclose(pull(gradient)[0], expected_pull(gradient)[0], atol=1e-5)
 
 
-def test_only_cpus_are_spared_the_search():
+def test_nothing_is_searched_or_scattered():
+    # On GPUs a scatter may also add in another order each time.
     def gradient(x):
-        return jax.grad(lambda x: max_pool(x, window=2, stride=2).sum())(x)
+        return jax.grad(lambda x: max_pool(x, window=3, stride=2).sum())(x)
 
-    traced = jax.jit(gradient).trace(jnp.zeros((1, 4, 4, 1)))
-    searches = {
-        platform: "select_and_scatter" in traced.lower(lowering_platforms=(platform,)).as_text()
-        for platform in ("cpu", "cuda")
-    }
-    assert searches == {"cpu": False, "cuda": True}
+    traced = jax.jit(gradient).trace(jnp.zeros((1, 5, 5, 1)))
+    for platform in ("cpu", "cuda"):
+        assert "scatter" not in traced.lower(lowering_platforms=(platform,)).as_text()

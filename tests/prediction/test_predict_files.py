@@ -1,6 +1,7 @@
 """From pictures and films, wherever they lie, to the files of each format."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -9,8 +10,9 @@ from data.loopback import WebServer
 from s3_server import serve_s3
 
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
-from ssd_jax.errors import UserError
+from ssd_jax.errors import DataError, UserError
 from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
+from ssd_jax.prediction import inputs
 from ssd_jax.prediction.inputs import VIDEO_SUFFIXES, find_items, read_frames
 from ssd_jax.prediction.run import FORMATS, run_prediction, run_transform
 from ssd_jax.types import Detections
@@ -244,6 +246,47 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(pictures, tmp_pa
         run_prediction(Fake(), [str(tmp_path / "0.jpg"), str(pictures)], out, format="jsonl")
     assert len((out / "detections.jsonl").read_text().splitlines()) == 2
     assert "0.jpg" in capsys.readouterr().err
+
+
+def test_neither_does_a_film_or_a_file_that_has_gone(pictures, tmp_path, capsys):
+    (tmp_path / "0.mp4").write_bytes(b"no film")
+    gone = tmp_path / "3.jpg"
+    gone.write_bytes(b"")
+    frames = []
+
+    def read():
+        items = find_items([str(tmp_path), str(pictures)])
+        gone.unlink()
+        return read_frames(items, 32, unreadable=lambda error: frames.append(str(error)))
+
+    assert [frame.item.name for frame in read()] == ["1.png", "sub/2.jpg"]
+    assert "0.mp4: OpenCV cannot read it" in frames[0]
+    assert "3.jpg: it cannot be read: No such file" in frames[1]
+
+
+def test_pictures_of_one_number_are_not_one_picture_of_coco(pictures, tmp_path):
+    for name in ("12.png", "012.png"):
+        shutil.copy(pictures / "1.png", tmp_path / name)
+    with pytest.raises(UserError, match="would both have the image id 12"):
+        run_prediction(Fake(), [str(tmp_path)], tmp_path / "out", format="coco")
+
+
+def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
+    detector = Fake()
+    detector.classes = ("cat", "/../../dog")
+    with pytest.raises(UserError, match="cannot be part of a file's name"):
+        run_prediction(detector, [str(pictures)], tmp_path / "a/b", format="voc")
+    keys = ["s3://bucket/pictures/../../evil.jpg"]
+    monkeypatch.setattr(inputs, "list_urls", lambda url: keys)
+    with pytest.raises(DataError, match=r"'\.\.' is no name that a file can have"):
+        find_items(["s3://bucket/pictures"])
+
+
+def test_a_name_may_be_as_long_as_its_result_can_be(pictures, tmp_path):
+    name = "x" * 247 + ".jpg"
+    shutil.copy(pictures / "sub/2.jpg", tmp_path / name)
+    run_transform(Fake(), [str(tmp_path / name)], str(tmp_path))
+    assert (tmp_path / f"{name}.out").is_file()
 
 
 PREDICTION = {"prediction": [[1, 0.75, 0, 0, 0.5, 1], [0, 0.25, 0, 0, 1, 0.5]]}

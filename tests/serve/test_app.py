@@ -89,6 +89,21 @@ def test_a_token(given, status):
     assert secured == [{"token": []}]
 
 
+@pytest.mark.parametrize("batches", [(1, 4), (1, 2, 4, 8, 16)])
+@pytest.mark.parametrize("megabytes", [20, 200])
+def test_a_batch_transform_is_not_asked_for_more_than_sagemaker_sends(batches, megabytes):
+    limits = Limits(bytes=megabytes * 2**20)
+    service = Service(PaintedEngine(), batches=batches, limits=limits)
+    told = asked(service, "/execution-parameters").json()
+    assert told["MaxPayloadInMB"] == min(megabytes, 100)
+    assert 1 <= told["MaxConcurrentTransforms"] <= 100 // told["MaxPayloadInMB"]
+
+
+def test_no_request_is_waited_for_that_memory_never_holds():
+    service = Service(PaintedEngine(), batches=[1], limits=Limits(bytes=2**22, memory=2**20))
+    assert asked(service, "/metadata").json()["limits"]["bytes"] == 2**20
+
+
 def test_a_fault_of_the_server_itself():
     engine = PaintedEngine()
     engine.meta = {"step": object()}  # no JSON

@@ -49,7 +49,10 @@ def open_voc(
     root = pathlib.Path(root)
     image_sets = (image_sets,) if isinstance(image_sets, str) else tuple(image_sets)
     if not image_sets:
-        raise UserError(f"image_sets is empty: expected one or more of {_image_sets(root)}")
+        raise UserError(
+            f"{root}: none of its image sets was named (--split, or config.data.train.image_sets). "
+            f"{_expected(root)}."
+        )
     records, annotations = [], []
     for record in _list_records(root, image_sets, problems):
         try:
@@ -156,8 +159,8 @@ def _read_image_set(
         raise DataError(
             codes.SPLIT_MISSING,
             str(path),
-            f"the image set {image_set!r} does not exist, expected one of {_image_sets(root)}",
-            "Correct its name, or write one image id a line into that file",
+            f"the image set {image_set!r} does not exist",
+            _expected(root),
         )
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     ids = [line.strip() for line in lines if line.strip()]
@@ -210,12 +213,18 @@ def _folder_missing(folder: pathlib.Path) -> DataError:
     )
 
 
-def _image_sets(root: pathlib.Path) -> str:
-    """The image sets under a root, as one writes them."""
+def _expected(root: pathlib.Path) -> str:
+    """What to name: the image sets under a root, as one writes them, or to make one first."""
     paths = [
         path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}ImageSets/Main/*.txt")
     ]
-    return some_of([(path.parents[2].relative_to(root) / path.stem).as_posix() for path in paths])
+    if not paths:
+        return (
+            f"There are none in {root / 'ImageSets' / 'Main'}: write train.txt and val.txt there, "
+            "one image id a line, without the suffix of its file"
+        )
+    names = [(path.parents[2].relative_to(root) / path.stem).as_posix() for path in paths]
+    return f"Name one or more of {some_of(names)}"
 
 
 def _read(path: pathlib.Path) -> _Annotation:
