@@ -99,21 +99,23 @@ def start_from(
     backbone: str | None = None,
     reinitialise: Sequence[str] = (),
     config: ConfigDict | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[dict, LoadReport]:
     """Variables to begin a training with, and what was loaded.
 
     `source` is the folder of a run, of which the checkpoint is taken that its config selects, an
     exported detector, a model.tar.gz of SageMaker, a URL of one of these, or anything that
     `load_weights` takes; the other words are its as well. With `config`, a detector must have had
-    the same input and anchors, without which its weights mean something else.
+    the same input and anchors, and with `classes` not these in another order, without which its
+    weights mean something else.
     """
     folder = pathlib.Path(source)
     source = source if folder.is_dir() else _local(source)
     file, own = source, None
     if _is_exported(source):
-        file, own = _read_exported(source, config)
+        file, own = _read_exported(source, config, classes)
     elif folder.is_dir():
-        file, own = _read_run(folder, config)
+        file, own = _read_run(folder, config, classes)
     elif is_archive(source):
         file = _read_sagemaker(source, config)
     return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
@@ -134,7 +136,9 @@ def _is_exported(source: str) -> bool:
     return is_archive(source) and META in read_archive(source)
 
 
-def _read_run(workdir: pathlib.Path, ours: ConfigDict | None) -> tuple[WeightFile, NameMap]:
+def _read_run(
+    workdir: pathlib.Path, ours: ConfigDict | None, classes: Sequence[str]
+) -> tuple[WeightFile, NameMap]:
     config = configs.read_config(workdir / CONFIG_FILE)
     _check_input(
         str(workdir), config, ours, f"the config of that run, --config {workdir / CONFIG_FILE}"
@@ -144,15 +148,19 @@ def _read_run(workdir: pathlib.Path, ours: ConfigDict | None) -> tuple[WeightFil
         "/".join(entry.key for entry in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
     }
+    _check_order(str(workdir), trained.classes, classes)
     about = {"classes": ", ".join(trained.classes)}
     file = WeightFile(f"{workdir}, step {trained.step}", tensors, about)
     return file, _own_names("a run of ours", config, tensors)
 
 
-def _read_exported(source: str, ours: ConfigDict | None) -> tuple[WeightFile, NameMap]:
+def _read_exported(
+    source: str, ours: ConfigDict | None, classes: Sequence[str]
+) -> tuple[WeightFile, NameMap]:
     folder = read_folder(source)
     config, tensors = folder.config(), folder.weights()
     _check_input(source, config, ours, "the settings in its meta.json")
+    _check_order(source, folder.classes, classes)
     about = {"classes": ", ".join(folder.classes)}
     names = _own_names("an exported detector of ours", config, tensors)
     return WeightFile(source, tensors, about), names
@@ -184,6 +192,14 @@ def _check_input(source: str, config: ConfigDict, ours: ConfigDict | None, their
         raise UserError(
             f"{source}: its weights are for another input or other anchors: "
             f"{'; '.join(differing)}. Train with {theirs_is}, or change these settings."
+        )
+
+
+def _check_order(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    if tuple(theirs) != tuple(ours) and sorted(theirs) == sorted(ours):
+        raise UserError(
+            f"{source}: its classes are {', '.join(theirs)}, and here they are the same in another "
+            f"order, {', '.join(ours)}. Give config.data.classes in the order of the weights."
         )
 
 

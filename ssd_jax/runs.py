@@ -86,7 +86,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     network = experiment.build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    state, weights = _first_state(config, workdir, network, optimizer, mesh)
+    state, weights = _first_state(config, workdir, network, optimizer, mesh, classes=source.classes)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
@@ -194,7 +194,7 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
-def _first_state(config, workdir, network, optimizer, mesh) -> tuple[TrainState, Any]:
+def _first_state(config, workdir, network, optimizer, mesh, *, classes) -> tuple[TrainState, Any]:
     """The state at step 0, and what there is to tell of the weights that it begins with."""
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
@@ -206,6 +206,7 @@ def _first_state(config, workdir, network, optimizer, mesh) -> tuple[TrainState,
                 backbone=config.model.backbone,
                 reinitialise=config.weights.reinitialise,
                 config=config,
+                classes=classes,
             )
             _tell(load_report)
         _settle_config(config, workdir)

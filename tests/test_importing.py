@@ -59,6 +59,12 @@ def test_pictures_keep_what_a_network_larger_than_the_canvas_sees(tmp_path):
     assert configs.read_config(tmp_path / "run/config.json").data.canvas == 640
 
 
+def test_classes_in_another_order_are_refused(imported, made):
+    with pytest.raises(UserError, match="in another order, dog, cat"):
+        start_from(made.variables, str(imported[0]), classes=("dog", "cat"))
+    start_from(made.variables, str(imported[0]), classes=("horse", "cat"))
+
+
 def test_its_config_is_the_recipe_and_what_the_artefact_says(imported):
     config = configs.read_config(imported[0] / "config.json")
     assert config.recipe == "sagemaker"

@@ -111,7 +111,7 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     ("setting", "message"),
     [
         ("data.train.root=nowhere", "no such file or folder"),
-        ("data.val.image_sets=('vall',)", "expected one of val, train"),
+        ("data.val.image_sets=('vall',)", "Name one or more of val, train"),
         ("data.classes=('cross','ring')", "unknown class 'triangle'"),
         ("model.backbone=vgg61", "the nearest is vgg16"),
         ("optimiser.name=sgd", "nearest is --config.optimizer.name"),
@@ -128,9 +128,12 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
     assert "Traceback" not in error
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path):
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path, capsys):
+    config = tiny_config(shapes, batch_size=12, data__canvas=48)
     with pytest.raises(ValueError, match="got 12, expected a multiple of the 8 devices"):
-        run_training(tiny_config(shapes, batch_size=12), tmp_path)
+        run_training(config, tmp_path)
+    told = "".join(capsys.readouterr())
+    assert "data.canvas = 48 px, and then up again to model.image_size = 64" in told
 
 
 def test_a_cache_that_does_not_fit_is_refused(shapes, tmp_path):

@@ -3,6 +3,7 @@
 import glob
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -12,14 +13,16 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from ssd_jax.data.decode import decode_image, draw_pixels
 from ssd_jax.data import codes
+from ssd_jax.data.decode import decode_image, draw_pixels
 from ssd_jax.data.remote import shown
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+# Of pictures that are not read.
+OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 # Drawings have no more pixels a side than this.
 DRAWN_SIDE = 1600
 
@@ -140,7 +143,11 @@ def _items_at(place: str) -> list[Item]:
         return _remote_items(place)
     path = pathlib.Path(place)
     if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if _is_known(each.name) and each.is_file())
+        there = sorted(each for each in path.rglob("*") if each.is_file())
+        found = [each for each in there if _is_known(each.name)]
+        if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
+            told = f"{len(others)} pictures are left out, as {others[0]}: JPEG and PNG are read"
+            print(told, file=sys.stderr)
         items = [Item(each.relative_to(path).as_posix(), str(each)) for each in found]
     elif path.is_file():
         return [Item(path.name, place)]

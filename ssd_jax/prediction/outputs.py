@@ -129,7 +129,7 @@ def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Re
     for name in classes:
         if "/" in name or "\\" in name or "\0" in name:
             raise UserError(
-                f"the class {name!r} cannot be part of a file's name, which the format of VOC needs. "
+                f"the class {name!r} cannot be part of a file's name, as the format of VOC has it. "
                 "Choose another --format."
             )
     lines: list[list[str]] = [[] for _ in classes]

@@ -29,18 +29,25 @@ class EpochLog:
     """Watches what a run reports (see `reporting.Reporter`), and tells it epoch by epoch.
 
     The reports of an epoch must be of equally many steps; the last one of `steps` may be shorter.
-    `metric` is the name of its mAP.
+    `metric` is the name of its mAP, of which `best` was reached before.
     """
 
     def __init__(
-        self, *, host: str, steps: int, steps_per_epoch: int, batch_size: int, metric: str
+        self,
+        *,
+        host: str,
+        steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        metric: str,
+        best: float = 0.0,
     ):
         self._host = host
         self._steps = steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._metric = metric
-        self._best = 0.0
+        self._best = best
         self._losses: list[tuple[float, float]] = []
         self._began = time.monotonic()
 

@@ -27,6 +27,7 @@ from ssd_jax.errors import Stopped, UserError
 from ssd_jax.experiment import build_network, evaluate_every, total_steps
 from ssd_jax.export.folder import META
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.reporting import METRICS_FILE, read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
 from ssd_jax.sagemaker.hyperparameters import (
@@ -101,12 +102,14 @@ def _train(
     )
     config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
+    metric = f"map_{config.evaluate.metric}"
     epoch_log = EpochLog(
         host=hosts.current,
         steps=config.steps,
         steps_per_epoch=config.evaluate.every_steps,
         batch_size=config.batch_size,
-        metric=f"map_{config.evaluate.metric}",
+        metric=metric,
+        best=_best_before(workdir / METRICS_FILE, metric),
     )
     stopped = None
     try:
@@ -242,3 +245,9 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
         for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)
+
+
+def _best_before(metrics: pathlib.Path, metric: str) -> float:
+    """What the part of a run reached that was trained before, if there is one."""
+    records = read_metrics(metrics) if metrics.is_file() else []
+    return max((record.get(metric) or 0.0 for record in records), default=0.0)

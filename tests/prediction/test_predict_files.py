@@ -69,6 +69,13 @@ def test_items_of_a_folder_a_glob_and_a_file(pictures, film):
     assert not set(IMAGE_SUFFIXES) & set(VIDEO_SUFFIXES)
 
 
+def test_pictures_that_are_not_read_are_told(pictures, tmp_path, capsys):
+    shutil.copy(pictures / "1.png", tmp_path)
+    (tmp_path / "2.bmp").touch()
+    assert names(tmp_path) == ["1.png"]
+    assert f"1 pictures are left out, as {tmp_path / '2.bmp'}" in capsys.readouterr().err
+
+
 def test_a_url_is_an_item(pictures, tmp_path):
     with WebServer() as server:
         server.files["/1.png"] = (pictures / "1.png").read_bytes()
