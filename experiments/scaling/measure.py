@@ -170,7 +170,7 @@ def work(options):
     if config.model.batch_norm_group:
         config.model.batch_norm_group = min(config.model.batch_norm_group, options.images)
     network = experiment.build_network(config, 20)
-    schedule = experiment.build_schedule(config, images=config.batch_size)
+    schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)
     state = create_state(variables, optimizer, mesh, sharding=config.sharding)
