@@ -1,0 +1,135 @@
+"""What XLA makes of a training step for an H200, on a machine that has none.
+
+    pip install jax-cuda12-plugin jax-cuda12-pjrt         # of the version of jaxlib
+    JAX_PLATFORMS=cpu python experiments/speed/compiled_for_gpu.py CONFIG [--devices N] [--rows N]
+        [--config.batch_size=64] [--config.model.dtype=bfloat16]
+
+Compiles for minutes, executes nothing, and prints as JSON the memory that XLA has planned, the
+bytes that the kernels read and write, and the kernels that move most. The bytes are those of
+arguments and results, each once: what caches keep is not taken off, and what a kernel reads twice
+not added. XLA chooses no kernels by trying them, as it does on a GPU; times are not to be had here.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from ssd_jax import config as configs
+from ssd_jax import experiment
+from ssd_jax.config_check import check
+from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.sharding import BATCH_AXIS
+from ssd_jax.train.compiled import batch_shapes, step_memory, trace_step
+from ssd_jax.train.state import state_shapes
+
+H200 = pathlib.Path(__file__).with_name("h200.txtpb")
+CLASSES, OBJECTS = 20, 42
+_BITS = {"pred": 8, "bf16": 16}  # of other types the number is in the name
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+_KERNEL = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z-]+)\((.*)")
+_STAGE = re.compile(r'op_name="([^"]*)"')
+# They name what is there.
+_FREE = {"get-tuple-element", "parameter", "tuple", "bitcast", "constant"}
+
+
+class Kernel(NamedTuple):
+    """A kernel of the compiled program, and the bytes of its results and arguments."""
+
+    name: str
+    operation: str
+    stage: str
+    written: int
+    read: int
+
+
+def mesh_without_devices(count: int) -> jax.sharding.Mesh:
+    """Of H200s that are not there; what is compiled for it cannot run."""
+    devices = topologies.get_topology_desc(
+        platform="cuda", target_config=H200.read_text(), topology=f"1x1x{count}"
+    ).devices
+    return jax.sharding.Mesh(np.array(devices), (BATCH_AXIS,))
+
+
+def kernels_of(program: str) -> list[Kernel]:
+    """Those of the entry computation of a compiled program, from its text."""
+    entry = program[program.index("\nENTRY") :]
+    sizes: dict[str, int] = {}
+    kernels = []
+    for line in entry[: entry.index("\n}")].splitlines():
+        if not (found := _KERNEL.match(line)):
+            continue
+        name, shape, operation, rest = found.groups()
+        sizes[name] = bytes_of(shape)
+        if operation not in _FREE:
+            arguments = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
+            stage = _STAGE.search(line)
+            read = sum(sizes.get(argument, 0) for argument in arguments)
+            kernels.append(Kernel(name, operation, stage[1] if stage else "", sizes[name], read))
+    return kernels
+
+
+def bytes_of(shape: str) -> int:
+    """Of all arrays in the text of a shape, as `(bf16[64,512]{1,0}, s32[])`."""
+    total = 0
+    for kind, sides in _ARRAY.findall(shape):
+        bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind))
+        total += int(np.prod([int(side) for side in sides.split(",") if side])) * bits // 8
+    return total
+
+
+def compile_step_of(config, mesh):
+    """The training step of a config."""
+    network = experiment.build_network(config, CLASSES)
+    schedule = experiment.stand_in_schedule(config)
+    optimizer = experiment.build_optimizer(config, schedule)
+    step = experiment.build_step(config, network, schedule, optimizer, mesh)
+    state = state_shapes(
+        variable_shapes(network.model, config.model.image_size),
+        optimizer,
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
+    batch = batch_shapes(
+        config.batch_size, canvas=config.data.canvas, max_objects=OBJECTS, mesh=mesh
+    )
+    traced = trace_step(step, state, batch, mesh)
+    return traced.lower(lowering_platforms=("cuda",)).compile()
+
+
+def main():
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("--devices", type=int, default=1, metavar="N")
+    parser.add_argument("--rows", type=int, default=12, metavar="N", help="kernels to print")
+    options, rest = parser.parse_known_args()
+    config = configs.load_config(options.config)
+    configs.override(config, configs.split_assignments(rest))
+    check(config)
+    compiled = compile_step_of(config, mesh_without_devices(options.devices))
+    kernels = kernels_of(compiled.as_text())
+    moved = sorted(kernels, key=lambda kernel: -kernel.written - kernel.read)
+    told = {
+        "config": options.config,
+        "batch_size": config.batch_size,
+        "dtype": config.model.dtype,
+        "jax": jax.__version__,
+        "memory_gib": {k: v / 2**30 for k, v in step_memory(compiled)._asdict().items()},
+        "kernels": len(kernels),
+        "gigabytes": sum(kernel.written + kernel.read for kernel in kernels) / 1e9,
+        "most": [kernel._asdict() for kernel in moved[: options.rows]],
+    }
+    json.dump(told, sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()

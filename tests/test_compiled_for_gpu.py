@@ -1,0 +1,41 @@
+"""The reader of compiled programs; compiling for a GPU needs packages that the tests have not."""
+
+import importlib
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def script(monkeypatch, request):
+    monkeypatch.syspath_prepend(request.config.rootpath / "experiments" / "speed")
+    yield importlib.import_module("compiled_for_gpu")
+    sys.modules.pop("compiled_for_gpu")
+
+
+PROGRAM = """HloModule jit_step
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p)
+}
+
+ENTRY %main (a: bf16[4,8]) -> (f32[8]) {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %sum.1 = (f32[8]{0}, s32[]) fusion(%a), kind=kInput, metadata={op_name="jit(step)/loss/add"}
+  %first = f32[8]{0} get-tuple-element(%sum.1), index=0
+  ROOT %out = f32[8]{0} fusion(%first, %sum.1), kind=kLoop
+}
+"""
+
+
+def test_the_bytes_of_each_kernel(script):
+    assert script.kernels_of(PROGRAM) == [
+        script.Kernel("sum.1", "fusion", "jit(step)/loss/add", written=36, read=64),
+        script.Kernel("out", "fusion", "", written=32, read=68),
+    ]
+
+
+def test_the_bytes_of_shapes(script):
+    assert script.bytes_of("(pred[3]{0}, u8[2,2]{1,0}, bf16[4]{0})") == 3 + 4 + 8
+    assert script.bytes_of("s64[]") == 8
