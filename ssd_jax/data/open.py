@@ -3,7 +3,9 @@
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from ssd_jax.data import codes
 from ssd_jax.data.remote import shown
@@ -147,6 +149,11 @@ def _open_part(
     return _open_folder(path, split, label_width, **words)
 
 
+def _is_coco(path: pathlib.Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return re.search(r'"(images|info|licenses)"\s*:', file.read(4096)) is not None
+
+
 def _open_folder(
     path: pathlib.Path, split: tuple[str, ...], label_width: int | None, **words
 ) -> Source:
@@ -165,6 +172,11 @@ def _open_folder(
         return _open_pair(path, **words)
     if len(records := sorted(path.glob("*.rec"))) == 1:
         return _open_recordio(records[0], label_width=label_width, **words)
+    if coco := next(filter(_is_coco, islice(path.rglob("*.json"), 5)), None):
+        raise UserError(
+            f"{path}: it holds a file of COCO, {coco}. Give that file; its images are found beside "
+            "it, in images/ or as COCO has them."
+        )
     if next(path.rglob("*.json"), None):
         return open_json_folder(path, **words)
     raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")

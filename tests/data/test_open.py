@@ -224,6 +224,8 @@ def test_what_is_none_of_these_is_told(tmp_path, source):
         open_data(tmp_path / "empty")
     with pytest.raises(UserError, match=r"given\.json has no splits: expected none, got train"):
         open_data(tmp_path / "given/given.json", split=("train",))
+    with pytest.raises(UserError, match=r"holds a file of COCO, .*given\.json. Give that file"):
+        open_data(tmp_path / "given")
     with pytest.raises(UserError, match=r"tfds:voc/2007 needs a split, got none"):
         open_data("tfds:voc/2007")
     with pytest.raises(DataError, match=r"SSD101 .*val: there is no such folder"):
