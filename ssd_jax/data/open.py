@@ -151,7 +151,7 @@ def _open_part(
 
 def _is_coco(path: pathlib.Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as file:
-        return re.search(r'"(images|info|licenses)"\s*:', file.read(4096)) is not None
+        return re.search(r'"images"\s*:\s*\[', file.read(2**16)) is not None
 
 
 def _open_folder(
@@ -172,12 +172,13 @@ def _open_folder(
         return _open_pair(path, **words)
     if len(records := sorted(path.glob("*.rec"))) == 1:
         return _open_recordio(records[0], label_width=label_width, **words)
-    if coco := next(filter(_is_coco, islice(path.rglob("*.json"), 5)), None):
+    some = [each for each in islice(path.rglob("*.json"), 5) if each.is_file()]
+    if coco := next(filter(_is_coco, some), None):
         raise UserError(
             f"{path}: it holds a file of COCO, {coco}. Give that file; its images are found beside "
             "it, in images/ or as COCO has them."
         )
-    if next(path.rglob("*.json"), None):
+    if some:
         return open_json_folder(path, **words)
     raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")
 

@@ -96,10 +96,10 @@ def multibox_detection(
         scores, best_class = scores.max(axis=0)[None], scores.argmax(axis=0)
     # Within one class there is nothing to keep apart.
     apart = None if class_per_anchor == "all" or force_suppress else best_class
-    contest = functools.partial(_contest, nms=nms, strict=strict)
     numbers = score_threshold, iou_threshold, soft_nms_sigma
+    places = min(candidates, len(anchors))
     scores, anchor, survives = _contests(
-        contest, min(candidates, len(anchors)), scores, boxes, apart, numbers, strict=strict
+        scores, boxes, apart, numbers, places=places, nms=nms, strict=strict
     )
     if best_class is None:
         labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
@@ -120,7 +120,7 @@ def multibox_detection(
     )
 
 
-def _contest(places, row, boxes, labels, numbers, *, nms, strict):
+def _contest(row, boxes, labels, numbers, *, places, nms, strict):
     """The best of a row of scores, in falling order: scores, anchors, and which of them stay."""
     score_threshold, iou_threshold, sigma = numbers
     scores, anchor = jax.lax.top_k(row, places)
@@ -137,35 +137,35 @@ def _reach(scores, threshold, strict):
     return scores > threshold if strict else scores >= threshold
 
 
-def _contests(contest, places, rows, *shared, strict):
-    """`contest(places, row, *shared)` of every row.
+def _contests(rows, *shared, places, nms, strict):
+    """`_contest` of every row.
 
     On a CPU one after the other, so that the overlaps stay in the cache, and each with as few
     places as its row fills: what does not reach the threshold neither stays nor suppresses.
     """
-    axes = (0, *[None] * len(shared))
+    contest = functools.partial(_contest, nms=nms, strict=strict)
     sizes = [max(1, places // divisor) for divisor in _FEWER]
 
     # Under vmap a choice becomes all of its branches; a loop over the batch keeps it one.
     @jax.custom_batching.sequential_vmap
-    def smallest(row, *shared):
+    def smallest(row, boxes, labels, numbers):
         def with_places(size):
             def run():
-                found = contest(size, row, *shared)
+                found = contest(row, boxes, labels, numbers, places=size)
                 return tuple(jnp.pad(each, (0, places - size)) for each in found)
 
             return run
 
-        threshold = shared[-1][0]
-        count = _reach(row, threshold, strict).sum()
+        count = _reach(row, numbers[0], strict).sum()
         choice = sum((count > size).astype(jnp.int32) for size in sizes)
         return jax.lax.switch(choice, [with_places(size) for size in (*sizes, places)])
 
     def together(rows, *shared):
         def one(row):
-            return contest(places, row, *shared)
+            return contest(row, *shared, places=places)
 
         few = len(rows) <= _ROWS
         return jax.vmap(one)(rows) if few else jax.lax.map(one, rows, batch_size=_ROWS)
 
-    return jax.lax.platform_dependent(rows, *shared, cpu=jax.vmap(smallest, axes), default=together)
+    one_by_one = jax.vmap(smallest, (0, None, None, None))
+    return jax.lax.platform_dependent(rows, *shared, cpu=one_by_one, default=together)

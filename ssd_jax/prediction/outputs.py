@@ -55,7 +55,8 @@ Results = Iterator[Result]
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write what will be the file `path` if all goes well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # OpenCV tells what to write by the suffix, so that stays.
+    # OpenCV tells what to write by the suffix, so that stays. Of the name no more, which may be as
+    # long as a name can be: of one suffix one file is written at a time.
     part = path.with_name(f".{os.getpid()}{path.suffix}")
     try:
         yield part

@@ -67,13 +67,13 @@ class Service:
         self._engine = engine
         # What can never be accepted is refused for good.
         self._limits = limits._replace(
-            pictures=min(limits.pictures, limits.queue), bytes=min(limits.bytes, limits.memory)
+            pictures=min(limits.pictures, limits.queue), memory=max(limits.memory, limits.bytes)
         )
         self._token = token
         self._on_failure = on_failure
         self._batcher = Batcher(engine, batches)
         self._batches = tuple(batches)
-        self._memory = Memory(limits.memory)
+        self._memory = Memory(self._limits.memory)
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._in_progress = 0
         self._metrics = Metrics()

@@ -99,9 +99,11 @@ def test_a_batch_transform_is_not_asked_for_more_than_sagemaker_sends(batches, m
     assert 1 <= told["MaxConcurrentTransforms"] <= 100 // told["MaxPayloadInMB"]
 
 
-def test_no_request_is_waited_for_that_memory_never_holds():
+def test_there_is_memory_for_a_request_of_the_allowed_size():
     service = Service(PaintedEngine(), batches=[1], limits=Limits(bytes=2**22, memory=2**20))
-    assert asked(service, "/metadata").json()["limits"]["bytes"] == 2**20
+    assert asked(service, "/metadata").json()["limits"]["memory"] == 2**22
+    with service._memory.share() as take:
+        take(2**22)
 
 
 def test_a_fault_of_the_server_itself():
