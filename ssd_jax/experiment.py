@@ -16,6 +16,7 @@ from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
+from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import build_model, feature_shapes, map_shapes
 from ssd_jax.ops.anchors import (
     AnchorLevel,
@@ -33,6 +34,7 @@ from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.predict import make_predict
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer
+from ssd_jax.train.state import TrainState, state_shapes
 from ssd_jax.train.step import train_step
 from ssd_jax.train.stopping import EarlyStopping
 
@@ -205,6 +207,19 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         "gradient_scale",
     )
     return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
+
+
+def build_state_shapes(
+    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state of a training as `jax.ShapeDtypeStruct`s that know where they will lie."""
+    return state_shapes(
+        variable_shapes(network.model, config.model.image_size),
+        optimizer,
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
 
 
 def build_step(

@@ -24,10 +24,8 @@ from jax.experimental import topologies
 from ssd_jax import config as configs
 from ssd_jax import experiment
 from ssd_jax.config_check import check
-from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train.compiled import batch_shapes, step_memory, trace_step
-from ssd_jax.train.state import state_shapes
 
 H200 = pathlib.Path(__file__).with_name("h200.txtpb")
 CLASSES, OBJECTS = 20, 42
@@ -90,13 +88,7 @@ def compile_step_of(config, mesh):
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     step = experiment.build_step(config, network, schedule, optimizer, mesh)
-    state = state_shapes(
-        variable_shapes(network.model, config.model.image_size),
-        optimizer,
-        mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
-    )
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
     batch = batch_shapes(
         config.batch_size, canvas=config.data.canvas, max_objects=OBJECTS, mesh=mesh
     )

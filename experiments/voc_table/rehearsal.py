@@ -18,7 +18,7 @@ from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
-from ssd_jax.train.state import create_state, state_shapes
+from ssd_jax.train.state import create_state
 
 # FLOP/s that a network is modelled to train at on an H200 in bfloat16: the part of the 790 TFLOP/s
 # of its matrix units that 0.70 of the coarse roofline is, at 512 px and a batch of 64.
@@ -121,13 +121,7 @@ def _compiled(config, network, source: Source, mesh: Mesh) -> Compiled:
     optimizer = experiment.build_optimizer(config, schedule)
     size = max(experiment.training_sizes(config))
     step = experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
-    state = state_shapes(
-        variable_shapes(network.model, config.model.image_size),
-        optimizer,
-        mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
-    )
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
     batch = batch_shapes(
         config.batch_size, canvas=config.data.canvas, max_objects=max_objects(source), mesh=mesh
     )

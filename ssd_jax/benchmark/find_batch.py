@@ -11,10 +11,8 @@ from ml_collections import ConfigDict
 from ssd_jax import experiment
 from ssd_jax.data.pipeline import cache_bytes, max_objects
 from ssd_jax.errors import UserError
-from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.ops.mosaic import GROUP
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
-from ssd_jax.train.state import state_shapes
 
 _GIB = 2**30
 # A batch is large enough when one that is larger by this part would not fit.
@@ -79,9 +77,7 @@ def find_batch(
     optimizer = experiment.build_optimizer(config, schedule)
     largest = max(experiment.training_sizes(config))
     step = experiment.build_step(config, network, schedule, optimizer, mesh, image_size=largest)
-    variables = variable_shapes(network.model, config.model.image_size)
-    averaged = config.optimizer.ema_decay > 0
-    state = state_shapes(variables, optimizer, mesh, sharding=config.sharding, averaged=averaged)
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
     options = _QUICK_ON_CPU if jax.default_backend() == "cpu" else None
     measured = {}
 

@@ -26,7 +26,7 @@ from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
-from ssd_jax.sagemaker.train import _best_before, _leave_results, build_config
+from ssd_jax.sagemaker.train import _leave_results, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
@@ -191,10 +191,11 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
     monkeypatch.setattr("ssd_jax.serve.server.serve", lambda engine, **words: served.update(
         words, engine=engine
     ))  # fmt: skip
-    monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6")
-    assert main(["sagemaker", "serve", "--root", str(job[0])]) == 0
+    for given, megabytes in (("", 20), ("6", 6)):
+        monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", given)
+        assert main(["sagemaker", "serve", "--root", str(job[0])]) == 0
+        assert served["limits"].bytes == megabytes * 2**20
     assert (served["host"], served["port"]) == ("0.0.0.0", 8080)
-    assert served["limits"].bytes == 6 * 2**20
     picture, expected = answer
     with TestClient(Service(served["engine"], batches=(1,)).app) as client:
         for _ in range(600):
@@ -290,20 +291,6 @@ def test_the_last_epoch_of_the_log_may_be_shorter(caplog):
     shares = [float(share) for share in re.findall(PATTERNS["progress"], caplog.text)]
     np.testing.assert_allclose(shares, [40, 80, 100])
     assert re.findall(r"epoch=(\d), validation", caplog.text) == ["0", "1", "2"]
-
-
-def test_a_job_that_goes_on_knows_its_best(tmp_path, caplog):
-    logger.propagate = True
-    caplog.set_level("INFO", logger.name)
-    lines = '{"map_mxnet": 0.5}', '{"loss": 1}', '{"map_mxnet": null}', ""
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    best = _best_before(tmp_path / "metrics.jsonl", "map_mxnet")
-    words = {"steps": 5, "steps_per_epoch": 1, "batch_size": 8, "metric": "map_mxnet"}
-    tell = EpochLog(host="algo-1", best=best, **words)
-    for step, score in enumerate((0.4, 0.6), start=3):
-        tell(step, "val", {"map_mxnet": score})
-    assert re.findall(r"Updating the best model with validation-mAP=(.*)", caplog.text) == ["0.6"]
-    assert _best_before(tmp_path / "none.jsonl", "map_mxnet") == 0
 
 
 def test_of_the_model_that_a_job_leaves_meta_json_comes_last(tmp_path, monkeypatch):
