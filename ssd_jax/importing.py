@@ -121,6 +121,16 @@ def start_from(
     return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
 
 
+def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
+    """Convolutions of the backbone that the file lacked, but those whose scale a norm undoes."""
+    backbone = variables["params"]["backbone"]
+    return tuple(
+        layer
+        for layer in sorted(backbone)
+        if f"params/backbone/{layer}/kernel" in report.kept and f"{layer}_bn" not in backbone
+    )
+
+
 def _local(source: str) -> str:
     """The path of a file, fetched if it is remote; hf:// is for `read_weights`, which knows it."""
     if is_remote(source):

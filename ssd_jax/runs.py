@@ -19,8 +19,8 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import summary
-from ssd_jax.importing import start_from
-from ssd_jax.models.initialise import init_variables
+from ssd_jax.importing import new_layers, start_from
+from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
@@ -41,12 +41,15 @@ from ssd_jax.train.state import TrainState, create_state
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.training_data import describe_cache, host_batches, mesh_batches
+from ssd_jax.training_data import describe_cache, host_batches, mesh_batches, network_inputs
 
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
             "checkpoint.every_steps", "checkpoint.keep_latest", "watchdog.factor",
             "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
+
+# Layers that a weight file lacks are scaled by what they answer to so many images.
+IMAGES_TO_SCALE_BY = 8
 
 
 def run_training(
@@ -86,7 +89,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     network = experiment.build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    state, weights = _first_state(config, workdir, network, optimizer, mesh, classes=source.classes)
+    state, weights = _first_state(config, workdir, network, optimizer, mesh, source)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
@@ -194,7 +197,7 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
-def _first_state(config, workdir, network, optimizer, mesh, *, classes) -> tuple[TrainState, Any]:
+def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
     """The state at step 0, and what there is to tell of the weights that it begins with."""
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
@@ -206,9 +209,10 @@ def _first_state(config, workdir, network, optimizer, mesh, *, classes) -> tuple
                 backbone=config.model.backbone,
                 reinitialise=config.weights.reinitialise,
                 config=config,
-                classes=classes,
+                classes=source.classes,
             )
             _tell(load_report)
+            variables = _scale_new_layers(config, network, variables, load_report, source)
         _settle_config(config, workdir)
         facts["weights to begin with"] = fingerprint(variables)
     _tell(_describe(config, network, variables, mesh))
@@ -220,6 +224,20 @@ def _first_state(config, workdir, network, optimizer, mesh, *, classes) -> tuple
         averaged=config.optimizer.ema_decay > 0,
     )
     return state, load_report and load_report.facts
+
+
+def _scale_new_layers(config, network, variables, load_report, source) -> dict:
+    """Fits the layers that the weights lack to what the pretrained ones below them answer."""
+    new = new_layers(variables, load_report)
+    if not new:
+        return variables
+    images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
+    variables, factors = scale_to_unit_outputs(network.model, variables, new, images)
+    scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
+    _tell(
+        f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images"
+    )
+    return variables
 
 
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:

@@ -1,17 +1,27 @@
 """The training split as the batches that a config asks for, from the host or from the devices."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from ssd_jax.data.device_cache import cached_batches, fill_device_cache
-from ssd_jax.data.pipeline import cache_bytes, max_objects, share_of_process, train_batches
+from ssd_jax.data.pipeline import (
+    cache_bytes,
+    evaluation_batches,
+    max_objects,
+    share_of_process,
+    train_batches,
+)
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
+from ssd_jax.ops.images import normalise, resize
 from ssd_jax.sharding import put_batch
 from ssd_jax.types import Batch
 
@@ -32,6 +42,27 @@ def host_batches(
         num_threads=num_threads,
         cache="ram" if config.data.cache == "ram" else "none",
     )
+
+
+def network_inputs(
+    config: ConfigDict, source: Source, *, count: int
+) -> Float[np.ndarray, "B S S 3"]:
+    """The first `count` images, or all if there are fewer, as the network sees them, unaugmented.
+
+    The same on every process.
+    """
+    batch = next(
+        evaluation_batches(
+            source,
+            batch_size=min(count, len(source)),
+            canvas=config.data.canvas,
+            max_objects=max_objects(source),
+            num_threads=0,
+        )
+    )
+    stretch = functools.partial(resize, size=config.model.image_size)
+    images = jax.vmap(stretch)(batch.canvas, batch.extent)
+    return np.asarray(normalise(images, config.preprocess.mean, config.preprocess.std))
 
 
 def mesh_batches(

@@ -4,14 +4,14 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from tiny import write_vgg16
 from weights.mxnet_files import params_bytes
 from weights.sagemaker_files import Made
 
 from ssd_jax import config as configs
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.importing import import_weights, start_from
+from ssd_jax.importing import import_weights, new_layers, start_from
 
 THIN = (("model.width", str(1 / 64)),)
 
@@ -135,16 +135,20 @@ def test_a_training_on_other_classes_starts_with_new_heads_when_asked(imported, 
 
 def test_a_training_starts_from_a_file_too(made, tmp_path):
     backbone = made.variables["params"]["backbone"]
-    tensors = {
-        f"{layer}/{leaf}": array
-        for layer, leaves in backbone.items()
-        if layer != "conv4_3_norm"
-        for leaf, array in leaves.items()
-    }
-    save_file(tensors, tmp_path / "w.safetensors")
+    file = write_vgg16(tmp_path / "w.safetensors", backbone)
     zeros = jax.tree.map(np.zeros_like, made.variables)
-    variables, _ = start_from(zeros, str(tmp_path / "w.safetensors"), backbone="vgg16")
+    variables, report = start_from(zeros, file, backbone="vgg16")
     same(variables["params"]["backbone"]["fc7"], backbone["fc7"])
+    assert new_layers(variables, report) == ()
+
+
+def test_layers_that_a_file_lacks_are_new_unless_a_norm_undoes_their_scale(made, tmp_path):
+    backbone = made.variables["params"]["backbone"]
+    file = write_vgg16(tmp_path / "w.safetensors", backbone, without=("fc6", "fc7"))
+    variables, report = start_from(made.variables, file)
+    assert new_layers(variables, report) == ("fc6", "fc7")
+    with_norm = {"params": {"backbone": backbone | {"fc6_bn": {"scale": np.ones(16)}}}}
+    assert new_layers(with_norm, report) == ("fc7",)
 
 
 def test_classes_are_numbered_when_nobody_names_them(archive, tmp_path):

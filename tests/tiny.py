@@ -2,6 +2,8 @@
 
 import pathlib
 
+from safetensors.numpy import save_file
+
 from ssd_jax.config import default_config
 
 
@@ -26,3 +28,15 @@ def tiny_config(shapes: pathlib.Path, **changes):
         {name.replace("__", "."): value for name, value in changes.items()}
     )
     return config
+
+
+def write_vgg16(path: pathlib.Path, backbone: dict, *, without: tuple[str, ...] = ()) -> str:
+    """The layers of an ImageNet VGG16 out of our own, but for those whose names are given."""
+    tensors = {
+        f"{layer}/{leaf}": array
+        for layer, leaves in backbone.items()
+        if layer not in ("conv4_3_norm", *without)
+        for leaf, array in leaves.items()
+    }
+    save_file(tensors, path)
+    return str(path)

@@ -1,5 +1,6 @@
 """Evaluation of a network on a source: predict, gather, and the metrics in NumPy."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,18 +52,25 @@ def evaluate(
         process_count=jax.process_count(),
         num_threads=num_threads,
     )
-    ground_truths, detections, sizes = [], [], []
-    for batch in tqdm(
+    progress = tqdm(
         watch(batches),
         total=math.ceil(len(source) / batch_size),
         desc="evaluating",
         leave=False,
         disable=None,
-    ):
-        on_mesh = put_batch(batch, mesh)
-        found = predict(variables, on_mesh.canvas, on_mesh.extent)
-        # Both come back by way of the mesh, so that their rows agree on any number of processes.
-        found, truth = gather((found, on_mesh._replace(canvas=on_mesh.extent)))
+    )
+
+    def dispatched():
+        for batch in progress:
+            on_mesh = put_batch(batch, mesh)
+            found = predict(variables, on_mesh.canvas, on_mesh.extent)
+            # Both come back through the mesh, so that their rows agree on any number of processes.
+            yield found, on_mesh._replace(canvas=on_mesh.extent)
+
+    ground_truths, detections, sizes = [], [], []
+    # Results are waited for when the next batch has been sent: the devices need not wait too.
+    for on_devices, _ in itertools.pairwise(itertools.chain(dispatched(), (None,))):
+        found, truth = gather(on_devices)
         for row in np.flatnonzero(truth.real).tolist():
             ground_truths.append(_ground_truth(truth, row))
             detections.append(_scored_boxes(found, truth.size[row], row))

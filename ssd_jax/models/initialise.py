@@ -5,6 +5,7 @@ with NumPy takes less than a second.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,48 @@ def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]
             if name.startswith("class_"):
                 layer["bias"] = np.full_like(layer["bias"], -np.log(99))
     return variables
+
+
+def scale_to_unit_outputs(
+    model: SSD,
+    variables: dict[str, dict],
+    layers: Sequence[str],
+    images: Float[np.ndarray, "B S S 3"],
+) -> tuple[dict[str, dict], dict[str, float]]:
+    """Scale the kernels of layers of the backbone so that each answers `images` with an RMS near 1.
+
+    Give the variables, and the factors by layer, which are powers of two: exact, and the same on
+    every machine. Layers are scaled in the order given, after LSUV (Mishkin and Matas 2016,
+    arXiv:1511.06422). It is for random layers above pretrained ones. Those of Caffe's VGG16 answer
+    in hundreds; what random layers make of that gives a first loss of many times log(classes), and
+    the quickest way down is to silence the pretrained layers, which a training does not recover
+    from.
+    """
+
+    @jax.jit
+    def answers(variables, images):
+        _, state = model.apply(
+            variables,
+            images,
+            train=False,
+            method=lambda model, images, **words: model.backbone(images, **words),
+            capture_intermediates=lambda module, name: name == "__call__" and module.name in layers,
+            mutable=["intermediates"],
+        )
+        found = state["intermediates"]["backbone"]
+        return {
+            layer: jnp.sqrt(jnp.mean(jnp.square(found[layer]["__call__"][0].astype(jnp.float32))))
+            for layer in layers
+        }
+
+    backbone, factors = dict(variables["params"]["backbone"]), {}
+    for layer in layers:
+        scaled = {**variables, "params": {**variables["params"], "backbone": backbone}}
+        rms = float(answers(scaled, images)[layer])
+        factors[layer] = 2.0 ** -round(np.log2(rms)) if rms > 0 else 1.0
+        kernel = backbone[layer]["kernel"] * np.float32(factors[layer])
+        backbone[layer] = {**backbone[layer], "kernel": kernel}
+    return {**variables, "params": {**variables["params"], "backbone": backbone}}, factors
 
 
 def _first_value(

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs, variable_shapes
 from ssd_jax.models.ssd import build_model
 
 
@@ -66,3 +66,34 @@ def test_a_network_without_batch_norm_has_empty_statistics():
         backbone="vgg16", num_classes=1, image_size=64, anchors_per_cell=(4,) * 4, width=1 / 64
     )
     assert init_variables(model, 64, seed=0)["batch_stats"] == {}
+
+
+def test_new_layers_are_scaled_to_what_loud_layers_below_them_answer():
+    model = build_model(
+        backbone="vgg16", num_classes=3, image_size=64, anchors_per_cell=(4, 6, 6, 4), width=1 / 16
+    )
+    variables = init_variables(model, 64, seed=0)
+    loud = variables["params"]["backbone"]["conv5_3"]
+    loud["kernel"] = loud["kernel"] * 1000
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+    scaled, factors = scale_to_unit_outputs(model, variables, ("fc6", "fc7"), images)
+
+    def rms(variables, layer):
+        _, state = model.apply(
+            variables,
+            jax.numpy.asarray(images),
+            train=False,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+        (answer,) = state["intermediates"]["backbone"][layer]["__call__"]
+        return float(np.sqrt(np.mean(answer**2)))
+
+    assert rms(variables, "fc6") > 100
+    assert all(0.7 < rms(scaled, layer) < 1.5 for layer in ("fc6", "fc7"))
+    # By powers of two, and nothing else has changed.
+    assert all(np.log2(factor).is_integer() for factor in factors.values())
+    for layer, factor in factors.items():
+        scaled["params"]["backbone"][layer]["kernel"] /= np.float32(factor)
+    jax.tree.map(np.testing.assert_array_equal, scaled, variables)
