@@ -8,10 +8,14 @@ run itself had for them, before it is handed out.
 
 import contextlib
 import importlib
+import math
+import pathlib
+import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -42,11 +46,10 @@ _OPENVINO_BF16 = "openvino-bf16"
 
 
 class Engine(NamedTuple):
-    """An engine that passed the probe, and the median of its seconds an image there."""
+    """An engine that passed the probe."""
 
     name: str
     run: Run
-    seconds: float
 
 
 class Parts(NamedTuple):
@@ -60,7 +63,8 @@ class Parts(NamedTuple):
 def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
     """The engine of this name, or the fastest that passes here for "auto"; and the reason.
 
-    Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16.
+    Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16. Where the
+    export has timed every engine on a processor like this one, they are not timed again.
 
     Raises:
       UserError: there is no such engine here, or it fails the probe.
@@ -73,47 +77,80 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
         return _tried("jax", parts), f"JAX has a {jax.default_backend()} here"
     if ONNX not in parts.folder.files:
         return _tried("jax", parts), f"the others read {ONNX}, and there is none"
-    passed, told = [], []
-    found_at_export = parts.folder.meta.get("verification", {}).get("found", {})
-    for name in (name for name in _BUILDERS if name != _OPENVINO_BF16):
+    known = _seconds_at_export(parts.folder)
+    passed: dict[str, Engine] = {}
+    seconds, told = {}, []
+    for name in sorted(_FULL_PRECISION, key=lambda name: known.get(name, math.inf)):
         try:
-            if reason := found_at_export.get(name, {}).get("refused"):
+            if reason := _found_at_export(parts.folder).get(name, {}).get("refused"):
                 raise UserError(reason)
-            engine = _tried(name, parts)
+            passed[name] = _tried(name, parts)
         except UserError as error:
             told.append(f"{name} is out: {error}")
-        else:
-            passed.append(engine)
-            told.append(f"{name} {engine.seconds * 1000:.3g} ms an image")
+            continue
+        if known:
+            told += [f"{each} {known[each] * 1000:.3g} ms an image" for each in known]
+            return passed[name], f"the fastest on this processor, by the export: {'; '.join(told)}"
+        seconds[name] = seconds_an_image(passed[name], parts.folder)
+        told.append(f"{name} {seconds[name] * 1000:.3g} ms an image")
     if not passed:
         raise UserError(f"{parts.folder.source}: no engine can run it. {' '.join(told)}")
-    return min(passed, key=lambda engine: engine.seconds), "the fastest here: " + "; ".join(told)
+    return passed[min(seconds, key=seconds.get)], "the fastest here: " + "; ".join(told)
+
+
+def seconds_an_image(engine: Engine, folder: ModelFolder) -> float:
+    """The median time of its network on the probe."""
+    images, *_ = folder.probe()
+    images = images.astype(np.float32)
+    seconds = []
+    with device_of(engine.name):
+        for _ in range(_TIMED_RUNS):
+            start = time.perf_counter()
+            jax.block_until_ready(engine.run(images))
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) / len(images)
+
+
+def processor() -> str:
+    """The name of the processor of this machine."""
+    about = pathlib.Path("/proc/cpuinfo")
+    text = about.read_text(encoding="utf-8") if about.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.machine()
+
+
+def _found_at_export(folder: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
+    return folder.meta.get("verification", {}).get("found", {})
+
+
+def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
+    """Of each engine that passed; {} if one was not tried, or on another processor."""
+    if folder.meta.get("verification", {}).get("processor") != processor():
+        return {}
+    found = _found_at_export(folder)
+    if any(not found.get(name, {}).keys() & {"seconds", "refused"} for name in _FULL_PRECISION):
+        return {}
+    return {name: found[name]["seconds"] for name in _FULL_PRECISION if "seconds" in found[name]}
 
 
 def _tried(name: str, parts: Parts) -> Engine:
     run = _BUILDERS[name](parts)
     images, *expected = parts.folder.probe()
-    images = images.astype(np.float32)
     allowed = _tolerance(name)
     with device_of(name):
         # The first run compiles, and may fail in as many ways as there are engines.
         try:
-            outputs = jax.device_get(run(images))
+            outputs = jax.device_get(run(images.astype(np.float32)))
         except Exception as error:
             raise _refused(name, parts, error) from error
         furthest = _furthest(tuple(outputs), tuple(expected), parts.stages.anchors)
-        if not furthest <= allowed:
-            raise UserError(
-                f"{parts.folder.source}: on the engine {name} boxes or scores are {furthest:.2g} "
-                f"off those of the run, expected at most {allowed:.0e}. Take another engine, or "
-                "export the run again."
-            )
-        seconds = []
-        for _ in range(_TIMED_RUNS):
-            start = time.perf_counter()
-            jax.block_until_ready(run(images))
-            seconds.append(time.perf_counter() - start)
-    return Engine(name, run, statistics.median(seconds) / len(images))
+    if not furthest <= allowed:
+        raise UserError(
+            f"{parts.folder.source}: on the engine {name} boxes or scores are {furthest:.2g} "
+            f"off those of the run, expected at most {allowed:.0e}. Take another engine, or "
+            "export the run again."
+        )
+    return Engine(name, run)
 
 
 def _furthest(
@@ -125,7 +162,7 @@ def _furthest(
     shapes = [[each.shape for each in pair] for pair in (outputs, expected)]
     if shapes[0] != shapes[1] or shapes[0][0][1:] != anchors.shape:
         return np.inf
-    boxes = jax.vmap(lambda deltas: clip(decode(deltas, anchors)))
+    boxes = jax.jit(jax.vmap(lambda deltas: clip(decode(deltas, anchors))))
     ours, theirs = boxes(outputs[0]), boxes(expected[0])
     return float(np.max([np.abs(ours - theirs).max(), np.abs(outputs[1] - expected[1]).max()]))
 
@@ -202,12 +239,8 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
     return run
 
 
-_BUILDERS = {
-    "openvino": _openvino,
-    _OPENVINO_BF16: lambda parts: _openvino(parts, "bf16"),
-    "onnxruntime": _onnxruntime,
-    "jax": _jax,
-}
+_FULL_PRECISION = {"openvino": _openvino, "onnxruntime": _onnxruntime, "jax": _jax}
+_BUILDERS = _FULL_PRECISION | {_OPENVINO_BF16: lambda parts: _openvino(parts, "bf16")}
 
 
 def _installed(package: str, *, extra: str) -> Any:

@@ -1,5 +1,6 @@
 """An exported detector as a function, whatever engine runs its network."""
 
+import functools
 import os
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ssd_jax.experiment import build_network
-from ssd_jax.export.engines import Engine, Parts, choose_engine, device_of
+from ssd_jax.export.engines import Engine, Parts, choose_engine, device_of, seconds_an_image
 from ssd_jax.export.folder import ModelFolder, read_folder
 from ssd_jax.export.stages import Stages, build_stages
 from ssd_jax.types import Detections
@@ -18,8 +19,8 @@ class Exported:
     """`open_exported(folder).predict(canvas, extent)` gives the detections of decoded pictures.
 
     `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
-    side in pixels that pictures are decoded to, `engine` what runs the network, `seconds` what it
-    took for an image, and `why` it was chosen. `predict` may be called from several threads.
+    side in pixels that pictures are decoded to, `engine` what runs the network, and `why` it was
+    chosen. `predict` may be called from several threads.
     """
 
     def __init__(self, folder: ModelFolder, stages: Stages, engine: Engine, *, why: str):
@@ -27,9 +28,9 @@ class Exported:
         self.classes: tuple[str, ...] = folder.classes
         self.canvas: int = folder.meta["canvas"]
         self.engine: str = engine.name
-        self.seconds = engine.seconds
         self.why = why
         self._run = engine.run
+        self._seconds = functools.partial(seconds_an_image, engine, folder)
         self._prepare, self._finish = jax.jit(stages.prepare), jax.jit(stages.finish)
 
     def predict(
@@ -43,6 +44,10 @@ class Exported:
         with device_of(self.engine):
             outputs = self._run(self._prepare(canvas, extent))
             return jax.device_get(self._finish(*outputs))
+
+    def seconds_an_image(self) -> float:
+        """What the network takes, measured now on the images of the folder."""
+        return self._seconds()
 
 
 def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto") -> Exported:

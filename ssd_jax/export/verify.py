@@ -152,7 +152,8 @@ def _check(folder: ModelFolder, cases: dict[str, np.ndarray]) -> dict[str, dict[
     for engine in installed_engines(folder):
         try:
             exported = open_exported(folder, engine)
-            results[engine] = check(engine, exported.predict) | {"seconds": exported.seconds}
+            checked = check(engine, exported.predict)
+            results[engine] = checked | {"seconds": exported.seconds_an_image()}
         except UserError as error:
             if engine != "openvino":
                 raise

@@ -5,7 +5,6 @@ import hashlib
 import json
 import pathlib
 import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from ssd_jax.detector import Detector, Trained, load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_predict, build_source
 from ssd_jax.export import folder as files
+from ssd_jax.export.engines import processor
 from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import Stages, build_stages
@@ -114,7 +114,7 @@ def _verified(
     return {
         "pictures": f"{len(pictures)}, {kind}",
         "detections": sum(len(found.valid) for found in expected),
-        "processor": _processor(),
+        "processor": processor(),
         "found": verify(
             folder,
             np.stack([canvas for canvas, _, _ in decoded]),
@@ -231,10 +231,3 @@ def _report(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     path = workdir / REPORT_FILE
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return report if report.get("step") == step else {}
-
-
-def _processor() -> str:
-    about = pathlib.Path("/proc/cpuinfo")
-    text = about.read_text(encoding="utf-8") if about.is_file() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1] if named else platform.machine()

@@ -139,47 +139,88 @@ def test_the_numpy_of_the_documentation_decodes_the_onnx_model(model, expected, 
     np.testing.assert_allclose(scope["boxes"][anchor], best.boxes[0], atol=1e-4)
 
 
-def test_auto_takes_the_fastest_that_passes_in_full_precision(model, monkeypatch):
-    seconds = {"jax": 0.3, "openvino": 0.2, "openvino-bf16": 0.1}
+@pytest.fixture
+def tried(monkeypatch):
+    """Engines that pass, and take so many seconds here; the names of those that were tried."""
+    seconds = {"jax": 0.3, "onnxruntime": 0.2, "openvino": 0.1, "openvino-bf16": 0.05}
+    names = []
 
     def engine(name, parts):
-        if name == "onnxruntime":
-            raise UserError("it fails the probe")
-        return engines.Engine(name, lambda images: None, seconds[name])
+        names.append(name)
+        return engines.Engine(name, lambda images: None)
 
     monkeypatch.setattr(engines, "_tried", engine)
-    exported = open_exported(model)
-    assert exported.engine == "openvino"
-    assert "openvino 200 ms an image; onnxruntime is out: it fails the probe" in exported.why
-    assert "jax 300 ms" in exported.why
-    assert open_exported(model, "openvino-bf16").seconds == 0.1
+    monkeypatch.setattr(engines, "seconds_an_image", lambda engine, folder: seconds[engine.name])
+    return names
 
 
-def test_auto_leaves_out_what_found_something_else_at_export(model, monkeypatch):
-    def engine(name, parts):
-        return engines.Engine(name, lambda images: None, 0.1 if name == "openvino" else 0.2)
-
-    monkeypatch.setattr(engines, "_tried", engine)
+def exported_elsewhere(model, **found):
     folder = read_folder(model)
-    folder.meta["verification"]["found"]["openvino"] = {"refused": "3 detections differ"}
+    folder.meta["verification"] = {"processor": "another", "found": found}
+    return folder
+
+
+def test_auto_takes_the_fastest_that_passes_in_full_precision(model, tried):
+    exported = open_exported(exported_elsewhere(model))
+    assert exported.engine == "openvino"
+    assert exported.why == (
+        "the fastest here: openvino 100 ms an image; onnxruntime 200 ms an image; "
+        "jax 300 ms an image"
+    )
+
+
+def test_auto_leaves_out_what_found_something_else_at_export(model, tried):
+    folder = exported_elsewhere(model, openvino={"refused": "3 detections differ"})
     exported = open_exported(folder)
-    assert not exported.engine.startswith("openvino")
+    assert exported.engine == "onnxruntime"
     assert "openvino is out: 3 detections differ; onnxruntime 200 ms" in exported.why
     assert open_exported(folder, "openvino").why == "it was asked for"
 
 
-def test_auto_tries_jax_alone_without_an_onnx_model(model, monkeypatch):
-    tried = []
+def test_auto_times_nothing_that_the_export_timed_on_such_a_processor(model, tried):
+    found = {"jax": 0.2, "onnxruntime": 0.1, "openvino": 0.3}
+    folder = exported_elsewhere(model, **{name: {"seconds": s} for name, s in found.items()})
+    folder.meta["verification"]["processor"] = engines.processor()
+    exported = open_exported(folder)
+    assert (exported.engine, tried) == ("onnxruntime", ["onnxruntime"])
+    assert exported.why.startswith("the fastest on this processor, by the export: ")
+    assert "jax 200 ms" in exported.why
 
-    def engine(name, parts):
-        tried.append(name)
-        return engines.Engine(name, lambda images: None, 0.1)
+    folder.meta["verification"]["found"]["onnxruntime"] = {"refused": "it differs"}
+    exported = open_exported(folder)
+    assert exported.engine == "jax"
+    assert "onnxruntime is out: it differs" not in exported.why  # it was never its turn
 
-    monkeypatch.setattr(engines, "_tried", engine)
+    del folder.meta["verification"]["found"]["jax"]  # so it has to be timed
+    assert open_exported(folder).why.startswith("the fastest here: ")
+
+
+def test_auto_goes_on_where_the_fastest_of_the_export_fails_here(model, tried, monkeypatch):
+    found = {"jax": 0.2, "onnxruntime": 0.1, "openvino": 0.3}
+    folder = exported_elsewhere(model, **{name: {"seconds": s} for name, s in found.items()})
+    folder.meta["verification"]["processor"] = engines.processor()
+    passes = engines._tried
+
+    def fails(name, parts):
+        if name == "onnxruntime":
+            raise UserError("it fails the probe")
+        return passes(name, parts)
+
+    monkeypatch.setattr(engines, "_tried", fails)
+    exported = open_exported(folder)
+    assert exported.engine == "jax"
+    assert "onnxruntime is out: it fails the probe" in exported.why
+
+
+def test_auto_tries_jax_alone_without_an_onnx_model(model, tried):
     folder = read_folder(model)
     folder.files.pop(ONNX, None)
     assert open_exported(folder).why == "the others read model.onnx, and there is none"
     assert tried == ["jax"]
+
+
+def test_an_engine_is_timed_on_the_images_of_the_folder(model):
+    assert 0 < open_exported(model, "jax").seconds_an_image() < 60
 
 
 def test_an_engine_that_computes_something_else_is_refused(damaged):

@@ -83,7 +83,7 @@ def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
         found = Detections(**fields)
         if engine == differs:
             found = found._replace(boxes=found.boxes + 0.01)
-        return types.SimpleNamespace(predict=lambda *batch: found, seconds=0.1)
+        return types.SimpleNamespace(predict=lambda *batch: found, seconds_an_image=lambda: 0.1)
 
     monkeypatch.setattr(verify, "_stablehlo", lambda folder: lambda *batch: Detections(**fields))
     monkeypatch.setattr(verify, "installed_engines", lambda folder: ("jax", differs))
