@@ -68,7 +68,20 @@ def conv_layer(
         name=name,
     )(x)
     x = batch_norm(x, style=style, name=f"{name}_bn", train=train)
-    return nn.relu(x) if relu else x
+    return rectify(x) if relu else x
+
+
+@jax.custom_jvp
+def rectify(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    """ReLU whose gradient asks where its result is 0, not where `x` is positive.
+
+    So a training keeps the result alone, which the next layer keeps anyway. Asked whether the
+    result is positive, XLA asks `x` again (docs/performance.md, "Compiled for a GPU").
+    """
+    return jnp.maximum(x, 0)
+
+
+rectify.defjvps(lambda tangent, y, x: jnp.where(y == 0, jnp.zeros_like(tangent), tangent))
 
 
 def batch_norm(

@@ -3,7 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, conv_layer
+from ssd_jax.models.layers import ConvStyle, conv_layer, rectify
 from ssd_jax.models.pooling import max_pool
 
 # (channels inside a block, blocks) of stages 1 to 4; stage n has stride 2 ** (n + 1).
@@ -82,4 +82,4 @@ class Bottleneck(nn.Module):
         x = conv_layer(x, inner, style=style, name="conv1", train=train, kernel=1, stride=first)
         x = conv_layer(x, inner, style=style, name="conv2", train=train, stride=second)
         x = conv_layer(x, outer, style=style, name="conv3", train=train, kernel=1, relu=False)
-        return nn.relu(x + shortcut)
+        return rectify(x + shortcut)

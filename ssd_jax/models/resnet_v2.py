@@ -5,7 +5,7 @@ import dataclasses
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.models.layers import ConvStyle, batch_norm, conv_layer
+from ssd_jax.models.layers import ConvStyle, batch_norm, conv_layer, rectify
 from ssd_jax.models.pooling import max_pool
 from ssd_jax.models.resnet import STAGES
 
@@ -31,7 +31,7 @@ class ResNet50V2(nn.Module):
         x = images.astype(style.dtype)
         x = batch_norm(x, style=no_scale, name="bn_data", train=train)
         x = _convolve(x, style.channels(64), style=style, name="conv0", kernel=7, stride=2)
-        x = nn.relu(batch_norm(x, style=style, name="bn0", train=train))
+        x = rectify(batch_norm(x, style=style, name="bn0", train=train))
         x = max_pool(x, window=3, stride=2, padding=1)
         features = []
         for stage, (channels, blocks) in enumerate(STAGES, start=1):
@@ -65,13 +65,13 @@ class PreActivationBottleneck(nn.Module):
         style = self.style
         inner, outer = style.channels(self.channels), style.channels(4 * self.channels)
         shortcut = x
-        x = nn.relu(batch_norm(x, style=style, name="bn1", train=train))
+        x = rectify(batch_norm(x, style=style, name="bn1", train=train))
         if self.project:
             shortcut = _convolve(x, outer, style=style, name="shortcut", stride=self.stride)
         x = _convolve(x, inner, style=style, name="conv1")
-        x = nn.relu(batch_norm(x, style=style, name="bn2", train=train))
+        x = rectify(batch_norm(x, style=style, name="bn2", train=train))
         x = _convolve(x, inner, style=style, name="conv2", kernel=3, stride=self.stride)
-        x = nn.relu(batch_norm(x, style=style, name="bn3", train=train))
+        x = rectify(batch_norm(x, style=style, name="bn3", train=train))
         return shortcut + _convolve(x, outer, style=style, name="conv3")
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize
+from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize, rectify
 from ssd_jax.models.pooling import max_pool
 from ssd_jax.sharding import make_mesh
 
@@ -139,3 +139,19 @@ def test_l2_normalize_of_zeros_is_zero_with_a_finite_gradient():
 )
 def test_width_rounds_to_multiples_of_eight(width, full, channels):
     assert ConvStyle(width=width).channels(full) == channels
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_has_values_and_gradient_of_jax(dtype):
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf], dtype)
+    for function in (jax.nn.relu, rectify):
+        y, pull = jax.vjp(function, x)
+        np.testing.assert_array_equal(y, [0, 0, 0, x[3], 3, jnp.inf])
+        np.testing.assert_array_equal(pull(jnp.full_like(x, 5))[0], [0, 0, 0, 5, 5, 5])
+
+
+def test_the_gradient_of_relu_asks_the_result():
+    equations = jax.make_jaxpr(lambda x: jax.vjp(rectify, x)[1](x))(jnp.ones(3)).eqns
+    (result,) = (each.outvars[0] for each in equations if "custom_jvp" in each.primitive.name)
+    (asked,) = (each.invars[0] for each in equations if each.primitive.name == "eq")
+    assert asked is result
