@@ -111,14 +111,21 @@ def start_from(
     """
     folder = pathlib.Path(source)
     source = source if folder.is_dir() else _local(source)
-    file, own = source, None
+    file, own, theirs = source, None, None
     if _is_exported(source):
-        file, own = _read_exported(source, config, classes)
+        file, own, theirs = _read_exported(source, config, classes)
     elif folder.is_dir():
-        file, own = _read_run(folder, config, classes)
+        file, own, theirs = _read_run(folder, config, classes)
     elif is_archive(source):
         file = _read_sagemaker(source, config)
-    return load_weights(variables, file, name_map=own, backbone=backbone, reinitialise=reinitialise)
+    words = {"name_map": own, "backbone": backbone, "reinitialise": reinitialise}
+    try:
+        return load_weights(variables, file, **words)
+    except UserError as error:
+        differing = _differing(config, theirs, ("model",)) if theirs else []
+        if not differing:
+            raise
+        raise UserError(f"{error} The networks differ: {'; '.join(differing)}.") from error
 
 
 def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
@@ -148,7 +155,7 @@ def _is_exported(source: str) -> bool:
 
 def _read_run(
     workdir: pathlib.Path, ours: ConfigDict | None, classes: Sequence[str]
-) -> tuple[WeightFile, NameMap]:
+) -> tuple[WeightFile, NameMap, ConfigDict]:
     config = configs.read_config(workdir / CONFIG_FILE)
     _check_input(
         str(workdir), config, ours, f"the config of that run, --config {workdir / CONFIG_FILE}"
@@ -161,19 +168,19 @@ def _read_run(
     _check_order(str(workdir), trained.classes, classes)
     about = {"classes": ", ".join(trained.classes)}
     file = WeightFile(f"{workdir}, step {trained.step}", tensors, about)
-    return file, _own_names("a run of ours", config, tensors)
+    return file, _own_names("a run of ours", config, tensors), config
 
 
 def _read_exported(
     source: str, ours: ConfigDict | None, classes: Sequence[str]
-) -> tuple[WeightFile, NameMap]:
+) -> tuple[WeightFile, NameMap, ConfigDict]:
     folder = read_folder(source)
     config, tensors = folder.config(), folder.weights()
     _check_input(source, config, ours, "the settings in its meta.json")
     _check_order(source, folder.classes, classes)
     about = {"classes": ", ".join(folder.classes)}
     names = _own_names("an exported detector of ours", config, tensors)
-    return WeightFile(source, tensors, about), names
+    return WeightFile(source, tensors, about), names, config
 
 
 def _read_sagemaker(source: str, ours: ConfigDict | None) -> WeightFile:
@@ -192,17 +199,22 @@ def _own_names(kind: str, config: ConfigDict, tensors: dict[str, np.ndarray]) ->
 
 
 def _check_input(source: str, config: ConfigDict, ours: ConfigDict | None, theirs_is: str) -> None:
-    theirs = dict(configs.flat_items(config))
-    differing = [
-        f"config.{name} is {value!r}, in that run {theirs[name]!r}"
-        for name, value in configs.flat_items(ours or config)
-        if name.split(".")[0] in ("preprocess", "anchors") and theirs[name] != value
-    ]
-    if differing:
+    if differing := _differing(ours, config, ("preprocess", "anchors")):
         raise UserError(
             f"{source}: its weights are for another input or other anchors: "
             f"{'; '.join(differing)}. Train with {theirs_is}, or change these settings."
         )
+
+
+def _differing(
+    ours: ConfigDict | None, theirs: ConfigDict, sections: Sequence[str]
+) -> Sequence[str]:
+    before = dict(configs.flat_items(theirs))
+    return [
+        f"config.{name} is {value!r}, in that run {before[name]!r}"
+        for name, value in configs.flat_items(ours or theirs)
+        if name.split(".")[0] in sections and before[name] != value
+    ]
 
 
 def _check_order(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:

@@ -237,6 +237,12 @@ def _scale_new_layers(config, network, variables, load_report, source) -> dict:
     _tell(
         f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images"
     )
+    if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
+        _tell(
+            "  random layers above pretrained ones make large gradients at first: without warm-up and "
+            "clipping they may ruin what was pretrained. Consider "
+            "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
+        )
     return variables
 
 

@@ -11,7 +11,9 @@ from weights.sagemaker_files import Made
 from ssd_jax import config as configs
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
+from ssd_jax.experiment import build_network
 from ssd_jax.importing import import_weights, new_layers, start_from
+from ssd_jax.models.initialise import variable_shapes
 
 THIN = (("model.width", str(1 / 64)),)
 
@@ -110,6 +112,18 @@ def test_weights_of_a_run_are_for_its_own_input_and_anchors(imported, made):
     config.preprocess.std = (58.0, 57.0, 57.0)
     with pytest.raises(UserError, match=r"config\.preprocess\.std is \(58.*config\.json"):
         start_from(made.variables, str(imported[0]), config=config)
+
+
+def test_weights_of_a_network_of_another_size_say_what_differs(imported):
+    config = configs.load_config(str(imported[0] / "config.json"))
+    config.model.image_size = 512  # one more extra layer
+    network = build_network(config, 2)
+    shapes = variable_shapes(network.model, 512)
+    with pytest.raises(
+        UserError, match=r"(?s)MISSING.*config\.model\.image_size is 512, in .* 300"
+    ) as told:
+        start_from(shapes, str(imported[0]), config=config)
+    assert "width" not in str(told.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
