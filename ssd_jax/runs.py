@@ -239,8 +239,8 @@ def _scale_new_layers(config, network, variables, load_report, source) -> dict:
     )
     if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
         _tell(
-            "  random layers above pretrained ones make large gradients at first: without warm-up and "
-            "clipping they may ruin what was pretrained. Consider "
+            "  random layers above pretrained ones make large gradients at first: without warm-up "
+            "and clipping they may ruin what was pretrained. Consider "
             "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
         )
     return variables
