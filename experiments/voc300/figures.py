@@ -80,7 +80,8 @@ def differences(values: dict[str, dict[int, float]], base: str) -> dict[str, lis
 
 def described(scale: Scale) -> str:
     """One line on what was done."""
-    images = "all images" if scale.train is None else f"{scale.train} + {scale.val} images"
+    train, val = scale.train or "all", scale.val or "all"
+    images = f"{train} images" if train == val else f"{train} + {val} images"
     frozen = f", {scale.frozen} of VGG16 not trained" if scale.frozen else ""
     return (
         f"{scale.name}: SSD-VGG16 at {scale.image_size} px, {images}, {scale.epochs:g} epochs, "
