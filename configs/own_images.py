@@ -26,7 +26,6 @@ def get_config(variant: str = "small") -> ConfigDict:
         config.optimizer.update(
             {
                 "learning_rate": 5e-4,
-                "decay_epochs": (40.0, 50.0),
                 "warmup_steps": 200,
                 "clip_norm": 35.0,
             }

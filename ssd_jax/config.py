@@ -152,7 +152,8 @@ def default_config() -> ConfigDict:
         "clip_norm": placeholder(float),  # largest global norm of the gradient
         "gradient_scale": 1.0,  # multiplies the gradient, ahead of the clipping
         "schedule": "step",  # step | cosine | one_cycle
-        "decay_epochs": (160.0, 200.0),  # step: learning rate times decay_factor after these
+        # step: learning rate times decay_factor after these; None = after 2/3 and 5/6 of the run
+        "decay_epochs": placeholder(tuple),
         "steps_per_epoch": placeholder(int),  # of decay_epochs; None = images / batch_size
         "decay_factor": 0.1,
         "warmup_steps": 0,  # step, cosine: linear from 0
@@ -239,7 +240,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         try:
-            config.update_from_flattened_dict({name: _parsed(text, get(config, name))})
+            config.update_from_flattened_dict({name: _parsed(text, _kind(config, name))})
         except TypeError:
             now = get(config, name)
             raise UserError(
@@ -247,16 +248,24 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             ) from None
 
 
-def _parsed(text: str, now: object) -> object:
-    if isinstance(now, str):
+def _kind(config: ConfigDict, name: str) -> type:
+    """What a setting may be, also where it is None."""
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config[section]
+    return config.get_type(last)
+
+
+def _parsed(text: str, kind: type) -> object:
+    if kind is str:
         return text
-    if isinstance(now, tuple) and not text:
+    if kind is tuple and not text:
         return ()
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = tuple(text.split(",")) if isinstance(now, tuple) else text
-    if isinstance(now, tuple) and not isinstance(value, tuple):
+        value = tuple(text.split(",")) if kind is tuple else text
+    if kind is tuple and value is not None and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
     return value
 

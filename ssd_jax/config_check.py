@@ -148,11 +148,12 @@ def check(config: ConfigDict) -> None:
         low_high = get(config, name)
         expect(name, _numbers(low_high, 2) and 0 < low_high[0] <= low_high[1],
                "two rising numbers above 0")  # fmt: skip
-    for name in ("augment.crop.min_ious", "anchors.scales", "optimizer.decay_epochs"):
+    decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()
+    for name in ("augment.crop.min_ious", "anchors.scales", *decays):
         expect(name, _numbers(get(config, name)) and all(x >= 0 for x in get(config, name)),
                "numbers of at least 0")  # fmt: skip
-    decays = config.optimizer.decay_epochs
-    expect("optimizer.decay_epochs", list(decays) == sorted(decays), "rising epochs")
+    for name in decays:
+        expect(name, list(get(config, name)) == sorted(get(config, name)), "rising epochs")
     for name in ("data.classes", "weights.reinitialise", "data.train.image_sets",
                  "data.val.image_sets", "data.test.image_sets"):  # fmt: skip
         value = get(config, name)

@@ -38,6 +38,10 @@ from ssd_jax.train.state import TrainState, state_shapes
 from ssd_jax.train.step import train_step
 from ssd_jax.train.stopping import EarlyStopping
 
+# Of a run: epochs 160 and 200 of 240, those of GluonCV's recipe of the paper.
+_DECAY_PARTS = 2 / 3, 5 / 6
+# A part of a run that hardly any recipe exceeds.
+_LONGEST_WARMUP = 0.2
 _LEVELS = {
     "paper": paper_levels,
     "gluoncv": gluoncv_levels,
@@ -180,13 +184,39 @@ def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
             total_steps=total_steps(config, images),
             warmup_steps=words.warmup_steps,
         )
-    epoch = words.steps_per_epoch or images / config.batch_size
     return optimizer.step_schedule(
         words.learning_rate,
-        decay_steps=[round(epochs * epoch) for epochs in words.decay_epochs],
+        decay_steps=_decay_steps(config, images),
         decay_factor=words.decay_factor,
         warmup_steps=words.warmup_steps,
     )
+
+
+def _decay_steps(config: ConfigDict, images: int) -> list[int]:
+    words = config.optimizer
+    if words.decay_epochs is None:
+        return [round(part * total_steps(config, images)) for part in _DECAY_PARTS]
+    epoch = words.steps_per_epoch or images / config.batch_size
+    return [round(epochs * epoch) for epochs in words.decay_epochs]
+
+
+def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
+    """What is likely to be a mistake: a rate that never falls, or hardly ever is reached."""
+    words, total = config.optimizer, total_steps(config, images)
+    warnings = []
+    behind = [step for step in _decay_steps(config, images) if step >= total]
+    if words.schedule == "step" and behind:
+        warnings.append(
+            f"the learning rate would fall at step {behind[0]}, and the run ends at step {total}: "
+            f"config.optimizer.decay_epochs = {words.decay_epochs} are those of a longer run. "
+            "Leave them out (None) to have it fall after 2/3 and 5/6 of the run"
+        )
+    if words.schedule != "one_cycle" and words.warmup_steps > _LONGEST_WARMUP * total:
+        warnings.append(
+            f"the learning rate is warmed up in {words.warmup_steps} of the {total} steps: "
+            f"consider --config.optimizer.warmup_steps={max(1, round(total * _LONGEST_WARMUP / 2))}"
+        )
+    return warnings
 
 
 def stand_in_schedule(config: ConfigDict) -> optax.Schedule:

@@ -216,6 +216,8 @@ def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[Tra
         _settle_config(config, workdir)
         facts["weights to begin with"] = fingerprint(variables)
     _tell(_describe(config, network, variables, mesh))
+    for warning in experiment.schedule_warnings(config, len(source)):
+        _tell(f"warning: {warning}")
     state = create_state(
         variables,
         optimizer,

@@ -121,8 +121,9 @@ def arm_config(
     words.learning_rate = scale.rates[arm.recipe]
     words.warmup_steps = max(1, round(WARMUP_PART * steps))
     words.clip_norm = 35.0
-    decays = scale.decays or tuple(epochs / RECIPE_EPOCHS for epochs in words.decay_epochs)
-    words.decay_epochs = tuple(part * scale.epochs for part in decays)
+    decays = scale.decays or tuple(epochs / RECIPE_EPOCHS for epochs in words.decay_epochs or ())
+    if decays:
+        words.decay_epochs = tuple(part * scale.epochs for part in decays)
     if words.ema_decay:
         words.ema_decay = max(0.0, 1 - 1 / max(1.0, AVERAGED_PART * steps))
     if scale.frozen:

@@ -30,7 +30,8 @@ def shrink(config: ConfigDict, scale: float, devkit: pathlib.Path) -> None:
     """
     words = config.optimizer
     config.epochs *= scale
-    words.decay_epochs = tuple(epochs * scale for epochs in words.decay_epochs)
+    if words.decay_epochs:
+        words.decay_epochs = tuple(epochs * scale for epochs in words.decay_epochs)
     words.warmup_steps = round(words.warmup_steps * scale)
     config.evaluate.every_epochs = config.epochs / 3
     config.model.update({"width": scale**0.5, "image_size": 64, "dtype": "float32"})

@@ -1,0 +1,66 @@
+"""When the learning rate of a config falls, and what is told of one that never does."""
+
+import pytest
+
+from ssd_jax import config as configs
+from ssd_jax.config import default_config
+from ssd_jax.experiment import build_schedule, schedule_warnings
+
+IMAGES = 1500
+
+
+def config_of(**changes):
+    config = default_config()
+    config.epochs, config.batch_size = 60.0, 30  # 3,000 steps
+    config.optimizer.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("steps", [3000, 300])
+def test_the_rate_falls_after_two_thirds_and_five_sixths_of_any_run(steps):
+    config = config_of(learning_rate=1.0)
+    config.epochs = steps * 30 / IMAGES
+    schedule = build_schedule(config, IMAGES)
+    parts = (0.0, 0.65, 0.68, 0.82, 0.85, 1.0)
+    rates = [float(schedule(round(part * steps))) for part in parts]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert schedule_warnings(config, IMAGES) == []
+
+
+def test_epochs_that_are_given_count_as_epochs():
+    schedule = build_schedule(config_of(learning_rate=1.0, decay_epochs=(20.0,)), IMAGES)
+    assert [float(schedule(step)) for step in (999, 1001)] == pytest.approx([1, 0.1])
+    schedule = build_schedule(config_of(learning_rate=1.0, decay_epochs=()), IMAGES)
+    assert float(schedule(2999)) == 1
+
+
+def test_a_rate_that_never_falls_is_told():
+    (told,) = schedule_warnings(config_of(decay_epochs=(40.0, 160.0)), IMAGES)
+    assert "would fall at step 8000, and the run ends at step 3000" in told
+    assert schedule_warnings(config_of(decay_epochs=(40.0, 160.0), schedule="cosine"), IMAGES) == []
+
+
+def test_a_warm_up_that_takes_much_of_the_run_is_told():
+    (told,) = schedule_warnings(config_of(warmup_steps=1000), IMAGES)
+    assert "1000 of the 3000 steps" in told
+    assert "warmup_steps=300" in told
+    assert schedule_warnings(config_of(warmup_steps=500), IMAGES) == []
+
+
+def test_the_epochs_of_a_schedule_are_kept_in_a_file(tmp_path):
+    config = config_of()
+    for decays in (None, (), (40.0, 50.0)):
+        config.optimizer.decay_epochs = decays
+        configs.save_config(config, tmp_path / "config.json")
+        assert configs.read_config(tmp_path / "config.json").optimizer.decay_epochs == decays
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("(10,20.0)", (10, 20.0)), ("10,20", (10, 20)), ("10", (10,)), ("", ())]
+)
+def test_the_epochs_of_a_schedule_are_given_in_words(text, value):
+    config = config_of()
+    configs.override(config, [("optimizer.decay_epochs", text)])
+    assert config.optimizer.decay_epochs == value
+    configs.override(config, [("optimizer.decay_epochs", "None")])
+    assert config.optimizer.decay_epochs is None
