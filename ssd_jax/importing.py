@@ -26,7 +26,7 @@ from ssd_jax.train.state import create_state
 from ssd_jax.weights.archive import is_archive, read_archive
 from ssd_jax.weights.artefact import Artefact, read_artefact
 from ssd_jax.weights.load import HEADS, LoadReport, load_weights
-from ssd_jax.weights.maps import NameMap, Target, unchanged
+from ssd_jax.weights.maps import Input, NameMap, Target, unchanged
 from ssd_jax.weights.readers import WeightFile
 
 REPORT_FILE = "import.txt"
@@ -119,6 +119,8 @@ def start_from(
     elif is_archive(source):
         file = _read_sagemaker(source, config)
     words = {"name_map": own, "backbone": backbone, "reinitialise": reinitialise}
+    if config:
+        words["network_sees"] = Input(config.preprocess.mean, config.preprocess.std)
     try:
         return load_weights(variables, file, **words)
     except UserError as error:

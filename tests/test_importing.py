@@ -4,6 +4,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tiny import write_vgg16
 from weights.mxnet_files import params_bytes
 from weights.sagemaker_files import Made
@@ -14,6 +15,9 @@ from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_network
 from ssd_jax.importing import import_weights, new_layers, start_from
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.recipes import recipe_config
+from ssd_jax.weights.maps import TORCHVISION_INPUT
+from ssd_jax.weights.maps_vgg import TORCHVISION_INDICES, VGG16_CONVOLUTIONS
 
 THIN = (("model.width", str(1 / 64)),)
 
@@ -154,6 +158,29 @@ def test_a_training_starts_from_a_file_too(made, tmp_path):
     variables, report = start_from(zeros, file, backbone="vgg16")
     same(variables["params"]["backbone"]["fc7"], backbone["fc7"])
     assert new_layers(variables, report) == ()
+
+
+def test_a_start_from_a_file_tells_that_the_network_sees_something_else(made, tmp_path):
+    file = str(tmp_path / "vgg16.safetensors")
+    save_file(torchvision_vgg16(made.variables["params"]["backbone"]), file)
+    config = recipe_config("paper", "vgg16")  # Caffe's input
+    _, report = start_from(made.variables, file, config=config)
+    assert "ANOTHER INPUT" in str(report)
+    config.preprocess.update(TORCHVISION_INPUT._asdict())
+    _, report = start_from(made.variables, file, config=config)
+    assert "ANOTHER INPUT" not in str(report)
+
+
+def torchvision_vgg16(backbone):
+    names = dict(zip(VGG16_CONVOLUTIONS, TORCHVISION_INDICES, strict=True))
+    return {
+        f"features.{names[layer]}.{kind}": np.ascontiguousarray(array)
+        for layer in names
+        for kind, array in (
+            ("weight", backbone[layer]["kernel"].transpose(3, 2, 0, 1)),
+            ("bias", backbone[layer]["bias"]),
+        )
+    }
 
 
 def test_layers_that_a_file_lacks_are_new_unless_a_norm_undoes_their_scale(made, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssd_jax.errors import UserError
 from ssd_jax.weights.layouts import find_layout
-from ssd_jax.weights.maps import NameMap, Target
+from ssd_jax.weights.maps import Input, NameMap, Target
 from ssd_jax.weights.readers import WeightFile, read_weights
 
 # Surprises of a kind that the report names one by one.
@@ -85,6 +85,7 @@ def load_weights(
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
     reinitialise: Sequence[str] = (),
+    network_sees: Input | None = None,
 ) -> tuple[dict, LoadReport]:
     """Put a weight file into `variables`; give the new variables, float32, and the report.
 
@@ -95,8 +96,10 @@ def load_weights(
 
     The patterns (as in `maps`) add to those that the map itself expects: `allow_missing` to our
     paths that the file may lack, `allow_unused` to names of the file that we may leave. Paths that
-    match `reinitialise` keep the values of `variables` where the shapes differ. Raises UserError,
-    with the whole report, on anything else that is missing or unused and on every other shape.
+    match `reinitialise` keep the values of `variables` where the shapes differ. `network_sees` is
+    the input of the network; if the file was trained on another the report says so. Raises
+    UserError, with the whole report, on anything else that is missing or unused and on every other
+    shape.
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
@@ -136,7 +139,7 @@ def load_weights(
         misshaped=tuple(f"{path}: {misshaped[path]}" for path in wrong),
         metadata={
             **file.metadata,
-            **({"expects": name_map.expects} if name_map.expects else {}),
+            **_about_input(name_map.expects, network_sees),
         },
     )
     if not report.is_clean:
@@ -145,6 +148,13 @@ def load_weights(
         lambda path, leaf: arrays.get(_joined(path), leaf), variables
     )
     return loaded, report
+
+
+def _about_input(expected: Input | str, seen: Input | None) -> dict[str, str]:
+    told = {"expects": str(expected)} if expected else {}
+    if seen and isinstance(expected, Input) and not expected.is_like(seen):
+        told["expects ANOTHER INPUT than the network is given"] = str(seen)
+    return told
 
 
 def _fitted(target: Target, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | str:

@@ -22,6 +22,25 @@ class Target(NamedTuple):
     transform: Callable[[np.ndarray], np.ndarray]
 
 
+class Input(NamedTuple):
+    """The mean and the scale, in grey levels of R, G, B, that pictures are normalised with."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        return f"config.preprocess: mean {tuple(self.mean)}, std {tuple(self.std)}"
+
+    def is_like(self, other: "Input") -> bool:
+        """Whether black and white come out alike, to a fifth of the larger."""
+        ours, theirs = (
+            [(grey - m) / s for m, s in zip(each.mean, each.std, strict=True) for grey in (0, 255)]
+            for each in (self, other)
+        )
+        apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        return apart < 0.2 * max(map(abs, ours + theirs))
+
+
 class NameMap(NamedTuple):
     """One layout of weight files: name in the file -> target.
 
@@ -29,7 +48,7 @@ class NameMap(NamedTuple):
     not take. `biases` are of convolutions that have none in our network: name in the file -> the
     running mean of ours behind that convolution, from which it is subtracted, because
     (x + bias) - mean = x - (mean - bias). `backbones` are the networks that compute what the file
-    was trained for, and `expects` is the input that it was trained on.
+    was trained for, and `expects` is the input that it was trained on, or where to look it up.
     """
 
     name: str
@@ -38,7 +57,7 @@ class NameMap(NamedTuple):
     not_for_us: tuple[str, ...] = ()
     biases: Mapping[str, str] = MappingProxyType({})
     backbones: tuple[str, ...] = ()
-    expects: str = ""
+    expects: Input | str = ""
 
 
 def unchanged(array: np.ndarray) -> np.ndarray:
@@ -61,5 +80,5 @@ def norm_targets(path: str, scale: str, bias: str, mean: str, var: str) -> dict[
     }
 
 
-TORCHVISION_INPUT = "config.preprocess: mean (123.675, 116.28, 103.53), std (58.395, 57.12, 57.375)"
-CAFFE_INPUT = "config.preprocess: mean (123.68, 116.779, 103.939), std (1, 1, 1)"
+TORCHVISION_INPUT = Input((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+CAFFE_INPUT = Input((123.68, 116.779, 103.939), (1, 1, 1))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 from ssd_jax.weights.maps import (
     TORCHVISION_INPUT,
+    Input,
     NameMap,
     Target,
     norm_targets,
@@ -82,7 +83,7 @@ VGG16_GLUONCV = NameMap(
     targets=_vgg16(),
     not_for_us=("features.init_scale", "vggatrousextractor0_init_scale", *_ANCHORS),
     backbones=("vgg16",),
-    expects="config.preprocess: mean (123.675, 116.28, 103.53), std (1, 1, 1)",
+    expects=Input(TORCHVISION_INPUT.mean, (1, 1, 1)),
 )
 
 

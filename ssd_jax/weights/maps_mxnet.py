@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ssd_jax.weights.maps import NameMap, Target, norm_targets, oihw_to_hwio, unchanged
+from ssd_jax.weights.maps import Input, NameMap, Target, norm_targets, oihw_to_hwio, unchanged
 
 _VGG16_BLOCKS = (2, 2, 3, 3, 3)  # convolutions in each
 _RESNET50_BLOCKS = (3, 4, 6, 3)  # blocks in each stage
@@ -84,7 +84,7 @@ def _multi_feat(count: int) -> Iterator[str]:
     return (f"multi_feat_{i + 2}_conv_3x3_relu" for i in range(count))
 
 
-_EXPECTS = "config.preprocess: mean (123, 117, 104), std (1, 1, 1)"
+_EXPECTS = Input((123, 117, 104), (1, 1, 1))
 # The last layers of an ImageNet classifier may be left in the file of a detector.
 _VGG16 = {
     "not_for_us": ("arg:fc8_*",),

@@ -10,7 +10,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.models.ssd import build_model
 from ssd_jax.weights.load import HEADS, load_weights
-from ssd_jax.weights.maps import NameMap, Target, unchanged
+from ssd_jax.weights.maps import CAFFE_INPUT, TORCHVISION_INPUT, Input, NameMap, Target, unchanged
 from ssd_jax.weights.maps_vgg import VGG16_CAFFE_NAMES, VGG16_TORCHVISION
 from ssd_jax.weights.readers import WeightFile
 
@@ -201,6 +201,20 @@ def test_every_float_becomes_our_own_float32(small):
     np.testing.assert_array_equal(loaded["params"]["heads"]["class_0"]["bias"], [5, 6])
     assert not np.shares_memory(loaded["params"]["backbone"]["conv"]["kernel"], FILE["kernel"])
     assert report.metadata == {"expects": "grey pictures"}
+
+
+def test_an_input_of_another_scale_is_told(small):
+    of_caffe = SMALL._replace(expects=CAFFE_INPUT)
+    file = WeightFile("w", FILE, {})
+    for seen, is_told in (
+        (CAFFE_INPUT, False),
+        (Input((123, 117, 104), (1, 1, 1)), False),
+        (TORCHVISION_INPUT, True),
+        (Input((0, 0, 0), (1, 1, 1)), True),
+    ):
+        _, report = load_weights(small, file, name_map=of_caffe, network_sees=seen)
+        assert ("ANOTHER INPUT" in str(report)) == is_told
+        assert f"expects: {CAFFE_INPUT}" in str(report)
 
 
 def test_only_shapes_of_the_variables_are_asked_for(small):
