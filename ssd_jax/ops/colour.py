@@ -1,7 +1,9 @@
 """Random changes of colour for one image in grey levels 0..255.
 
-`Distort` is the SSD paper's, in HSV and real numbers, after the authors' Caffe code. `Jitter` is
-mxnet-ssd's, in OpenCV's HLS of whole numbers, after MXNet's src/io/image_det_aug_default.cc.
+`Distort` is the SSD paper's, in HSV and real numbers, after the authors' Caffe code, but for the
+hue: its 18 are degrees, as in ssd.pytorch and mmdetection, and were twice as much in Caffe, whose
+whole circle is 180. `Jitter` is mxnet-ssd's, in OpenCV's HLS of whole numbers, after MXNet's
+src/io/image_det_aug_default.cc.
 """
 
 from typing import NamedTuple
