@@ -81,7 +81,9 @@ def arms(scale: Scale) -> dict[str, Arm]:
         "without box loss by overlap": Arm(
             "best", {"loss.box_loss": "smooth_l1", "loss.box_weight": 1.0}
         ),
-        "without mosaic": Arm("best", {"augment.mosaic.probability": 0.0}),
+        "without mosaic": Arm(
+            "best", {"augment.mosaic.probability": 0.0, "augment.expand.probability": 0.5}
+        ),
         "without cosine": Arm("best", {"optimizer.schedule": "step"}),
         "without average": Arm("best", {"optimizer.ema_decay": 0.0}),
         "without soft suppression": Arm("best", {"detect.nms": "hard"}, weights_of="best"),
