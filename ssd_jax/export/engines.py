@@ -128,9 +128,10 @@ def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
     if folder.meta.get("verification", {}).get("processor") != processor():
         return {}
     found = _found_at_export(folder)
-    if any(not found.get(name, {}).keys() & {"seconds", "refused"} for name in _FULL_PRECISION):
-        return {}
-    return {name: found[name]["seconds"] for name in _FULL_PRECISION if "seconds" in found[name]}
+    timed = {name: found.get(name, {}).get("seconds") for name in _FULL_PRECISION}
+    seconds = {name: each for name, each in timed.items() if isinstance(each, float)}
+    refused = {name for name in _FULL_PRECISION if "refused" in found.get(name, {})}
+    return seconds if seconds.keys() | refused == _FULL_PRECISION.keys() else {}
 
 
 def _tried(name: str, parts: Parts) -> Engine:

@@ -78,7 +78,7 @@ def scale_to_unit_output(
         return jnp.sqrt(jnp.mean(jnp.square(answer.astype(jnp.float32))))
 
     now = float(rms(variables, images))
-    factor = 2.0 ** (-round(np.log2(now)) / len(layers)) if now > 0 else 1.0
+    factor = 2.0 ** (-round(np.log2(now)) / len(layers)) if 0 < now < np.inf else 1.0
     params = variables["params"]
     scaled = {
         layer: params["backbone"][layer]
