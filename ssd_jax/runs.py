@@ -20,7 +20,7 @@ from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import summary
 from ssd_jax.importing import new_layers, start_from
-from ssd_jax.models.initialise import init_variables, scale_to_unit_output
+from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
@@ -234,10 +234,10 @@ def _scale_new_layers(config, network, variables, load_report, source) -> dict:
     if not new:
         return variables
     images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
-    variables, factor = scale_to_unit_output(network.model, variables, new, images)
+    variables, factors = scale_to_unit_outputs(network.model, variables, new, images)
+    scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
     _tell(
-        f"  new in the backbone: {', '.join(new)}, times {factor:.3g}, so that what they answer to "
-        f"{len(images)} images of the training has an RMS near 1"
+        f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images"
     )
     if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
         _tell(

@@ -111,13 +111,12 @@ def test_layers_that_the_weights_lack_begin_gently(shapes, tmp_path, capsys):
     mesh = make_mesh(jax.devices()[:1])
     run_training(config, tmp_path / "run", mesh=mesh)
     told = capsys.readouterr().out
-    assert "new in the backbone: fc6, fc7, times " in told
+    assert "new in the backbone: fc6 times " in told
     assert "Consider --config.optimizer.warmup_steps=500" in told
     trained = load_trained(config, tmp_path / "run", mesh=mesh).variables["params"]["backbone"]
-    for layer in ("fc6", "fc7"):
-        ratio = np.asarray(trained[layer]["kernel"]) / first[layer]["kernel"]
-        np.testing.assert_allclose(ratio, np.median(ratio), rtol=1e-6)
-        assert 0 < np.median(ratio) < 1e-2
+    ratio = np.asarray(trained["fc6"]["kernel"]) / first["fc6"]["kernel"]
+    np.testing.assert_array_equal(ratio, ratio[0, 0, 0, 0])
+    assert 0 < ratio[0, 0, 0, 0] < 1e-4
 
 
 def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):

@@ -44,48 +44,48 @@ def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]
     return variables
 
 
-def scale_to_unit_output(
+def scale_to_unit_outputs(
     model: SSD,
     variables: dict[str, dict],
     layers: Sequence[str],
     images: Float[np.ndarray, "B S S 3"],
-) -> tuple[dict[str, dict], float]:
-    """Scale the kernels of `layers` of the backbone so that the last answers with an RMS near 1.
+) -> tuple[dict[str, dict], dict[str, float]]:
+    """Scale the kernels of layers of the backbone so that each answers `images` with an RMS near 1.
 
-    They are consecutive convolutions with ReLU in between and without biases yet, random ones above
-    pretrained ones. All get the same factor, which is given too: a factor of one kernel would
-    compute the same at first, but the gradient of a kernel grows as the kernel itself shrinks, and
-    the one would be written over while the others hardly moved. It is a root of a power of two,
-    the same on every machine.
-
-    After LSUV (Mishkin and Matas 2016, arXiv:1511.06422). Caffe's VGG16 answers in hundreds; what
-    random layers make of that gives a first loss of many times log(classes), and the quickest way
-    down is to silence the pretrained layers, which a training does not recover from.
+    Give the variables, and the factors by layer, which are powers of two: exact, and the same on
+    every machine. Layers are scaled in the order given, after LSUV (Mishkin and Matas 2016,
+    arXiv:1511.06422), so the first, which sees the pretrained ones, has nearly all of the factor.
+    Sharing it evenly, which computes the same at first, was tried: gradients were smaller and the
+    losses alike, but mAP came later (experiments/voc300/README.md). It is for random layers above
+    pretrained ones. Those of Caffe's VGG16 answer in hundreds; what random layers make of that
+    gives a first loss of many times log(classes), and the quickest way down is to silence the
+    pretrained layers, which a training does not recover from.
     """
-    last = layers[-1]
 
     @jax.jit
-    def rms(variables, images):
+    def answers(variables, images):
         _, state = model.apply(
             variables,
             images,
             train=False,
             method=lambda model, images, **words: model.backbone(images, **words),
-            capture_intermediates=lambda module, name: name == "__call__" and module.name == last,
+            capture_intermediates=lambda module, name: name == "__call__" and module.name in layers,
             mutable=["intermediates"],
         )
-        (answer,) = state["intermediates"]["backbone"][last]["__call__"]
-        return jnp.sqrt(jnp.mean(jnp.square(answer.astype(jnp.float32))))
+        found = state["intermediates"]["backbone"]
+        return {
+            layer: jnp.sqrt(jnp.mean(jnp.square(found[layer]["__call__"][0].astype(jnp.float32))))
+            for layer in layers
+        }
 
-    now = float(rms(variables, images))
-    factor = 2.0 ** (-round(np.log2(now)) / len(layers)) if 0 < now < np.inf else 1.0
-    params = variables["params"]
-    scaled = {
-        layer: params["backbone"][layer]
-        | {"kernel": params["backbone"][layer]["kernel"] * np.float32(factor)}
-        for layer in layers
-    }
-    return variables | {"params": params | {"backbone": params["backbone"] | scaled}}, factor
+    backbone, factors = dict(variables["params"]["backbone"]), {}
+    for layer in layers:
+        scaled = {**variables, "params": {**variables["params"], "backbone": backbone}}
+        rms = float(answers(scaled, images)[layer])
+        factors[layer] = 2.0 ** -round(np.log2(rms)) if 0 < rms < np.inf else 1.0
+        kernel = backbone[layer]["kernel"] * np.float32(factors[layer])
+        backbone[layer] = {**backbone[layer], "kernel": kernel}
+    return {**variables, "params": {**variables["params"], "backbone": backbone}}, factors
 
 
 def _first_value(
