@@ -205,7 +205,7 @@ def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
     words, total = config.optimizer, total_steps(config, images)
     warnings = []
     behind = [step for step in _decay_steps(config, images) if step >= total]
-    if words.schedule == "step" and behind:
+    if words.schedule == "step" and words.decay_epochs and behind:
         warnings.append(
             f"the learning rate would fall at step {behind[0]}, and the run ends at step {total}: "
             f"config.optimizer.decay_epochs = {words.decay_epochs} are those of a longer run. "

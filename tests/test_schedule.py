@@ -40,6 +40,12 @@ def test_a_rate_that_never_falls_is_told():
     assert schedule_warnings(config_of(decay_epochs=(40.0, 160.0), schedule="cosine"), IMAGES) == []
 
 
+def test_a_run_of_one_step_is_not_told_that_its_rate_never_falls():
+    config = config_of()
+    config.epochs, config.steps = None, 1
+    assert schedule_warnings(config, IMAGES) == []
+
+
 def test_a_warm_up_that_takes_much_of_the_run_is_told():
     (told,) = schedule_warnings(config_of(warmup_steps=1000), IMAGES)
     assert "1000 of the 3000 steps" in told
