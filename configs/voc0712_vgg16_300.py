@@ -8,8 +8,8 @@ Expected: 77.2 (the paper's authors, Caffe, README of their `ssd` branch), 77.6 
 Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 2,090
           images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16, which makes 0.5 GPU
           hours; the float32 of this config is taken for twice as long, 1.1.
-Measured: that it builds and steps, on CPUs; nothing at full size. Its recipe at 128 px, 12 epochs of
-          1,500 photos, comes to 26.3 (experiments/voc300).
+Measured: that it builds and steps, on CPUs; nothing at full size. At 128 px, 12 epochs of 1,500
+          photos, its recipe comes to 26.3 (experiments/voc300).
 """
 
 from ml_collections import ConfigDict

@@ -40,8 +40,8 @@ class Scale(NamedTuple):
 
 
 FULL = Scale("full", 300, None, None, batch_size=32, epochs=120.0, evaluations=12)
-# About 45 minutes of two quiet CPU cores. The recipes spend one or two thirds of a run at a tenth of
-# the rate and less, which a run of so few steps cannot afford.
+# About 45 minutes of two quiet CPU cores. The recipes spend one or two thirds of a run at a tenth
+# of the rate and less, which a run of so few steps cannot afford.
 REDUCED = Scale(
     "reduced",
     128,
