@@ -52,14 +52,14 @@ def scale_to_unit_outputs(
 ) -> tuple[dict[str, dict], dict[str, float]]:
     """Scale the kernels of layers of the backbone so that each answers `images` with an RMS near 1.
 
-    Give the variables, and the factors by layer, which are powers of two: exact, and the same on
-    every machine. Layers are scaled in the order given, after LSUV (Mishkin and Matas 2016,
-    arXiv:1511.06422), so the first, which sees the pretrained ones, has nearly all of the factor.
-    Sharing it evenly, which computes the same at first, was tried: gradients were smaller and the
-    losses alike, but mAP came later (experiments/voc300/README.md). It is for random layers above
-    pretrained ones. Those of Caffe's VGG16 answer in hundreds; what random layers make of that
-    gives a first loss of many times log(classes), and the quickest way down is to silence the
-    pretrained layers, which a training does not recover from.
+    Give the variables, and the factors by layer, which are powers of two: exact, and hardly ever
+    others on another machine. Layers are scaled in the order given, after LSUV (Mishkin and Matas
+    2016, arXiv:1511.06422), so the first, which sees the pretrained ones, has nearly all of the
+    factor. Sharing it evenly, which computes the same at first, was tried: gradients were smaller
+    and the losses alike, but mAP came later (experiments/voc300/README.md). It is for random layers
+    above pretrained ones. Those of Caffe's VGG16 answer in hundreds; what random layers make of
+    that gives a first loss of many times log(classes), and the quickest way down is to silence the
+    pretrained layers, most of which were still silent 500 steps later (docs/weights.md).
     """
 
     @jax.jit
