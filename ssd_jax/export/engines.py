@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from ssd_jax.errors import UserError
+from ssd_jax.experiment import build_network
 from ssd_jax.export.folder import ONNX, ModelFolder
-from ssd_jax.export.stages import Stages
+from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.boxes import clip, decode
@@ -56,8 +58,8 @@ class Parts(NamedTuple):
     """What engines are made of."""
 
     folder: ModelFolder
+    config: ConfigDict
     stages: Stages
-    model: SSD
 
 
 def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
@@ -199,8 +201,9 @@ def read_variables(folder: ModelFolder, model: SSD) -> Any:
 
 
 def _jax(parts: Parts) -> Run:
-    variables = jax.device_put(read_variables(parts.folder, parts.model))
-    network = jax.jit(parts.stages.network)
+    model = build_network(parts.config, len(parts.folder.classes)).model
+    variables = jax.device_put(read_variables(parts.folder, model))
+    network = jax.jit(network_stage(parts.config, model))
     return lambda images: network(variables, images)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from ssd_jax.experiment import build_network
 from ssd_jax.export.engines import Engine, Parts, choose_engine, device_of, seconds_an_image
 from ssd_jax.export.folder import ModelFolder, read_folder
-from ssd_jax.export.stages import Stages, build_stages
+from ssd_jax.export.stages import Stages, build_stages, exported_anchors
 from ssd_jax.types import Detections
 
 
@@ -62,7 +62,9 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     """
     folder = source if isinstance(source, ModelFolder) else read_folder(source)
     config = folder.config()
-    network = build_network(config, len(folder.classes))
-    stages = build_stages(config, network)
-    chosen, why = choose_engine(engine, Parts(folder, stages, network.model))
+    anchors = folder.anchors()
+    if anchors is None:
+        anchors = exported_anchors(config, build_network(config, len(folder.classes)))
+    stages = build_stages(config, anchors)
+    chosen, why = choose_engine(engine, Parts(folder, config, stages))
     return Exported(folder, stages, chosen, why=why)

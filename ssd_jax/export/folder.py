@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
@@ -27,7 +28,7 @@ META = "meta.json"
 WEIGHTS = "weights.safetensors"
 STABLEHLO = "model.stablehlo"
 ONNX = "model.onnx"
-ANCHORS = "anchors.safetensors"  # for those who use the ONNX model without this package
+ANCHORS = "anchors.safetensors"  # of the outputs of the ONNX model, which does not decode them
 PROBE = "probe.safetensors"
 PROBE_ARRAYS = ("images", "box_deltas", "probabilities")
 # A reader refuses any other version: what the words of meta.json mean belongs to it.
@@ -83,6 +84,16 @@ class ModelFolder(NamedTuple):
         if arrays.keys() != set(PROBE_ARRAYS):
             raise _damaged(self.source, f"{PROBE} holds {', '.join(sorted(arrays))}")
         return tuple(arrays[name] for name in PROBE_ARRAYS)
+
+    def anchors(self) -> Float[np.ndarray, "A 4"] | None:
+        """Those that the outputs of the ONNX model belong to; None without such a model."""
+        if ANCHORS not in self.files:
+            return None
+        arrays = self._arrays(ANCHORS)
+        anchors = arrays.get("anchors")
+        if anchors is None or anchors.ndim != 2 or anchors.shape[1] != 4:
+            raise _damaged(self.source, f"{ANCHORS} holds no anchors")
+        return anchors
 
     def _arrays(self, name: str) -> dict[str, np.ndarray]:
         try:

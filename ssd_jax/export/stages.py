@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from ssd_jax.experiment import Network
+from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.detect import class_scores, multibox_detection
 from ssd_jax.ops.images import normalise, resize
 from ssd_jax.predict import predicting_anchors, run_network
@@ -22,40 +23,53 @@ Outputs = tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]
 
 
 class Stages(NamedTuple):
-    """Pure functions, not yet jitted.
+    """What goes before and behind the network; pure functions, not yet jitted.
 
-    `prepare(canvas, extent)` gives grey levels 0..255, `network(variables, images)` box deltas and
-    class probabilities, background first, and `finish(box_deltas, probabilities)` detections.
-    `anchors` are those that the box deltas belong to.
+    `prepare(canvas, extent)` gives grey levels 0..255, and `finish(box_deltas, probabilities)`
+    detections. `anchors` are those that the box deltas belong to.
     """
 
     prepare: Callable[[UInt8[Array, "B H W 3"], Int[Array, "B 2"]], Float[Array, "B S S 3"]]
-    network: Callable[[Any, Float[Array, "B S S 3"]], Outputs]
     finish: Callable[..., Detections]
     anchors: Float[np.ndarray, "A 4"]
 
 
-def build_stages(config: ConfigDict, network: Network) -> Stages:
-    """The stages of `predict.make_predict` at the network's own image size, and no other."""
-    size, mean, std = config.model.image_size, config.preprocess.mean, config.preprocess.std
-    detect_settings = config.detect.to_dict()
-    del detect_settings["image_sizes"]
-    flip = detect_settings.pop("flip")
-    anchors = predicting_anchors(network.anchors, flip=flip)
+def network_stage(
+    config: ConfigDict, model: SSD
+) -> Callable[[Any, Float[Array, "B S S 3"]], Outputs]:
+    """`(variables, images)`, grey levels 0..255 -> box deltas and class probabilities."""
+    mean, std, flip = config.preprocess.mean, config.preprocess.std, config.detect.flip
     activation = config.model.class_activation
-
-    def prepare(canvas, extent):
-        return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
 
     def run(variables, images):
         box_deltas, class_logits = run_network(
-            network.model, variables, normalise(images, mean, std), flip=flip
+            model, variables, normalise(images, mean, std), flip=flip
         )
         return box_deltas, class_scores(class_logits, activation=activation)
+
+    return run
+
+
+def build_stages(config: ConfigDict, anchors: Float[np.ndarray, "A 4"]) -> Stages:
+    """The stages of `predict.make_predict` at the network's own image size, and no other.
+
+    `anchors` are those of `exported_anchors`.
+    """
+    size = config.model.image_size
+    detect_settings = config.detect.to_dict()
+    del detect_settings["image_sizes"], detect_settings["flip"]
+
+    def prepare(canvas, extent):
+        return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
 
     def finish(box_deltas, probabilities):
         return jax.vmap(lambda d, p: multibox_detection(d, p, anchors, **detect_settings))(
             box_deltas, probabilities
         )
 
-    return Stages(prepare, run, finish, anchors)
+    return Stages(prepare, finish, anchors)
+
+
+def exported_anchors(config: ConfigDict, network: Network) -> Float[np.ndarray, "A 4"]:
+    """The anchors that the outputs of `network_stage` belong to."""
+    return predicting_anchors(network.anchors, flip=config.detect.flip)

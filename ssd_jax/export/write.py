@@ -7,7 +7,7 @@ import pathlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +28,7 @@ from ssd_jax.export import folder as files
 from ssd_jax.export.engines import processor
 from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
-from ssd_jax.export.stages import Stages, build_stages
+from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import REPORT_FILE, write_json
@@ -133,10 +133,10 @@ def _write_files(
         "/".join(entry.key for entry in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
     }
-    stages = build_stages(config, trained.network)
+    network = network_stage(config, trained.network.model)
     side, canvas = config.model.image_size, config.data.canvas
     (new / files.WEIGHTS).write_bytes(safetensors.numpy.save(weights))
-    (new / files.PROBE).write_bytes(safetensors.numpy.save(_probe(stages, trained, side)))
+    (new / files.PROBE).write_bytes(safetensors.numpy.save(_probe(network, trained, side)))
     predict = build_predict(config, trained.network)
     (new / files.STABLEHLO).write_bytes(to_stablehlo(predict, weights, canvas))
     detections = "boxes, scores, labels, valid as in ssd_jax.types.Detections"
@@ -151,14 +151,14 @@ def _write_files(
     if onnx:
         host = jax.device_get(trained.variables)
         model = to_onnx(
-            lambda images: stages.network(host, images),
+            lambda images: network(host, images),
             (side, side, 3),
             input_name="images",
             output_names=files.PROBE_ARRAYS[1:],
         )
         (new / files.ONNX).write_bytes(model)
-        anchors = {"anchors": np.asarray(stages.anchors, np.float32)}
-        (new / files.ANCHORS).write_bytes(safetensors.numpy.save(anchors))
+        anchors = np.asarray(exported_anchors(config, trained.network), np.float32)
+        (new / files.ANCHORS).write_bytes(safetensors.numpy.save({"anchors": anchors}))
         about["onnx"] = {
             "opset": OPSET,
             "inputs": f"images float32 [batch, {side}, {side}, 3], RGB, grey levels 0 to 255",
@@ -169,7 +169,7 @@ def _write_files(
     return about
 
 
-def _probe(stages: Stages, trained: Trained, side: int) -> dict[str, np.ndarray]:
+def _probe(network: Callable, trained: Trained, side: int) -> dict[str, np.ndarray]:
     """Images, and what the network gives for them, by which any engine can be tried.
 
     Generated, because an exported detector travels and pictures of a data set may be private.
@@ -177,7 +177,7 @@ def _probe(stages: Stages, trained: Trained, side: int) -> dict[str, np.ndarray]
     images = np.zeros((1, side, side, 3), np.uint8)
     drawn, _ = draw_shapes(0, 0, image_size=side)
     images[0, : drawn.shape[0], : drawn.shape[1]] = drawn
-    outputs = jax.jit(stages.network)(trained.variables, images.astype(np.float32))
+    outputs = jax.jit(network)(trained.variables, images.astype(np.float32))
     arrays = (images, *map(np.asarray, jax.device_get(outputs)))
     return dict(zip(files.PROBE_ARRAYS, arrays, strict=True))
 

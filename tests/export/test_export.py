@@ -17,8 +17,9 @@ from ssd_jax.data.decode import decode_image
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
 from ssd_jax.export import engines, verify, write
+from ssd_jax.export import exported as exported_module
 from ssd_jax.export.exported import open_exported
-from ssd_jax.export.folder import META, ONNX, PROBE, STABLEHLO, describe_files, read_folder
+from ssd_jax.export.folder import ANCHORS, META, ONNX, PROBE, STABLEHLO, describe_files, read_folder
 from ssd_jax.types import Detections
 
 ENGINES = [
@@ -95,6 +96,26 @@ def test_the_engines_that_read_onnx(model, pictures, expected, engine):
     exported = open_exported(model, engine=engine)
     assert exported.engine == engine
     assert_same(found_by(exported, pictures), expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_that_read_onnx_do_not_build_the_network(model, engine, monkeypatch):
+    def build(*args):
+        raise AssertionError("tracing a network takes as long as reading one")
+
+    for module in (engines, exported_module):
+        monkeypatch.setattr(module, "build_network", build)
+    assert open_exported(model, engine=engine).engine == engine
+
+
+@pytest.mark.skipif(not WITH_ONNX, reason="the extra onnx is not installed")
+@pytest.mark.parametrize("array", [{"boxes": np.zeros((3, 4))}, {"anchors": np.zeros((3, 5))}])
+def test_anchors_that_are_none_are_refused(damaged, array):
+    folder, seal = damaged
+    safetensors.numpy.save_file(array, folder / ANCHORS)
+    seal()
+    with pytest.raises(UserError, match=r"anchors\.safetensors holds no anchors"):
+        open_exported(folder)
 
 
 def test_meta_says_what_it_is_and_how_it_was_checked(model, tiny_run):

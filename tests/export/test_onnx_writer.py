@@ -9,7 +9,7 @@ from flax import linen as nn
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_network
 from ssd_jax.export.onnx_writer import to_onnx
-from ssd_jax.export.stages import build_stages
+from ssd_jax.export.stages import network_stage
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer
 from ssd_jax.models.pooling import max_pool
@@ -146,12 +146,12 @@ def test_every_network(recipe, backbone, changes):
     config.model.update({"image_size": 300, "width": 0.1})
     config.update_from_flattened_dict(changes)
     network = build_network(config, 20)
-    stages = build_stages(config, network)
+    run = network_stage(config, network.model)
     variables = init_variables(network.model, 300, seed=0)
     pictures = 100 * images(2, 300)
-    expected = jax.jit(stages.network)(variables, pictures)
+    expected = jax.jit(run)(variables, pictures)
     model = to_onnx(
-        lambda x: stages.network(variables, x),
+        lambda x: run(variables, x),
         (300, 300, 3),
         input_name="images",
         output_names=("box_deltas", "probabilities"),
