@@ -34,7 +34,6 @@ def get_config(variant: str = "vgg16") -> ConfigDict:
     trainval = ("VOC2007/trainval", "VOC2012/trainval")
     config.data.train.update({"root": "data/VOCdevkit", "image_sets": trainval})
     config.data.val.update({"root": "data/VOCdevkit", "image_sets": ("VOC2007/test",)})
-    config.data.threads = 16
     config.model.dtype = "bfloat16"
     config.weights.path = f"weights/{backbone}.safetensors"
     config.evaluate.every_epochs = 10.0

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     )
     for split in ("train", "val"):
         config.data[split].update({"root": "runs/quickstart/shapes", "image_sets": (split,)})
-    config.data.update({"canvas": 192, "cache": "ram", "threads": 2})
+    config.data.update({"canvas": 192, "cache": "ram"})
     config.preprocess.std = (58.395, 57.12, 57.375)  # a network from scratch wants unit variance
     # Mild augmentation: few steps must do. The paper's stays the default of every other config.
     config.augment.distort.probability = 0.0

@@ -44,6 +44,5 @@ def get_config(row: str = "vgg16_16") -> ConfigDict:
     trainval = ("VOC2007/trainval", "VOC2012/trainval")
     config.data.train.update({"root": "data/VOCdevkit", "image_sets": trainval})
     config.data.val.update({"root": "data/VOCdevkit", "image_sets": ("VOC2007/test",)})
-    config.data.threads = 16
     config.evaluate.every_epochs = 10.0
     return config

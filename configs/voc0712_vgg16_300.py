@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     trainval = ("VOC2007/trainval", "VOC2012/trainval")
     config.data.train.update({"root": "data/VOCdevkit", "image_sets": trainval})
     config.data.val.update({"root": "data/VOCdevkit", "image_sets": ("VOC2007/test",)})
-    config.data.update({"canvas": 512, "threads": 16})
+    config.data.canvas = 512
     config.weights.path = "weights/vgg16.safetensors"
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 500, "clip_norm": 35.0})
     config.evaluate.every_epochs = 10.0

@@ -39,6 +39,20 @@ def keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(LEAST_COMPILE_SECONDS))
 
 
+def keep_no_compiled_programs() -> None:
+    """For a run on several hosts, before its first program; a folder that the user gave is used.
+
+    Hosts need not share the user's cache folder, and only process 0 of a run writes what JAX keeps.
+    At the next start process 0 alone would find the programs, and the others, which compile them,
+    would wait for its part of trying out kernels on a GPU, which XLA divides among all processes.
+    """
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir
+    if folder and pathlib.Path(folder).is_relative_to(cache_folder()):
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def _processor() -> str:
     """A name for the instructions that this processor has.
 

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ssd_jax
+from ssd_jax.caches import keep_no_compiled_programs
 from ssd_jax.config import flat_items
 from ssd_jax.errors import UserError
 from ssd_jax.roll_call import call_roll, some_of
@@ -76,6 +77,8 @@ def start(
             f"{num_processes}."
         )
     hosts = call_roll(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
+    if len(set(hosts)) > 1:
+        keep_no_compiled_programs()
     jax.distributed.initialize(
         coordinator,
         num_processes,

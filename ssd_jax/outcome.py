@@ -20,6 +20,7 @@ from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
 from ssd_jax.reporting import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, write_json
 from ssd_jax.sharding import each_device_alone, make_mesh
+from ssd_jax.training_data import decoding_threads
 
 PICTURES = "pictures"
 
@@ -182,7 +183,7 @@ def evaluate_variables(
         batch_size=config.evaluate.batch_size,
         canvas=config.data.canvas,
         iou_threshold=config.evaluate.iou_threshold,
-        num_threads=config.data.threads,
+        num_threads=decoding_threads(config),
         with_coco=with_coco or config.evaluate.metric == "coco",
         watch=watch,
     )

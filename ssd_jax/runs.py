@@ -1,5 +1,6 @@
 """What the verbs of the command line do: put the parts together, run them, tell the outcome."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -97,9 +98,9 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     }
     predict = each_device_alone(experiment.build_predict(config, network), mesh)
 
-    def watched(batches):
+    def watched(batches, phase="evaluation"):
         for batch in stopping.between(batches):
-            watchdog.enter("evaluation")
+            watchdog.enter(phase)
             yield batch
         watchdog.enter("metric")
 
@@ -157,7 +158,10 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
             f"{early_stopping.metric} in {early_stopping.patience} evaluations"
         )
 
-    measured = measure(config, workdir, mesh=mesh, watch=watched)
+    # A phase of its own: it loads a checkpoint and compiles anew, which may take its time.
+    watchdog.enter("last evaluation")
+    last = functools.partial(watched, phase="last evaluation")
+    measured = measure(config, workdir, mesh=mesh, watch=last)
     watchdog.enter("report")
     if jax.process_index() == 0:
         write_result(config, workdir, measured, sources)

@@ -17,6 +17,11 @@ Tree = TypeVar("Tree")
 BATCH_AXIS = "data"
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:
     """Without an accelerator, makes a device of each core; call it before anything else of JAX.
 
@@ -25,9 +30,8 @@ def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1)
     divide the batch; JAX_NUM_CPU_DEVICES overrules it.
     """
     if jax.config.jax_num_cpu_devices == -1:
-        bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        cores = max(1, min(bound, os.cpu_count() // on_this_host))
-        possible = [n for n in range(1, cores + 1) if batch_size % (n * processes) == 0]
+        most = max(1, min(cores(), os.cpu_count() // on_this_host))
+        possible = [n for n in range(1, most + 1) if batch_size % (n * processes) == 0]
         devices = max(possible, default=1)
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -22,8 +22,10 @@ from ssd_jax.data.pipeline import (
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.ops.images import normalise, resize
-from ssd_jax.sharding import put_batch
+from ssd_jax.sharding import cores, put_batch
 from ssd_jax.types import Batch
+
+_MOST_THREADS = 16
 
 
 def host_batches(
@@ -42,6 +44,12 @@ def host_batches(
         num_threads=num_threads,
         cache="ram" if config.data.cache == "ram" else "none",
     )
+
+
+def decoding_threads(config: ConfigDict) -> int:
+    """What the config says, or one for each core up to 16."""
+    threads = config.data.threads
+    return min(_MOST_THREADS, cores()) if threads is None else threads
 
 
 def network_inputs(
@@ -77,7 +85,7 @@ def mesh_batches(
         mesh,
         canvas=config.data.canvas,
         max_objects=max_objects(source),
-        num_threads=config.data.threads,
+        num_threads=decoding_threads(config),
     )
     share = share_of_process(config.batch_size, jax.process_index(), jax.process_count())
     batches = cached_batches(
@@ -94,7 +102,7 @@ def mesh_batches(
 def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[list[str], Batch]]:
     names = source.names
     with contextlib.closing(
-        host_batches(config, source, start_step=start_step, num_threads=config.data.threads)
+        host_batches(config, source, start_step=start_step, num_threads=decoding_threads(config))
     ) as batches:
         for batch in batches:
             yield [names[index] for index in batch.sample_id], put_batch(batch, mesh)

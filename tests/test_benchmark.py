@@ -223,8 +223,10 @@ def test_the_command_tells_and_writes(config, made_up_result, tmp_path, capsys):
 
 
 def test_a_config_is_compared_with_itself_and_with_a_command(
-    config, made_up_result, tmp_path, capsys
+    config, made_up_result, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "to be taken back")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
     file, out = write_config(tmp_path, config), tmp_path / "ratio.json"
     command = ["benchmark", "--config", file, "--devices", "1", "--rounds", "2"]
     assert main([*command, "--against", file]) == 0
@@ -232,7 +234,7 @@ def test_a_config_is_compared_with_itself_and_with_a_command(
     assert told.count(file) == 2
     assert "times as long" in told
     peer = tmp_path / "peer.py"
-    peer.write_text("print('{}')")
+    peer.write_text("import os; os.environ['XLA_PYTHON_CLIENT_PREALLOCATE']; print('{}')")
     words = ["--against", f"{sys.executable} -S {peer}", "--json", str(out)]
     assert main([*command, *words]) == 0
     assert len(json.loads(out.read_text())["ratios"]) == 2

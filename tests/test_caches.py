@@ -4,11 +4,12 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from ssd_jax import caches
-from ssd_jax.caches import keep_compiled_programs
+from ssd_jax.caches import keep_compiled_programs, keep_no_compiled_programs
 
 VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE",
              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")  # fmt: skip
@@ -105,3 +106,14 @@ def test_jax_keeps_programs_there_without_a_warning(before_jax):
     kept = run()
     assert any("lambda" in name for name in kept)
     assert run() == kept
+
+
+@pytest.mark.parametrize(("ours", "kept"), [(True, False), (False, True)])
+def test_several_hosts_keep_only_in_a_folder_that_the_user_gave(ours, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path))
+    folder = tmp_path / "compiled/x86" if ours else tmp_path.parent
+    changed = {}
+    config = SimpleNamespace(jax_compilation_cache_dir=str(folder), update=changed.__setitem__)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config))
+    keep_no_compiled_programs()
+    assert changed.get("jax_enable_compilation_cache", True) == kept

@@ -1,6 +1,7 @@
 """A whole run: what it leaves behind, and the verbs that use it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
+from ssd_jax.train.watchdog import Watchdog
 
 
 def test_a_run_leaves_its_folder_complete(tiny_run):
@@ -36,6 +38,16 @@ def test_a_run_leaves_its_folder_complete(tiny_run):
     assert report["protocol"]["images"] == 12
     assert "11-point" in report["protocol"]["map11"]
     assert report["step"] == 6
+
+
+def test_the_last_evaluation_has_the_time_to_compile(tiny_run, shapes, tmp_path, monkeypatch):
+    phases = []
+    monkeypatch.setattr(Watchdog, "enter", lambda self, phase, step=None: phases.append(phase))
+    again = shutil.copytree(tiny_run, tmp_path / "run")
+    run_training(tiny_config(shapes), again, mesh=make_mesh(jax.devices()[:1]))
+    # The limit of a phase comes from the ones of that name before.
+    assert phases[0] == "last evaluation"
+    assert "evaluation" not in phases
 
 
 def test_evaluate_gives_exactly_the_number_of_the_run(tiny_run):

@@ -1,8 +1,10 @@
 """`ssd-jax benchmark`."""
 
+import os
 import pathlib
 import re
 
+from ssd_jax.children import SMALL_MEMORY
 from ssd_jax.commands.common import positive, refuse_misplaced, verb
 
 NOTE = """\
@@ -93,6 +95,9 @@ def _benchmark(options, rest):
     rounds = options.rounds or 5
     assignments = configs.split_assignments(rest)
     config = _config(options.config, assignments)
+    if options.against and not _is_config(options.against):
+        # The command may want the same GPU. JAX reads this when it opens the devices.
+        os.environ.update(SMALL_MEMORY | os.environ)
     start = {}
     if not (options.find_batch or options.against or options.no_start):
         from ssd_jax.benchmark.start import measure_starts

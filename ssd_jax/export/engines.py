@@ -185,7 +185,10 @@ def device_of(engine: str) -> contextlib.AbstractContextManager:
     """Where the programs around an engine run: beside it."""
     if engine == "jax":
         return contextlib.nullcontext()
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS=cuda
+        return contextlib.nullcontext()
 
 
 def read_variables(folder: ModelFolder, model: SSD) -> Any:

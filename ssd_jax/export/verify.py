@@ -4,9 +4,7 @@
 """
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Int, UInt8
 
+from ssd_jax.children import run_child
 from ssd_jax.errors import UserError
 from ssd_jax.export.engines import EXACT, installed_engines
 from ssd_jax.export.exported import open_exported
@@ -54,12 +53,9 @@ def verify(
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or str(scratch / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "ssd_jax.export.verify", str(folder), str(cases)],
-        env=os.environ | {name: value for name, value in settings.items() if value},
-        capture_output=True,
-        text=True,
-        check=False,
+    child = run_child(
+        [sys.executable, "-m", "ssd_jax.export.verify", folder, cases],
+        {name: value for name, value in settings.items() if value},
     )
     if child.returncode:
         raise UserError(

@@ -8,7 +8,6 @@ your-algorithms-training-signal-success-failure.html.
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import cluster
 from ssd_jax import config as configs
+from ssd_jax.children import run_child
 from ssd_jax.config_check import check
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
@@ -233,7 +233,7 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
         # A process of its own: in this one JAX would wait for those of the other hosts.
         command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
         command += ["--out", exported, "--no-archive"]  # SageMaker packs what it finds
-        export = subprocess.run(command, capture_output=True, text=True, check=False)
+        export = run_child(command)
         if export.returncode:
             told = export.stderr.strip()[-1000:]
             if not stopped:

@@ -68,11 +68,14 @@ class Stopping:
         Raises:
           Stopped: the run was asked to stop; the work is dropped.
         """
+        asked: deque[jax.Array] = deque()
         for part in parts:
-            asked = self._requested()
+            stops = self._requested()
             if jax.process_count() > 1:
-                asked = _anybody(any_process(asked))
-            if asked:
+                # The answer to the question before: this one waits for the part that is going on.
+                asked.append(any_process(stops))
+                stops = len(asked) > 1 and _anybody(asked.popleft())
+            if stops:
                 raise Stopped(f"stopped by {self.reason} in an evaluation. {AGAIN}")
             yield part
 

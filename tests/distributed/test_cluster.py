@@ -148,6 +148,21 @@ def test_processes_share_the_cores_of_their_host(
     assert chosen == {"jax_num_cpu_devices": devices}
 
 
+@pytest.mark.parametrize(("hosts", "kept"), [(["a", "a"], True), (["a", "b"], False)])
+def test_compiled_programs_are_kept_on_one_host_only(hosts, kept, monkeypatch):
+    told = []
+    for name, does in {
+        "call_roll": lambda *_, **words: hosts,
+        "keep_no_compiled_programs": lambda: told.append("none"),
+        "jax.distributed.initialize": lambda *_, **words: told.append("joined"),
+        "use_cpu_cores": lambda *_, **words: None,
+        "_connect": lambda hosts: None,
+    }.items():
+        monkeypatch.setattr(f"ssd_jax.cluster.{name}", does)
+    start(batch_size=8, coordinator="h:1", num_processes=2, process_id=0)
+    assert told == (["joined"] if kept else ["none", "joined"])
+
+
 @pytest.fixture
 def config_file(shapes, tmp_path) -> pathlib.Path:
     save_config(tiny_config(shapes), tmp_path / "config.json")

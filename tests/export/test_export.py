@@ -108,6 +108,16 @@ def test_engines_that_read_onnx_do_not_build_the_network(model, engine, monkeypa
     assert open_exported(model, engine=engine).engine == engine
 
 
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="onnxruntime is missing")
+def test_engines_on_the_processor_work_where_jax_has_a_gpu_only(model, pictures, monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")  # with JAX_PLATFORMS=cuda
+
+    monkeypatch.setattr(engines.jax, "local_devices", local_devices)
+    found = found_by(open_exported(model, engine="onnxruntime"), pictures)
+    assert found.valid.sum() > 10
+
+
 @pytest.mark.skipif(not WITH_ONNX, reason="the extra onnx is not installed")
 @pytest.mark.parametrize("array", [{"boxes": np.zeros((3, 4))}, {"anchors": np.zeros((3, 5))}])
 def test_anchors_that_are_none_are_refused(damaged, array):

@@ -98,6 +98,25 @@ def test_a_longer_work_is_dropped_between_two_of_its_parts():
             next(parts)
 
 
+def test_of_several_processes_no_part_waits_for_the_one_that_is_going_on(monkeypatch):
+    events = []
+    monkeypatch.setattr("ssd_jax.train.stopping.jax.process_count", lambda: 2)
+    monkeypatch.setattr("ssd_jax.train.stopping.any_process", lambda flag: flag)
+    monkeypatch.setattr("ssd_jax.train.stopping._anybody", lambda a: events.append("read") or a)
+    with Stopping() as stopping:
+        stopping.hold()
+        parts = stopping.between("abcde")
+        for part in parts:
+            events.append(part)
+            if part == "b":
+                send("SIGTERM")
+                break
+        assert next(parts) == "c"  # the question before was asked ahead of the signal
+        with pytest.raises(Stopped):
+            next(parts)
+    assert events == ["a", "read", "b", "read", "read"]
+
+
 def evaluations(rule, values, *, every=10):
     """The step at which the rule ends a run with these measurements, None if it does not."""
     progress = Progress()
