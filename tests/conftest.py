@@ -1,4 +1,7 @@
-"""Eight virtual CPU devices for every test: meshes are tested where there is no GPU."""
+"""Eight virtual CPU devices for every test: meshes are tested where there is no GPU.
+
+`JAX_PLATFORMS=cuda,cpu pytest tests/ops tests/oracle tests/models` asks a GPU.
+"""
 
 import os
 import pathlib
@@ -7,7 +10,9 @@ import jax
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
-jax.config.update("jax_platforms", "cpu")
+# The processes that tests start read the environment.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 
 
