@@ -205,7 +205,7 @@ def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[Tra
     """The state at step 0, and what there is to tell of the weights that it begins with."""
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
-        load_report = None
+        told = None
         if config.weights.path:
             variables, load_report = start_from(
                 variables,
@@ -216,7 +216,9 @@ def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[Tra
                 classes=source.classes,
             )
             _tell(load_report)
-            variables = _scale_new_layers(config, network, variables, load_report, source)
+            new = new_layers(variables, load_report)
+            variables, scaled = _scale_new_layers(config, network, variables, new, source)
+            told = load_report.facts | scaled
         _settle_config(config, workdir)
         facts["weights to begin with"] = fingerprint(variables)
     _tell(_describe(config, network, variables, mesh))
@@ -229,14 +231,16 @@ def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[Tra
         sharding=config.sharding,
         averaged=config.optimizer.ema_decay > 0,
     )
-    return state, load_report and load_report.facts
+    return state, told
 
 
-def _scale_new_layers(config, network, variables, load_report, source) -> dict:
-    """Fits the layers that the weights lack to what the pretrained ones below them answer."""
-    new = new_layers(variables, load_report)
+def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, dict[str, str]]:
+    """Fits the layers that the weights lack to what the pretrained ones below them answer.
+
+    Also gives what report.json says of it.
+    """
     if not new:
-        return variables
+        return variables, {}
     images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
     variables, factors = scale_to_unit_outputs(network.model, variables, new, images)
     scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
@@ -249,7 +253,7 @@ def _scale_new_layers(config, network, variables, load_report, source) -> dict:
             "and clipping they may ruin what was pretrained. Consider "
             "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
         )
-    return variables
+    return variables, {"new in the backbone": scaled}
 
 
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:

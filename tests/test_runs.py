@@ -125,6 +125,8 @@ def test_layers_that_the_weights_lack_begin_gently(shapes, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "new in the backbone: fc6 times " in told
     assert "Consider --config.optimizer.warmup_steps=500" in told
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["weights"]["new in the backbone"].startswith("fc6 times ")
     trained = load_trained(config, tmp_path / "run", mesh=mesh).variables["params"]["backbone"]
     ratio = np.asarray(trained["fc6"]["kernel"]) / first["fc6"]["kernel"]
     np.testing.assert_array_equal(ratio, ratio[0, 0, 0, 0])
