@@ -68,6 +68,17 @@ def test_what_cannot_be_used_is_refused_or_left_out(thing, code):
     assert left.problems.counts == {code: 2}
 
 
+def test_an_image_that_loses_all_its_boxes_is_no_background():
+    flat = ("cat", (0.5, 0, 0.5, 1))
+    images = [flat, flat], [("dog", WHOLE)], [("wolf", WHOLE)], [flat, ("wolf", WHOLE)], []
+    left = source(*images, problems=Problems("skip"))
+    # What shows other classes only, or nothing, is background.
+    assert left.names == ["1", "2", "4"]
+    assert left.object_counts.tolist() == [1, 0, 0]
+    assert left.problems.counts == {"SSD133": 3, "SSD134": 2, "SSD136": 2}
+    assert "SSD136 file 0: none of its 2 boxes" in str(left.problems.found[-2])
+
+
 def test_taken_images_keep_what_belongs_to_them():
     whole = source([("cat", WHOLE)], [], [("dog", WHOLE), ("cat", (0, 0, 0.5, 1))])
     part = whole.take([2, 0])

@@ -119,7 +119,7 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, bad, code, part):
     assert "train.manifest, line 2" in str(error.value)
     source = open_manifest(path, problems=Problems("skip"))
     assert "c" in source.names
-    assert source.problems.counts == {code: 1}
+    assert source.problems.counts[code] == 1
 
 
 def test_a_missing_manifest_is_told(tmp_path):

@@ -173,7 +173,7 @@ def test_bad_records_are_named_or_left_out(tmp_path, record, code, parts):
     for part in [code, "a.rec, record 1 (key 9)", *parts]:
         assert part in str(error.value)
     source = open_recordio(path, problems=Problems("skip"))
-    assert source.problems.counts == {code: 1}
+    assert source.problems.counts[code] == 1
     assert source.object_counts.tolist()[0] == 1
 
 

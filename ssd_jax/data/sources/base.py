@@ -253,7 +253,8 @@ def build_source(
     `written` are the corners xmin, ymin, xmax, ymax in the format's own unit, `boxes` the same as
     parts of the image; NaN where the file held no number. `labels` are class ids, -1 for a class
     that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
-    corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1.
+    corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1. An
+    image whose boxes are all unusable is left out with them.
     """
     offsets = _offsets(object_counts)
     image = np.repeat(np.arange(len(names)), object_counts)
@@ -302,7 +303,13 @@ def build_source(
 
     good = ~bad
     counts = np.bincount(image[good], minlength=len(names))
-    return Source(
+    # Its objects would be taken for background. Objects of other classes may be.
+    broken = np.bincount(image[unreadable | flat | outside], minlength=len(names))
+    lost = (broken > 0) & (counts == 0)
+    for i in np.flatnonzero(lost).tolist():
+        problem = f"none of its {broken[i]} boxes can be used, so the image is left out"
+        problems(DataError(codes.NO_BOX_LEFT, locate(i), problem, "Correct its boxes"))
+    source = Source(
         Annotations(
             names,
             np.asarray(sizes, np.int32),
@@ -317,6 +324,7 @@ def build_source(
         problems=problems,
         files=files,
     )
+    return source.take(np.flatnonzero(~lost)) if lost.any() else source
 
 
 def check_not_empty(source: Source, where: str) -> Source:
