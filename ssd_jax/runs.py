@@ -376,7 +376,7 @@ def _where_things_are(workdir: pathlib.Path) -> str:
 In {workdir}:
   pictures/       curves, augmented images, detections next to ground truth, precision and recall
   metrics.jsonl   losses and metrics over the steps; tensorboard/ has the same
-  report.json     the result and how it was measured
+  report.html     the whole run on one page; report.json has its numbers
   config.json     every setting
   checkpoints/    the last ones and the best one
 What next:

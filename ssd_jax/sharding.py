@@ -2,6 +2,9 @@
 
 import functools
 import os
+import pathlib
+import platform
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +23,14 @@ BATCH_AXIS = "data"
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor() -> str:
+    """The name of the processor of this machine."""
+    about = pathlib.Path("/proc/cpuinfo")
+    text = about.read_text(encoding="utf-8") if about.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.machine()
 
 
 def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:

@@ -1,6 +1,8 @@
 """A whole run: what it leaves behind, and the verbs that use it."""
 
 import json
+import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,17 @@ def test_a_run_leaves_its_folder_complete(tiny_run):
     assert report["protocol"]["images"] == 12
     assert "11-point" in report["protocol"]["map11"]
     assert report["step"] == 6
+
+
+def test_the_command_in_the_report_repeats_the_run(tiny_run, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").symlink_to(shapes)
+    config = tiny_config(pathlib.Path("shapes"))
+    run_training(config, pathlib.Path("runs/one run"))
+    report = json.loads(pathlib.Path("runs/one run/report.json").read_text())
+    assert main(shlex.split(report["how"]["repeat"])[1:]) == 0
+    again = json.loads(pathlib.Path("runs/one run-again/report.json").read_text())
+    assert again["metrics"] == report["metrics"]
 
 
 def test_the_last_evaluation_has_the_time_to_compile(tiny_run, shapes, tmp_path, monkeypatch):

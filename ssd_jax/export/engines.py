@@ -9,9 +9,6 @@ run itself had for them, before it is handed out.
 import contextlib
 import importlib
 import math
-import pathlib
-import platform
-import re
 import statistics
 import sys
 import time
@@ -31,6 +28,7 @@ from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.boxes import clip, decode
+from ssd_jax.sharding import processor
 from ssd_jax.weights.load import load_weights
 from ssd_jax.weights.maps import NameMap, Target, unchanged
 from ssd_jax.weights.readers import WeightFile
@@ -111,14 +109,6 @@ def seconds_an_image(engine: Engine, folder: ModelFolder) -> float:
             jax.block_until_ready(engine.run(images))
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds) / len(images)
-
-
-def processor() -> str:
-    """The name of the processor of this machine."""
-    about = pathlib.Path("/proc/cpuinfo")
-    text = about.read_text(encoding="utf-8") if about.is_file() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1] if named else platform.machine()
 
 
 def _found_at_export(folder: ModelFolder) -> Mapping[str, Mapping[str, Any]]:

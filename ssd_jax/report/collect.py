@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import shlex
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
@@ -59,11 +61,19 @@ def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             "val": curve(records, "val", ("map_voc07", "map_voc12", "map_coco")),
         },
         "how": {
-            "repeat": f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER",
+            "repeat": _repeat_command(workdir),
             "starts": starts,
             **speed(records),
         },
     }
+
+
+def _repeat_command(workdir: pathlib.Path) -> str:
+    """For the folder that the run was started in, from which the paths of its data may count."""
+    # A run whose folder is a URL lies in the cache meanwhile, which is gone when one reads this.
+    folder = workdir.name if workdir.is_relative_to(cache_folder()) else str(workdir)
+    config, again = shlex.quote(f"{folder}/{CONFIG_FILE}"), shlex.quote(f"{folder}-again")
+    return f"ssd-jax train --config {config} --workdir {again}"
 
 
 def curve(

@@ -33,8 +33,9 @@ def choose_examples(
 ) -> dict[str, list[Example]]:
     """The best, the worst and the most confused images, by kind; a kind may have none.
 
-    The best have the most objects found and no mistake, the worst the most mistakes (wrong
-    detections and missed objects), the most confused the most objects taken for another class.
+    The best have the fewest mistakes (wrong detections and missed objects), and of these the most
+    objects found, the worst the most mistakes, the most confused the most objects taken for
+    another class.
     """
     shown = [
         ScoredBoxes(*(column[record.scores >= SHOWN_SCORE] for column in record))
@@ -66,7 +67,9 @@ def choose_examples(
         return example.wrong + example.missed
 
     return {
-        "best": first([e for e in examples if e.correct and not mistakes(e)], lambda e: e.correct),
+        "best": first(
+            [e for e in examples if e.correct > mistakes(e)], lambda e: (-mistakes(e), e.correct)
+        ),
         "worst": first([e for e in examples if mistakes(e)], mistakes),
         "most_confused": first([e for e in examples if e.confused], lambda e: e.confused),
     }

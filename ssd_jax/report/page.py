@@ -76,7 +76,8 @@ def run_page(run: Run) -> str:
         f"fingerprint {escape(protocol['fingerprint'])}</p>",
         "<h2>To repeat it</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
-        f'<p class="quiet">{CONFIG_FILE}, in the folder of the run, has every setting.</p>',
+        f'<p class="quiet">where the run was started, from which relative paths of data count. '
+        f"{CONFIG_FILE}, in the folder of the run, has every setting.</p>",
         "<h2>Result</h2>",
         _metrics(report),
         _classes(report),
@@ -244,19 +245,26 @@ def _starts(starts):
     for start in starts:
         environment, code = start["environment"], start["code"]
         devices = environment["devices"]
-        packages = {"ssd_jax": environment["ssd_jax"], **environment["packages"]}
+        versions = {
+            "python": environment["python"],
+            "ssd_jax": environment["ssd_jax"],
+            **environment["packages"],
+            **environment.get("variables", {}),
+        }
+        machine = f"{devices['count']} x {devices['kind']}, {environment.get('driver', '')}; "
+        machine += environment.get("processor", "")
         state = "" if code is None else code["commit"][:12] + (" changed" * code["changed"])
         rows.append(
             (
                 start["time"],
                 start["step"],
-                f"{devices['count']} x {devices['kind']}",
+                machine.strip(",; "),
                 state,
-                ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+                ", ".join(f"{name} {version}" for name, version in versions.items() if version),
                 start["command"] or "called from Python",
             )
         )
-    heads = ("started", "at step", "devices", "commit", "versions", "command")
+    heads = ("started", "at step", "machine", "commit", "versions", "command")
     return "<h3>Starts</h3>" + table(heads, rows) if rows else ""
 
 

@@ -16,10 +16,13 @@ import jax
 
 from ssd_jax import __version__
 from ssd_jax.reporting import to_json
+from ssd_jax.sharding import processor
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
             "opencv-python-headless")  # fmt: skip
+VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64",
+             "JAX_DEFAULT_MATMUL_PRECISION", "NVIDIA_TF32_OVERRIDE")  # fmt: skip
 
 
 def record_start(workdir: pathlib.Path, *, step: int, weights: dict[str, Any] | None) -> None:
@@ -55,22 +58,33 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def command_line(arguments: Sequence[str]) -> str | None:
-    """The command as it was typed, None where the package was called by other code."""
-    program = pathlib.Path(arguments[0]).name if arguments else ""
-    if program == "__main__.py":
+    """The command as it was typed, None where a notebook or the like called the package."""
+    program = pathlib.Path(arguments[0] if arguments else "")
+    if program.name == "__main__.py":
         return shlex.join(["python", "-m", "ssd_jax", *arguments[1:]])
-    return shlex.join(["ssd-jax", *arguments[1:]]) if program == "ssd-jax" else None
+    if program.name == "ssd-jax":
+        return shlex.join(["ssd-jax", *arguments[1:]])
+    # A script of an experiment. What starts notebooks and tests lies among the packages.
+    is_script = program.suffix == ".py" and not program.is_absolute()
+    return shlex.join(["python", *arguments]) if is_script else None
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, without names of hosts or people."""
+    """Versions and machine, without names of hosts or people.
+
+    `driver` is what JAX says of the platform: on GPUs the version of CUDA. `variables` are those of
+    the environment that change what is computed.
+    """
     device = jax.devices()[0]
     return {
         "ssd_jax": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "cpu_cores": os.cpu_count(),
+        "driver": device.client.platform_version,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "devices": {
             "kind": device.device_kind,
             "platform": device.platform,

@@ -51,6 +51,9 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert first["command"] == "ssd-jax train --workdir 'my run'"
     assert first["weights"] == {"source": "vgg16.safetensors"}
     assert first["environment"]["packages"]["jax"]
+    assert first["environment"]["processor"]
+    assert first["environment"]["driver"]
+    assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"
     assert "/somewhere" not in json.dumps(first)
 
 
@@ -58,7 +61,11 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     ("arguments", "command"),
     [
         (["/a/ssd_jax/__main__.py", "train"], "python -m ssd_jax train"),
-        (["notebook.py"], None),
+        (
+            ["experiments/voc_table/run.py", "--seeds", "5"],
+            "python experiments/voc_table/run.py --seeds 5",
+        ),
+        (["/venv/site-packages/ipykernel_launcher.py", "-f", "kernel.json"], None),
         ([], None),
     ],
 )

@@ -34,6 +34,21 @@ def test_the_best_the_worst_and_the_most_confused():
     assert [example.image for example in examples["most_confused"]] == [1]
 
 
+def test_where_no_image_is_without_mistakes_the_best_have_the_fewest():
+    truths = [truth(0, 0, 0), truth(0, 0, 1), truth(0, 1)]
+    boxes = truths[0].boxes.tolist()
+    detections = [
+        found((boxes[0], 0, 0.9), (boxes[1], 0, 0.9), (boxes[2], 0, 0.9), (ELSEWHERE, 0, 0.9)),
+        found((boxes[0], 0, 0.9), (boxes[1], 0, 0.9)),
+        found((boxes[0], 0, 0.9)),  # as much wrong as right
+    ]
+    examples = choose_examples(truths, detections, num_classes=2)
+    assert [(e.image, e.correct, e.wrong + e.missed) for e in examples["best"]] == [
+        (0, 3, 1),
+        (1, 2, 1),
+    ]
+
+
 def test_of_a_perfect_detector_there_is_no_worst_image():
     examples = choose_examples([truth(0)], [found((BOX, 0, 0.9))], num_classes=1)
     assert (examples["worst"], examples["most_confused"]) == ([], [])

@@ -61,7 +61,7 @@ def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
         "vgg16 300 px on pets",
         "0.625",
         "VOC07 11-point, 5 images",
-        "ssd-jax train --config config.json",
+        "pets/config.json --workdir ",
         "&lt;dog&gt;",
         "D101 2",
     ):
