@@ -11,10 +11,8 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from ssd_jax import config as configs
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
-from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
@@ -35,6 +33,7 @@ from ssd_jax.outcome import (
 )
 from ssd_jax.report.starts import record_start
 from ssd_jax.reporting import Observer, Reporter
+from ssd_jax.same_run import settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
@@ -43,11 +42,6 @@ from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.training_data import describe_cache, host_batches, mesh_batches, network_inputs
-
-# Settings that change how a run is computed and told, but not what comes out of it.
-HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
-            "checkpoint.every_steps", "checkpoint.keep_latest", "watchdog.factor",
-            "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
 
 # Layers that a weight file lacks are scaled by what they answer to so many images.
 IMAGES_TO_SCALE_BY = 8
@@ -90,7 +84,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     network = experiment.build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    state, weights = _first_state(config, workdir, network, optimizer, mesh, source)
+    state, weights = _first_state(config, workdir, network, optimizer, mesh, sources)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
@@ -118,7 +112,8 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         start_step = int(state.step)
         if start_step < total_steps or progress.evaluated_step < start_step:
             if jax.process_index() == 0:
-                record_start(workdir, step=start_step, weights=weights)
+                data = {name: each.fingerprint for name, each in sources.items()}
+                record_start(workdir, step=start_step, weights=weights, data=data)
                 if not start_step:
                     _draw_first_batch(config, workdir, source)
             batches = mesh_batches(config, source, mesh, start_step=start_step)
@@ -201,8 +196,9 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
-def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
+def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
     """The state at step 0, and what there is to tell of the weights that it begins with."""
+    source = sources["train"]
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
         told = None
@@ -219,7 +215,7 @@ def _first_state(config, workdir, network, optimizer, mesh, source) -> tuple[Tra
             new = new_layers(variables, load_report)
             variables, scaled = _scale_new_layers(config, network, variables, new, source)
             told = load_report.facts | scaled
-        _settle_config(config, workdir)
+        settle_config(config, workdir, sources)
         facts["weights to begin with"] = fingerprint(variables)
     _tell(_describe(config, network, variables, mesh))
     for warning in experiment.schedule_warnings(config, len(source)):
@@ -334,30 +330,6 @@ def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
         _tell(at + memory_report(programs[size], mesh))
     sizes = tuple(steps)
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
-
-
-def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
-    """What differs from the config in the file, but for HARDWARE; "" if nothing does."""
-    before = dict(configs.flat_items(configs.read_config(path)))
-    return "; ".join(
-        f"config.{name} was {before[name]!r} and is now {value!r}"
-        for name, value in configs.flat_items(config)
-        if before[name] != value and name not in HARDWARE
-    )
-
-
-def _settle_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, or refuses to go on with a run that was started with another config."""
-    path = workdir / CONFIG_FILE
-    has_begun = path.is_file() and any(workdir.glob("checkpoints/[0-9]*"))
-    if has_begun and (changed := changed_settings(config, path)):
-        raise UserError(
-            f"{workdir}: the run there was started with another config: {changed}. "
-            "Go on with the same one, or choose another --workdir."
-        )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        configs.save_config(config, path)
 
 
 def _describe(config, network, variables, mesh: Mesh) -> str:

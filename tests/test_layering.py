@@ -56,7 +56,7 @@ FLOORS = (
     ("train.loop", "gallery", "report"),
     ("experiment",),
     ("detector", "training_data"),
-    ("outcome", "importing", "export"),
+    ("outcome", "importing", "export", "same_run"),
     ("runs", "serve", "roofline", "benchmark"),
     ("prediction",),
     ("sagemaker",),

@@ -65,6 +65,19 @@ def test_another_config_is_refused_with_the_difference(shapes, tiny_run):
         run_training(config, tiny_run)
 
 
+def test_the_same_data_may_lie_elsewhere_and_others_may_not(shapes, tiny_run, tmp_path, capsys):
+    moved = shutil.copytree(shapes, tmp_path / "moved")
+    mesh = make_mesh(jax.devices()[:1])
+    run_training(tiny_config(moved), tiny_run, mesh=mesh)
+    assert "resumed at step 6 of 6" in capsys.readouterr().out
+    for annotation in (moved / "Annotations").iterdir():
+        text = annotation.read_text()
+        annotation.write_text(text.replace("<difficult>0", "<difficult>1"))
+    with pytest.raises(UserError, match="other data: the annotations of train have the fingerpr"):
+        run_training(tiny_config(moved), tiny_run, mesh=mesh)
+    run_training(tiny_config(shapes), tiny_run, mesh=mesh)  # config.json as it was
+
+
 def test_a_checkpoint_of_other_classes_is_refused(shapes, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "checkpoints", tmp_path / "checkpoints")
     classes = (*open_voc(shapes, ("train",)).classes, "star")

@@ -82,7 +82,8 @@ def measure_again(
 
 def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
     """A finished run is only this one if it was made with the same settings."""
-    from ssd_jax.runs import CONFIG_FILE, changed_settings
+    from ssd_jax.config import CONFIG_FILE
+    from ssd_jax.same_run import changed_settings
 
     if changed := changed_settings(config, workdir / CONFIG_FILE):
         raise UserError(f"{workdir}: finished with other settings: {changed}. Give another --runs.")

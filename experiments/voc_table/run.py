@@ -210,7 +210,8 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether the run left its report; refused if that is of another config."""
-    from ssd_jax.runs import CONFIG_FILE, changed_settings
+    from ssd_jax.config import CONFIG_FILE
+    from ssd_jax.same_run import changed_settings
 
     if not (workdir / REPORT_FILE).is_file():
         return False

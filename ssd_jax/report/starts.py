@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,10 +25,17 @@ VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X6
              "JAX_DEFAULT_MATMUL_PRECISION", "NVIDIA_TF32_OVERRIDE")  # fmt: skip
 
 
-def record_start(workdir: pathlib.Path, *, step: int, weights: dict[str, Any] | None) -> None:
+def record_start(
+    workdir: pathlib.Path,
+    *,
+    step: int,
+    weights: dict[str, Any] | None,
+    data: Mapping[str, str],
+) -> None:
     """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
 
-    `weights` tells where the first values came from (`weights_record`).
+    `weights` tells where the first values came from (`weights_record`), `data` has the fingerprint
+    of each split.
     """
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -37,6 +44,7 @@ def record_start(workdir: pathlib.Path, *, step: int, weights: dict[str, Any] | 
         "environment": environment(),
         "code": code_state(pathlib.Path(__file__).parents[1]),
         "weights": weights,
+        "data": data,
     }
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
@@ -55,6 +63,12 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
+
+
+def data_at_start(workdir: pathlib.Path) -> dict[str, str]:
+    """The fingerprint of each split that the run began with; {} where that is not told."""
+    begun = [start for start in read_starts(workdir) if start["step"] == 0]
+    return begun[-1].get("data", {}) if begun else {}
 
 
 def command_line(arguments: Sequence[str]) -> str | None:

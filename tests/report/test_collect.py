@@ -42,8 +42,10 @@ def test_speed_is_the_median_and_memory_the_highest():
 
 def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/ssd-jax", "train", "--workdir", "my run"])
-    starts.record_start(tmp_path, step=0, weights={"source": "vgg16.safetensors"})
-    starts.record_start(tmp_path, step=7, weights=None)
+    starts.record_start(
+        tmp_path, step=0, weights={"source": "vgg16.safetensors"}, data={"train": "a1"}
+    )
+    starts.record_start(tmp_path, step=7, weights=None, data={"train": "b2"})
     with (tmp_path / starts.STARTS_FILE).open("a") as lines:
         lines.write('{"time": "20')
     first, second = starts.read_starts(tmp_path)
@@ -55,6 +57,7 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert first["environment"]["driver"]
     assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"
     assert "/somewhere" not in json.dumps(first)
+    assert starts.data_at_start(tmp_path) == {"train": "a1"}
 
 
 @pytest.mark.parametrize(
