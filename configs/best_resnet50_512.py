@@ -9,7 +9,7 @@ Expected: to beat 81.5 (TorchCV's README, SSD with ResNet-50 and a feature pyram
           and measured at several image sizes.
 Cost:     240 epochs are 3.97 million images of 162 GFLOP (three forward passes of 54, by XLA's
           count). Modelled, not measured: as fast by the FLOP as the plain network at 0.70 of the
-          roofline, which makes 1,200 images/s on an H200 and 0.9 GPU hours.
+          coarse roofline, which makes 1,200 images/s on an H200 and 0.9 GPU hours.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 """
 

@@ -10,8 +10,8 @@ Expected: to beat 80.7, the highest published of a plain SSD512 (README of luffi
           highest with such a test (RefineDet++512).
 Cost:     240 epochs are 3.97 million images of 539 GFLOP (three forward passes of 180, by XLA's
           count). Modelled, not measured: as fast by the FLOP as the plain network at 0.70 of the
-          roofline, which makes 720 images/s on an H200 and 1.5 GPU hours; with `:multi_scale` 3 %
-          more pixels to train on, and 3 times as many to measure.
+          coarse roofline, which makes 720 images/s on an H200 and 1.5 GPU hours; with
+          `:multi_scale` 3 % more pixels to train on, and 3 times as many to measure.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 """
 

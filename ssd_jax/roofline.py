@@ -1,10 +1,15 @@
-"""How fast a program could run: what it must compute and move, kernel by kernel.
+"""How fast a program could run: what it must compute and move at least, kernel by kernel.
 
 Kernels are told as XLA makes them on an accelerator: a convolution, a matrix product, a sort or a
-pooling is one; what lies between, arithmetic and reductions, is fused into one for each array that
-has to be written. A kernel takes as long as its arithmetic or its memory traffic, whichever is
-longer (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785). The arithmetic of fused
-kernels is left out, and nothing stays in a cache between two kernels.
+pooling is one; what lies between, arithmetic, slices and reductions, is fused into one for each set
+of arrays that have to be written from the same ones, or into the convolution or product whose
+result it takes. A kernel takes as long as its arithmetic or its memory traffic, whichever is longer
+(Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
+
+Every rule errs towards less, because a fraction of the least time must not exceed one: the
+arithmetic of fused kernels is left out, of a choice the cheapest branch counts, and a loop is one
+kernel, inside of which arrays of at most ON_CHIP bytes need not touch memory. Between two kernels
+nothing stays in a cache; so only a program that a cache holds altogether may be faster.
 """
 
 import dataclasses
@@ -14,18 +19,25 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from jax.interpreters.partial_eval import dce_jaxpr
+
 # What a program may be inside of, as `jax.named_scope` in the step and in the prediction says.
 STAGES = ("augment", "network", "loss", "match", "mine", "optimizer", "resize", "detect", "nms")
+
+# Bytes of the last cache of an H200 (experiments/speed/h200.txtpb); most CPUs have less for a core.
+ON_CHIP = 50 * 2**20
 
 # The same bytes under another name. A convolution's gradient reads its kernel backwards for free.
 _ALIASES = {"pvary", "pcast", "copy", "copy_p", "stop_gradient", "sharding_constraint", "reshape",
             "squeeze", "bitcast_convert_type", "optimization_barrier", "rev"}  # fmt: skip
-# Read as much of their operand as they write.
+# Read no more of their operand than they make.
 _SLICES = {"slice", "dynamic_slice", "gather", "split", "unstack"}
-_ALONE = {"conv_general_dilated", "dot_general", "sort", "top_k", "concatenate", "stack", "fft",
-          "dynamic_update_slice"}  # fmt: skip
+_ALONE = {"conv_general_dilated", "dot_general", "sort", "top_k", "fft", "dynamic_update_slice"}
 _ALONE_PREFIXES = ("reduce_window", "select_and_", "scatter", "cum", "psum", "pmax", "ppermute",
                    "all_gather", "reduce_scatter", "all_to_all", "ffi_call")  # fmt: skip
+# Their results can be worked on before they are written.
+_PRODUCTS = {"conv_general_dilated", "dot_general"}
+_LOOPS = {"scan", "while"}
 _REDUCTIONS = ("reduce_", "argmax", "argmin")
 
 
@@ -90,26 +102,29 @@ def program_kernels(jaxpr: Any) -> list[Kernel]:
     """The kernels of a `jax.core.ClosedJaxpr`, as `jax.make_jaxpr` and `jit(f).trace` give it.
 
     Inside `jax.shard_map` they are those of one device; outside, the arrays count as whole on each.
-    What nothing needs is counted where it stands.
-    A loop whose number of rounds is not known counts one round, a conditional its longest branch,
-    and of `jax.lax.platform_dependent` the shortest, whatever the platform.
+    What no result needs is left out, as XLA leaves it out.
+    A conditional counts the branch that moves least, of equal ones the one that computes least,
+    and so does `jax.lax.platform_dependent`, whatever the platform.
+    A loop is one kernel, with the arithmetic of all its rounds. What enters and leaves it moves
+    once; inside, arrays of at most ON_CHIP bytes move nothing, larger ones at each use. If the
+    number of rounds is not known, it is one.
     """
-    nodes: list[_Node] = []
-    arguments = [_Array(_size(v)) for v in jaxpr.jaxpr.invars]
-    results = _flatten(jaxpr.jaxpr, arguments, "", nodes)
-    return _fuse(nodes, results)
+    needed, _ = dce_jaxpr(jaxpr.jaxpr, used_outputs=True, instantiate=True)
+    return _kernels(needed, [_Array(_size(v)) for v in needed.invars], "", free=0)
 
 
 @dataclasses.dataclass(eq=False)
 class _Array:
     """`sources` are the arrays in memory that it is computed from, if it is not there itself."""
 
-    bytes: int
+    bytes: int  # that move when it is read or written: none of what stays on the chip
     in_memory: bool = True
     sources: frozenset["_Array"] = frozenset()
     depth: int = 0
     uses: int = 0
     needed: bool = False  # in memory, by a kernel of its own or as a result
+    maker: int | None = None  # number of the convolution or product that it is the result of
+    held: bool = False  # by its maker, which has not written it: nobody else needed it so far
 
     def read(self) -> frozenset["_Array"]:
         return frozenset([self]) if self.in_memory else self.sources
@@ -122,12 +137,19 @@ class _Node(NamedTuple):
     outputs: list[_Array]
     params: dict
     avals: tuple  # of the inputs and of the outputs
-    inner: list[Kernel]
+    inner: list[Kernel] | None  # of a loop or a conditional
 
 
-def _flatten(jaxpr, arguments, outer, nodes) -> list[_Array]:
+def _kernels(jaxpr, arguments, scope, *, free) -> list[Kernel]:
+    """Those of a program whose arrays of at most `free` bytes stay on the chip."""
+    nodes: list[_Node] = []
+    results = _flatten(jaxpr, arguments, scope, nodes, free)
+    return _fuse(nodes, results)
+
+
+def _flatten(jaxpr, arguments, outer, nodes, free) -> list[_Array]:
     arrays = dict(zip(jaxpr.invars, arguments, strict=True))
-    arrays |= {v: _Array(_size(v)) for v in jaxpr.constvars}
+    arrays |= {v: _Array(_moved(v, free)) for v in jaxpr.constvars}
 
     def of(atom) -> _Array:
         return _Array(0) if hasattr(atom, "val") else arrays[atom]
@@ -136,14 +158,22 @@ def _flatten(jaxpr, arguments, outer, nodes) -> list[_Array]:
         name, inputs = eqn.primitive.name, [of(v) for v in eqn.invars]
         scope = "/".join(part for part in (outer, str(eqn.source_info.name_stack)) if part)
         body = next((b for b in _bodies(eqn) if len(b.invars) == len(inputs)), None)
-        if name in _ALIASES:
+        if name == "cond" and eqn.params.get("branches_platforms"):
+            inputs = inputs[1:]
+            body = min(_bodies(eqn), key=lambda b: _cost(_branch(b, inputs, scope, free)))
+            outputs = _flatten(body, inputs, scope, nodes, free)
+        elif name in _ALIASES:
             outputs = inputs[: len(eqn.outvars)]
-        elif body is not None and name not in ("scan", "while", "cond"):
-            outputs = _flatten(body, inputs, scope, nodes)
+        elif body is not None and name not in {"cond", *_LOOPS}:
+            outputs = _flatten(body, inputs, scope, nodes, free)
         else:
-            outputs = [_Array(_size(v), in_memory=False) for v in eqn.outvars]
+            outputs = [_Array(_moved(v, free), in_memory=False) for v in eqn.outvars]
             avals = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-            inner = _inner_kernels(eqn, scope)
+            inner = None
+            if name == "cond":
+                inner = min((_branch(b, inputs[1:], scope, free) for b in _bodies(eqn)), key=_cost)
+            elif name in _LOOPS:
+                inner = [_loop(eqn, [*inputs, *outputs], scope)]
             nodes.append(_Node(name, scope, inputs, outputs, eqn.params, avals, inner))
         arrays.update(zip(eqn.outvars, outputs, strict=True))
     return [of(v) for v in jaxpr.outvars]
@@ -157,30 +187,46 @@ def _bodies(eqn) -> Iterator:
                 yield each
 
 
-def _inner_kernels(eqn, scope) -> list[Kernel]:
-    """Of a loop or a conditional."""
-    bodies = []
+def _branch(body, inputs, scope, free) -> list[Kernel]:
+    return _kernels(body, [_Array(array.bytes) for array in inputs], scope, free=free)
+
+
+def _cost(kernels) -> tuple[int, int]:
+    return traffic(kernels), operations(kernels)
+
+
+def _loop(eqn, arrays, scope) -> Kernel:
+    """`arrays` are those that enter and those that leave."""
+    inside = []
     for body in _bodies(eqn):
-        nodes: list[_Node] = []
-        results = _flatten(body, [_Array(_size(v)) for v in body.invars], scope, nodes)
-        bodies.append(_fuse(nodes, results))
-    if eqn.primitive.name == "cond":
-        return (min if eqn.params.get("branches_platforms") else max)(bodies, key=traffic)
+        given = [_Array(_moved(v, ON_CHIP)) for v in body.invars]
+        inside += _kernels(body, given, scope, free=ON_CHIP)
+    # A round of a scan sees slices of some. What is too large for the chip is counted inside.
+    of_a_round = next(_bodies(eqn)) if eqn.primitive.name == "scan" else eqn
+    seen = [*of_a_round.invars, *of_a_round.outvars]
+    crossing = sum(a.bytes for a, v in zip(arrays, seen, strict=True) if not _moved(v, ON_CHIP))
     rounds = eqn.params.get("length", 1)
-    return [k._replace(count=k.count * rounds) for body in bodies for k in body]
+    moved = crossing + rounds * traffic(inside)
+    return Kernel(scope, eqn.primitive.name, rounds * operations(inside), moved)
+
+
+def _moved(variable, free) -> int:
+    size = _size(variable)
+    return size if size > free else 0
 
 
 def _size(variable) -> int:
-    aval = variable.aval
+    return _size_of(variable.aval)
+
+
+def _size_of(aval) -> int:
     return math.prod(getattr(aval, "shape", ())) * getattr(
         getattr(aval, "dtype", None), "itemsize", 0
     )
 
 
 def _is_alone(node: _Node) -> bool:
-    return (
-        bool(node.inner) or node.name in _ALONE | _SLICES or (node.name.startswith(_ALONE_PREFIXES))
-    )
+    return node.inner is not None or node.name in _ALONE or node.name.startswith(_ALONE_PREFIXES)
 
 
 def _fuse(nodes: list[_Node], results: list[_Array]) -> list[Kernel]:
@@ -196,48 +242,86 @@ def _fuse(nodes: list[_Node], results: list[_Array]) -> list[Kernel]:
         if _is_alone(node):
             for array in node.inputs:
                 write(array, node.scope)
-            kernels += node.inner or [_alone(node)]
-            depth = 1 + max((array.depth for array in node.inputs), default=0)
+            depth = _depth(node.inputs)
             for array in node.outputs:
                 array.in_memory, array.depth = True, depth
+                if node.name in _PRODUCTS:
+                    array.maker, array.held = len(kernels), not array.needed
+            kernels += [_alone(node)] if node.inner is None else node.inner
             continue
-        sources = frozenset().union(*(array.read() for array in node.inputs))
-        depth = 1 + max((array.depth for array in sources), default=0)
-        for array in node.outputs:
+        for array, aval in zip(node.outputs, node.avals[1], strict=True):
+            sources = _sources(node, aval)
+            depth = _depth(sources)
             array.sources, array.depth = sources, depth
             read = sum(source.bytes for source in sources)
+            reduced = node.name.startswith(_REDUCTIONS)
             # Read again and again, an array is better written once than computed at each use.
             if (
-                node.name.startswith(_REDUCTIONS)
+                reduced
                 or array.needed
                 or (array.uses > 1 and array.bytes * (1 + array.uses) < read * array.uses)
             ):
                 write(array, node.scope)
+            if reduced:
+                array.sources = frozenset()  # whoever takes it has to wait for it
     return kernels
 
 
+def _sources(node: _Node, aval) -> frozenset[_Array]:
+    """The arrays in memory that one of the results, of the shape `aval`, is computed from."""
+    first, *others = node.inputs or [_Array(0)]
+    read = first.read()
+    if node.name in _SLICES and first.in_memory and not first.held:
+        read = [_Array(min(first.bytes, _size_of(aval)), depth=first.depth)]
+    return frozenset(read).union(*(array.read() for array in others))
+
+
 def _write(kernels, fused, array: _Array, scope: str) -> None:
-    """Has a fused kernel write the array; kernels that read the same at the same time are one."""
+    """Has a kernel write the array; those that read the same at the same time are one."""
     if array.in_memory:
         return
     array.in_memory = True
-    largest = max((source.bytes for source in array.sources), default=0)
-    key = array.depth, frozenset(s for s in array.sources if 100 * s.bytes >= largest)
-    if key in fused:
-        kernel = kernels[fused[key]]
-        kernels[fused[key]] = kernel._replace(bytes=kernel.bytes + array.bytes)
-    else:
-        fused[key] = len(kernels)
-        read = sum(source.bytes for source in array.sources)
-        kernels.append(Kernel(scope, "fused", 0, read + array.bytes))
+    # What is computed from an array while that is written need not read it.
+    beside = _key(frozenset().union(*(s.sources or {s} for s in array.sources)))
+    key = beside if beside in fused else _key(array.sources)
+    if key not in fused:
+        fused[key] = _begin(kernels, array, scope)
+    _move(kernels, fused[key], array.bytes)
+
+
+def _key(sources: frozenset[_Array]) -> Hashable:
+    largest = max((source.bytes for source in sources), default=0)
+    return _depth(sources), frozenset(s for s in sources if 100 * s.bytes >= largest)
+
+
+def _depth(sources: Iterable[_Array]) -> int:
+    return 1 + max((source.depth for source in sources), default=0)
+
+
+def _begin(kernels, array: _Array, scope: str) -> int:
+    """Number of a kernel that has read the sources: of the product that makes one, or a new one."""
+    latest = [s for s in array.sources if s.depth == array.depth - 1 and s.maker is not None]
+    made = max(latest, key=lambda source: source.bytes, default=None)
+    if made is None:
+        kernels.append(Kernel(scope, "fused", 0, 0))
+    number = len(kernels) - 1 if made is None else made.maker
+    for source in array.sources - {made}:
+        _move(kernels, number, source.bytes)
+        if source.held:
+            source.held = False
+            _move(kernels, source.maker, source.bytes)
+    return number
+
+
+def _move(kernels, index, moved):
+    kernels[index] = kernels[index]._replace(bytes=kernels[index].bytes + moved)
 
 
 def _alone(node: _Node) -> Kernel:
-    written = sum(array.bytes for array in node.outputs)
-    if node.name in _SLICES:
-        moved = 2 * written + sum(array.bytes for array in node.inputs[1:])
-    elif node.name == "dynamic_update_slice":
-        moved = 2 * node.inputs[1].bytes
+    written = sum(array.bytes for array in node.outputs if not array.held)
+    if node.name == "dynamic_update_slice":
+        update = _size_of(node.avals[0][1])
+        moved = node.inputs[1].bytes + min(update, node.outputs[0].bytes)
     else:
         moved = written + sum(array.bytes for array in node.inputs)
     return Kernel(node.scope, node.name, _operations(node), moved)

@@ -1,0 +1,74 @@
+"""What a training step needs at least on an H200: the modelled table of docs/performance.md.
+
+    JAX_PLATFORMS=cpu python experiments/speed/modelled.py CONFIG ... [--config.NAME=VALUE ...]
+
+Traces for half a minute, compiles and executes nothing, and prints a line of JSON a config.
+"""
+
+import argparse
+import json
+
+import jax
+
+from ssd_jax import config as configs
+from ssd_jax import experiment
+from ssd_jax.config_check import check
+from ssd_jax.roofline import (
+    grouped,
+    operations,
+    program_kernels,
+    roofline_seconds,
+    stage_of,
+    traffic,
+)
+from ssd_jax.sharding import make_mesh
+from ssd_jax.train.compiled import batch_shapes, trace_step
+
+CLASSES, OBJECTS = 20, 42
+# Operations and bytes a second, assumed to be reached; the specification has 989e12 and 4.8e12.
+H200 = {"peak": 790e12, "bandwidth": 4.3e12}
+
+
+def kernels_of(config):
+    """Those of the training step of a config, on one device."""
+    mesh = make_mesh(jax.devices()[:1])
+    network = experiment.build_network(config, CLASSES)
+    schedule = experiment.stand_in_schedule(config)
+    optimizer = experiment.build_optimizer(config, schedule)
+    step = experiment.build_step(config, network, schedule, optimizer, mesh)
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
+    batch = batch_shapes(
+        config.batch_size, canvas=config.data.canvas, max_objects=OBJECTS, mesh=mesh
+    )
+    return program_kernels(trace_step(step, state, batch, mesh).jaxpr)
+
+
+def row(kernels, images):
+    """Its figures: of an image, of a second, and the parts of the least time."""
+    least = roofline_seconds(kernels, **H200)
+    bound = [k for k in kernels if k.operations / H200["peak"] > k.bytes / H200["bandwidth"]]
+    parts = grouped(kernels, stage_of).items()
+    return {
+        "gflop_an_image": operations(kernels) / images / 1e9,
+        "megabytes_an_image": traffic(kernels) / images / 1e6,
+        "images_per_second": images / least,
+        "arithmetic_alone": images * H200["peak"] / operations(kernels),
+        "bound_by_arithmetic": roofline_seconds(bound, **H200) / least,
+        "parts": {stage: roofline_seconds(part, **H200) / least for stage, part in parts},
+    }
+
+
+def main():
+    """Prints one JSON object a config."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    options, rest = parser.parse_known_args()
+    for path in options.configs:
+        config = configs.load_config(path)
+        configs.override(config, configs.split_assignments(rest))
+        check(config)
+        print(json.dumps({"config": path, **row(kernels_of(config), config.batch_size)}))
+
+
+if __name__ == "__main__":
+    main()
