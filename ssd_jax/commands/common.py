@@ -1,8 +1,10 @@
 """What the verbs of the command line share."""
 
 import argparse
+import contextlib
 import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
@@ -130,6 +132,28 @@ def folder_or_url(text: str) -> pathlib.Path | str:
             f"got {text!r}, expected a folder, or a URL of {', '.join(SCHEMES)}"
         )
     return text
+
+
+@contextlib.contextmanager
+def folder_to_fill(location: pathlib.Path | str):
+    """The folder of a location, or one whose files are uploaded below its URL in the end."""
+    if isinstance(location, pathlib.Path):
+        yield location
+        return
+    from ssd_jax.data.remote import open_to_write
+    from ssd_jax.data.storage import upload
+
+    open_to_write(location)  # Before the work, not after it.
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder)
+        upload(folder, location)
+
+
+def place_in(location: pathlib.Path | str, name: str) -> str:
+    """How a file of a folder, or below a URL, is called."""
+    if isinstance(location, pathlib.Path):
+        return str(location / name)
+    return f"{location.rstrip('/')}/{name}"
 
 
 def step(parser):

@@ -1,4 +1,4 @@
-"""Exported detectors in an object store: as in a folder, and never a part of one."""
+"""Exported detectors and reports in an object store: as in a folder, and never a part of one."""
 
 import json
 import pathlib
@@ -194,3 +194,38 @@ def test_a_damaged_object_is_found(sent, bucket, tmp_path):
     put_text(tmp_path, "other", f"{copy}/{WEIGHTS}")
     with pytest.raises(UserError, match=f"{copy}: damaged: {WEIGHTS} is not the file"):
         read_folder(copy)
+
+
+def test_the_page_of_a_run(bucket, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path))
+    (bucket / "runs/tiny/report.html").write_text("old")
+    assert main(["report", "page", "--workdir", RUN]) == 0
+    assert f"{RUN}/report.html" in capsys.readouterr().out
+    assert "<h2>Result</h2>" in storage.read_bytes(f"{RUN}/report.html").decode()
+    assert not [path for path in tmp_path.rglob("*") if "checkpoints" in path.parts]
+
+
+def test_runs_side_by_side(bucket, tiny_run, capsys):
+    storage.upload(tiny_run / "config.json", "s3://bucket/other/tiny/config.json")
+    for name in ("report.json", "metrics.jsonl"):
+        storage.upload(tiny_run / name, f"s3://bucket/other/tiny/{name}")
+    words = [RUN, "s3://bucket/other/tiny", "--out", "s3://bucket/compared"]
+    assert main(["report", "compare", *words]) == 0
+    told = capsys.readouterr().out
+    assert f"| | {RUN} | s3://bucket/other/tiny |" in told
+    assert told.endswith("s3://bucket/compared/comparison.html\n")
+    assert names_below(bucket, "compared") == {"comparison.html", "comparison.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["page", "--workdir", "s3://bucket/none"], "s3://bucket/none: nothing is there"),
+        (["page", "--workdir", "https://host/run"], "https://host/run: cannot be written to"),
+        (["compare", RUN, "https://host/run"], "https://host/run: has no folders to list"),
+        (["compare", RUN, "--out", "https://host/out"], "https://host/out: cannot be written to"),
+    ],
+)
+def test_reports_of_nothing(bucket, words, message, capsys):
+    assert main(["report", *words]) == 2
+    assert message in capsys.readouterr().err
