@@ -15,7 +15,7 @@ from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.run import evaluate
-from ssd_jax.report.collect import describe_run
+from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
 from ssd_jax.reporting import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, write_json
@@ -158,7 +158,7 @@ def write_result(
             images=images,
             iou_threshold=config.evaluate.iou_threshold,
         )
-    write_page(workdir)
+    write_page(open_run(workdir), workdir)
 
 
 def evaluate_variables(

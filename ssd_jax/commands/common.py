@@ -1,8 +1,10 @@
 """What the verbs of the command line share."""
 
 import argparse
+import contextlib
 import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
@@ -120,8 +122,38 @@ def workdir(parser, text, *, type=pathlib.Path):
 
 
 def folder_or_url(text: str) -> pathlib.Path | str:
-    """Reads the place of a run; `train.mirror` makes a folder of a URL."""
-    return text if "://" in text else pathlib.Path(text)
+    """Reads a place that may be a URL; `data.storage` and `train.mirror` make a folder of one."""
+    if "://" not in text:
+        return pathlib.Path(text)
+    from ssd_jax.data.remote import SCHEMES
+
+    if text.partition("://")[0] not in SCHEMES:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a folder, or a URL of {', '.join(SCHEMES)}"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def folder_to_fill(location: pathlib.Path | str):
+    """The folder of a location, or one whose files are uploaded below its URL in the end."""
+    if isinstance(location, pathlib.Path):
+        yield location
+        return
+    from ssd_jax.data.remote import open_to_write
+    from ssd_jax.data.storage import upload
+
+    open_to_write(location)  # Before the work, not after it.
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder)
+        upload(folder, location)
+
+
+def place_in(location: pathlib.Path | str, name: str) -> str:
+    """How a file of a folder, or below a URL, is called."""
+    if isinstance(location, pathlib.Path):
+        return str(location / name)
+    return f"{location.rstrip('/')}/{name}"
 
 
 def step(parser):
@@ -136,9 +168,14 @@ def step(parser):
 def detector_arguments(parser):
     """A run, or what was exported of one; `check_detector` refuses what fits the other."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
     which.add_argument(
-        "--model", metavar="DIR", type=pathlib.Path, help="what `ssd-jax export` wrote"
+        "--workdir", metavar="DIR", type=folder_or_url, help="folder of a run, or s3://..."
+    )
+    which.add_argument(
+        "--model",
+        metavar="DIR",
+        type=folder_or_url,
+        help="what `ssd-jax export` wrote: the folder, its .tar.gz, or the URL of either",
     )
     step(parser)
     parser.add_argument(

@@ -1,7 +1,5 @@
 """`ssd-jax export`."""
 
-import pathlib
-
 from ssd_jax.commands.common import folder_or_url, step, verb, workdir
 
 
@@ -16,8 +14,10 @@ def add(verbs) -> None:
         note="The folder, and the same as DIR.tar.gz, appear when another process has found with\n"
         "them what the run's own detector finds. docs/export.md says what is in them.",
     )
-    workdir(export, "folder of a run", type=folder_or_url)
-    export.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    workdir(export, "folder of a run, or s3://...", type=folder_or_url)
+    export.add_argument(
+        "--out", required=True, metavar="DIR", type=folder_or_url, help="a new folder, or s3://..."
+    )
     export.add_argument(
         "--onnx", action="store_true", help="with an ONNX model; needs the extra onnx"
     )
@@ -51,5 +51,6 @@ def _export(options, rest):
             continue
         seconds = f", {found['seconds'] * 1000:.0f} ms an image" if "seconds" in found else ""
         print(f"  {form:12} {found['largest_deviation']:.1e}{seconds}")
-    archive = f" and {options.out.parent / options.out.name}.tar.gz" if options.archive else ""
-    print(f"{options.out}{archive}")
+    out = str(options.out).rstrip("/")
+    archive = f" and {out}.tar.gz" if options.archive else ""
+    print(f"{out}{archive}")

@@ -1,8 +1,6 @@
 """`ssd-jax report page` and `ssd-jax report compare`."""
 
-import pathlib
-
-from ssd_jax.commands.common import verb, workdir
+from ssd_jax.commands.common import folder_or_url, folder_to_fill, place_in, verb, workdir
 
 
 def add(verbs) -> None:
@@ -18,7 +16,7 @@ def add(verbs) -> None:
         "write report.html of a finished run anew",
         example="ssd-jax report page --workdir runs/bccd",
     )
-    workdir(page, "folder of a run")
+    workdir(page, "folder of a run, or s3://...", type=folder_or_url)
     compare = verb(
         kinds,
         "compare",
@@ -27,14 +25,25 @@ def add(verbs) -> None:
         example="ssd-jax report compare runs/a runs/b --out comparison/",
         note="A Markdown table is printed; --out gets a page and a picture as well.",
     )
-    compare.add_argument("workdirs", nargs="+", metavar="DIR", type=pathlib.Path)
-    compare.add_argument("--out", metavar="DIR", type=pathlib.Path)
+    compare.add_argument(
+        "workdirs",
+        nargs="+",
+        metavar="DIR",
+        type=folder_or_url,
+        help="folder of a run, or s3://...",
+    )
+    compare.add_argument(
+        "--out", metavar="DIR", type=folder_or_url, help="for the page, a folder or s3://..."
+    )
 
 
 def _page(options, rest):
+    from ssd_jax.report.collect import open_run
     from ssd_jax.report.page import write_page
 
-    print(write_page(options.workdir))
+    with folder_to_fill(options.workdir) as out:
+        path = write_page(open_run(options.workdir), out)
+    print(place_in(options.workdir, path.name))
 
 
 def _compare(options, rest):
@@ -44,4 +53,6 @@ def _compare(options, rest):
     runs = [open_run(folder) for folder in options.workdirs]
     print(markdown(runs))
     if options.out:
-        print(write_comparison(runs, options.out))
+        with folder_to_fill(options.out) as out:
+            path = write_comparison(runs, out)
+        print(place_in(options.out, path.name))

@@ -143,6 +143,14 @@ def open_store(url: str) -> WebServer | Bucket:
     return WebServer() if scheme in ("http", "https") else Bucket(scheme)
 
 
+def open_to_write(url: str) -> Bucket:
+    """What answers for a URL, if files can be put there."""
+    store = open_store(url)
+    if not isinstance(store, Bucket):
+        raise UserError(f"{shown(url)}: cannot be written to, expected s3:// or gs://")
+    return store
+
+
 def split_url(url: str) -> tuple[str, str, list[str]]:
     """Scheme, host or bucket, and the names on the path; keys of buckets are taken literally."""
     scheme, _, rest = url.partition("://")

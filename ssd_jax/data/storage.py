@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import BinaryIO, TypeVar
 
@@ -27,6 +27,7 @@ from ssd_jax.data.remote import (
     RemoteObject,
     WebServer,
     open_store,
+    open_to_write,
     shown,
     split_url,
 )
@@ -77,10 +78,15 @@ def list_urls(url: str) -> list[str]:
 
 
 def stage(
-    url: str, *, cache: str | os.PathLike | None = None, progress: bool = True
+    url: str,
+    *,
+    names: Collection[str] | None = None,
+    cache: str | os.PathLike | None = None,
+    progress: bool = True,
 ) -> pathlib.Path:
     """A local copy of an object, or of all objects below a prefix; what is there is not read again.
 
+    With `names`, of a prefix only the objects of these names.
     A changed object gets a new place, so that a path that was returned never changes its content.
     """
     store = open_store(url)
@@ -90,6 +96,8 @@ def stage(
         _transfer_all(store, {path: remote}, progress=progress)
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
+    if names is not None:
+        remotes = [each for each in remotes if each.url[len(url.rstrip("/")) + 1 :] in names]
     return download(url, remotes, cache=cache, progress=progress)
 
 
@@ -151,9 +159,7 @@ def upload(path: str | os.PathLike, url: str) -> None:
     path = pathlib.Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist, expected a file or a folder to upload")
-    store = open_store(url)
-    if not isinstance(store, Bucket):
-        raise UserError(f"{shown(url)}: cannot be written to, expected s3:// or gs://")
+    store = open_to_write(url)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
         target = url.rstrip("/") + f"/{file.relative_to(path).as_posix()}" * (file != path)

@@ -53,9 +53,9 @@ class Exported:
 def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto") -> Exported:
     """The detector of a folder, or of its archive, that `ssd-jax export` wrote.
 
-    `source` is its place, or what `read_folder` gave for that. `engine` is jax, onnxruntime,
-    openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in float32.
-    Whichever it is, it is tried first.
+    `source` is its place, a path or a URL, or what `read_folder` gave for that. `engine` is jax,
+    onnxruntime, openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in
+    float32. Whichever it is, it is tried first.
 
     Raises:
       UserError: the files are damaged, or the engine cannot run them.

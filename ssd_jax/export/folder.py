@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 
 from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
+from ssd_jax.data.remote import shown
+from ssd_jax.data.storage import stage
 from ssd_jax.errors import UserError
 from ssd_jax.weights.archive import is_archive, read_archive
 
@@ -112,19 +114,21 @@ class ModelFolder(NamedTuple):
 
 
 def read_folder(source: str | os.PathLike) -> ModelFolder:
-    """The folder, or the tar archive of one, that `ssd-jax export` wrote.
+    """The folder, or the tar archive of one, that `ssd-jax export` wrote; or the URL of either.
 
     Raises:
       UserError: a file is missing, cut short, too large, or not the one that was exported.
     """
-    source = os.fspath(source)
-    if is_archive(source):
-        files = read_archive(source)
-    elif os.path.isfile(os.path.join(source, META)):
+    source = place = os.fspath(source)
+    if "://" in source:
+        place, source = stage(source, names=(META, *_FILES)), shown(source)
+    if is_archive(place):
+        files = read_archive(place)
+    elif os.path.isfile(os.path.join(place, META)):
         files = {
-            name: _read(pathlib.Path(source, name), limit)
+            name: _read(pathlib.Path(place, name), limit)
             for name, limit in {META: _LARGEST_META, **dict.fromkeys(_FILES, _LARGEST_FILE)}.items()
-            if os.path.isfile(os.path.join(source, name))
+            if os.path.isfile(os.path.join(place, name))
         }
     else:
         raise UserError(

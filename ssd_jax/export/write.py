@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -20,7 +21,9 @@ from ml_collections import ConfigDict
 
 from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.data.decode import decode_image
+from ssd_jax.data.remote import open_to_write, split_url
 from ssd_jax.data.shapes import draw_shapes
+from ssd_jax.data.storage import list_objects, safe_names, upload
 from ssd_jax.detector import Detector, Trained, load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_predict, build_source
@@ -40,7 +43,7 @@ _VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime",
 
 def export_run(
     workdir: pathlib.Path,
-    out: pathlib.Path,
+    out: str | os.PathLike,
     *,
     step: str | None = None,
     onnx: bool = False,
@@ -50,13 +53,60 @@ def export_run(
 
     `step` is as in `load_trained`. What is written computes in float32, also of a run in bfloat16,
     and looks at one image size, also of a run that is measured at several.
-    It appears under its name when it has been checked, and whole. Returns the content of meta.json.
+    It appears under its name when it has been checked, and whole; `out` may be a URL of a bucket.
+    Returns the content of meta.json.
 
     Raises:
       UserError: there is something at `out` already, or the exported detector does not find what
         the run's own does.
     """
-    workdir, out = pathlib.Path(workdir), pathlib.Path(out).absolute()
+    words = {"step": step, "onnx": onnx, "archive": archive}
+    if "://" not in os.fspath(out):
+        return _export(workdir, pathlib.Path(out), **words)
+    url = os.fspath(out).rstrip("/")
+    _check_vacant(url, archive=archive)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Messages tell its name.
+        folder = pathlib.Path(scratch, safe_names(url)[-1])
+        meta = _export(workdir, folder, **words)
+        _send(folder, url, archive=archive)
+    return meta
+
+
+def _check_vacant(url: str, *, archive: bool) -> None:
+    open_to_write(url)
+    if not split_url(url)[2]:
+        raise UserError(f"{url}: a bucket without a name in it. Give --out {url}/NAME.")
+    places = [url, f"{url}.tar.gz"][: 1 + archive]
+    if any(list_objects(place) for place in places):
+        raise UserError(f"{' or '.join(places)}: there is something there. Choose another --out.")
+
+
+def _send(folder: pathlib.Path, url: str, *, archive: bool) -> None:
+    """Uploads what was exported, all of it or nothing."""
+    paths = sorted(folder.iterdir(), key=lambda path: path.name == files.META)
+    plan = {f"{url}/{path.name}": path for path in paths}
+    if archive:
+        plan = {f"{url}.tar.gz": folder.with_name(f"{folder.name}.tar.gz")} | plan
+    begun = []
+    try:
+        for target, path in plan.items():
+            begun.append(target)
+            upload(path, target)
+    except BaseException:
+        store = open_to_write(url)
+        # What hinders this is no reason to hide what went wrong.
+        with contextlib.suppress(Exception):
+            for target in reversed(begun):
+                with contextlib.suppress(FileNotFoundError):
+                    store.remove(target)
+        raise
+
+
+def _export(
+    workdir: pathlib.Path, out: pathlib.Path, *, step: str | None, onnx: bool, archive: bool
+) -> dict[str, Any]:
+    workdir, out = pathlib.Path(workdir), out.absolute()
     packed = out.with_name(f"{out.name}.tar.gz")
     if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
         raise UserError(f"{out}: there is something there, or at {packed}. Choose another --out.")

@@ -15,33 +15,39 @@ from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
 from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, read_metrics
+from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
 MOST_POINTS = 200
 
 
 class Run(NamedTuple):
-    """A finished run: its settings, the content of report.json, and every line of its metrics."""
+    """A finished run: its settings, the content of report.json, and every line of its metrics.
+
+    `place` is where it lies, as that was given; `workdir` is the folder itself, or a copy of it.
+    """
 
     name: str
+    place: str
     workdir: pathlib.Path
     config: ConfigDict
     report: dict[str, Any]
     records: list[dict[str, Any]]
 
 
-def open_run(workdir: pathlib.Path) -> Run:
-    """Reads the folder of a finished run."""
+def open_run(place: str | pathlib.Path) -> Run:
+    """Reads the folder of a finished run, or what lies behind its URL."""
+    workdir = workdir_to_read(place, checkpoints=False)
     config = read_config(workdir / CONFIG_FILE)
     path = workdir / REPORT_FILE
     if not path.is_file():
         raise UserError(
-            f"{workdir}: no {REPORT_FILE} there, so the run has not finished. Go on with it, "
+            f"{place}: no {REPORT_FILE} there, so the run has not finished. Go on with it, "
             "`ssd-jax train` with the same --workdir."
         )
     report = json.loads(path.read_text(encoding="utf-8"))
     records = read_metrics(workdir / METRICS_FILE)
-    return Run(workdir.resolve().name, workdir, config, report, records)
+    return Run(workdir.resolve().name, str(place), workdir, config, report, records)
 
 
 def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

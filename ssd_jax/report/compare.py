@@ -13,9 +13,9 @@ CURVES_FILE = "comparison.png"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """The name of each run, or its folder as it was given where another run has the same name."""
+    """The name of each run, or its place as it was given where another run has the same name."""
     names = [run.name for run in runs]
-    return [run.name if names.count(run.name) == 1 else str(run.workdir) for run in runs]
+    return [run.name if names.count(run.name) == 1 else run.place for run in runs]
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
-from ssd_jax.report.collect import Run, open_run
+from ssd_jax.report.collect import Run
 
 PAGE_FILE = "report.html"
 # (file in pictures/, title); those that a run has not drawn are left out.
@@ -96,10 +96,10 @@ def run_page(run: Run) -> str:
     return document(title, parts)
 
 
-def write_page(workdir: pathlib.Path) -> pathlib.Path:
-    """Leaves report.html in the folder of a finished run."""
-    path = workdir / PAGE_FILE
-    path.write_text(run_page(open_run(workdir)), encoding="utf-8")
+def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
+    """The page of a run, report.html, in `out`."""
+    path = out / PAGE_FILE
+    path.write_text(run_page(run), encoding="utf-8")
     return path
 
 

@@ -52,14 +52,19 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def workdir_to_read(location: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a run: `location` itself, or a staged copy of what lies behind its URL now."""
+def workdir_to_read(location: str | pathlib.Path, *, checkpoints: bool = True) -> pathlib.Path:
+    """The folder of a run: `location` itself, or a staged copy of what lies behind its URL now.
+
+    The copy can do without the `checkpoints`, which are nearly all of it.
+    """
     if not is_remote(location):
         return pathlib.Path(location)
     url = str(location).rstrip("/")
     remotes = _whole(url, list_objects(url))
     if not remotes:
         raise UserError(f"{shown(url)}: nothing is there. Give the --workdir of a run.")
+    if not checkpoints:
+        remotes = [each for each in remotes if not _step_of(_name(url, each))]
     return download(url, remotes)
 
 
