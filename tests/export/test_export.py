@@ -332,6 +332,24 @@ def test_an_archive_may_be_left_out(tiny_run, tmp_path, monkeypatch, capsys):
     assert ".tar.gz" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("at_work", [False, True])
+def test_what_a_killed_export_left_is_removed_and_the_work_of_another_is_not(
+    at_work, tiny_run, tmp_path, monkeypatch
+):
+    out = tmp_path / "model"
+    (out / ".unfinished-x/model").mkdir(parents=True)
+    (out / ".unfinished-x/model/weights.safetensors").touch()
+    monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
+    monkeypatch.setattr(write, "_verified", lambda *args: {})
+    if at_work:
+        with write._held(out / ".unfinished-x"), pytest.raises(UserError, match="something there"):
+            write.export_run(tiny_run, out, archive=False)
+        assert (out / ".unfinished-x/model/weights.safetensors").is_file()
+    else:
+        write.export_run(tiny_run, out, archive=False)
+        assert [path.name for path in out.iterdir()] == [META]
+
+
 def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):
     def fails(*args):
         raise UserError("found something else")
