@@ -234,7 +234,7 @@ def test_auto_goes_on_where_the_fastest_of_the_export_fails_here(model, tried, m
 
     def fails(name, parts):
         if name == "onnxruntime":
-            raise UserError("it fails the probe")
+            raise UserError("it fails\nthe probe")
         return passes(name, parts)
 
     monkeypatch.setattr(engines, "_tried", fails)
@@ -292,6 +292,13 @@ def test_predict_takes_the_engine_that_it_is_told(model, tmp_path, capsys):
     words = ["--engine", "tensorrt", "photo.jpg", "--out", str(tmp_path)]
     assert main(["predict", "--model", str(model), *words]) == 2
     assert "predict: error: engine: got 'tensorrt'" in capsys.readouterr().err
+
+
+def test_predict_tells_its_engine_and_why(model, pictures, tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(pictures[0])
+    words = ["--engine", "jax", str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "found")]
+    assert main(["predict", "--model", str(model), *words]) == 0
+    assert "engine jax: it was asked for" in capsys.readouterr().out.splitlines()
 
 
 def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsys):
