@@ -141,10 +141,15 @@ def detector_arguments(parser):
         "--model", metavar="DIR", type=pathlib.Path, help="what `ssd-jax export` wrote"
     )
     step(parser)
+    engine_argument(parser)
+
+
+def engine_argument(parser):
+    """What runs the network of an exported detector."""
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="what runs a --model: jax, onnxruntime, openvino, openvino-bf16 "
+        help="what runs an exported model: jax, onnxruntime, openvino, openvino-bf16 "
         "(default: auto, the fastest here that computes in float32)",
     )
 

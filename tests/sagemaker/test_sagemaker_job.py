@@ -16,10 +16,12 @@ from distributed.processes import finish, run_processes, start_processes, wait_u
 from sagemaker.opt_ml import channel, write_job
 from starlette.testclient import TestClient
 
-from ssd_jax.cli import main
+from ssd_jax.cli import build_parser, main
+from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
 from ssd_jax.config import read_config, split_assignments
 from ssd_jax.data.convert import run_convert
 from ssd_jax.detector import Detector, load_trained
+from ssd_jax.data import codes
 from ssd_jax.errors import UserError
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
@@ -198,6 +200,7 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
     assert (served["host"], served["port"]) == ("0.0.0.0", 8080)
     picture, expected = answer
     with TestClient(Service(served["engine"], batches=(1,)).app) as client:
+        assert served["engine"].why
         for _ in range(600):
             if client.get("/ping").status_code == 200:
                 break
@@ -214,6 +217,60 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
 def test_a_batch_transform_with_the_model_of_the_job(job, answer, tmp_path):
     picture, expected = answer
     words = ["--format", "transform", "--out", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("environment", "options", "expected"),
+    [
+        ({}, "", (None, None, 64, 20, 64)),
+        ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0"}, "", (None, None, 64, 20, 64)),
+        (
+            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_BATCHES": "1,2", "SSD_JAX_QUEUE": "9"},
+            "",
+            ("openvino", (1, 2), 9, 20, 64),
+        ),
+        (
+            {"SSD_JAX_MAX_MEGABYTES": "7", "SSD_JAX_MAX_MEGAPIXELS": "8"}
+            | {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"},
+            "",
+            (None, None, 64, 7, 8),
+        ),
+        (
+            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_QUEUE": "none"},
+            "--engine onnxruntime --batches 4 --queue 3 --max-megabytes 2 --max-megapixels 1",
+            ("onnxruntime", (4,), 3, 2, 1),
+        ),
+    ],
+)
+def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
+    environment, options, expected, tmp_path, monkeypatch
+):
+    for name in (*VARIABLES, PAYLOAD_VARIABLE):
+        monkeypatch.setenv(name, environment.get(name, ""))
+    asked = {}
+
+    def opened(**words):
+        raise UserError(f"opened {asked.update(words)}")
+
+    monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
+    words = ["sagemaker", "serve", "--root", str(tmp_path), *options.split()]
+    names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
+    given = build_parser().parse_args(words)
+    assert tuple(getattr(given, name) for name in names) == expected
+    assert main(words) == 2
+    assert asked == {
+        "model": tmp_path / "model",
+        "workdir": None,
+        "engine": expected[0] or "auto",
+        "step": None,
+    }
+
+
+def test_a_wrong_word_in_the_environment_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SSD_JAX_BATCHES", "many")
+    with pytest.raises(SystemExit, match="2"):
+        main(["sagemaker", "serve", "--root", str(tmp_path)])
+    assert "argument --batches: invalid" in capsys.readouterr().err
+
+
     assert main(["predict", "--model", str(job[0] / "model"), str(picture), *words]) == 0
     got = json.loads((tmp_path / f"{picture.name}.out").read_text())
     np.testing.assert_allclose(got["prediction"], expected, atol=1e-4)
