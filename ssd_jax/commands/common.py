@@ -178,10 +178,15 @@ def detector_arguments(parser):
         help="what `ssd-jax export` wrote: the folder, its .tar.gz, or the URL of either",
     )
     step(parser)
+    engine_argument(parser)
+
+
+def engine_argument(parser):
+    """What runs the network of an exported detector."""
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="what runs a --model: jax, onnxruntime, openvino, openvino-bf16 "
+        help="what runs an exported model: jax, onnxruntime, openvino, openvino-bf16 "
         "(default: auto, the fastest here that computes in float32)",
     )
 

@@ -79,6 +79,7 @@ def _predict(options, rest):
         from ssd_jax.export.exported import open_exported
 
         detector = open_exported(options.model, options.engine or "auto")
+        print(f"engine {detector.engine}: {detector.why}")
     else:
         from ssd_jax.detector import Detector
         from ssd_jax.train.mirror import workdir_to_read

@@ -1,12 +1,19 @@
 """`ssd-jax sagemaker train` and `ssd-jax sagemaker serve`."""
 
-import argparse
 import os
 import pathlib
 
-from ssd_jax.commands import serve
-from ssd_jax.commands.common import count, verb
+from ssd_jax.commands.common import engine_argument, verb
+from ssd_jax.commands.serve import serve_detector, serving_arguments
 from ssd_jax.errors import UserError
+
+# SageMaker starts a container with the word `serve` alone, so options may stand in the environment.
+VARIABLES = {
+    f"SSD_JAX_{option.upper()}": option
+    for option in ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
+}
+# Of a batch transform: docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
+PAYLOAD_VARIABLE = "SAGEMAKER_MAX_PAYLOAD_IN_MB"
 
 
 def add(verbs) -> None:
@@ -31,6 +38,8 @@ def add(verbs) -> None:
         _serve,
         "answer pictures with boxes from the model in ROOT/model",
         example="ssd-jax sagemaker serve --root /opt/ml",
+        note="Options that are not given are read from the environment:\n  "
+        + "\n  ".join(VARIABLES),
     )
     for parser in (train, serving):
         parser.add_argument(
@@ -40,7 +49,18 @@ def add(verbs) -> None:
             metavar="ROOT",
             help="default: %(default)s",
         )
-    serving.add_argument("--port", type=count, default=8080, help="default: %(default)s")
+    engine_argument(serving)
+    serving_arguments(serving)
+    # argparse reads a default that is text as it reads the option.
+    serving.set_defaults(host="0.0.0.0", workdir=None, step=None, **_from_environment())
+
+
+def _from_environment() -> dict[str, str]:
+    payload = os.environ.get(PAYLOAD_VARIABLE)
+    found = {"max_megabytes": payload} if payload not in (None, "", "0") else {}
+    return found | {
+        option: os.environ[name] for name, option in VARIABLES.items() if os.environ.get(name)
+    }
 
 
 def _train(options, rest):
@@ -51,17 +71,10 @@ def _train(options, rest):
 
 
 def _serve(options, rest):
-    model = options.root / "model"
-    if any(model.glob("*.params")):
+    options.model = options.root / "model"
+    if any(options.model.glob("*.params")):
         raise UserError(
-            f"{model}: it holds an artefact of SageMaker's own algorithm. Convert its model.tar.gz "
-            "with `ssd-jax weights import` and `ssd-jax export` first."
+            f"{options.model}: it holds an artefact of SageMaker's own algorithm. Convert its "
+            "model.tar.gz with `ssd-jax weights import` and `ssd-jax export` first."
         )
-    parser = argparse.ArgumentParser()
-    serve.add(parser.add_subparsers())
-    command = ["serve", "--model", str(model), "--host", "0.0.0.0", "--port", str(options.port)]
-    # Of a batch transform: docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
-    if megabytes := int(os.environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB") or 0):
-        command += ["--max-megabytes", str(megabytes)]
-    serving = parser.parse_args(command)
-    return serving.run(serving, [])
+    serve_detector(options)

@@ -35,35 +35,40 @@ def add(verbs) -> None:
         default="127.0.0.1",
         help="address to listen on, 0.0.0.0 for all (default: %(default)s)",
     )
-    serve.add_argument("--port", type=count, default=8080, help="default: %(default)s")
-    serve.add_argument(
+    serving_arguments(serve)
+
+
+def serving_arguments(parser) -> None:
+    """Those of any server, whatever it serves and to whom."""
+    parser.add_argument("--port", type=count, default=8080, help="default: %(default)s")
+    parser.add_argument(
         "--batches",
         type=_sizes,
         metavar="N,N,...",
         help="batch sizes to compile (default: 1,4; on an accelerator 1,2,4,8,16)",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--queue",
         type=positive,
         default=64,
         metavar="N",
         help="pictures that may wait (default: %(default)s)",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--max-megabytes",
         type=positive,
         default=20,
         metavar="N",
         help="largest request, in MiB (default: %(default)s)",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--max-megapixels",
         type=_megapixels,
         default=64,
         metavar="N",
         help="largest picture, in 2**20 pixels (default: %(default)s)",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--token-file",
         metavar="FILE",
         type=pathlib.Path,
@@ -73,6 +78,11 @@ def add(verbs) -> None:
 
 def _serve(options, rest):
     check_detector(options)
+    serve_detector(options)
+
+
+def serve_detector(options) -> None:
+    """Serves what `detector_arguments` and `serving_arguments` have read."""
     try:
         from ssd_jax.serve.opening import default_batches, open_engine
         from ssd_jax.serve.pictures import Limits

@@ -61,7 +61,7 @@ class Parts(NamedTuple):
 
 
 def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
-    """The engine of this name, or the fastest that passes here for "auto"; and the reason.
+    """The engine of this name, or the fastest that passes here for "auto"; and a line of why.
 
     Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16. Where the
     export has timed every engine on a processor like this one, they are not timed again.
@@ -86,7 +86,7 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
                 raise UserError(reason)
             passed[name] = _tried(name, parts)
         except UserError as error:
-            told.append(f"{name} is out: {error}")
+            told.append(f"{name} is out: {' '.join(str(error).split())}")
             continue
         if known:
             told += [f"{each} {known[each] * 1000:.3g} ms an image" for each in known]

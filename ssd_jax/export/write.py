@@ -1,6 +1,7 @@
 """A run -> the folder of an exported detector, checked before it is there."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import pathlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -38,6 +39,7 @@ from ssd_jax.sharding import make_mesh, processor
 
 # Pictures that the exported detector is compared on; an even number.
 _PICTURES = 8
+_UNFINISHED = ".unfinished-"
 _VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino")
 
 
@@ -108,6 +110,7 @@ def _export(
 ) -> dict[str, Any]:
     workdir, out = pathlib.Path(workdir), out.absolute()
     packed = out.with_name(f"{out.name}.tar.gz")
+    _remove_unfinished(out)
     if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
         raise UserError(f"{out}: there is something there, or at {packed}. Choose another --out.")
     config = read_config(workdir / CONFIG_FILE)
@@ -122,7 +125,7 @@ def _export(
     out.mkdir(parents=True, exist_ok=True)
     try:
         # Inside `out`, which may be a file system of its own, as in a container.
-        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as scratch:
+        with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as scratch, _held(scratch):
             scratch = pathlib.Path(scratch)
             new = scratch / out.name
             new.mkdir()
@@ -151,6 +154,33 @@ def _export(
                 out.rmdir()
         raise
     return meta
+
+
+def _remove_unfinished(out: pathlib.Path) -> None:
+    """Removes what exports that were killed have left in `out`, but nothing of one at work."""
+    for scratch in out.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(BlockingIOError), _held(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: str | os.PathLike) -> Iterator[None]:
+    """Locks a folder until this process ends, however it does.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def _verified(

@@ -5,13 +5,16 @@ your-algorithms-training-algo-running-container.html, your-algorithms-training-a
 your-algorithms-training-signal-success-failure.html.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +24,10 @@ from ssd_jax import cluster
 from ssd_jax import config as configs
 from ssd_jax.children import run_child
 from ssd_jax.config_check import check
+from ssd_jax.data import codes
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
-from ssd_jax.errors import Stopped, UserError
+from ssd_jax.errors import DataError, Stopped, UserError
 from ssd_jax.experiment import build_network, evaluate_every, total_steps
 from ssd_jax.export.folder import META
 from ssd_jax.models.initialise import variable_shapes
@@ -31,6 +35,7 @@ from ssd_jax.reporting import METRICS_FILE, read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
 from ssd_jax.sagemaker.hyperparameters import (
+    RULES,
     frozen_paths,
     parse_hyperparameters,
     to_config,
@@ -41,6 +46,8 @@ from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
 PORT = 12355
 # Where ImageNet weights are, which SageMaker has in its container.
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
+# What writes an ONNX model, and what checks it.
+ONNX_PACKAGES = ("onnx", "onnxruntime")
 
 
 class Hosts(NamedTuple):
@@ -74,12 +81,27 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
         failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
 
     try:
-        _train(root, assignments, last_words=fail)
+        with _in_the_words_of_the_original():
+            _train(root, assignments, last_words=fail)
     except Stopped:
         raise
     except Exception as error:
         fail(error)
         raise
+
+
+@contextlib.contextmanager
+def _in_the_words_of_the_original() -> Iterator[None]:
+    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record."""
+    try:
+        yield
+    except DataError as error:
+        if error.code != codes.LABEL_WIDTH_SMALL:
+            raise
+        raise UserError(
+            f"Invalid parameter value 'label_width': {error}. A job takes "
+            f"{RULES['label_width'].default} where it is left out."
+        ) from error
 
 
 def _train(
@@ -230,10 +252,7 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
     model.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as folder:
         exported = pathlib.Path(folder, "model")
-        # A process of its own: in this one JAX would wait for those of the other hosts.
-        command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
-        command += ["--out", exported, "--no-archive"]  # SageMaker packs what it finds
-        export = run_child(command)
+        export = _export(workdir, exported, onnx=not stopped)
         if export.returncode:
             told = export.stderr.strip()[-1000:]
             if not stopped:
@@ -245,6 +264,29 @@ def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) 
         for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)
+
+
+def _export(
+    workdir: pathlib.Path, out: pathlib.Path, *, onnx: bool
+) -> subprocess.CompletedProcess[str]:
+    """Exports with an ONNX model, if it is wanted and can be had; else without."""
+    # A process of its own: in this one JAX would wait for those of the other hosts.
+    command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
+    command += ["--out", out, "--no-archive"]  # SageMaker packs what it finds
+    without = "The model is left without an ONNX form, so that JAX alone can run it: %s"
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if not onnx:
+        logger.info(without, "of a job that was stopped there is no time for one")
+    elif missing:
+        logger.info(without, f"{', '.join(missing)} of the extra onnx is not installed")
+    else:
+        export = run_child([*command, "--onnx"])
+        if not export.returncode:
+            logger.info("The model is left with an ONNX form")
+            return export
+        # A run that took days is not lost for a form that it can do without.
+        logger.warning(without, export.stderr.strip()[-1000:])
+    return run_child(command)
 
 
 def _best_before(metrics: pathlib.Path, metric: str) -> float:

@@ -130,6 +130,7 @@ class Service:
                 "classes": self._engine.classes,
                 "canvas": self._engine.canvas,
                 "engine": self._engine.engine,
+                "why": self._engine.why,
                 "batches": self._batches,
                 "batch_seconds": {str(n): s for n, s in self._batcher.seconds.items()},
                 "limits": self._limits._asdict(),

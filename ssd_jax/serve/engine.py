@@ -26,8 +26,9 @@ class AnyDetector(Protocol):
 class Engine(AnyDetector, Protocol):
     """A detector that tells what it is; `export.exported.Exported` is one.
 
-    Its detections are NumPy arrays.
+    Its detections are NumPy arrays. `engine` is what runs the network, `why` a line that says why.
     """
 
     meta: Mapping[str, Any]
     engine: str
+    why: str

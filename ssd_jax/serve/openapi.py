@@ -207,9 +207,10 @@ _SCHEMAS = {
                 "description": "Names in the order of their ids.",
                 "items": {"type": "string"},
             },
-            "engine": _text(),
+            "engine": {**_text(), "description": "What runs the network."},
+            "why": {**_text(), "description": "Why it is that engine."},
         },
-        "required": ["classes", "engine"],
+        "required": ["classes", "engine", "why"],
     },
     "ExecutionParameters": _object(
         {

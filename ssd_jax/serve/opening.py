@@ -12,7 +12,7 @@ from ssd_jax.serve.engine import Engine
 class RunEngine:
     """The detector of a training run, without an export."""
 
-    engine = "jax"
+    engine, why = "jax", "it is a run, not an export"
 
     def __init__(self, workdir: str | os.PathLike, *, step: str | None = None):
         detector = Detector.load(workdir, step=step)

@@ -63,7 +63,8 @@ def serve(
         )
     )
     host, port = listener.getsockname()[:2]
-    log("listening", host=host, port=port, engine=engine.engine, batches=tuple(batches))
+    about = {"engine": engine.engine, "why": engine.why, "batches": tuple(batches)}
+    log("listening", host=host, port=port, **about)
     # uvicorn raises the signal again when all is answered; a drained server has done its work.
     before = signal.signal(signal.SIGTERM, lambda number, frame: log("stopped"))
     try:

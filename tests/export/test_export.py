@@ -234,7 +234,7 @@ def test_auto_goes_on_where_the_fastest_of_the_export_fails_here(model, tried, m
 
     def fails(name, parts):
         if name == "onnxruntime":
-            raise UserError("it fails the probe")
+            raise UserError("it fails\nthe probe")
         return passes(name, parts)
 
     monkeypatch.setattr(engines, "_tried", fails)
@@ -294,6 +294,13 @@ def test_predict_takes_the_engine_that_it_is_told(model, tmp_path, capsys):
     assert "predict: error: engine: got 'tensorrt'" in capsys.readouterr().err
 
 
+def test_predict_tells_its_engine_and_why(model, pictures, tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(pictures[0])
+    words = ["--engine", "jax", str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "found")]
+    assert main(["predict", "--model", str(model), *words]) == 0
+    assert "engine jax: it was asked for" in capsys.readouterr().out.splitlines()
+
+
 def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsys):
     decoded = [decode_image(data, "test", 64) for data in pictures[:2]]
     moved = [found._replace(boxes=found.boxes + np.float32(2e-4)) for found in expected[:2]]
@@ -330,6 +337,24 @@ def test_an_archive_may_be_left_out(tiny_run, tmp_path, monkeypatch, capsys):
     assert main(["export", *words]) == 0
     assert [path.name for path in tmp_path.rglob("*")] == ["model", META]
     assert ".tar.gz" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_what_a_killed_export_left_is_removed_and_the_work_of_another_is_not(
+    at_work, tiny_run, tmp_path, monkeypatch
+):
+    out = tmp_path / "model"
+    (out / ".unfinished-x/model").mkdir(parents=True)
+    (out / ".unfinished-x/model/weights.safetensors").touch()
+    monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
+    monkeypatch.setattr(write, "_verified", lambda *args: {})
+    if at_work:
+        with write._held(out / ".unfinished-x"), pytest.raises(UserError, match="something there"):
+            write.export_run(tiny_run, out, archive=False)
+        assert (out / ".unfinished-x/model/weights.safetensors").is_file()
+    else:
+        write.export_run(tiny_run, out, archive=False)
+        assert [path.name for path in out.iterdir()] == [META]
 
 
 def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):

@@ -9,6 +9,12 @@ import subprocess
 import pytest
 
 from ssd_jax.cli import build_parser
+from ssd_jax.data.storage import is_remote
+from ssd_jax.recipes import recipe_config
+from ssd_jax.sagemaker.channels import Channels
+from ssd_jax.sagemaker.train import PRETRAINED, _weights
+from ssd_jax.weights.maps import Input
+from ssd_jax.weights.maps_vgg import VGG16_KERAS, VGG16_TORCHVISION
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -46,8 +52,33 @@ def test_an_image_has_what_it_copies_and_installs_extras_that_there_are(path):
     options = configparser.ConfigParser()
     options.read(ROOT / "setup.cfg")
     assert set(extras) <= set(options["options.extras_require"])
-    assert {"serve", "s3"} <= set(extras)
+    assert {"serve", "s3", "weights", "onnx"} <= set(extras)
     assert ("cuda" in extras) == (path.suffix == ".cuda")
+    assert ("openvino" in extras) == (path.suffix == ".cpu")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_imagenet_weights_of_an_image_are_for_the_input_of_the_recipe(path, monkeypatch):
+    variables = dict(
+        each.split("=", 1)
+        for keyword, rest in instructions(path)
+        if keyword == "ENV"
+        for each in rest.split()
+    )
+    # No published ResNet-50 has a name here: see docs/sagemaker.md.
+    assert PRETRAINED["resnet-50"] not in variables
+    variable = PRETRAINED["vgg-16"]
+    monkeypatch.setenv(variable, variables[variable])
+    place = _weights({"use_pretrained_model": 1, "base_network": "vgg-16"}, Channels("", ""))
+    assert place == variables[variable]
+    assert is_remote(place)
+    assert place.endswith(".h5")  # of Keras, which needs the extra
+    (installed,) = (rest for keyword, rest in instructions(path) if keyword == "RUN")
+    assert ",keras," in installed
+    preprocess = recipe_config("sagemaker", "vgg16").preprocess
+    network_sees = Input(preprocess.mean, preprocess.std)
+    assert VGG16_KERAS.expects.is_like(network_sees)
+    assert not VGG16_TORCHVISION.expects.is_like(network_sees)
 
 
 def test_there_is_an_image_for_processors_and_one_for_gpus():

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+import types
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -16,17 +18,19 @@ from distributed.processes import finish, run_processes, start_processes, wait_u
 from sagemaker.opt_ml import channel, write_job
 from starlette.testclient import TestClient
 
-from ssd_jax.cli import main
+from ssd_jax.cli import build_parser, main
+from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
 from ssd_jax.config import read_config, split_assignments
+from ssd_jax.data import codes
 from ssd_jax.data.convert import run_convert
 from ssd_jax.detector import Detector, load_trained
-from ssd_jax.errors import UserError
+from ssd_jax.errors import DataError, UserError
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
-from ssd_jax.sagemaker.train import _leave_results, build_config
+from ssd_jax.sagemaker.train import ONNX_PACKAGES, _leave_results, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
@@ -144,6 +148,7 @@ def test_what_is_left_is_where_sagemaker_looks_for_it(job):
     assert {path.name for path in root.iterdir()} == {"input", "model", "output", "checkpoints"}
     meta = json.loads((root / "model/meta.json").read_text())
     assert {*meta["files"], "meta.json"} == {path.name for path in (root / "model").iterdir()}
+    assert ("model.onnx" in meta["files"]) == all(map(find_spec, ONNX_PACKAGES))
     assert (root / "output/data/report.json").is_file()
     assert not (root / "output/failure").exists()
 
@@ -195,6 +200,7 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
         monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", given)
         assert main(["sagemaker", "serve", "--root", str(job[0])]) == 0
         assert served["limits"].bytes == megabytes * 2**20
+        assert served["engine"].why
     assert (served["host"], served["port"]) == ("0.0.0.0", 8080)
     picture, expected = answer
     with TestClient(Service(served["engine"], batches=(1,)).app) as client:
@@ -209,6 +215,60 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
         )
     assert got.status_code == 200
     np.testing.assert_allclose(got.json()["prediction"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "expected"),
+    [
+        ({}, "", (None, None, 64, 20, 64)),
+        ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0"}, "", (None, None, 64, 20, 64)),
+        (
+            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_BATCHES": "1,2", "SSD_JAX_QUEUE": "9"},
+            "",
+            ("openvino", (1, 2), 9, 20, 64),
+        ),
+        (
+            {"SSD_JAX_MAX_MEGABYTES": "7", "SSD_JAX_MAX_MEGAPIXELS": "8"}
+            | {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"},
+            "",
+            (None, None, 64, 7, 8),
+        ),
+        (
+            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_QUEUE": "none"},
+            "--engine onnxruntime --batches 4 --queue 3 --max-megabytes 2 --max-megapixels 1",
+            ("onnxruntime", (4,), 3, 2, 1),
+        ),
+    ],
+)
+def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
+    environment, options, expected, tmp_path, monkeypatch
+):
+    for name in (*VARIABLES, PAYLOAD_VARIABLE):
+        monkeypatch.setenv(name, environment.get(name, ""))
+    asked = {}
+
+    def opened(**words):
+        raise UserError(f"opened {asked.update(words)}")
+
+    monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
+    words = ["sagemaker", "serve", "--root", str(tmp_path), *options.split()]
+    names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
+    given = build_parser().parse_args(words)
+    assert tuple(getattr(given, name) for name in names) == expected
+    assert main(words) == 2
+    assert asked == {
+        "model": tmp_path / "model",
+        "workdir": None,
+        "engine": expected[0] or "auto",
+        "step": None,
+    }
+
+
+def test_a_wrong_word_in_the_environment_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SSD_JAX_BATCHES", "many")
+    with pytest.raises(SystemExit, match="2"):
+        main(["sagemaker", "serve", "--root", str(tmp_path)])
+    assert "argument --batches: invalid" in capsys.readouterr().err
 
 
 def test_a_batch_transform_with_the_model_of_the_job(job, answer, tmp_path):
@@ -235,7 +295,7 @@ def test_an_artefact_of_the_original_is_not_served(tmp_path, capsys):
         ),
         ({"num_classes": "2"}, "num_classes is 2, but the train channel has 3 classes"),
         ({"use_pretrained_model": "1"}, "SSD_JAX_PRETRAINED_VGG16 does not say"),
-        ({"label_width": "6"}, "label"),
+        ({"label_width": "6"}, "ClientError: Invalid parameter value 'label_width': SSD183 "),
     ],
 )
 def test_what_the_user_did_wrong_stands_in_the_failure_file(
@@ -250,6 +310,19 @@ def test_what_the_user_did_wrong_stands_in_the_failure_file(
     assert message in failure[:1024]
     assert message in log
     assert not (root / "model").exists()
+
+
+def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tells_it(
+    shapes, tmp_path, capsys, monkeypatch
+):
+    def too_wide(*_, **__):
+        raise DataError(codes.LABEL_WIDTH_SMALL, "val.rec, record 1", "too wide", "Set it to 9")
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", too_wide)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text()
+    assert failure.startswith("ClientError: Invalid parameter value 'label_width': SSD183 val.rec")
 
 
 def test_more_classes_than_the_data_have_and_a_wrong_count_of_samples(shapes, tmp_path, caplog):
@@ -293,24 +366,59 @@ def test_the_last_epoch_of_the_log_may_be_shorter(caplog):
     assert re.findall(r"epoch=(\d), validation", caplog.text) == ["0", "1", "2"]
 
 
-def test_of_the_model_that_a_job_leaves_meta_json_comes_last(tmp_path, monkeypatch):
+@pytest.fixture
+def exports(monkeypatch):
+    """The commands of exports that leave empty files, and fail with what stands in `failing`."""
+
     def export(command, **_):
+        exports.commands.append(command)
+        if exports.failing & set(command):
+            return subprocess.CompletedProcess(command, 1, "", "it finds something else")
         folder = command[command.index("--out") + 1]
         folder.mkdir()
         for name in ("meta.json", "probe.safetensors", "weights.safetensors"):
             (folder / name).touch()
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    commands, moved = [], []
+    exports = types.SimpleNamespace(commands=[], failing=set())
     monkeypatch.setattr(subprocess, "run", export)
+    return exports
+
+
+@pytest.mark.parametrize(
+    ("missing", "failing", "stopped", "onnx", "why"),
+    [
+        ((), set(), False, [True], "with an ONNX form"),
+        (("onnx", "onnxruntime"), set(), False, [False], "onnx, onnxruntime of the extra onnx"),
+        (("onnxruntime",), set(), False, [False], ": onnxruntime of the extra onnx is not"),
+        ((), {"--onnx"}, False, [True, False], "JAX alone can run it: it finds something else"),
+        ((), set(), True, [False], "a job that was stopped"),
+    ],
+)
+def test_a_job_leaves_an_onnx_model_where_it_can(
+    missing, failing, stopped, onnx, why, exports, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", logger.name)
+    logger.propagate = True
+    found = "ssd_jax.sagemaker.train.find_spec"
+    monkeypatch.setattr(found, lambda name: None if name in missing else name)
+    exports.failing = failing
+    (tmp_path / "checkpoints").mkdir()
+    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=stopped)
+    assert ["--onnx" in command for command in exports.commands] == onnx
+    assert why in caplog.text
+    assert (tmp_path / "model/meta.json").is_file()
+
+
+def test_of_the_model_that_a_job_leaves_meta_json_comes_last(exports, tmp_path, monkeypatch):
+    moved = []
     monkeypatch.setattr(shutil, "move", lambda _, to: moved.append(to.name))
     monkeypatch.setattr(
         pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
     )
     (tmp_path / "checkpoints").mkdir()
     _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
-    assert "--no-archive" in commands[0]
+    assert "--no-archive" in exports.commands[0]
     assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
     assert moved[2:] == ["meta.json"]
 

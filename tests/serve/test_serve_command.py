@@ -40,6 +40,7 @@ def test_a_run_as_an_engine(tiny_run, pictures, expected):
     rows = normalised(type(found)(*(each[0] for each in found)))["prediction"]
     np.testing.assert_array_equal(np.array(rows), expected[0])
     assert default_batches(engine) == (1, 4)
+    assert (engine.engine, engine.why) == ("jax", "it is a run, not an export")
 
 
 def test_a_run_is_served(tiny_run, tmp_path, pictures, expected):

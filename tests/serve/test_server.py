@@ -177,6 +177,9 @@ def test_metadata_and_parameters(server):
     assert (told["classes"], told["engine"], told["model"]) == (
         ["red", "middle"], "painted", {"step": 7},
     )  # fmt: skip
+    assert told["why"] == server.wait_for("listening")["why"] == "it needs no network"
+    schema = server.client.get("/openapi.json").json()["components"]["schemas"]["Metadata"]
+    assert "why" in schema["required"]
     assert told["limits"]["bytes"] == LARGEST
     assert set(told["batch_seconds"]) == {"1", "2", "4"}
     assert server.client.get("/execution-parameters").json() == {
