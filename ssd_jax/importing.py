@@ -109,8 +109,8 @@ def start_from(
     the same input and anchors, and with `classes` not these in another order, without which its
     weights mean something else.
     """
+    source = source if pathlib.Path(source).is_dir() else _local(source)
     folder = pathlib.Path(source)
-    source = source if folder.is_dir() else _local(source)
     file, own, theirs = source, None, None
     if _is_exported(source):
         file, own, theirs = _read_exported(source, config, classes)

@@ -3,19 +3,23 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from s3_server import serve_s3
 
 from ssd_jax.cli import build_parser, main
+from ssd_jax.config import read_config
 from ssd_jax.data import remote, storage
 from ssd_jax.data.decode import decode_image
-from ssd_jax.detector import Detector
+from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.export import write
 from ssd_jax.export.exported import open_exported
 from ssd_jax.export.folder import META, PROBE, STABLEHLO, WEIGHTS, read_folder
 from ssd_jax.export.verify import compare
+from ssd_jax.importing import start_from
+from ssd_jax.sharding import make_mesh
 from ssd_jax.types import Detections
 
 RUN, MODEL = "s3://bucket/runs/tiny", "s3://bucket/models/tiny"
@@ -78,6 +82,16 @@ def names_below(bucket, place):
 def put_text(tmp_path, text, url):
     (tmp_path / "text").write_text(text)
     storage.upload(tmp_path / "text", url)
+
+
+def test_a_training_may_begin_with_a_run_in_a_store(bucket, tiny_run):
+    trained = load_trained(
+        read_config(tiny_run / "config.json"), tiny_run, mesh=make_mesh(jax.devices()[:1])
+    )
+    empty = jax.tree.map(np.zeros_like, trained.variables)
+    variables, report = start_from(empty, RUN)
+    assert not report.missing
+    jax.tree.map(np.testing.assert_array_equal, variables, trained.variables)
 
 
 def test_the_description_comes_last(sent):
