@@ -1,8 +1,8 @@
 """The recipe `best` with ResNet-50 at 512 px, VOC2007+2012 trainval -> VOC2007 test; docs/best.md.
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
-Weights:  an ImageNet ResNet-50 v1.5 at weights/resnet50.safetensors, see docs/weights.md; a better
-          one with --config.weights.path=hf://timm/resnet50.a1_in1k/model.safetensors (docs/best.md).
+Weights:  an ImageNet ResNet-50 v1.5 at weights/resnet50.safetensors, see docs/weights.md; better
+          one: --config.weights.path=hf://timm/resnet50.a1_in1k/model.safetensors (docs/best.md).
 Run:      ssd-jax train --config configs/best_resnet50_512.py --workdir runs/best_resnet50
 Expected: to beat 81.5 (TorchCV's README, SSD with ResNet-50 and a feature pyramid at 512 px, one
           scale); plain ones have 80.1 (GluonCV) and 79.6. mAP@.5 (VOC07 11-point), one view; this
