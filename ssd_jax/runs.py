@@ -31,8 +31,9 @@ from ssd_jax.outcome import (
     write_evaluation,
     write_result,
 )
+from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
-from ssd_jax.reporting import Observer, Reporter
+from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
@@ -162,6 +163,8 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         write_result(config, workdir, measured, sources)
     _tell(table(measured))
     _tell(_where_things_are(workdir))
+    if jax.process_index() == 0 and config.data.cache == "none":
+        _tell(waiting_hint(read_metrics(workdir / METRICS_FILE)))
     _tell(headline(config, measured))
     return measured
 

@@ -30,6 +30,21 @@ def test_classes_are_stripped(shapes, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --workdir run --out s3://bucket/out",
+        "weights import detector.tar.gz --out s3://bucket/run",
+        "data shapes s3://bucket/shapes",
+        "benchmark --config quick.py --json s3://bucket/speed.json",
+    ],
+)
+def test_a_url_is_no_local_folder_called_s3(command, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*command.split())
+    assert "expected a place on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "verb"),
     [
         (["weights", "import", "nowhere.params", "--out", "out"], "ssd-jax weights import"),

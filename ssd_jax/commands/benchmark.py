@@ -1,11 +1,10 @@
 """`ssd-jax benchmark`."""
 
 import os
-import pathlib
 import re
 
 from ssd_jax.children import SMALL_MEMORY
-from ssd_jax.commands.common import positive, refuse_misplaced, verb
+from ssd_jax.commands.common import local_path, positive, refuse_misplaced, verb
 
 NOTE = """\
 Without --find-batch and --against it measures training step, evaluation and prediction, their
@@ -79,10 +78,10 @@ def add(verbs) -> None:
     benchmark.add_argument(
         "--no-start", action="store_true", help="leave out the start of a process"
     )
-    benchmark.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures")
+    benchmark.add_argument("--json", type=local_path, metavar="FILE", help="write the figures")
     benchmark.add_argument(
         "--profile",
-        type=pathlib.Path,
+        type=local_path,
         metavar="DIR",
         help="write a trace for TensorBoard and ui.perfetto.dev",
     )

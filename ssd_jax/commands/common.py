@@ -121,6 +121,13 @@ def workdir(parser, text, *, type=pathlib.Path):
     parser.add_argument("--workdir", required=True, metavar="DIR", type=type, help=text)
 
 
+def local_path(text: str) -> pathlib.Path:
+    """Reads a place on this machine; of a URL `pathlib` would make a folder called "s3:"."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a place on this machine")
+    return pathlib.Path(text)
+
+
 def folder_or_url(text: str) -> pathlib.Path | str:
     """Reads a place that may be a URL; `data.storage` and `train.mirror` make a folder of one."""
     if "://" not in text:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from ssd_jax.commands.common import count, verb
+from ssd_jax.commands.common import count, local_path, verb
 from ssd_jax.errors import UserError
 
 
@@ -17,7 +17,7 @@ def add(verbs) -> None:
         "generate shapes on textured backgrounds, as a VOC folder",
         example="ssd-jax data shapes shapes/ --train 3000 --val 300",
     )
-    shapes.add_argument("folder", type=pathlib.Path)
+    shapes.add_argument("folder", type=local_path)
     shapes.add_argument(
         "--train", type=count, default=3000, metavar="N", help="images (%(default)s)"
     )

@@ -1,11 +1,10 @@
 """`ssd-jax evaluate`."""
 
-import pathlib
-
 from ssd_jax.commands.common import (
     cluster_arguments,
     folder_or_url,
     join_cluster,
+    local_path,
     names_argument,
     step,
     verb,
@@ -32,7 +31,7 @@ def add(verbs) -> None:
     )
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
-    what.add_argument("--detections", metavar="FILE", type=pathlib.Path, help="what was detected")
+    what.add_argument("--detections", metavar="FILE", type=local_path, help="what was detected")
     evaluate.add_argument("--ground-truth", metavar="SRC", help="a data set, for --detections")
     names_argument(
         evaluate,
@@ -45,7 +44,7 @@ def add(verbs) -> None:
         choices=("voc07", "voc12", "mxnet", "coco"),
         help="of the last line, for --detections (default: voc07)",
     )
-    evaluate.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write JSON and pictures")
+    evaluate.add_argument("--out", metavar="DIR", type=local_path, help="write JSON and pictures")
     step(evaluate)
     cluster_arguments(evaluate)
 

@@ -1,8 +1,6 @@
 """`ssd-jax weights import`."""
 
-import pathlib
-
-from ssd_jax.commands.common import names_argument, verb
+from ssd_jax.commands.common import local_path, names_argument, verb
 
 
 def add(verbs) -> None:
@@ -20,7 +18,7 @@ def add(verbs) -> None:
         ".safetensors, .h5, hf://owner/repository/file) with the config of its network.",
     )
     importing.add_argument("file", metavar="FILE")
-    importing.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path)
+    importing.add_argument("--out", required=True, metavar="DIR", type=local_path)
     importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
     names_argument(importing, "--classes", "in the order of their ids")
     importing.add_argument(

@@ -19,6 +19,8 @@ from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
 MOST_POINTS = 200
+# Of the time of a run; more is worth doing something about.
+MUCH_WAITING = 0.1
 
 
 class Run(NamedTuple):
@@ -113,3 +115,14 @@ def speed(records: Sequence[dict[str, Any]]) -> dict[str, int | float | None]:
         "host_memory_gib": summary(max, "host_memory_gib"),
         "device_memory_gib": summary(max, "device_memory_gib"),
     }
+
+
+def waiting_hint(records: Sequence[dict[str, Any]]) -> str:
+    """What to do where the devices waited for pictures; "" where they hardly did."""
+    waited = speed(records)["data_wait"] or 0.0
+    if waited <= MUCH_WAITING:
+        return ""
+    return (
+        f"{waited:.0%} of the time the devices waited for pictures, which are decoded anew in each "
+        "epoch. Where they fit, --config.data.cache=ram or device keeps them (docs/data.md)."
+    )

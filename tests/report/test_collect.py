@@ -8,7 +8,7 @@ from made_runs import make_run
 
 from ssd_jax.errors import UserError
 from ssd_jax.report import starts
-from ssd_jax.report.collect import MOST_POINTS, curve, open_run, speed
+from ssd_jax.report.collect import MOST_POINTS, curve, open_run, speed, waiting_hint
 
 
 def train(step, **values):
@@ -38,6 +38,14 @@ def test_speed_is_the_median_and_memory_the_highest():
         "host_memory_gib": 3.0,
         "device_memory_gib": None,
     }
+
+
+@pytest.mark.parametrize(("waits", "hint"), [((0.0, 0.1, 0.9), ""), ((0.3, 0.3, 0.0), "30% of")])
+def test_a_run_that_waited_for_pictures_says_what_helps(waits, hint):
+    records = [train(step, data_wait=wait) for step, wait in enumerate(waits)]
+    assert waiting_hint(records).startswith(hint)
+    assert bool(waiting_hint(records)) == bool(hint)
+    assert waiting_hint([]) == ""
 
 
 def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
