@@ -161,10 +161,11 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     watchdog.enter("report")
     if jax.process_index() == 0:
         write_result(config, workdir, measured, sources)
+        hint = waiting_hint(read_metrics(workdir / METRICS_FILE))
+        if hint and config.data.cache == "none":
+            _tell(hint)
     _tell(table(measured))
     _tell(_where_things_are(workdir))
-    if jax.process_index() == 0 and config.data.cache == "none":
-        _tell(waiting_hint(read_metrics(workdir / METRICS_FILE)))
     _tell(headline(config, measured))
     return measured
 
