@@ -82,8 +82,8 @@ def bytes_of(shape: str) -> int:
     return total
 
 
-def compile_step_of(config, mesh):
-    """The training step of a config."""
+def traced_step(config, mesh):
+    """The training step of a config, not yet compiled."""
     network = experiment.build_network(config, CLASSES)
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
@@ -92,8 +92,7 @@ def compile_step_of(config, mesh):
     batch = batch_shapes(
         config.batch_size, canvas=config.data.canvas, max_objects=OBJECTS, mesh=mesh
     )
-    traced = trace_step(step, state, batch, mesh)
-    return traced.lower(lowering_platforms=("cuda",)).compile()
+    return trace_step(step, state, batch, mesh)
 
 
 def main():
@@ -106,7 +105,8 @@ def main():
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))
     check(config)
-    compiled = compile_step_of(config, mesh_without_devices(options.devices))
+    traced = traced_step(config, mesh_without_devices(options.devices))
+    compiled = traced.lower(lowering_platforms=("cuda",)).compile()
     kernels = kernels_of(compiled.as_text())
     moved = sorted(kernels, key=lambda kernel: -kernel.written - kernel.read)
     told = {

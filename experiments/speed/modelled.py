@@ -9,9 +9,9 @@ import argparse
 import json
 
 import jax
+from compiled_for_gpu import traced_step
 
 from ssd_jax import config as configs
-from ssd_jax import experiment
 from ssd_jax.config_check import check
 from ssd_jax.roofline import (
     grouped,
@@ -22,25 +22,9 @@ from ssd_jax.roofline import (
     traffic,
 )
 from ssd_jax.sharding import make_mesh
-from ssd_jax.train.compiled import batch_shapes, trace_step
 
-CLASSES, OBJECTS = 20, 42
 # Operations and bytes a second, assumed to be reached; the specification has 989e12 and 4.8e12.
 H200 = {"peak": 790e12, "bandwidth": 4.3e12}
-
-
-def kernels_of(config):
-    """Those of the training step of a config, on one device."""
-    mesh = make_mesh(jax.devices()[:1])
-    network = experiment.build_network(config, CLASSES)
-    schedule = experiment.stand_in_schedule(config)
-    optimizer = experiment.build_optimizer(config, schedule)
-    step = experiment.build_step(config, network, schedule, optimizer, mesh)
-    state = experiment.build_state_shapes(config, network, optimizer, mesh)
-    batch = batch_shapes(
-        config.batch_size, canvas=config.data.canvas, max_objects=OBJECTS, mesh=mesh
-    )
-    return program_kernels(trace_step(step, state, batch, mesh).jaxpr)
 
 
 def row(kernels, images):
@@ -67,7 +51,9 @@ def main():
         config = configs.load_config(path)
         configs.override(config, configs.split_assignments(rest))
         check(config)
-        print(json.dumps({"config": path, **row(kernels_of(config), config.batch_size)}))
+        step = traced_step(config, make_mesh(jax.devices()[:1]))
+        told = row(program_kernels(step.jaxpr), config.batch_size)
+        print(json.dumps({"config": path, **told}))
 
 
 if __name__ == "__main__":
