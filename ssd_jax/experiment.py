@@ -42,6 +42,9 @@ from ssd_jax.train.stopping import EarlyStopping
 _DECAY_PARTS = 2 / 3, 5 / 6
 # A part of a run that hardly any recipe exceeds.
 _LONGEST_WARMUP = 0.2
+# With SGD and momentum, a rate divided by its batch: 0.001 of 32 images, the paper's. The published
+# ones are up to twice as high.
+_USUAL_RATE, _HIGHEST_RATE = 1e-3 / 32, 5e-3 / 32
 _LEVELS = {
     "paper": paper_levels,
     "gluoncv": gluoncv_levels,
@@ -201,7 +204,7 @@ def _decay_steps(config: ConfigDict, images: int) -> list[int]:
 
 
 def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
-    """What is likely to be a mistake: a rate that never falls, or hardly ever is reached."""
+    """What is likely to be a mistake: a rate that never falls, is hardly reached, or too high."""
     words, total = config.optimizer, total_steps(config, images)
     warnings = []
     behind = [step for step in _decay_steps(config, images) if step >= total]
@@ -215,6 +218,13 @@ def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
         warnings.append(
             f"the learning rate is warmed up in {words.warmup_steps} of the {total} steps: "
             f"consider --config.optimizer.warmup_steps={max(1, round(total * _LONGEST_WARMUP / 2))}"
+        )
+    if words.name == "sgd" and words.learning_rate > _HIGHEST_RATE * config.batch_size:
+        usual = _USUAL_RATE * config.batch_size
+        warnings.append(
+            f"the learning rate {words.learning_rate:g} is high for batches of "
+            f"{config.batch_size}: rates go with the batch, and the published ones are 0.001 to "
+            f"0.002 for 32 images. Consider --config.optimizer.learning_rate={usual:.2g}"
         )
     return warnings
 

@@ -24,6 +24,17 @@ def test_the_rate_falls_after_two_thirds_and_five_sixths_of_any_run(steps):
     parts = (0.0, 0.65, 0.68, 0.82, 0.85, 1.0)
     rates = [float(schedule(round(part * steps))) for part in parts]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    config.optimizer.learning_rate = 0.002
+    assert schedule_warnings(config, IMAGES) == []
+
+
+def test_a_rate_for_larger_batches_is_told():
+    config = config_of(learning_rate=0.001)
+    config.batch_size = 4
+    (told,) = schedule_warnings(config, IMAGES)
+    assert "0.001 is high for batches of 4" in told
+    assert "learning_rate=0.00013" in told
+    config.optimizer.name = "adamw"  # whose steps are as long as the rate, whatever the gradient
     assert schedule_warnings(config, IMAGES) == []
 
 
