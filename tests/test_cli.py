@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssd_jax.cli import build_parser, main
+from ssd_jax.cli import build_parser, main, program
 from ssd_jax.data.open import open_data
 
 
@@ -27,6 +27,24 @@ def test_classes_are_stripped(shapes, tmp_path):
     command = ["convert", str(shapes), str(tmp_path / "a.json"), "--split", "val"]
     assert main([*command, "--classes", classes]) == 0
     assert open_data(tmp_path / "a.json").classes == ("cross", "ring", "triangle", "square")
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("serve --help", 0),
+        ("sagemaker serve --help", 0),
+        ("predict --help", 1),
+        ("train --help", 1),
+    ],
+)
+def test_all_but_servers_ask_for_large_pages(command, asked, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("ssd_jax.cli.start_with_huge_pages", lambda: calls.append(1))
+    monkeypatch.setattr("sys.argv", ["ssd-jax", *command.split()])
+    with pytest.raises(SystemExit):
+        program()
+    assert len(calls) == asked
 
 
 @pytest.mark.parametrize(
