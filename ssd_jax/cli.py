@@ -35,7 +35,7 @@ COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
 def program() -> int:
     """`main` as a program of its own, which alone may choose how its memory is allocated."""
     # A server answers a ping in time without them, and not always with (experiments/serve_load).
-    if "serve" not in sys.argv[1:3]:
+    if sys.argv[1:2] != ["serve"] and sys.argv[1:3] != ["sagemaker", "serve"]:
         start_with_huge_pages()
     return main()
 

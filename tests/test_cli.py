@@ -34,7 +34,7 @@ def test_classes_are_stripped(shapes, tmp_path):
     [
         ("serve --help", 0),
         ("sagemaker serve --help", 0),
-        ("predict --help", 1),
+        ("predict serve --help", 1),
         ("train --help", 1),
     ],
 )

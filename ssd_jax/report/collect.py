@@ -78,9 +78,10 @@ def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 def _repeat_command(workdir: pathlib.Path) -> str:
     """For the folder that the run was started in, from which the paths of its data may count."""
-    # A run whose folder is a URL lies in the cache meanwhile, which is gone when one reads this.
-    folder = workdir.name if workdir.is_relative_to(cache_folder()) else str(workdir)
-    config, again = shlex.quote(f"{folder}/{CONFIG_FILE}"), shlex.quote(f"{folder}-again")
+    if workdir.is_relative_to(cache_folder()):
+        # A run whose folder is a URL lies in the cache meanwhile; one has to fetch the file first.
+        return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
+    config, again = shlex.quote(f"{workdir}/{CONFIG_FILE}"), shlex.quote(f"{workdir}-again")
     return f"ssd-jax train --config {config} --workdir {again}"
 
 

@@ -117,6 +117,13 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     assert run.report["how"]["host_memory_gib"] == pytest.approx(1.0)
 
 
+def test_a_run_behind_a_url_is_repeated_from_its_config_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path))
+    staged = open_run(make_run(tmp_path / "runs/pets-0123456789ab"))
+    command = "ssd-jax train --config config.json --workdir NEW_FOLDER"
+    assert staged.report["how"]["repeat"] == command
+
+
 def test_an_unfinished_run_is_refused(tmp_path):
     folder = make_run(tmp_path / "pets")
     (folder / "report.json").unlink()

@@ -1,14 +1,12 @@
 """A whole training job under a folder of its own, and the endpoint of what it leaves."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import time
-import types
 from importlib.util import find_spec
 
 import jax
@@ -16,51 +14,24 @@ import numpy as np
 import pytest
 from distributed.processes import finish, run_processes, start_processes, wait_until
 from sagemaker.opt_ml import channel, write_job
+from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
 
 from ssd_jax.cli import build_parser, main
 from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
 from ssd_jax.config import read_config, split_assignments
-from ssd_jax.data import codes
-from ssd_jax.data.convert import run_convert
 from ssd_jax.detector import Detector, load_trained
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import UserError
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
-from ssd_jax.sagemaker.train import ONNX_PACKAGES, _leave_results, build_config
+from ssd_jax.sagemaker.train import ONNX_PACKAGES, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
-from ssd_jax.train.watchdog import EXIT_STALLED
 
-HYPERPARAMETERS = {
-    "base_network": "vgg-16",
-    "use_pretrained_model": "0",
-    "num_classes": "3",
-    "num_training_samples": "20",
-    "mini_batch_size": "8",
-    "epochs": "2",
-    "lr_scheduler_step": "1",
-    "optimizer": "rmsprop",
-    # All but the heads, which spares the compiler most of the gradient.
-    "freeze_layer_pattern": "^(conv|fc|relu4_3_scale|multi_feat_._conv_.x._conv).*",
-}
-# The container has no smaller network; these make it quick.
-QUICK = [
-    "--config.model.width=0.02",
-    "--config.model.image_size=64",
-    "--config.data.canvas=64",
-    "--config.data.threads=0",
-    "--config.augment.interpolations=linear",
-    "--config.augment.jitter.probability=0",
-    "--config.augment.expand.probability=0",
-    "--config.augment.crop.min_ious=()",
-    "--config.detect.candidates=50",
-    "--config.detect.max_detections=20",
-]
 # As they are given to CloudWatch for the original's log.
 PATTERNS = {
     "mAP": r"validation mAP <score>=\((\S+)\)",
@@ -68,28 +39,6 @@ PATTERNS = {
     "smooth_l1": r"train smooth_l1 <loss>=\((\S+)\)",
     "progress": r"completed (\S+) % of epochs",
 }
-
-
-def prepare(root, shapes, **changes):
-    for name, split in (("train", "train"), ("validation", "val")):
-        folder = root / "input/data" / name
-        folder.mkdir(parents=True)
-        run_convert(str(shapes), str(folder / "data.rec"), split=(split,))
-    write_job(
-        root,
-        channels={name: channel() for name in ("train", "validation")},
-        hyperparameters=HYPERPARAMETERS | changes,
-    )
-    return root
-
-
-def command(root):
-    return ["-m", "ssd_jax", "sagemaker", "train", "--root", str(root), *QUICK]
-
-
-def train(root, capsys):
-    code = main(command(root)[2:])
-    return code, capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -286,45 +235,6 @@ def test_an_artefact_of_the_original_is_not_served(tmp_path, capsys):
     assert "ssd-jax weights import" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"mini_batch_siz": "8"},
-            "Additional properties are not allowed ('mini_batch_siz' was unexpected)",
-        ),
-        ({"num_classes": "2"}, "num_classes is 2, but the train channel has 3 classes"),
-        ({"use_pretrained_model": "1"}, "SSD_JAX_PRETRAINED_VGG16 does not say"),
-        ({"label_width": "6"}, "ClientError: Invalid parameter value 'label_width': SSD183 "),
-    ],
-)
-def test_what_the_user_did_wrong_stands_in_the_failure_file(
-    changes, message, shapes, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.delenv("SSD_JAX_PRETRAINED_VGG16", raising=False)
-    root = prepare(tmp_path, shapes, **changes)
-    code, log = train(root, capsys)
-    assert code == 2
-    failure = (root / "output/failure").read_text()
-    assert failure.startswith("ClientError: ")
-    assert message in failure[:1024]
-    assert message in log
-    assert not (root / "model").exists()
-
-
-def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tells_it(
-    shapes, tmp_path, capsys, monkeypatch
-):
-    def too_wide(*_, **__):
-        raise DataError(codes.LABEL_WIDTH_SMALL, "val.rec, record 1", "too wide", "Set it to 9")
-
-    root = prepare(tmp_path, shapes)
-    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", too_wide)
-    assert train(root, capsys)[0] == 2
-    failure = (root / "output/failure").read_text()
-    assert failure.startswith("ClientError: Invalid parameter value 'label_width': SSD183 val.rec")
-
-
 def test_more_classes_than_the_data_have_and_a_wrong_count_of_samples(shapes, tmp_path, caplog):
     root = prepare(tmp_path, shapes)
     values = parse_hyperparameters(
@@ -364,95 +274,6 @@ def test_the_last_epoch_of_the_log_may_be_shorter(caplog):
     shares = [float(share) for share in re.findall(PATTERNS["progress"], caplog.text)]
     np.testing.assert_allclose(shares, [40, 80, 100])
     assert re.findall(r"epoch=(\d), validation", caplog.text) == ["0", "1", "2"]
-
-
-@pytest.fixture
-def exports(monkeypatch):
-    """The commands of exports that leave empty files, and fail with what stands in `failing`."""
-
-    def export(command, **_):
-        exports.commands.append(command)
-        if exports.failing & set(command):
-            return subprocess.CompletedProcess(command, 1, "", "it finds something else")
-        folder = command[command.index("--out") + 1]
-        folder.mkdir()
-        for name in ("meta.json", "probe.safetensors", "weights.safetensors"):
-            (folder / name).touch()
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    exports = types.SimpleNamespace(commands=[], failing=set())
-    monkeypatch.setattr(subprocess, "run", export)
-    return exports
-
-
-@pytest.mark.parametrize(
-    ("missing", "failing", "stopped", "onnx", "why"),
-    [
-        ((), set(), False, [True], "with an ONNX form"),
-        (("onnx", "onnxruntime"), set(), False, [False], "onnx, onnxruntime of the extra onnx"),
-        (("onnxruntime",), set(), False, [False], ": onnxruntime of the extra onnx is not"),
-        ((), {"--onnx"}, False, [True, False], "JAX alone can run it: it finds something else"),
-        ((), set(), True, [False], "a job that was stopped"),
-    ],
-)
-def test_a_job_leaves_an_onnx_model_where_it_can(
-    missing, failing, stopped, onnx, why, exports, tmp_path, monkeypatch, caplog
-):
-    caplog.set_level("INFO", logger.name)
-    logger.propagate = True
-    found = "ssd_jax.sagemaker.train.find_spec"
-    monkeypatch.setattr(found, lambda name: None if name in missing else name)
-    exports.failing = failing
-    (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=stopped)
-    assert ["--onnx" in command for command in exports.commands] == onnx
-    assert why in caplog.text
-    assert (tmp_path / "model/meta.json").is_file()
-
-
-def test_of_the_model_that_a_job_leaves_meta_json_comes_last(exports, tmp_path, monkeypatch):
-    moved = []
-    monkeypatch.setattr(shutil, "move", lambda _, to: moved.append(to.name))
-    monkeypatch.setattr(
-        pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
-    )
-    (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
-    assert "--no-archive" in exports.commands[0]
-    assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
-    assert moved[2:] == ["meta.json"]
-
-
-def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("out of memory")
-
-    root = prepare(tmp_path, shapes)
-    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", broken)
-    with pytest.raises(RuntimeError):
-        train(root, capsys)
-    assert (root / "output/failure").read_text().startswith("AlgorithmError: out of memory")
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (RuntimeError("step: not done after 900 s"), "AlgorithmError: step: not done after 900 s"),
-        (UserError("another host has other data"), "ClientError: another host has other data"),
-    ],
-)
-def test_why_the_watchdog_ends_a_job_is_told_too(
-    error, told, shapes, tmp_path, capsys, monkeypatch
-):
-    def stalled(*_, last_words, **__):
-        last_words(error)
-        raise SystemExit(EXIT_STALLED)
-
-    root = prepare(tmp_path, shapes)
-    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", stalled)
-    with pytest.raises(SystemExit):
-        train(root, capsys)
-    assert (root / "output/failure").read_text().startswith(told)
 
 
 @pytest.mark.long

@@ -1,0 +1,150 @@
+"""How a job ends: the model that it leaves, and what it says when it fails."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import types
+
+import pytest
+from sagemaker.small_job import command, prepare
+
+from ssd_jax.cli import main
+from ssd_jax.data import codes
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.sagemaker.log import logger
+from ssd_jax.sagemaker.train import _leave_results
+from ssd_jax.train.watchdog import EXIT_STALLED
+
+
+def train(root, capsys):
+    code = main(command(root)[2:])
+    return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mini_batch_siz": "8"},
+            "Additional properties are not allowed ('mini_batch_siz' was unexpected)",
+        ),
+        ({"num_classes": "2"}, "num_classes is 2, but the train channel has 3 classes"),
+        ({"use_pretrained_model": "1"}, "SSD_JAX_PRETRAINED_VGG16 does not say"),
+        ({"label_width": "6"}, "ClientError: Invalid parameter value 'label_width': SSD183 "),
+    ],
+)
+def test_what_the_user_did_wrong_stands_in_the_failure_file(
+    changes, message, shapes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("SSD_JAX_PRETRAINED_VGG16", raising=False)
+    root = prepare(tmp_path, shapes, **changes)
+    code, log = train(root, capsys)
+    assert code == 2
+    failure = (root / "output/failure").read_text()
+    assert failure.startswith("ClientError: ")
+    assert message in failure[:1024]
+    assert message in log
+    assert not (root / "model").exists()
+
+
+def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tells_it(
+    shapes, tmp_path, capsys, monkeypatch
+):
+    def too_wide(*_, **__):
+        raise DataError(codes.LABEL_WIDTH_SMALL, "val.rec, record 1", "too wide", "Set it to 9")
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", too_wide)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text()
+    assert failure.startswith("ClientError: Invalid parameter value 'label_width': SSD183 val.rec")
+
+
+@pytest.fixture
+def exports(monkeypatch):
+    """The commands of exports that leave empty files, and fail with what stands in `failing`."""
+
+    def export(command, **_):
+        exports.commands.append(command)
+        if exports.failing & set(command):
+            return subprocess.CompletedProcess(command, 1, "", "it finds something else")
+        folder = command[command.index("--out") + 1]
+        folder.mkdir()
+        for name in ("meta.json", "probe.safetensors", "weights.safetensors"):
+            (folder / name).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    exports = types.SimpleNamespace(commands=[], failing=set())
+    monkeypatch.setattr(subprocess, "run", export)
+    return exports
+
+
+@pytest.mark.parametrize(
+    ("missing", "failing", "stopped", "onnx", "why"),
+    [
+        ((), set(), False, [True], "with an ONNX form"),
+        (("onnx", "onnxruntime"), set(), False, [False], "onnx, onnxruntime of the extra onnx"),
+        (("onnxruntime",), set(), False, [False], ": onnxruntime of the extra onnx is not"),
+        ((), {"--onnx"}, False, [True, False], "JAX alone can run it: it finds something else"),
+        ((), set(), True, [False], "a job that was stopped"),
+    ],
+)
+def test_a_job_leaves_an_onnx_model_where_it_can(
+    missing, failing, stopped, onnx, why, exports, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", logger.name)
+    logger.propagate = True
+    found = "ssd_jax.sagemaker.train.find_spec"
+    monkeypatch.setattr(found, lambda name: None if name in missing else name)
+    exports.failing = failing
+    (tmp_path / "checkpoints").mkdir()
+    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=stopped)
+    assert ["--onnx" in command for command in exports.commands] == onnx
+    assert why in caplog.text
+    assert (tmp_path / "model/meta.json").is_file()
+
+
+def test_of_the_model_that_a_job_leaves_meta_json_comes_last(exports, tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(shutil, "move", lambda _, to: moved.append(to.name))
+    monkeypatch.setattr(
+        pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
+    )
+    (tmp_path / "checkpoints").mkdir()
+    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
+    assert "--no-archive" in exports.commands[0]
+    assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
+    assert moved[2:] == ["meta.json"]
+
+
+def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", broken)
+    with pytest.raises(RuntimeError):
+        train(root, capsys)
+    assert (root / "output/failure").read_text().startswith("AlgorithmError: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("step: not done after 900 s"), "AlgorithmError: step: not done after 900 s"),
+        (UserError("another host has other data"), "ClientError: another host has other data"),
+    ],
+)
+def test_why_the_watchdog_ends_a_job_is_told_too(
+    error, told, shapes, tmp_path, capsys, monkeypatch
+):
+    def stalled(*_, last_words, **__):
+        last_words(error)
+        raise SystemExit(EXIT_STALLED)
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", stalled)
+    with pytest.raises(SystemExit):
+        train(root, capsys)
+    assert (root / "output/failure").read_text().startswith(told)
