@@ -32,10 +32,15 @@ COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
             doctor, convert, data, weights, benchmark)  # fmt: skip
 
 
+# For which it pays to start anew with large pages.
+LONG_COMPUTATIONS = (["train"], ["evaluate"], ["benchmark"], ["sagemaker", "train"])
+
+
 def program() -> int:
     """`main` as a program of its own, which alone may choose how its memory is allocated."""
-    # A server answers a ping in time without them, and not always with (experiments/serve_load).
-    if sys.argv[1:2] != ["serve"] and sys.argv[1:3] != ["sagemaker", "serve"]:
+    # Others gain nothing: a server answers a ping later with them (experiments/serve_load), and
+    # OpenVINO, which takes its memory once, a first picture (docs/performance.md).
+    if any(sys.argv[1 : 1 + len(words)] == words for words in LONG_COMPUTATIONS):
         start_with_huge_pages()
     return main()
 

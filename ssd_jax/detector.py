@@ -1,7 +1,6 @@
 """A trained detector as a function: pictures in, boxes out."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,9 @@ from ml_collections import ConfigDict
 
 from ssd_jax.cluster import from_first
 from ssd_jax.config import CONFIG_FILE, read_config
-from ssd_jax.data.decode import decode_image
-from ssd_jax.experiment import Network, build_network, build_predict
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.network import Network, build_network, build_predict
+from ssd_jax.predict import PictureDetector
 from ssd_jax.sharding import make_mesh, replicated
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.types import Detections
@@ -59,7 +58,7 @@ def open_checkpoints(
     )
 
 
-class Detector:
+class Detector(PictureDetector):
     """`Detector.load(workdir)(images)` gives the detections of encoded pictures."""
 
     def __init__(self, config: ConfigDict, trained: Trained):
@@ -76,21 +75,6 @@ class Detector:
         config = read_config(workdir / CONFIG_FILE)
         mesh = make_mesh(jax.local_devices()[:1])
         return cls(config, load_trained(config, workdir, mesh=mesh, step=step))
-
-    def __call__(self, images: Sequence[bytes], *, names: Sequence[str] = ()) -> list[Detections]:
-        """Detections of each encoded picture (JPEG, PNG), without padding.
-
-        Boxes are normalised to the picture. `names` stand in the message of the `DataError` that
-        a picture raises which does not decode.
-        """
-        found = []
-        for index, data in enumerate(images):
-            name = names[index] if names else f"image {index}"
-            canvas, extent, _ = decode_image(data, name, self.canvas)
-            batch = self.predict(canvas[None], np.asarray(extent, np.int32)[None])
-            rows = jax.tree.map(lambda x: x[0], batch)
-            found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
-        return found
 
     def predict(
         self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]

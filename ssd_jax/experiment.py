@@ -1,14 +1,11 @@
-"""Where a config becomes the parts of a run. Below this file nothing knows a config."""
+"""Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from ssd_jax.data.doctor import check_before_training
@@ -17,22 +14,11 @@ from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
-from ssd_jax.models.ssd import build_model, feature_shapes, map_shapes
-from ssd_jax.ops.anchors import (
-    AnchorLevel,
-    chained_levels,
-    default_boxes,
-    enlarged_image_levels,
-    gluoncv_levels,
-    mxnet_levels,
-    paper_levels,
-)
+from ssd_jax.network import Network, anchors_at
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.colour import Distort, Jitter
 from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
-from ssd_jax.predict import make_predict
-from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer
 from ssd_jax.train.state import TrainState, state_shapes
 from ssd_jax.train.step import train_step
@@ -45,19 +31,6 @@ _LONGEST_WARMUP = 0.2
 # With SGD and momentum, a rate divided by its batch: 0.001 of 32 images, the paper's. The published
 # ones are up to twice as high.
 _USUAL_RATE, _HIGHEST_RATE = 1e-3 / 32, 5e-3 / 32
-_LEVELS = {
-    "paper": paper_levels,
-    "gluoncv": gluoncv_levels,
-    "mxnet": mxnet_levels,
-    "mxnet_legacy": functools.partial(mxnet_levels, legacy=True),
-}
-
-
-class Network(NamedTuple):
-    """A model and the anchors that its outputs belong to."""
-
-    model: nn.Module
-    anchors: Float[np.ndarray, "A 4"]
 
 
 def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = ()) -> Source:
@@ -84,62 +57,9 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
     return source
 
 
-def build_network(config: ConfigDict, num_classes: int) -> Network:
-    """The feature maps decide the anchors, and the anchors the heads."""
-    shapes = _shapes(config)
-    levels = _levels(config, shapes)
-    model = build_model(
-        **config.model,
-        num_classes=num_classes,
-        anchors_per_cell=tuple(level.anchors_per_cell for level in levels),
-        batch_axis=BATCH_AXIS,
-    )
-    return Network(model, default_boxes(shapes, levels))
-
-
-def anchors_at(config: ConfigDict, network: Network, image_size: int) -> Float[np.ndarray, "_ 4"]:
-    """The network's anchors on images of another size, where they are as large in pixels.
-
-    What a network has learned of objects of so many pixels holds at any size.
-    """
-    own_size = config.model.image_size
-    if image_size == own_size:
-        return network.anchors
-    levels = _levels(config, _shapes(config))
-    shapes = map_shapes(network.model, image_size)
-    if len(shapes) < len(levels):
-        raise UserError(
-            f"image size {image_size}: the network that is built for config.model.image_size "
-            f"{own_size} has {len(levels)} feature maps, and such an image gives {len(shapes)}. "
-            "Take it out of config.augment.image_sizes and config.detect.image_sizes."
-        )
-    return default_boxes(shapes, enlarged_image_levels(levels, image_size / own_size))
-
-
 def training_sizes(config: ConfigDict) -> tuple[int, ...]:
     """The image sizes that steps are trained at."""
     return config.augment.image_sizes or (config.model.image_size,)
-
-
-def _shapes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
-    return feature_shapes(
-        backbone=config.model.backbone,
-        image_size=config.model.image_size,
-        extras=config.model.extras,
-        first_stage=config.model.first_stage,
-    )
-
-
-def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[AnchorLevel, ...]:
-    if not config.anchors.scales:
-        return _LEVELS[config.anchors.layout](config.model.image_size, shapes)
-    if len(config.anchors.scales) != len(shapes) + 1:
-        raise UserError(
-            f"config.anchors.scales: got {len(config.anchors.scales)} scales, expected "
-            f"{len(shapes) + 1}: one a feature map {list(shapes)}, and one more that the last "
-            "map's larger square is made with."
-        )
-    return chained_levels(config.anchors.scales)
 
 
 def total_steps(config: ConfigDict, images: int) -> int:
@@ -312,19 +232,6 @@ def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]
         "fill": fill,
         "mosaics": mosaics if mosaics.probability else None,
     }
-
-
-def build_predict(config: ConfigDict, network: Network):
-    """`predict(variables, canvas, extent)`, not yet jitted."""
-    words = config.detect.to_dict()
-    image_sizes = words.pop("image_sizes") or (config.model.image_size,)
-    return make_predict(
-        network.model,
-        {size: anchors_at(config, network, size) for size in image_sizes},
-        mean=config.preprocess.mean,
-        std=config.preprocess.std,
-        **words,
-    )
 
 
 def loss_settings(config: ConfigDict) -> dict[str, Any]:

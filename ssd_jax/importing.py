@@ -15,10 +15,10 @@ from ssd_jax.config_check import check
 from ssd_jax.data.storage import is_remote, stage
 from ssd_jax.detector import load_trained, open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import Network, build_network
 from ssd_jax.export.folder import META, read_folder
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.models.ssd import feature_shapes
+from ssd_jax.network import Network, build_network
 from ssd_jax.ops.anchors import default_boxes
 from ssd_jax.recipes import recipe_config
 from ssd_jax.sharding import make_mesh

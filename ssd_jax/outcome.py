@@ -15,6 +15,7 @@ from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.run import evaluate
+from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
@@ -54,7 +55,7 @@ def measure(
     with together() as facts:
         source = experiment.build_source(config, split, classes=trained.classes)
         facts |= run_facts(config) | data_report(source)
-    predict = each_device_alone(experiment.build_predict(config, trained.network), mesh)
+    predict = each_device_alone(build_predict(config, trained.network), mesh)
     evaluation = evaluate_variables(
         config,
         predict,

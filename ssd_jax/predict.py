@@ -1,6 +1,6 @@
 """Pictures -> detections: the one path of evaluation, prediction, serving and export."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from ssd_jax.data.decode import decode_image
 from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.detect import detect
 from ssd_jax.ops.images import normalise, resize
@@ -74,3 +75,30 @@ def make_predict(
         )
 
     return predict
+
+
+class PictureDetector:
+    """What has a `canvas` and a `predict` for decoded pictures, called with encoded ones."""
+
+    canvas: int
+
+    def predict(
+        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
+    ) -> Detections:
+        """Detections of decoded pictures as `types.Batch` holds them, S being `self.canvas`."""
+        raise NotImplementedError
+
+    def __call__(self, images: Sequence[bytes], *, names: Sequence[str] = ()) -> list[Detections]:
+        """Detections of each encoded picture (JPEG, PNG), without padding.
+
+        Boxes are normalised to the picture. `names` stand in the message of the `DataError` that
+        a picture raises which does not decode.
+        """
+        found = []
+        for index, data in enumerate(images):
+            name = names[index] if names else f"image {index}"
+            canvas, extent, _ = decode_image(data, name, self.canvas)
+            batch = self.predict(canvas[None], np.asarray(extent, np.int32)[None])
+            rows = jax.tree.map(lambda x: x[0], batch)
+            found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
+        return found

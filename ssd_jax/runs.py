@@ -20,6 +20,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import summary
 from ssd_jax.importing import new_layers, start_from
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
+from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
@@ -82,7 +83,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     mesh = watchdog.mesh = mesh or make_mesh()
     _check_devices(config, source, mesh)
 
-    network = experiment.build_network(config, len(source.classes))
+    network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
     state, weights = _first_state(config, workdir, network, optimizer, mesh, sources)
@@ -91,7 +92,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
         for size in experiment.training_sizes(config)
     }
-    predict = each_device_alone(experiment.build_predict(config, network), mesh)
+    predict = each_device_alone(build_predict(config, network), mesh)
 
     def watched(batches, phase="evaluation"):
         for batch in stopping.between(batches):

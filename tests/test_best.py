@@ -13,6 +13,7 @@ from tiny import tiny_config
 from ssd_jax import experiment
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import build_network
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh, put_batch, shardings_of
 from ssd_jax.train.checkpoint import Checkpoints
@@ -44,7 +45,7 @@ def best_config(shapes, **changes):
 
 def step_of(config, mesh):
     """A compiled step of the config, and the state before it."""
-    network = experiment.build_network(config, 3)
+    network = build_network(config, 3)
     schedule = experiment.build_schedule(config, images=20)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, 64, seed=0)

@@ -12,9 +12,9 @@ from weights.sagemaker_files import Made
 from ssd_jax import config as configs
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import build_network
 from ssd_jax.importing import import_weights, new_layers, start_from
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.network import build_network
 from ssd_jax.recipes import recipe_config
 from ssd_jax.weights.maps import TORCHVISION_INPUT
 from ssd_jax.weights.maps_vgg import TORCHVISION_INDICES, VGG16_CONVOLUTIONS

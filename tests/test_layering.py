@@ -54,7 +54,7 @@ FLOORS = (
     ),
     ("train.step", "train.compiled", "train.checkpoint", "doctor_report"),
     ("train.loop", "gallery", "report"),
-    ("experiment",),
+    ("network", "experiment"),
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
     ("runs", "serve", "roofline", "benchmark"),
@@ -128,9 +128,25 @@ def test_a_room_without_jax(room):
             assert not heavy, f"{module(path)} imports {heavy}"
 
 
+@pytest.mark.parametrize("start", ["export.exported", "serve.opening"])
+def test_what_predicts_imports_nothing_of_training(start):
+    own, others, known = [start], set(), {module(path) for path in FILES}
+    for name in own:
+        for imported in imports(PACKAGE / f"{name.replace('.', '/')}.py", top_level=True):
+            inner = imported.removeprefix("ssd_jax.")
+            file = inner if inner in known else inner.rpartition(".")[0]
+            if not imported.startswith("ssd_jax."):
+                others.add(imported.split(".")[0])
+            elif file in known and file not in own:
+                own.append(file)
+    assert not {name for name in own if inside(name, ("train", "experiment", "data.doctor"))}
+    assert others >= {"jax", "numpy"}
+    assert not others & {"optax", "orbax", "grain"}
+
+
 def test_flax_stays_in_the_models_and_the_state():
     users = {module(path) for path in FILES if any(i.startswith("flax") for i in imports(path))}
-    assert all(inside(u, ("models", "train", "predict", "experiment")) for u in users), users
+    assert all(inside(u, ("models", "train", "network")) for u in users), users
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)

@@ -16,6 +16,7 @@ from ssd_jax.config import load_config
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import anchors_at, build_network, build_predict
 from ssd_jax.ops.boxes import iou_matrix
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh, put_replicated
@@ -56,22 +57,20 @@ def test_the_size_of_a_step_is_drawn_by_seed_and_step():
 
 def test_anchors_are_as_large_in_pixels_at_every_size(shapes):
     config = config_of(shapes)
-    network = experiment.build_network(config, 3)
-    assert experiment.anchors_at(config, network, 64) is network.anchors
+    network = build_network(config, 3)
+    assert anchors_at(config, network, 64) is network.anchors
     # Of a picture twice as wide, the upper left quarter has the anchors of the whole.
     in_pixels = {tuple(box) for box in (network.anchors * 64).round(3).tolist()}
-    twice = {
-        tuple(box) for box in (experiment.anchors_at(config, network, 128) * 128).round(3).tolist()
-    }
+    twice = {tuple(box) for box in (anchors_at(config, network, 128) * 128).round(3).tolist()}
     assert in_pixels < twice
     assert len(twice) == 4 * len(in_pixels)
 
 
 def test_a_size_without_room_for_all_maps_is_refused(shapes):
     config = config_of(shapes, model__image_size=128, detect__image_sizes=(128, 64))
-    network = experiment.build_network(config, 3)
+    network = build_network(config, 3)
     with pytest.raises(UserError, match=r"image size 64: .* 128 has 5 feature maps, .* gives 4"):
-        experiment.build_predict(config, network)
+        build_predict(config, network)
 
 
 @pytest.mark.parametrize("name", ["best_vgg16_512", "best_resnet50_512"])
@@ -79,24 +78,24 @@ def test_the_shipped_sizes_are_possible(name):
     folder = pathlib.Path(__file__).parents[1] / "configs"
     config = load_config(f"{folder / name}.py:multi_scale")
     check(config)
-    network = experiment.build_network(config, 20)
+    network = build_network(config, 20)
     sizes = config.augment.image_sizes
     assert set(config.detect.image_sizes) < set(sizes)
     for size in (min(sizes), max(sizes)):
-        anchors = experiment.anchors_at(config, network, size)
+        anchors = anchors_at(config, network, size)
         assert len(anchors) == pytest.approx(len(network.anchors) * (size / 512) ** 2, rel=0.02)
 
 
 def test_the_boxes_of_all_sizes_suppress_each_other(shapes):
     config = config_of(shapes, detect__score_threshold=0.0)
     config.detect.update({"candidates": 2000, "max_detections": 6000})
-    network = experiment.build_network(config, 3)
+    network = build_network(config, 3)
     variables = init_variables(network.model, 64, seed=0)
     canvas = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
     def found(*sizes, iou_threshold):
         config.detect.update({"image_sizes": sizes, "iou_threshold": iou_threshold})
-        predict = jax.jit(experiment.build_predict(config, network), compiler_options=QUICK)
+        predict = jax.jit(build_predict(config, network), compiler_options=QUICK)
         rows = jax.device_get(predict(variables, canvas, np.array([[64, 48]])))
         kept = rows.valid[0]
         columns = rows.labels[0, kept], rows.scores[0, kept], rows.boxes[0, kept]

@@ -8,8 +8,8 @@ import numpy as np
 from hlo import QUICK
 from tiny import tiny_config
 
-from ssd_jax import experiment
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import build_network
 from ssd_jax.ops.boxes import decode
 from ssd_jax.predict import predicting_anchors, run_network
 
@@ -22,7 +22,7 @@ def test_a_mirrored_anchor_is_the_anchor_of_the_mirrored_image():
 
 
 def test_both_views_of_a_mirrored_image_are_the_mirrored_boxes_of_the_views(shapes):
-    network = experiment.build_network(tiny_config(shapes), 3)
+    network = build_network(tiny_config(shapes), 3)
     variables = init_variables(network.model, 64, seed=0)
     anchors = predicting_anchors(network.anchors, flip=True)
 

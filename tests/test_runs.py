@@ -17,8 +17,8 @@ from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import build_network
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import build_network
 from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training

@@ -6,8 +6,8 @@ import numpy as np
 from hlo import collectives
 from tiny import tiny_config
 
-from ssd_jax import experiment
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import build_network, build_predict
 from ssd_jax.sharding import each_device_alone, gather, make_mesh, put_batch, put_replicated
 
 
@@ -29,11 +29,11 @@ def test_each_device_sees_its_own_rows():
 
 def test_evaluation_compiles_to_no_collective(shapes):
     config = tiny_config(shapes)
-    network = experiment.build_network(config, 3)
+    network = build_network(config, 3)
     mesh = make_mesh()
     variables = put_replicated(init_variables(network.model, 64, seed=0), mesh)
     batch = put_batch((np.zeros((8, 64, 64, 3), np.uint8), np.full((8, 2), 64, np.int32)), mesh)
-    predict = each_device_alone(experiment.build_predict(config, network), mesh)
+    predict = each_device_alone(build_predict(config, network), mesh)
     text = predict.lower(variables, *batch).compile().as_text()
     assert "convolution" in text  # the whole program was read, to the loop of the suppression
     assert "while" in text

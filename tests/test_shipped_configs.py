@@ -11,6 +11,7 @@ from ssd_jax import config as configs
 from ssd_jax import experiment
 from ssd_jax.config_check import check
 from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.network import build_network
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.state import create_state
 from ssd_jax.types import Batch
@@ -73,7 +74,7 @@ def test_a_row_of_the_paper_is_its_network_at_another_batch(backbone, batch_size
 def test_the_full_network_has_the_published_size(name):
     file = next(file for file in FILES if file.stem == name)
     config = configs.load_config(str(file))
-    network = experiment.build_network(config, len(config.data.classes))
+    network = build_network(config, len(config.data.classes))
     shapes = variable_shapes(network.model, config.model.image_size)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert (parameters, len(network.anchors)) == FULL_SIZE[name]
@@ -100,7 +101,7 @@ def test_the_config_takes_a_step(file):
     config.loss.group = 0
     config.optimizer.warmup_steps = 0  # its first rates are lost in the rounding of float32
     mesh = make_mesh(jax.devices()[:1])
-    network = experiment.build_network(config, 3)
+    network = build_network(config, 3)
     schedule = experiment.build_schedule(config, images=100)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)

@@ -212,7 +212,7 @@ def test_a_dry_run_names_every_problem_before_any_time_is_spent(voc_table, tmp_p
 def test_the_model_of_time_has_the_images_a_second_of_its_source(voc_table):
     rehearsal = importlib.import_module("rehearsal")
     config = voc_table.config_of("paper_resnet50_64", (), scale=1.0, out=pathlib.Path("unused"))
-    network = rehearsal.experiment.build_network(config, 20)
+    network = rehearsal.build_network(config, 20)
     float32 = rehearsal.modelled_seconds(config, network)
     config.model.dtype = "bfloat16"
     bfloat16 = rehearsal.modelled_seconds(config, network)

@@ -21,6 +21,7 @@ import torch
 
 from ssd_jax import experiment
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.network import build_network
 from ssd_jax.recipes import recipe_config
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ def full_state():
     config = recipe_config("paper", "vgg16")
     config.model.image_size = 512
     config.steps = 1000
-    network = experiment.build_network(config, len(CLASSES))
+    network = build_network(config, len(CLASSES))
     noise = np.random.default_rng(0)
 
     def filled(shape):

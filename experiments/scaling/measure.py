@@ -154,6 +154,7 @@ def work(options):
     from ssd_jax.config import load_config
     from ssd_jax.data.decode import empty_rows
     from ssd_jax.models.initialise import init_variables
+    from ssd_jax.network import build_network
     from ssd_jax.sharding import make_mesh, put_batch
     from ssd_jax.train.compiled import compile_step
     from ssd_jax.train.state import create_state
@@ -169,7 +170,7 @@ def work(options):
     # Groups that fit a device, as they do at full size.
     if config.model.batch_norm_group:
         config.model.batch_norm_group = min(config.model.batch_norm_group, options.images)
-    network = experiment.build_network(config, 20)
+    network = build_network(config, 20)
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)

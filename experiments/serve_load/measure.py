@@ -42,8 +42,8 @@ def make_run(folder, settings):
 
     from ssd_jax import config as configs
     from ssd_jax.detector import open_checkpoints
-    from ssd_jax.experiment import build_network
     from ssd_jax.models.initialise import init_variables
+    from ssd_jax.network import build_network
     from ssd_jax.recipes import recipe_config
     from ssd_jax.sharding import make_mesh
     from ssd_jax.train.state import create_state
@@ -67,7 +67,7 @@ def as_if_trained(config, variables):
     """
     import jax
 
-    from ssd_jax.experiment import build_network
+    from ssd_jax.network import build_network
     from ssd_jax.ops.images import normalise
     from ssd_jax.sharding import BATCH_AXIS
 

@@ -24,6 +24,7 @@ from jax.experimental import topologies
 from ssd_jax import config as configs
 from ssd_jax import experiment
 from ssd_jax.config_check import check
+from ssd_jax.network import build_network
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train.compiled import batch_shapes, step_memory, trace_step
 
@@ -84,7 +85,7 @@ def bytes_of(shape: str) -> int:
 
 def traced_step(config, mesh):
     """The training step of a config, not yet compiled."""
-    network = experiment.build_network(config, CLASSES)
+    network = build_network(config, CLASSES)
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     step = experiment.build_step(config, network, schedule, optimizer, mesh)

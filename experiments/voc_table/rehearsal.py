@@ -13,9 +13,9 @@ from ssd_jax import experiment
 from ssd_jax.data.pipeline import max_objects, train_batches
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import Network
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables, variable_shapes
+from ssd_jax.network import Network, build_network
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
 from ssd_jax.train.state import create_state
@@ -75,7 +75,7 @@ def _source(config, split, sources, *, official) -> Source:
 def _hours(config, source: Source, *, runs_here) -> float:
     """Device hours of a run, if the weights and the memory are there."""
     mesh = make_mesh()
-    network = experiment.build_network(config, len(source.classes))
+    network = build_network(config, len(source.classes))
     _tell("weights", _weights(config, variable_shapes(network.model, config.model.image_size)))
     compiled = _compiled(config, network, source, mesh)
     memory, limit = (b / _GIB for b in (step_memory(compiled).total, memory_limit(mesh)))

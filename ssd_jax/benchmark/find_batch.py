@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ssd_jax import experiment
 from ssd_jax.data.pipeline import cache_bytes, max_objects
 from ssd_jax.errors import UserError
+from ssd_jax.network import build_network
 from ssd_jax.ops.mosaic import GROUP
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
 
@@ -72,7 +73,7 @@ def find_batch(
     unit = groups // math.gcd(groups, mesh.size)
     if config.augment.mosaic.probability:
         unit = math.lcm(unit, GROUP)
-    network = experiment.build_network(config, classes)
+    network = build_network(config, classes)
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     largest = max(experiment.training_sizes(config))

@@ -20,8 +20,8 @@ from ssd_jax.data.pipeline import decode_rows, max_objects
 from ssd_jax.data.shapes import write_shapes
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import Network
 from ssd_jax.models.initialise import init_variables
+from ssd_jax.network import Network, build_network, build_predict
 from ssd_jax.roofline import Kernel, program_kernels
 from ssd_jax.sharding import (
     each_device_alone,
@@ -93,7 +93,7 @@ def make_workload(
     )
     if objects is not None:
         batch = with_objects(batch, objects)
-    return Workload(config, mesh, source, experiment.build_network(config, classes), batch)
+    return Workload(config, mesh, source, build_network(config, classes), batch)
 
 
 def _made_up(canvas: int) -> Source:
@@ -194,7 +194,7 @@ def evaluate_program(work: Workload) -> Program:
     """A batch of an evaluation, from the memory of the host to detections there."""
     batch = _evaluation_batch(work)
     variables = put_replicated(first_variables(work), work.mesh)
-    predict = each_device_alone(experiment.build_predict(work.config, work.network), work.mesh)
+    predict = each_device_alone(build_predict(work.config, work.network), work.mesh)
     traced = predict.trace(variables, *put_batch((batch.canvas, batch.extent), work.mesh))
 
     def with_program(compiled):

@@ -35,14 +35,14 @@ def _doctor(options, rest):
 
     anchors, label_width = None, options.label_width
     if options.config:
-        from ssd_jax import experiment
         from ssd_jax.config import load_config
         from ssd_jax.config_check import check
+        from ssd_jax.network import build_network
 
         config = load_config(options.config)
         check(config)
         # The default boxes are the same for any number of classes.
-        anchors = experiment.build_network(config, 1).anchors
+        anchors = build_network(config, 1).anchors
         if label_width is None:
             label_width = config.data.label_width
     return run_doctor(

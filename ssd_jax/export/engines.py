@@ -22,11 +22,11 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import build_network
 from ssd_jax.export.folder import ONNX, ModelFolder
 from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import SSD
+from ssd_jax.network import build_network
 from ssd_jax.ops.boxes import clip, decode
 from ssd_jax.sharding import processor
 from ssd_jax.weights.load import load_weights
@@ -69,18 +69,13 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
     Raises:
       UserError: there is no such engine here, or it fails the probe.
     """
-    if asked not in ("auto", *_BUILDERS):
-        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
-    if asked != "auto":
-        return _tried(asked, parts), "it was asked for"
-    if jax.default_backend() != "cpu":
-        return _tried("jax", parts), f"JAX has a {jax.default_backend()} here"
-    if ONNX not in parts.folder.files:
-        return _tried("jax", parts), f"the others read {ONNX}, and there is none"
+    names, why = engines_to_try(asked, parts.folder)
+    if why:
+        return _tried(names[0], parts), why
     known = _seconds_at_export(parts.folder)
     passed: dict[str, Engine] = {}
     seconds, told = {}, []
-    for name in sorted(_FULL_PRECISION, key=lambda name: known.get(name, math.inf)):
+    for name in names:
         try:
             if reason := _found_at_export(parts.folder).get(name, {}).get("refused"):
                 raise UserError(reason)
@@ -96,6 +91,34 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
     if not passed:
         raise UserError(f"{parts.folder.source}: no engine can run it. {' '.join(told)}")
     return passed[min(seconds, key=seconds.get)], "the fastest here: " + "; ".join(told)
+
+
+def engines_to_try(asked: str, folder: ModelFolder) -> tuple[list[str], str]:
+    """The one engine there is to take, and why; or those of full precision, and no reason.
+
+    Those that were faster at the export come first.
+
+    Raises:
+      UserError: there is no engine of this name.
+    """
+    if asked not in ("auto", *_BUILDERS):
+        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
+    if asked != "auto":
+        return [asked], "it was asked for"
+    if jax.default_backend() != "cpu":
+        return ["jax"], f"JAX has a {jax.default_backend()} here"
+    if ONNX not in folder.files:
+        return ["jax"], f"the others read {ONNX}, and there is none"
+    known = _seconds_at_export(folder)
+    return sorted(_FULL_PRECISION, key=lambda name: known.get(name, math.inf)), ""
+
+
+def import_package(engine: str) -> None:
+    """Imports what an engine needs, if it is installed, before threads share Python."""
+    with contextlib.suppress(UserError):
+        {"openvino": _import_openvino, "onnxruntime": _import_onnxruntime}.get(
+            engine.removesuffix("-bf16"), lambda: None
+        )()
 
 
 def seconds_an_image(engine: Engine, folder: ModelFolder) -> float:
@@ -173,7 +196,7 @@ def installed_engines(folder: ModelFolder) -> tuple[str, ...]:
 
 def device_of(engine: str) -> contextlib.AbstractContextManager:
     """Where the programs around an engine run: beside it."""
-    if engine == "jax":
+    if engine == "jax" or jax.default_backend() == "cpu":
         return contextlib.nullcontext()
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -201,7 +224,7 @@ def _jax(parts: Parts) -> Run:
 
 
 def _onnxruntime(parts: Parts) -> Run:
-    onnxruntime = _installed("onnxruntime", extra="onnx")
+    onnxruntime = _import_onnxruntime()
     model = bytes(parts.folder.file(ONNX))
     try:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -211,11 +234,7 @@ def _onnxruntime(parts: Parts) -> Run:
 
 
 def _openvino(parts: Parts, precision: str = "f32") -> Run:
-    # The import of OpenVINO sends a message to its makers from a forked process, and a fork may
-    # hang a program that uses JAX. Without this module OpenVINO does without.
-    silent = {"openvino_telemetry": None, "openvino_telemetry.backend": None}
-    with _replaced(sys.modules, silent):
-        openvino = _installed("openvino", extra="openvino")
+    openvino = _import_openvino()
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("this processor has no bfloat16 arithmetic")
@@ -238,6 +257,18 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
 
 _FULL_PRECISION = {"openvino": _openvino, "onnxruntime": _onnxruntime, "jax": _jax}
 _BUILDERS = _FULL_PRECISION | {_OPENVINO_BF16: lambda parts: _openvino(parts, "bf16")}
+
+
+def _import_onnxruntime() -> Any:
+    return _installed("onnxruntime", extra="onnx")
+
+
+def _import_openvino() -> Any:
+    # The import of OpenVINO sends a message to its makers from a forked process, and a fork may
+    # hang a program that uses JAX. Without this module OpenVINO does without.
+    silent = {"openvino_telemetry": None, "openvino_telemetry.backend": None}
+    with _replaced(sys.modules, silent):
+        return _installed("openvino", extra="openvino")
 
 
 def _installed(package: str, *, extra: str) -> Any:

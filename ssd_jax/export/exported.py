@@ -2,21 +2,31 @@
 
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ssd_jax.experiment import build_network
-from ssd_jax.export.engines import Engine, Parts, choose_engine, device_of, seconds_an_image
+from ssd_jax.export.engines import (
+    Engine,
+    Parts,
+    choose_engine,
+    device_of,
+    engines_to_try,
+    import_package,
+    seconds_an_image,
+)
 from ssd_jax.export.folder import ModelFolder, read_folder
 from ssd_jax.export.stages import Stages, build_stages, exported_anchors
+from ssd_jax.network import build_network
+from ssd_jax.predict import PictureDetector
 from ssd_jax.types import Detections
 
 
-class Exported:
-    """`open_exported(folder).predict(canvas, extent)` gives the detections of decoded pictures.
+class Exported(PictureDetector):
+    """`open_exported(folder)(images)` gives the detections of encoded pictures.
 
     `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
     side in pixels that pictures are decoded to, `engine` what runs the network, and `why` it was
@@ -31,7 +41,7 @@ class Exported:
         self.why = why
         self._run = engine.run
         self._seconds = functools.partial(seconds_an_image, engine, folder)
-        self._prepare, self._finish = jax.jit(stages.prepare), jax.jit(stages.finish)
+        self._prepare, self._finish = stages.prepare, stages.finish
 
     def predict(
         self, canvas: UInt8[np.ndarray, "B H W 3"], extent: Int[np.ndarray, "B 2"]
@@ -55,7 +65,8 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
 
     `source` is its place, a path or a URL, or what `read_folder` gave for that. `engine` is jax,
     onnxruntime, openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in
-    float32. Whichever it is, it is tried first.
+    float32. Whichever it is, it is tried first. Meanwhile what all engines share is compiled for
+    one picture.
 
     Raises:
       UserError: the files are damaged, or the engine cannot run them.
@@ -66,5 +77,24 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     if anchors is None:
         anchors = exported_anchors(config, build_network(config, len(folder.classes)))
     stages = build_stages(config, anchors)
-    chosen, why = choose_engine(engine, Parts(folder, config, stages))
-    return Exported(folder, stages, chosen, why=why)
+    programs = stages._replace(prepare=jax.jit(stages.prepare), finish=jax.jit(stages.finish))
+    # JAX traces in Python, and other engines read their model without it. An import beside tracing
+    # would wait for its turn at each of its files.
+    names, _ = engines_to_try(engine, folder)
+    import_package(names[0])
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(_compile, programs, folder, names[0])
+        chosen, why = choose_engine(engine, Parts(folder, config, stages))
+        compiled.result()
+    return Exported(folder, programs, chosen, why=why)
+
+
+def _compile(stages: Stages, folder: ModelFolder, engine: str) -> None:
+    """So that the first picture finds both programs compiled."""
+    side, anchors = folder.meta["canvas"], len(stages.anchors)
+    with device_of(engine):
+        stages.prepare(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side, np.int32))
+        stages.finish(
+            np.zeros((1, anchors, 4), np.float32),
+            np.zeros((1, anchors, len(folder.classes) + 1), np.float32),
+        )

@@ -11,6 +11,7 @@ import os
 import pathlib
 import tarfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,12 +137,16 @@ def read_folder(source: str | os.PathLike) -> ModelFolder:
             "`ssd-jax export` wrote."
         )
     meta = _read_meta(files.pop(META, memoryview(b"")), source)
-    for name, said in meta["files"].items():
-        if name not in files:
-            raise _damaged(source, f"{name} is missing")
-        if len(files[name]) != said["bytes"] or _sha256(files[name]) != said["sha256"]:
-            raise _damaged(source, f"{name} is not the file that was exported")
-    return ModelFolder(source, meta, {name: files[name] for name in meta["files"]})
+    if missing := meta["files"].keys() - files.keys():
+        raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
+    own = {name: files[name] for name in meta["files"]}
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python to others
+        for (name, said), digest in zip(
+            meta["files"].items(), pool.map(_sha256, own.values()), strict=True
+        ):
+            if len(own[name]) != said["bytes"] or digest != said["sha256"]:
+                raise _damaged(source, f"{name} is not the file that was exported")
+    return ModelFolder(source, meta, own)
 
 
 def describe_files(folder: pathlib.Path) -> dict[str, dict[str, int | str]]:

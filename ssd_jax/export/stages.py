@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from ssd_jax.experiment import Network
 from ssd_jax.models.ssd import SSD
+from ssd_jax.network import Network
 from ssd_jax.ops.detect import class_scores, multibox_detection
 from ssd_jax.ops.images import normalise, resize
 from ssd_jax.predict import predicting_anchors, run_network

@@ -27,12 +27,13 @@ from ssd_jax.data.shapes import draw_shapes
 from ssd_jax.data.storage import list_objects, safe_names, upload
 from ssd_jax.detector import Detector, Trained, load_trained
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import build_predict, build_source
+from ssd_jax.experiment import build_source
 from ssd_jax.export import folder as files
 from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
+from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import REPORT_FILE, write_json
 from ssd_jax.sharding import make_mesh, processor

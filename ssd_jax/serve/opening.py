@@ -4,7 +4,6 @@ import os
 
 import jax
 
-from ssd_jax.detector import Detector
 from ssd_jax.export.exported import open_exported
 from ssd_jax.serve.engine import Engine
 
@@ -15,6 +14,8 @@ class RunEngine:
     engine, why = "jax", "it is a run, not an export"
 
     def __init__(self, workdir: str | os.PathLike, *, step: str | None = None):
+        from ssd_jax.detector import Detector  # with Orbax, which an export does without
+
         detector = Detector.load(workdir, step=step)
         self.meta = {"step": detector.step}
         self.classes, self.canvas = detector.classes, detector.canvas

@@ -108,12 +108,30 @@ def test_engines_that_read_onnx_do_not_build_the_network(model, engine, monkeypa
     assert open_exported(model, engine=engine).engine == engine
 
 
+def test_it_is_called_as_the_detector_of_a_run_is(model, pictures, expected):
+    found = open_exported(model, engine="jax")(pictures)
+    assert [len(each.scores) for each in found] == [len(each.scores) for each in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        verify.compare(theirs, ours, score_threshold=0.01, max_detections=20)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_first_picture_waits_for_no_compilation(model, pictures, engine, caplog):
+    exported = open_exported(model, engine=engine)
+    with jax.log_compiles():
+        exported(pictures[:1])
+        assert not caplog.messages
+        found_by(exported, pictures)  # three at once
+        assert caplog.messages
+
+
 @pytest.mark.skipif(not find_spec("onnxruntime"), reason="onnxruntime is missing")
 def test_engines_on_the_processor_work_where_jax_has_a_gpu_only(model, pictures, monkeypatch):
     def local_devices(backend):
         raise RuntimeError(f"Unknown backend {backend}")  # with JAX_PLATFORMS=cuda
 
     monkeypatch.setattr(engines.jax, "local_devices", local_devices)
+    monkeypatch.setattr(engines.jax, "default_backend", lambda: "gpu")
     found = found_by(open_exported(model, engine="onnxruntime"), pictures)
     assert found.valid.sum() > 10
 

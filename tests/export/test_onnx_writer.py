@@ -7,12 +7,12 @@ import pytest
 from flax import linen as nn
 
 from ssd_jax.errors import UserError
-from ssd_jax.experiment import build_network
 from ssd_jax.export.onnx_writer import to_onnx
 from ssd_jax.export.stages import network_stage
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.models.layers import ConvStyle, L2Normalize, conv_layer
 from ssd_jax.models.pooling import max_pool
+from ssd_jax.network import build_network
 from ssd_jax.ops.images import normalise
 from ssd_jax.recipes import recipe_config
 

@@ -14,6 +14,7 @@ from ssd_jax import experiment
 from ssd_jax.config import default_config
 from ssd_jax.data.decode import empty_rows
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.network import build_network
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.sharding import make_mesh, put_batch, shardings_of, whole
 from ssd_jax.train.checkpoint import Checkpoints
@@ -43,7 +44,7 @@ def test_training_sends_the_gradients_in_at_most_two_all_reduces(backbone, words
     config.model.update({"backbone": backbone, "image_size": 64, "width": 0.1, **words})
     config.augment.update({"distort": {"probability": 0.0}, "expand": {"probability": 0.0}})
     config.augment.crop.min_ious = ()
-    network, mesh = experiment.build_network(config, 3), make_mesh()
+    network, mesh = build_network(config, 3), make_mesh()
     schedule = experiment.build_schedule(config, images=100)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = variable_shapes(network.model, 64)
