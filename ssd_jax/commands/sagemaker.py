@@ -71,10 +71,19 @@ def _train(options, rest):
 
 
 def _serve(options, rest):
-    options.model = options.root / "model"
-    if any(options.model.glob("*.params")):
+    from ssd_jax.sagemaker.original import holds_original, imported_original
+
+    model = options.root / "model"
+    if not holds_original(model):
+        options.model = model
+        serve_detector(options)
+        return
+    if options.engine not in (None, "auto", "jax"):
         raise UserError(
-            f"{options.model}: it holds an artefact of SageMaker's own algorithm. Convert its "
-            "model.tar.gz with `ssd-jax weights import` and `ssd-jax export` first."
+            f"{model}: it holds an artefact of SageMaker's own algorithm, which the engine jax "
+            f"runs, and not {options.engine}. For that, convert its model.tar.gz with `ssd-jax "
+            "weights import` and `ssd-jax export --onnx` first."
         )
-    serve_detector(options)
+    with imported_original(model) as run:
+        options.model, options.workdir = None, str(run)
+        serve_detector(options)

@@ -1,11 +1,13 @@
 """A whole training job under a folder of its own, and the endpoint of what it leaves."""
 
+import functools
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from importlib.util import find_spec
 
@@ -16,6 +18,7 @@ from distributed.processes import finish, run_processes, start_processes, wait_u
 from sagemaker.opt_ml import channel, write_job
 from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
+from weights.sagemaker_files import WIDTH, Made
 
 from ssd_jax.cli import build_parser, main
 from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
@@ -27,6 +30,7 @@ from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
+from ssd_jax.sagemaker.original import imported_original
 from ssd_jax.sagemaker.train import ONNX_PACKAGES, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
@@ -228,10 +232,41 @@ def test_a_batch_transform_with_the_model_of_the_job(job, answer, tmp_path):
     np.testing.assert_allclose(got["prediction"], expected, atol=1e-4)
 
 
-def test_an_artefact_of_the_original_is_not_served(tmp_path, capsys):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/model_algo_1-0000.params").touch()
-    assert main(["sagemaker", "serve", "--root", str(tmp_path)]) == 2
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """`/opt/ml` of an endpoint that was given an artefact of the original."""
+    root = tmp_path_factory.mktemp("original")
+    archive = Made("vgg-16", image_size=300, num_classes=2).write(root / "model.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root / "model", filter="data")
+    return root
+
+
+def test_an_artefact_of_the_original_is_served(original, monkeypatch):
+    answers = []
+
+    def answer(engine, **words):
+        canvas = np.zeros((1, engine.canvas, engine.canvas, 3), np.uint8)
+        answers.append(
+            (
+                engine.engine,
+                engine.classes,
+                engine.predict(canvas, np.array([[300, 300]], np.int32)),
+            )
+        )
+
+    thin = functools.partial(imported_original, assignments=[("model.width", str(WIDTH))])
+    monkeypatch.setattr("ssd_jax.sagemaker.original.imported_original", thin)
+    monkeypatch.setattr("ssd_jax.serve.server.serve", answer)
+    assert main(["sagemaker", "serve", "--root", str(original)]) == 0
+    ((engine, classes, found),) = answers
+    assert (engine, classes) == ("jax", ("class_0", "class_1"))
+    assert found.valid.any()
+
+
+def test_another_engine_does_not_run_an_artefact_of_the_original(original, capsys):
+    words = ["sagemaker", "serve", "--root", str(original), "--engine", "onnxruntime"]
+    assert main(words) == 2
     assert "ssd-jax weights import" in capsys.readouterr().err
 
 
