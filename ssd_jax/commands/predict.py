@@ -51,7 +51,15 @@ def add(verbs) -> None:
         type=float,
         default=0.5,
         metavar="S",
-        help="lowest score that is drawn (default: %(default)s); the files have all detections",
+        help="lowest score that is drawn (default: %(default)s)",
+    )
+    predict.add_argument(
+        "--min-score",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="lowest score that the files have (default: all that the detector gives, which is "
+        "what a metric needs)",
     )
     predict.add_argument(
         "--annotations",
@@ -73,6 +81,8 @@ def _predict(options, rest):
         raise UserError("--annotations: only --format coco takes ids from them. Leave it out.")
     if options.draw and options.format == "transform":
         raise UserError("--draw: a batch transform makes no drawings. Leave it out.")
+    if options.min_score and options.format == "transform":
+        raise UserError("--min-score: a batch transform gives all detections. Leave it out.")
     if "://" in options.out and options.format != "transform":
         raise UserError(f"--out {options.out}: only --format transform writes to a bucket.")
     if options.model:
@@ -95,6 +105,7 @@ def _predict(options, rest):
         format=options.format,
         draw=options.draw,
         score=options.score,
+        min_score=options.min_score,
         batch_size=options.batch_size,
         annotations=options.annotations,
     )

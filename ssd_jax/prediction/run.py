@@ -33,13 +33,15 @@ def run_prediction(
     format: str = "json",
     draw: bool | None = None,
     score: float = 0.5,
+    min_score: float = 0.0,
     batch_size: int = 8,
     annotations: pathlib.Path | None = None,
 ) -> None:
     """Detects in all pictures and films at `places`, and writes into the folder `out`.
 
     `format` is one of FORMATS; `draw` adds drawings of what scores at least `score`, by default
-    for the format json. `annotations` is that of `outputs.write_coco`.
+    for the format json. Nothing below `min_score` is written. `annotations` is that of
+    `outputs.write_coco`.
 
     Raises:
       UserError: an input or a setting is wrong; or, when all else is written, some pictures could
@@ -54,7 +56,7 @@ def run_prediction(
     words = {} if annotations is None else {"annotations": annotations}
 
     def write(results: Results) -> Results:
-        results = FORMATS[format](results, out, detector.classes, **words)
+        results = FORMATS[format](_at_least(results, min_score), out, detector.classes, **words)
         if drawing:
             results = outputs.draw(results, out, detector.classes, score=score)
         return results
@@ -105,6 +107,12 @@ def _run(detector: AnyDetector, items: Sequence[Item], write, *, batch_size: int
             f"{len(unreadable)} of {len(items)} pictures could not be read, the first is "
             f"{unreadable[0].where}; the others are done. Replace these, or leave them out."
         )
+
+
+def _at_least(results: Results, score: float) -> Results:
+    for frame, found in results:
+        keep = found.scores >= score
+        yield Result(frame, Detections(*(column[keep] for column in found)))
 
 
 def _keep_the_pictures(items: Sequence[Item], out: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from data.loopback import WebServer
 from s3_server import serve_s3
 
+from ssd_jax.cli import main
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
@@ -151,6 +152,12 @@ def test_json_and_drawings_of_pictures_and_films(pictures, film, tmp_path):
     assert drawn[0].frames_per_second == pytest.approx(5)
     everything = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert everything == {"1.json", "1.png", "2.json", "2.png", "street.jsonl", "street.mp4"}
+
+
+def test_files_may_leave_out_what_scores_less(pictures, tmp_path):
+    run_prediction(Fake(), [str(pictures / "sub")], tmp_path, format="jsonl", min_score=0.75)
+    (line,) = (tmp_path / "detections.jsonl").read_text().splitlines()
+    assert [each["class"] for each in json.loads(line)["detections"]] == ["dog"]
 
 
 def test_all_batches_have_one_shape(pictures, film, tmp_path):
@@ -333,3 +340,10 @@ def test_a_batch_transform_from_bucket_to_bucket(pictures, tmp_path, monkeypatch
 def test_a_batch_transform_takes_no_film(film, tmp_path):
     with pytest.raises(UserError, match="takes pictures"):
         run_transform(Fake(), [str(film)], str(tmp_path))
+
+
+@pytest.mark.parametrize("words", [["--draw"], ["--min-score", "0.5"]])
+def test_what_a_batch_transform_does_not_do(words, tmp_path, capsys):
+    transform = ["predict", "--workdir", "run", "1.jpg", "--format", "transform"]
+    assert main([*transform, "--out", str(tmp_path), *words]) == 2
+    assert f"{words[0]}: a batch transform" in capsys.readouterr().err
