@@ -1,6 +1,8 @@
 """The experiment on a small set of photos: its arms, its bookkeeping, and one small arm."""
 
+import ast
 import importlib
+import itertools
 import json
 import pathlib
 
@@ -10,6 +12,8 @@ from PIL import Image
 
 from ssd_jax.config import flat_items
 from ssd_jax.errors import UserError
+from ssd_jax.models.ssd import feature_shapes
+from ssd_jax.ops.anchors import paper_levels
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.sharding import make_mesh
 
@@ -93,6 +97,35 @@ def test_the_faithful_recipes_are_those_but_for_the_length_of_the_run(arms, shap
             length | fewer | decays | {"optimizer.learning_rate"}
         )
         assert built["paper"].optimizer.decay_epochs == falls
+
+
+@pytest.mark.parametrize("name", ["FULL", "REDUCED"])
+def test_the_peer_has_the_protocol_of_paper(arms, name, shapes):
+    """Read, not imported: the peer needs PyTorch."""
+    tree = ast.parse((FOLDER / "peer.py").read_text())
+    calls = {
+        ast.unparse(node.targets[0]): node.value for node in tree.body if "targets" in vars(node)
+    }
+    words = {word.arg: eval(ast.unparse(word.value)) for word in calls[name].keywords}
+    size, ratios, scales, steps = (eval(ast.unparse(value)) for value in calls[name].args)
+
+    scale = getattr(arms, name)
+    config = configs(arms, scale, shapes)["paper"]
+    assert size == config.model.image_size
+    assert (words["batch"], words["epochs"]) == (config.batch_size, config.epochs)
+    assert words["rate"] == config.optimizer.learning_rate
+    decays = [epochs / scale.epochs for epochs in config.optimizer.decay_epochs or ()]
+    assert words["decays"] == pytest.approx(decays or [2 / 3, 5 / 6])  # as recipes.md has them
+    assert words["evaluations"] == scale.evaluations
+    assert bool(words.get("frozen_convolutions")) == bool(scale.frozen)
+    levels = paper_levels(size, feature_shapes(backbone="vgg16", image_size=size))
+    assert [level.sizes for level in levels] == [
+        pytest.approx((s, (s * larger) ** 0.5)) for s, larger in itertools.pairwise(scales)
+    ]
+    assert [level.anchors_per_cell for level in levels] == [2 + 2 * len(each) for each in ratios]
+    assert [level.steps and size * level.steps[0] for level in levels] == (
+        pytest.approx(steps) if steps else [None] * len(levels)
+    )
 
 
 def test_a_part_is_compared_with_the_run_of_the_same_seed(arms, figures, tmp_path):
