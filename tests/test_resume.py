@@ -61,7 +61,9 @@ def test_a_finished_run_is_not_trained_again(shapes, tiny_run, capsys):
 
 def test_another_config_is_refused_with_the_difference(shapes, tiny_run):
     config = tiny_config(shapes, optimizer__learning_rate=0.5)
-    with pytest.raises(UserError, match=r"learning_rate was 0\.001 and is now 0\.5\. .*weights\.path="):
+    with pytest.raises(
+        UserError, match=r"learning_rate was 0\.001 and is now 0\.5\. .*weights\.path="
+    ):
         run_training(config, tiny_run)
 
 
