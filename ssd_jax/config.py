@@ -1,6 +1,7 @@
 """The settings of an experiment: defaults, overrides from the command line, checks.
 
-A run's parts are put together from them in `experiment.py`; below it nothing reads a config.
+A run's parts are put together from them in `network.py` and `experiment.py`; below these nothing
+reads a config.
 """
 
 import ast

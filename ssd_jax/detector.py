@@ -13,7 +13,7 @@ from ssd_jax.cluster import from_first
 from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, build_network, build_predict
-from ssd_jax.predict import PictureDetector
+from ssd_jax.predict import OnPictures
 from ssd_jax.sharding import make_mesh, replicated
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.types import Detections
@@ -58,7 +58,7 @@ def open_checkpoints(
     )
 
 
-class Detector(PictureDetector):
+class Detector(OnPictures):
     """`Detector.load(workdir)(images)` gives the detections of encoded pictures."""
 
     def __init__(self, config: ConfigDict, trained: Trained):

@@ -77,16 +77,8 @@ def make_predict(
     return predict
 
 
-class PictureDetector:
-    """What has a `canvas` and a `predict` for decoded pictures, called with encoded ones."""
-
-    canvas: int
-
-    def predict(
-        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
-    ) -> Detections:
-        """Detections of decoded pictures as `types.Batch` holds them, S being `self.canvas`."""
-        raise NotImplementedError
+class OnPictures:
+    """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take encoded ones."""
 
     def __call__(self, images: Sequence[bytes], *, names: Sequence[str] = ()) -> list[Detections]:
         """Detections of each encoded picture (JPEG, PNG), without padding.

@@ -44,8 +44,8 @@ def settle_config(config: ConfigDict, workdir: pathlib.Path, sources: dict[str, 
         if changed := changed_settings(config, path, free=free):
             raise UserError(
                 f"{workdir}: the run there was started with another config: {changed}. "
-                "Go on with the same one, or choose another --workdir. To begin there with the "
-                f"weights of this run, give --config.weights.path={workdir} as well."
+                "Go on with the same one, or choose another --workdir, and with it "
+                f"--config.weights.path={workdir} to begin with the weights of this run."
             )
         for split, source in sources.items():
             if source.fingerprint != before.get(split, source.fingerprint):

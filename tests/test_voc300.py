@@ -1,6 +1,7 @@
 """The experiment on a small set of photos: its arms, its bookkeeping, and one small arm."""
 
 import ast
+import fnmatch
 import importlib
 import itertools
 import json
@@ -10,12 +11,14 @@ import jax
 import pytest
 from PIL import Image
 
+from ssd_jax import experiment
 from ssd_jax.config import flat_items
 from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import feature_shapes
 from ssd_jax.ops.anchors import paper_levels
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.sharding import make_mesh
+from ssd_jax.weights.maps_vgg import VGG16_CONVOLUTIONS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "voc300"
 
@@ -115,9 +118,14 @@ def test_the_peer_has_the_protocol_of_paper(arms, name, shapes):
     assert (words["batch"], words["epochs"]) == (config.batch_size, config.epochs)
     assert words["rate"] == config.optimizer.learning_rate
     decays = [epochs / scale.epochs for epochs in config.optimizer.decay_epochs or ()]
-    assert words["decays"] == pytest.approx(decays or [2 / 3, 5 / 6])  # as recipes.md has them
+    assert words["decays"] == pytest.approx(decays or experiment._DECAY_PARTS)
     assert words["evaluations"] == scale.evaluations
-    assert bool(words.get("frozen_convolutions")) == bool(scale.frozen)
+    frozen = [name for name in VGG16_CONVOLUTIONS if fnmatch.fnmatch(name, scale.frozen)]
+    assert words.get("frozen_convolutions", 0) == len(frozen)
+    optimizer = config.optimizer
+    assert eval(ast.unparse(calls["(MOMENTUM, WEIGHT_DECAY, CLIP_NORM, WARMUP_PART)"])) == (
+        optimizer.momentum, optimizer.weight_decay, optimizer.clip_norm, arms.WARMUP_PART
+    )  # fmt: skip
     levels = paper_levels(size, feature_shapes(backbone="vgg16", image_size=size))
     assert [level.sizes for level in levels] == [
         pytest.approx((s, (s * larger) ** 0.5)) for s, larger in itertools.pairwise(scales)

@@ -1,12 +1,14 @@
 """torchvision's SSD with VGG16 on the same photos, weights, epochs, batch and rate: a peer.
 
     python experiments/voc300/peer.py --data FOLDER --weights FILE --out DIR [--reduced] [--seed N]
+    ssd-jax evaluate --detections DIR/012 --ground-truth FOLDER --split val
 
-Needs torch, torchvision and safetensors, and nothing of ssd_jax. Network, matching, losses and
-detections are those of torchvision.models.detection.ssd, augmentation is the "ssd" policy of its
-detection references in torchvision's own transforms. What it detects is written as the result files
-of the VOC devkit, DIR/EPOCH/comp4_det_val_CLASS.txt, for `ssd-jax evaluate --detections`. README.md
-has what came of it.
+FOLDER is that of run.py; with --reduced it is the one that run.py makes, runs/voc300/reduced/data,
+which has half of the photos to measure on. Needs torch, torchvision and safetensors, and nothing of
+ssd_jax. Network, matching, losses and detections are those of torchvision.models.detection.ssd,
+augmentation is the "ssd" policy of its detection references in torchvision's own transforms. What
+it detects is written as the result files of the VOC devkit, DIR/EPOCH/comp4_det_val_CLASS.txt.
+README.md has what came of it.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.transforms import v2
 
 MEANS = (123.68, 116.779, 103.939)  # of RGB, as the weights want them
+MOMENTUM, WEIGHT_DECAY, CLIP_NORM, WARMUP_PART = 0.9, 5e-4, 35.0, 0.05
 # fmt: off
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -170,8 +173,8 @@ def batches(photos: Photos, scale: Scale, seed: int, workers: int) -> Iterator[A
 
 
 def rate_factor(step: int, steps: int, scale: Scale) -> float:
-    """Warm-up over 5 % of the steps, then a tenth after each of the decays."""
-    return min(1.0, (step + 1) / (0.05 * steps)) * 0.1 ** sum(
+    """Warm-up over a part of the steps, then a tenth after each of the decays."""
+    return min(1.0, (step + 1) / (WARMUP_PART * steps)) * 0.1 ** sum(
         step >= part * steps for part in scale.decays
     )
 
@@ -217,11 +220,11 @@ def main() -> None:
     trained = [each for each in net.parameters() if each.requires_grad]
     optimizer = torch.optim.SGD(
         [
-            {"params": [each for each in trained if each.ndim > 1], "weight_decay": 5e-4},
+            {"params": [each for each in trained if each.ndim > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [each for each in trained if each.ndim == 1], "weight_decay": 0.0},
         ],
         options.rate or scale.rate,
-        momentum=0.9,
+        momentum=MOMENTUM,
     )
     steps = math.ceil(scale.epochs * len(photos) / scale.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -235,7 +238,7 @@ def main() -> None:
         loss = sum(net(images, targets).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 35.0)
+        nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         optimizer.step()
         schedule.step()
         shown.append(loss.item())

@@ -51,7 +51,7 @@ def add(verbs) -> None:
         type=float,
         default=0.5,
         metavar="S",
-        help="lowest score that is drawn (default: %(default)s)",
+        help="lowest score that is drawn, if it is in the files (default: %(default)s)",
     )
     predict.add_argument(
         "--min-score",

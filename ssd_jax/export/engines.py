@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -60,25 +61,58 @@ class Parts(NamedTuple):
     stages: Stages
 
 
-def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
-    """The engine of this name, or the fastest that passes here for "auto"; and a line of why.
+class Candidates(NamedTuple):
+    """Engines by name, in the order in which they are to be tried.
 
-    Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16. Where the
-    export has timed every engine on a processor like this one, they are not timed again.
+    `why` is the reason where it is this one and no other, else "". `seconds` an image are those of
+    the export on a processor like this one; without any, engines are to be timed here.
+    """
+
+    names: tuple[str, ...]
+    why: str = ""
+    seconds: Mapping[str, float] = types.MappingProxyType({})
+
+    @property
+    def to_be_timed(self) -> bool:
+        """Whether the fastest is to be found here."""
+        return not self.why and not self.seconds
+
+
+def find_candidates(asked: str, folder: ModelFolder) -> Candidates:
+    """The engine of this name; for "auto" those of full precision that the export has not refused.
+
+    Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16.
 
     Raises:
-      UserError: there is no such engine here, or it fails the probe.
+      UserError: there is no engine of this name.
     """
-    names, why = engines_to_try(asked, parts.folder)
-    if why:
-        return _tried(names[0], parts), why
-    known = _seconds_at_export(parts.folder)
+    if asked not in ("auto", *_BUILDERS):
+        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
+    if asked != "auto":
+        return Candidates((asked,), "it was asked for")
+    if jax.default_backend() != "cpu":
+        return Candidates(("jax",), f"JAX has a {jax.default_backend()} here")
+    if ONNX not in folder.files:
+        return Candidates(("jax",), f"the others read {ONNX}, and there is none")
+    seconds, refused = _seconds_at_export(folder), _refused_at_export(folder)
+    names = sorted(_FULL_PRECISION, key=lambda name: seconds.get(name, math.inf))
+    return Candidates(tuple(name for name in names if name not in refused), seconds=seconds)
+
+
+def choose_engine(candidates: Candidates, parts: Parts) -> tuple[Engine, str]:
+    """The one candidate, or the fastest of several that passes; and a line of why.
+
+    Raises:
+      UserError: it cannot run here, or fails the probe; of several, all do.
+    """
+    if candidates.why:
+        return _tried(candidates.names[0], parts), candidates.why
+    known = candidates.seconds
     passed: dict[str, Engine] = {}
-    seconds, told = {}, []
-    for name in names:
+    refused = _refused_at_export(parts.folder).items()
+    seconds, told = {}, [f"{name} is out: {' '.join(reason.split())}" for name, reason in refused]
+    for name in candidates.names:
         try:
-            if reason := _found_at_export(parts.folder).get(name, {}).get("refused"):
-                raise UserError(reason)
             passed[name] = _tried(name, parts)
         except UserError as error:
             told.append(f"{name} is out: {' '.join(str(error).split())}")
@@ -93,28 +127,8 @@ def choose_engine(asked: str, parts: Parts) -> tuple[Engine, str]:
     return passed[min(seconds, key=seconds.get)], "the fastest here: " + "; ".join(told)
 
 
-def engines_to_try(asked: str, folder: ModelFolder) -> tuple[list[str], str]:
-    """The one engine there is to take, and why; or those of full precision, and no reason.
-
-    Those that were faster at the export come first.
-
-    Raises:
-      UserError: there is no engine of this name.
-    """
-    if asked not in ("auto", *_BUILDERS):
-        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
-    if asked != "auto":
-        return [asked], "it was asked for"
-    if jax.default_backend() != "cpu":
-        return ["jax"], f"JAX has a {jax.default_backend()} here"
-    if ONNX not in folder.files:
-        return ["jax"], f"the others read {ONNX}, and there is none"
-    known = _seconds_at_export(folder)
-    return sorted(_FULL_PRECISION, key=lambda name: known.get(name, math.inf)), ""
-
-
 def import_package(engine: str) -> None:
-    """Imports what an engine needs, if it is installed, before threads share Python."""
+    """Imports what an engine needs, if it is installed."""
     with contextlib.suppress(UserError):
         {"openvino": _import_openvino, "onnxruntime": _import_onnxruntime}.get(
             engine.removesuffix("-bf16"), lambda: None
@@ -138,6 +152,13 @@ def _found_at_export(folder: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
     return folder.meta.get("verification", {}).get("found", {})
 
 
+def _refused_at_export(folder: ModelFolder) -> dict[str, str]:
+    """The reason of each engine of full precision that failed there."""
+    found = _found_at_export(folder)
+    said = {name: found.get(name, {}).get("refused") for name in _FULL_PRECISION}
+    return {name: str(reason) for name, reason in said.items() if reason}
+
+
 def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
     """Of each engine that passed; {} if one was not tried, or on another processor."""
     if folder.meta.get("verification", {}).get("processor") != processor():
@@ -145,7 +166,7 @@ def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
     found = _found_at_export(folder)
     timed = {name: found.get(name, {}).get("seconds") for name in _FULL_PRECISION}
     seconds = {name: each for name, each in timed.items() if isinstance(each, float)}
-    refused = {name for name in _FULL_PRECISION if "refused" in found.get(name, {})}
+    refused = _refused_at_export(folder).keys()
     return seconds if seconds.keys() | refused == _FULL_PRECISION.keys() else {}
 
 

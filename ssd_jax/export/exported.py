@@ -14,18 +14,18 @@ from ssd_jax.export.engines import (
     Parts,
     choose_engine,
     device_of,
-    engines_to_try,
+    find_candidates,
     import_package,
     seconds_an_image,
 )
 from ssd_jax.export.folder import ModelFolder, read_folder
 from ssd_jax.export.stages import Stages, build_stages, exported_anchors
 from ssd_jax.network import build_network
-from ssd_jax.predict import PictureDetector
+from ssd_jax.predict import OnPictures
 from ssd_jax.types import Detections
 
 
-class Exported(PictureDetector):
+class Exported(OnPictures):
     """`open_exported(folder)(images)` gives the detections of encoded pictures.
 
     `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
@@ -33,7 +33,7 @@ class Exported(PictureDetector):
     chosen. `predict` may be called from several threads.
     """
 
-    def __init__(self, folder: ModelFolder, stages: Stages, engine: Engine, *, why: str):
+    def __init__(self, folder: ModelFolder, stages: Stages, engine: Engine, why: str):
         self.meta: dict[str, Any] = folder.meta
         self.classes: tuple[str, ...] = folder.classes
         self.canvas: int = folder.meta["canvas"]
@@ -65,8 +65,7 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
 
     `source` is its place, a path or a URL, or what `read_folder` gave for that. `engine` is jax,
     onnxruntime, openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in
-    float32. Whichever it is, it is tried first. Meanwhile what all engines share is compiled for
-    one picture.
+    float32. Whichever it is, it is tried first.
 
     Raises:
       UserError: the files are damaged, or the engine cannot run them.
@@ -77,24 +76,26 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     if anchors is None:
         anchors = exported_anchors(config, build_network(config, len(folder.classes)))
     stages = build_stages(config, anchors)
-    programs = stages._replace(prepare=jax.jit(stages.prepare), finish=jax.jit(stages.finish))
-    # JAX traces in Python, and other engines read their model without it. An import beside tracing
-    # would wait for its turn at each of its files.
-    names, _ = engines_to_try(engine, folder)
-    import_package(names[0])
+    stages = stages._replace(prepare=jax.jit(stages.prepare), finish=jax.jit(stages.finish))
+    candidates = find_candidates(engine, folder)
+    open_engine = functools.partial(choose_engine, candidates, Parts(folder, config, stages))
+    if "jax" in candidates.names[:1] or candidates.to_be_timed:
+        return Exported(folder, stages, *open_engine())
+    # The others read their model without Python, which JAX traces in meanwhile. An import beside
+    # the trace would wait for its turn at each of its files.
+    import_package(candidates.names[0])
     with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(_compile, programs, folder, names[0])
-        chosen, why = choose_engine(engine, Parts(folder, config, stages))
-        compiled.result()
-    return Exported(folder, programs, chosen, why=why)
+        opening = pool.submit(open_engine)
+        _compile(folder, stages, candidates.names[0])
+    return Exported(folder, stages, *opening.result())
 
 
-def _compile(stages: Stages, folder: ModelFolder, engine: str) -> None:
+def _compile(folder: ModelFolder, stages: Stages, engine: str) -> None:
     """So that the first picture finds both programs compiled."""
-    side, anchors = folder.meta["canvas"], len(stages.anchors)
+    side, (_, *outputs) = folder.meta["canvas"], folder.probe()
+    shapes = [array.shape[1:] for array in outputs]
+    if shapes != [stages.anchors.shape, (len(stages.anchors), len(folder.classes) + 1)]:
+        return  # no engine will pass
     with device_of(engine):
         stages.prepare(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side, np.int32))
-        stages.finish(
-            np.zeros((1, anchors, 4), np.float32),
-            np.zeros((1, anchors, len(folder.classes) + 1), np.float32),
-        )
+        stages.finish(*(np.zeros((1, *shape), np.float32) for shape in shapes))

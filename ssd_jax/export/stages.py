@@ -23,7 +23,7 @@ Outputs = tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]
 
 
 class Stages(NamedTuple):
-    """What goes before and behind the network; pure functions, not yet jitted.
+    """What goes before and behind the network; pure functions, to be jitted.
 
     `prepare(canvas, extent)` gives grey levels 0..255, and `finish(box_deltas, probabilities)`
     detections. `anchors` are those that the box deltas belong to.

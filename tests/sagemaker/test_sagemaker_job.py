@@ -25,12 +25,11 @@ from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
 from ssd_jax.config import read_config, split_assignments
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
-from ssd_jax.importing import start_from
+from ssd_jax.importing import import_weights, start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
-from ssd_jax.sagemaker.original import imported_original
 from ssd_jax.sagemaker.train import ONNX_PACKAGES, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
@@ -238,7 +237,10 @@ def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("original")
     archive = Made("vgg-16", image_size=300, num_classes=2).write(root / "model.tar.gz")
     with tarfile.open(archive) as tar:
-        tar.extractall(root / "model", filter="data")
+        tar.extractall(root / "volume", filter="data")
+    (root / "model").mkdir()
+    for path in (root / "volume").iterdir():  # as volumes are mounted
+        (root / "model" / path.name).symlink_to(path)
     return root
 
 
@@ -255,8 +257,8 @@ def test_an_artefact_of_the_original_is_served(original, monkeypatch):
             )
         )
 
-    thin = functools.partial(imported_original, assignments=[("model.width", str(WIDTH))])
-    monkeypatch.setattr("ssd_jax.sagemaker.original.imported_original", thin)
+    thin = functools.partial(import_weights, assignments=[("model.width", str(WIDTH))])
+    monkeypatch.setattr("ssd_jax.importing.import_weights", thin)
     monkeypatch.setattr("ssd_jax.serve.server.serve", answer)
     assert main(["sagemaker", "serve", "--root", str(original)]) == 0
     ((engine, classes, found),) = answers
