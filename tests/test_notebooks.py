@@ -90,7 +90,6 @@ def test_a_run_is_reproduced_and_compared(executed):
     assert "metrics equal: True" in text
 
 
-@pytest.mark.long
 def test_a_detector_is_loaded_and_exported(executed):
     assert "same boxes: True" in executed("5_load_predict_export")
 
