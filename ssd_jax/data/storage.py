@@ -6,7 +6,6 @@ gets its name only when its size, and the checksum where the store has one, agre
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -32,6 +31,7 @@ from ssd_jax.data.remote import (
     split_url,
 )
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.locks import lock
 
 # Tries without a byte of progress, and the first pause between them in seconds; each doubles it.
 ATTEMPTS = 5
@@ -267,7 +267,7 @@ def _transfer(
     part = _part(path, remote)
     with part.open("ab") as file:
         # Another process may be staging the same; who waited finds it done.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         if path.exists():
             part.unlink(missing_ok=True)
             return

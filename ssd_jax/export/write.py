@@ -1,7 +1,6 @@
 """A run -> the folder of an exported detector, checked before it is there."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
+from ssd_jax.locks import lock
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import REPORT_FILE, write_json
@@ -173,12 +173,8 @@ def _held(folder: str | os.PathLike) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # a file system without locks
+        if not lock(handle):
+            raise BlockingIOError(f"{folder}: another process holds it")
         yield
     finally:
         os.close(handle)

@@ -5,7 +5,6 @@ the store without one is the rest of a cut transfer, and never taken.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import pathlib
 import shutil
@@ -20,6 +19,7 @@ from ssd_jax.cluster import together
 from ssd_jax.data.remote import RemoteObject, open_store, shown, split_url
 from ssd_jax.data.storage import cache_folder, download, is_remote, list_objects, upload
 from ssd_jax.errors import UserError
+from ssd_jax.locks import lock
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
 
 # Seconds between two looks at what has changed. Files that grow are sent whole each time.
@@ -166,13 +166,11 @@ def _only_one(folder: pathlib.Path, url: str) -> Iterator[None]:
     """Keeps a second run on this machine from the same folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(file):
             raise UserError(
                 f"{shown(url)}: another process on this machine trains there. Wait for it, or "
                 "choose another --workdir."
-            ) from error
+            )
         yield
 
 
