@@ -86,7 +86,8 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    state, weights = _first_state(config, workdir, network, optimizer, mesh, sources)
+    begin = _go_on if from_first(_has_trained(workdir)) else _first_state
+    state, weights = begin(config, workdir, network, optimizer, mesh, sources)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
@@ -201,6 +202,21 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
+def _has_trained(workdir: pathlib.Path) -> bool:
+    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
+    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
+    return any(name.isdigit() and int(name) for name in names)
+
+
+def _go_on(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
+    """The shapes of the state to be restored, which needs no weights to begin with."""
+    with together():
+        settle_config(config, workdir, sources)
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
+    _tell(_describe(config, network, state.variables, mesh))
+    return state, None
+
+
 def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
     """The state at step 0, and what there is to tell of the weights that it begins with."""
     source = sources["train"]
@@ -260,6 +276,11 @@ def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, di
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
     """The state to go on with, from the newest checkpoint if there is one."""
     newest = from_first(checkpoints.latest_step())
+    if not newest and isinstance(state.step, jax.ShapeDtypeStruct):
+        raise UserError(
+            "the checkpoints of this training were damaged and are put aside. Give the same "
+            "command again to begin anew."
+        )
     if newest == 0:  # of `weights import`: there was no training yet
         variables = checkpoints.restore_variables(0, state.variables, classes=classes)
         state = state.beginning_with(variables)

@@ -7,6 +7,7 @@ import pytest
 from same_run import assert_same_run, losses
 from tiny import tiny_config
 
+from ssd_jax.config import save_config
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import UserError
 from ssd_jax.runs import run_training
@@ -34,6 +35,33 @@ def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(
     run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:devices]))
 
     assert_same_run(tmp_path, unbroken, config)
+
+
+def test_a_resumed_run_needs_no_weights_to_begin_with(shapes, tiny_run, tmp_path, capsys):
+    config = tiny_config(shapes, weights__path=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(UserError, match=r"gone\.safetensors"):
+        run_training(config, tmp_path / "first", mesh=make_mesh(jax.devices()[:1]))
+    shutil.copytree(tiny_run / "checkpoints/4", tmp_path / "run/checkpoints/4")
+    shutil.copy(tiny_run / "metrics.jsonl", tmp_path / "run")
+    save_config(config, tmp_path / "run/config.json")
+    run_training(config, tmp_path / "run", mesh=make_mesh(jax.devices()[:1]))
+    assert "resumed at step 4 of 6" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", tiny_run, config)
+
+
+def test_where_training_is_damaged_the_imported_weights_are_next(
+    shapes, tiny_run, tmp_path, capsys
+):
+    for step, name in ((1, "0"), (4, "4")):
+        shutil.copytree(tiny_run / f"checkpoints/{step}", tmp_path / f"checkpoints/{name}")
+    config = tiny_config(shapes)
+    save_config(config, tmp_path / "config.json")
+    shutil.rmtree(tmp_path / "checkpoints/4/variables")
+    mesh = make_mesh(jax.devices()[:1])
+    with pytest.raises(UserError, match="are put aside"):
+        run_training(config, tmp_path, mesh=mesh)
+    run_training(config, tmp_path, mesh=mesh)
+    assert "begins with the imported weights" in capsys.readouterr().out
 
 
 def test_one_and_eight_devices_train_alike(tiny_run, run_on_8):
