@@ -38,8 +38,8 @@ LONG_COMPUTATIONS = (["train"], ["evaluate"], ["benchmark"], ["sagemaker", "trai
 
 def program() -> int:
     """`main` as a program of its own, which alone may choose how its memory is allocated."""
-    # Others gain nothing: a server answers a ping later with them (experiments/serve_load), and
-    # OpenVINO, which takes its memory once, a first picture (docs/performance.md).
+    # Others gain nothing, and OpenVINO, which takes its memory once, answers a first picture later
+    # with them (docs/performance.md).
     if any(sys.argv[1 : 1 + len(words)] == words for words in LONG_COMPUTATIONS):
         start_with_huge_pages()
     return main()

@@ -1,6 +1,7 @@
 """torchvision's SSD with VGG16 on the same photos, weights, epochs, batch and rate: a peer.
 
-    python experiments/voc300/peer.py --data FOLDER --weights FILE --out DIR [--reduced] [--seed N]
+    python experiments/voc300/peer.py --data FOLDER --weights FILE --out DIR
+        [--reduced] [--rate RATE] [--fc6 FACTOR] [--seed N]
     ssd-jax evaluate --detections DIR/012 --ground-truth FOLDER --split val
 
 FOLDER is that of run.py; with --reduced it is the one that run.py makes, runs/voc300/reduced/data,
@@ -80,8 +81,11 @@ REDUCED = Scale(
 )
 
 
-def network(scale: Scale, weights: str) -> SSD:
-    """ssd300_vgg16 with as many feature maps as the size has, and a pretrained VGG16."""
+def network(scale: Scale, weights: str, *, fc6_factor: float = 1.0) -> SSD:
+    """ssd300_vgg16 with as many feature maps as the size has, and a pretrained VGG16.
+
+    The weights have no fc6 and fc7, which stay random; those of fc6 are multiplied.
+    """
     backbone = ssd300_vgg16(weights=None, weights_backbone=None).backbone
     backbone.extra = backbone.extra[: len(scale.ratios) - 1]
     convolutions = [
@@ -98,6 +102,8 @@ def network(scale: Scale, weights: str) -> SSD:
         layer.weight.data.copy_(given[f"{name}/kernel"].permute(3, 2, 0, 1))
         layer.bias.data.copy_(given[f"{name}/bias"])
         layer.requires_grad_(index >= scale.frozen_convolutions)
+    _, fc6, *_ = backbone.extra[0][-1]
+    fc6.weight.data.mul_(fc6_factor)
     return SSD(
         backbone,
         DefaultBoxGenerator(
@@ -206,6 +212,9 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, help="highest learning rate (default: the protocol's)"
     )
+    parser.add_argument(
+        "--fc6", type=float, default=1.0, metavar="FACTOR", help="what run.py tells of fc6"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that read photos")
     options = parser.parse_args()
@@ -214,7 +223,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = network(scale, options.weights).to(device).train()
+    net = network(scale, options.weights, fc6_factor=options.fc6).to(device).train()
     photos = Photos(options.data, "train", augmentation())
     val = Photos(options.data, "val", v2.ToDtype(torch.float32, scale=True))
     trained = [each for each in net.parameters() if each.requires_grad]
