@@ -37,10 +37,7 @@ def s3(bucket, monkeypatch):
     import s3fs
 
     folder, environment, proxy = bucket
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
+    lead_to(environment, monkeypatch)
     # Its own tries only make the tests slow.
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     put(folder, "set/big.rec", BIG)
@@ -49,6 +46,23 @@ def s3(bucket, monkeypatch):
     put(folder, "setting/other", b"not of the set")
     proxy.arm()
     return folder, proxy
+
+
+@pytest.fixture
+def s3_to_upload_to(tmp_path_factory, monkeypatch):
+    """The folder of an empty bucket, into which nobody but its server writes."""
+    root = tmp_path_factory.mktemp("uploads")
+    (root / "bucket").mkdir()
+    with serve_s3(root, filled_by_hand=False) as environment:
+        lead_to(environment, monkeypatch)
+        yield root / "bucket"
+
+
+def lead_to(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -253,14 +267,14 @@ def test_read_bytes(s3, web, monkeypatch):
     refused(codes.CONTENT_DISAGREES, read_bytes, "s3://bucket/set/big.rec")
 
 
-def test_uploads_come_back(s3, tmp_path, monkeypatch):
+def test_uploads_come_back(s3_to_upload_to, tmp_path, monkeypatch):
     put(tmp_path, "run/a.bin", BIG)
     put(tmp_path, "run/b/c.txt", b"c")
     upload(tmp_path / "run", "s3://bucket/out/run")
     upload(tmp_path / "run/a.bin", "s3://bucket/out/alone")
-    assert (s3[0] / "out/run/a.bin").read_bytes() == BIG
-    assert (s3[0] / "out/run/b/c.txt").read_bytes() == b"c"
-    assert (s3[0] / "out/alone").read_bytes() == BIG
+    assert (s3_to_upload_to / "out/run/a.bin").read_bytes() == BIG
+    assert (s3_to_upload_to / "out/run/b/c.txt").read_bytes() == b"c"
+    assert (s3_to_upload_to / "out/alone").read_bytes() == BIG
     monkeypatch.setattr(remote.Bucket, "put", lambda *_: None)
     (tmp_path / "run/a.bin").write_bytes(b"shorter")
     refused(codes.TRANSFER_FAILED, upload, tmp_path / "run/a.bin", "s3://bucket/out/alone")
@@ -270,7 +284,7 @@ def test_uploads_come_back(s3, tmp_path, monkeypatch):
         upload(tmp_path / "nothing", "s3://bucket/out")
 
 
-def test_objects_that_were_stored_with_newer_checksums_are_staged_in_parts(s3):
+def test_objects_that_were_stored_with_newer_checksums_are_staged_in_parts(s3_to_upload_to):
     import s3fs
 
     s3fs.S3FileSystem().pipe_file("bucket/out/checked", BIG)
