@@ -1,7 +1,7 @@
 """torchvision's SSD with VGG16 on the same photos, weights, epochs, batch and rate: a peer.
 
     python experiments/voc300/peer.py --data FOLDER --weights FILE --out DIR
-        [--reduced] [--rate RATE] [--fc6 FACTOR] [--seed N]
+        [--reduced] [--fc6 FACTOR] [--seed N]
     ssd-jax evaluate --detections DIR/012 --ground-truth FOLDER --split val
 
 FOLDER is that of run.py; with --reduced it is the one that run.py makes, runs/voc300/reduced/data,
@@ -210,9 +210,6 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--reduced", action="store_true", help="what a CPU can do")
     parser.add_argument(
-        "--rate", type=float, help="highest learning rate (default: the protocol's)"
-    )
-    parser.add_argument(
         "--fc6", type=float, default=1.0, metavar="FACTOR", help="what run.py tells of fc6"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -232,7 +229,7 @@ def main() -> None:
             {"params": [each for each in trained if each.ndim > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [each for each in trained if each.ndim == 1], "weight_decay": 0.0},
         ],
-        options.rate or scale.rate,
+        scale.rate,
         momentum=MOMENTUM,
     )
     steps = math.ceil(scale.epochs * len(photos) / scale.batch)

@@ -128,11 +128,9 @@ def choose_engine(candidates: Candidates, parts: Parts) -> tuple[Engine, str]:
 
 
 def import_package(engine: str) -> None:
-    """Imports what an engine needs, if it is installed."""
+    """Imports what an engine that reads ONNX needs, if it is installed."""
     with contextlib.suppress(UserError):
-        {"openvino": _import_openvino, "onnxruntime": _import_onnxruntime}.get(
-            engine.removesuffix("-bf16"), lambda: None
-        )()
+        _import_onnxruntime() if engine == "onnxruntime" else _import_openvino()
 
 
 def seconds_an_image(engine: Engine, folder: ModelFolder) -> float:
