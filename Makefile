@@ -5,9 +5,10 @@ PYTHON ?= python3
 # One environment a Python version, so that two can be tested side by side.
 VENV ?= .venv/$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 BIN = $(VENV)/bin
-# Optional parts to install; test,torch adds the comparisons with PyTorch, a large package.
+# Optional parts to install: test,cuda for a GPU; test,torch adds the comparisons with PyTorch.
 EXTRAS ?= test
-INSTALLED = $(VENV)/installed
+comma := ,
+INSTALLED = $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 QUICKSTART = runs/quickstart
 
 .PHONY: help quickstart test test-long bench-check lint clean

@@ -6,6 +6,8 @@ import pathlib
 import platform
 import sys
 
+from ssd_jax.hardware import instructions
+
 # Of all compiled programs together; those that were not used for longest go first.
 LARGEST_COMPILE_CACHE = 4 * 2**30
 # The small programs around a large one take longer to look up than to compile.
@@ -59,11 +61,5 @@ def _processor() -> str:
     XLA compiles for the processor at hand, but JAX's keys do not tell its instructions, and a home
     folder may be shared by machines of several kinds.
     """
-    instructions = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            # "flags" on x86, "Features" on ARM.
-            instructions = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-            instructions = sorted(instructions.partition(":")[2].split())
-    text = " ".join([platform.machine(), platform.processor(), *instructions])
+    text = f"{platform.machine()} {platform.processor()} {instructions()}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]

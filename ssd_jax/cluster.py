@@ -73,7 +73,7 @@ def start(
         return
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
+            f"--process-id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
             f"{num_processes}."
         )
     hosts = call_roll(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
@@ -102,18 +102,18 @@ def _found(given: Place, timeout: int) -> Place:
     except Exception as error:
         raise UserError(
             f"a cluster is there, but it does not say how to join it ({error}). Give --coordinator,"
-            " --num_processes and --process_id, or --num_processes 1 for a process of its own."
+            " --num-processes and --process-id, or --num-processes 1 for a process of its own."
         ) from error
     started = max(int(os.environ.get(name, "1")) for name in MPI_SIZES)
     if found == [None] * 3 and started > 1:
         raise UserError(
             f"this is one of {started} processes of an MPI launcher that JAX does not know. Give "
-            "--coordinator, --num_processes and --process_id as experiments/launch/openmpi.sh does,"
-            " or --num_processes 1 for a process of its own."
+            "--coordinator, --num-processes and --process-id as experiments/launch/openmpi.sh does,"
+            " or --num-processes 1 for a process of its own."
         )
     if None in found and found != [None] * 3:
         raise UserError(
-            f"got --coordinator {found[0]}, --num_processes {found[1]}, --process_id {found[2]}; "
+            f"got --coordinator {found[0]}, --num-processes {found[1]}, --process-id {found[2]}; "
             "expected all three, or none where the cluster tells them."
         )
     return tuple(found)
@@ -270,15 +270,27 @@ def check_shared(folder: pathlib.Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
     try:
-        with together():
-            deadline = time.monotonic() + SHARED_SECONDS
-            while not marker.is_file():
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"{folder}: not the folder that process 0 has under that name. Give all "
-                        "processes a --workdir that their hosts share."
-                    )
-                time.sleep(0.1)
+        wait_until_seen(
+            marker,
+            f"{folder}: not the folder that process 0 has under that name. Give all processes a "
+            "--workdir that their hosts share.",
+        )
     finally:
         if jax.process_index() == 0:
             marker.unlink(missing_ok=True)
+
+
+def wait_until_seen(path: pathlib.Path, otherwise: str = "") -> None:
+    """Returns when every process sees what process 0 has written; a network disk may take its time.
+
+    Raises:
+      UserError: on all processes, with what `otherwise` says: one of them does not see it.
+    """
+    if jax.process_count() == 1:
+        return
+    with together():
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise UserError(otherwise or f"{path}: process 0 sees it, and this one does not.")
+            time.sleep(0.1)

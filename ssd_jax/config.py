@@ -77,7 +77,7 @@ def default_config() -> ConfigDict:
         "doctor": True,  # look at every image once before the run; remembered for the next one
         "label_width": placeholder(int),  # of record files: refuse wider labels
         "cache": "none",  # none | ram | device: keep the decoded pictures
-        "threads": placeholder(int),  # that decode; None = as many as there are cores, at most 16
+        "threads": placeholder(int),  # that decode; None = the cores, up to 16 a device
     }
     config.augment = {  # see ops/augment.py for what each word does
         "image_sizes": (),  # px; each step trains at one of them; () = model.image_size

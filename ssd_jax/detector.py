@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from ssd_jax.cluster import from_first
 from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, build_network, build_predict
@@ -34,8 +33,6 @@ def load_trained(
     """The checkpoint that `step` names: last, best, a number, or None for the config's choice."""
     with open_checkpoints(config, workdir, read_only=True) as checkpoints:
         chosen = checkpoints.select(step or config.checkpoint.select)
-        if mesh.is_multi_process:
-            chosen = from_first(chosen)
         classes = checkpoints.classes(chosen)
         network = build_network(config, len(classes))
         like = jax.tree.map(

@@ -37,7 +37,7 @@ def recipe_changes(config: ConfigDict) -> dict[str, dict[str, object]]:
 
 
 def _paper(backbone: str) -> ConfigDict:
-    """The SSD of the paper (arXiv:1512.02325); with a ResNet that of GluonCV."""
+    """The SSD of the paper (arXiv:1512.02325); a ResNet with GluonCV's anchors, input, schedule."""
     config = default_config()
     config.model.backbone = backbone
     if backbone.startswith("resnet50"):

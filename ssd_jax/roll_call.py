@@ -96,12 +96,12 @@ def _enter(
     if its_count != count:
         return (
             f"process {process} on host {host} was started as one of {its_count} processes, process"
-            f" 0 on host {hosts[0]} as one of {count}. Give all of them the same --num_processes."
+            f" 0 on host {hosts[0]} as one of {count}. Give all of them the same --num-processes."
         )
     if process in hosts:
         return (
             f"process {process} was started twice, on host {hosts[process]} and on host {host}. "
-            "Give each process its own --process_id."
+            "Give each process its own --process-id."
         )
     lines[line] = process
     hosts[process] = host
@@ -114,7 +114,7 @@ def _missing(hosts: Mapping[int, str], count: int, timeout: int) -> str:
     return (
         f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
         f"{some_of(missing)}; here: {some_of(here)}. Are they started, and can their hosts reach "
-        f"{hosts[0]}? --start_timeout waits longer."
+        f"{hosts[0]}? --start-timeout waits longer."
     )
 
 

@@ -43,7 +43,13 @@ from ssd_jax.train.state import TrainState, create_state
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.training_data import describe_cache, host_batches, mesh_batches, network_inputs
+from ssd_jax.training_data import (
+    describe_cache,
+    device_cache_bytes,
+    host_batches,
+    mesh_batches,
+    network_inputs,
+)
 
 # Layers that a weight file lacks are scaled by what they answer to so many images.
 IMAGES_TO_SCALE_BY = 8
@@ -161,8 +167,11 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     last = functools.partial(watched, phase="last evaluation")
     measured = measure(config, workdir, mesh=mesh, watch=last)
     watchdog.enter("report")
+    # The others wait for it to be written: JAX ends all of them where one leaves minutes later.
+    with together():
+        if jax.process_index() == 0:
+            write_result(config, workdir, measured, sources)
     if jax.process_index() == 0:
-        write_result(config, workdir, measured, sources)
         hint = waiting_hint(read_metrics(workdir / METRICS_FILE))
         if hint and config.data.cache == "none":
             _tell(hint)
@@ -194,7 +203,9 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
 def _check_devices(config, source, mesh) -> None:
     """Refuses a batch or a cache that the devices do not hold."""
     if config.data.cache != "none":
-        _tell(describe_cache(config, source, mesh))
+        with together():
+            told = describe_cache(config, source, mesh)
+        _tell(told)
     if config.batch_size % mesh.size:
         raise UserError(
             f"config.batch_size: got {config.batch_size}, expected a multiple of the {mesh.size} "
@@ -275,7 +286,7 @@ def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, di
 
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
     """The state to go on with, from the newest checkpoint if there is one."""
-    newest = from_first(checkpoints.latest_step())
+    newest = checkpoints.latest_step()
     if not newest and isinstance(state.step, jax.ShapeDtypeStruct):
         raise UserError(
             "the checkpoints of this training were damaged and are put aside. Give the same "
@@ -349,11 +360,11 @@ def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
         max_objects=max_objects(source),
         mesh=mesh,
     )
-    programs = {}
+    programs, kept = {}, device_cache_bytes(config, source, mesh)
     for size, step in steps.items():
         programs[size] = compile_step(step, state, batch, mesh)
         at = f"{size} px, " if len(steps) > 1 else ""
-        _tell(at + memory_report(programs[size], mesh))
+        _tell(at + memory_report(programs[size], mesh, kept=kept))
     sizes = tuple(steps)
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
 

@@ -2,9 +2,6 @@
 
 import functools
 import os
-import pathlib
-import platform
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,23 +11,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssd_jax.hardware import cores
+
 Tree = TypeVar("Tree")
 
 # The axis of the mesh, and of `jax.shard_map`, that the batch is cut along.
 BATCH_AXIS = "data"
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def processor() -> str:
-    """The name of the processor of this machine."""
-    about = pathlib.Path("/proc/cpuinfo")
-    text = about.read_text(encoding="utf-8") if about.is_file() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1] if named else platform.machine()
 
 
 def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import os
+import socket
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from ssd_jax.cluster import exchange
 from ssd_jax.data.device_cache import cached_batches, fill_device_cache
 from ssd_jax.data.pipeline import (
     cache_bytes,
@@ -21,10 +22,12 @@ from ssd_jax.data.pipeline import (
 )
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
+from ssd_jax.hardware import cores, memory_bytes
 from ssd_jax.ops.images import normalise, resize
-from ssd_jax.sharding import cores, put_batch
+from ssd_jax.sharding import put_batch
 from ssd_jax.types import Batch
 
+# For each device; one thread decodes some 600 images a second.
 _MOST_THREADS = 16
 
 
@@ -47,9 +50,10 @@ def host_batches(
 
 
 def decoding_threads(config: ConfigDict) -> int:
-    """What the config says, or one for each core up to 16."""
+    """What the config says, or one for each core up to 16 for a device of this process."""
     threads = config.data.threads
-    return min(_MOST_THREADS, cores()) if threads is None else threads
+    most = _MOST_THREADS * jax.local_device_count()
+    return min(most, cores()) if threads is None else threads
 
 
 def network_inputs(
@@ -109,19 +113,33 @@ def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[li
 
 
 def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
-    """The memory that the cache will take; refused where there is not as much."""
+    """The memory that the cache will take; refused where there is not as much.
+
+    All processes come here: those of one host share its memory, and each keeps all pictures there.
+    """
     needed = cache_bytes(source, canvas=config.data.canvas)
     if config.data.cache == "ram":
+        processes = exchange(socket.gethostname()).count(socket.gethostname())
+        needed *= processes
         # All there is: what other programs and the system's own cache hold can be given back.
-        where, free = "memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        where, free = "memory", memory_bytes()
+        if processes > 1:
+            where += f", a copy for each of {processes} processes on a host"
     else:
         where = f"the memory of {mesh.size} devices"
         of_one = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
         free = of_one and of_one * mesh.size
     if free and needed > free:
         raise UserError(
-            f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}, "
+            f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}; "
             f"expected at most the {free / 2**30:.1f} GiB there are. Take 'none', or a smaller "
             "config.data.canvas."
         )
     return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB"
+
+
+def device_cache_bytes(config: ConfigDict, source: Source, mesh: Mesh) -> int:
+    """What `config.data.cache` keeps on each device."""
+    if config.data.cache != "device":
+        return 0
+    return -(-cache_bytes(source, canvas=config.data.canvas) // mesh.size)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -10,14 +11,15 @@ import pytest
 from jax.sharding import Mesh
 from tiny import tiny_config
 
-from ssd_jax import experiment
+from ssd_jax import experiment, training_data
 from ssd_jax.cli import main
+from ssd_jax.data.pipeline import cache_bytes
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.outcome import data_report
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
-from ssd_jax.training_data import describe_cache
+from ssd_jax.training_data import describe_cache, device_cache_bytes
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,30 @@ def test_the_cache_asks_the_devices_of_its_own_process_for_memory(shapes):
     mesh = Mock(spec=Mesh, size=2, local_devices=[own])
     config = tiny_config(shapes, data__cache="device")
     source = experiment.build_source(config, "train")
-    with pytest.raises(UserError, match="memory of 2 devices, expected at most"):
+    with pytest.raises(UserError, match="memory of 2 devices; expected at most"):
         describe_cache(config, source, mesh)
+
+
+def test_what_the_device_cache_takes_is_not_there_for_the_step(shapes):
+    mesh = Mock(spec=Mesh, size=2)
+    config = tiny_config(shapes, data__cache="device")
+    source = experiment.build_source(config, "train")
+    assert device_cache_bytes(config, source, mesh) >= 20 * 3 * config.data.canvas**2 / 2
+    config.data.cache = "ram"
+    assert device_cache_bytes(config, source, mesh) == 0
+
+
+def test_processes_of_a_host_share_its_memory_for_their_copies(shapes, monkeypatch):
+    hosts = [socket.gethostname(), "other", socket.gethostname()]
+    monkeypatch.setattr(training_data, "exchange", lambda host: hosts)
+    config = tiny_config(shapes, data__cache="ram")
+    source = experiment.build_source(config, "train")
+    one = cache_bytes(source, canvas=config.data.canvas)
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 2 * one)
+    assert "a copy for each of 2 processes" in describe_cache(config, source, make_mesh())
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 2 * one - 1)
+    with pytest.raises(UserError, match="a copy for each of 2 processes on a host; expected at"):
+        describe_cache(config, source, make_mesh())
 
 
 def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path):

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "ssd_jax"
 
 # A file may import what stands before its own line, and its own line.
 FLOORS = (
-    ("errors", "types", "caches", "children", "huge_pages", "locks"),
+    ("errors", "types", "hardware", "caches", "children", "huge_pages", "locks"),
     ("ops", "data.codes", "data.sources", "data.decode", "data.shapes"),
     (
         "models",

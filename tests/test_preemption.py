@@ -140,11 +140,11 @@ def test_the_time_limit_of_the_command_line(shapes, tmp_path, monkeypatch, capsy
     monkeypatch.setattr("ssd_jax.runs.run_training", train)
     command = ["train", "--config", str(write_config(tmp_path, shapes)), "--workdir", "run"]
     for text in ("90", "90s", "1.5m", "3h", "1d"):
-        assert main([*command, "--time_limit", text]) == 75
+        assert main([*command, "--time-limit", text]) == 75
     assert limits == [90.0, 90.0, 90.0, 3 * 3600.0, 24 * 3600.0]
     assert "ssd-jax train: stopped by the time limit" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([*command, "--time_limit", "soon"])
+        main([*command, "--time-limit", "soon"])
     assert "'soon' is no time such as 90s, 45m or 3h" in capsys.readouterr().err
 
 

@@ -15,6 +15,6 @@ coordinator=${COORDINATOR:-$(hostname):29500}
 # shellcheck disable=SC2086
 exec mpirun --bind-to none $mpirun_options bash -c '
     export JAX_LOCAL_DEVICE_IDS=$OMPI_COMM_WORLD_LOCAL_RANK
-    exec ssd-jax train "$@" --num_processes "$OMPI_COMM_WORLD_SIZE" \
-        --process_id "$OMPI_COMM_WORLD_RANK"
+    exec ssd-jax train "$@" --num-processes "$OMPI_COMM_WORLD_SIZE" \
+        --process-id "$OMPI_COMM_WORLD_RANK"
 ' ssd-jax --config "$config" --workdir "$workdir" --coordinator "$coordinator" "$@"

@@ -86,6 +86,11 @@ def measure(options):
         steps = [second for row in rounds for second in row["seconds"]]
         seconds = min(steps)  # what else runs on the machine slows the others down
         devices = processes * each
+        if rounds[0]["devices"] != devices:
+            sys.exit(
+                f"{processes} processes of {each} devices saw {rounds[0]['devices']} in all. Is "
+                "CUDA_VISIBLE_DEVICES or the job's binding narrower than it says?"
+            )
         rows.append(
             {
                 "kind": "measured",
@@ -120,7 +125,9 @@ def run_layout(layout, options, backend):
             environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(each)}
             pinned = {cores[i] for i in own}
         else:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
+            given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            visible = given if given != [""] else [str(number) for number in range(own.stop)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] for i in own)
             pinned = set(cores)
         command = [sys.executable, __file__, "--config", options.config]
         command += ["--images", str(options.images), "--steps", str(options.steps)]
@@ -161,7 +168,13 @@ def work(options):
 
     coordinator, processes, process = options.worker
     if int(processes) > 1:
-        jax.distributed.initialize(coordinator, int(processes), int(process))
+        # Without it, a process in a Slurm step would take one GPU of those that it sees.
+        jax.distributed.initialize(
+            coordinator,
+            int(processes),
+            int(process),
+            cluster_detection_method="deactivate",
+        )
         # Gloo waits for the others for 30 s; later, one may still compile when another is done.
         multihost_utils.sync_global_devices("start")
     config = load_config(options.config)
@@ -174,7 +187,13 @@ def work(options):
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)
-    state = create_state(variables, optimizer, mesh, sharding=config.sharding)
+    state = create_state(
+        variables,
+        optimizer,
+        mesh,
+        sharding=config.sharding,
+        averaged=config.optimizer.ema_decay > 0,
+    )
 
     local = config.batch_size // int(processes)
     rows, rng = (
@@ -198,6 +217,7 @@ def work(options):
         if number >= 2:  # the first ones are slower
             seconds.append(time.perf_counter() - since)
     told = {
+        "devices": mesh.size,
         "seconds": seconds,
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(variables["params"])),
         "device": "CPU core" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,

@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.data.pipeline import cache_bytes, max_objects
+from ssd_jax.data.pipeline import max_objects
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
 from ssd_jax.ops.mosaic import GROUP
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
+from ssd_jax.training_data import device_cache_bytes
 
 _GIB = 2**30
 # A batch is large enough when one that is larger by this part would not fit.
@@ -43,9 +44,7 @@ def run_find_batch(
     config.data.doctor = False  # of the images only their number and their objects are wanted
     source = experiment.build_source(config, "train")
     limit = memory_limit(mesh) if memory_gib is None else int(memory_gib * _GIB)
-    cached = 0
-    if config.data.cache == "device":
-        cached = cache_bytes(source, canvas=config.data.canvas) // mesh.size
+    cached = device_cache_bytes(config, source, mesh)
     found = find_batch(
         config, mesh, classes=len(source.classes), objects=max_objects(source), limit=limit - cached
     )

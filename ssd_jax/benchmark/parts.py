@@ -79,15 +79,15 @@ def loss_program(work: Workload) -> Program:
     settings = experiment.loss_settings(work.config)
     channels = work.network.model.heads.num_classes + 1
 
-    def loss_rows(_, logits, deltas, batch):
-        def loss_of(logits, deltas):
+    def loss_rows(_, deltas, logits, batch):
+        def loss_of(deltas, logits):
             return batch_loss(
-                logits, deltas, batch, work.network.anchors, batch_axis=BATCH_AXIS, **settings
+                deltas, logits, batch, work.network.anchors, batch_axis=BATCH_AXIS, **settings
             )[0]
 
-        return jax.grad(loss_of, argnums=(0, 1))(logits, deltas)
+        return jax.grad(loss_of, argnums=(0, 1))(deltas, logits)
 
-    return _part(work, loss_rows, _noise(work, channels), _noise(work, 4), _augmented(work))
+    return _part(work, loss_rows, _noise(work, 4), _noise(work, channels), _augmented(work))
 
 
 def optimizer_program(work: Workload) -> Program:

@@ -92,10 +92,10 @@ def cluster_arguments(parser):
         "several processes", "Found under srun, mpirun and Kubernetes; see docs/distributed.md."
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, and a free port")
-    group.add_argument("--num_processes", type=positive, metavar="N", help="1: no cluster at all")
-    group.add_argument("--process_id", type=count, metavar="I", help="of this one, from 0")
+    group.add_argument("--num-processes", type=positive, metavar="N", help="1: no cluster at all")
+    group.add_argument("--process-id", type=count, metavar="I", help="of this one, from 0")
     group.add_argument(
-        "--start_timeout",
+        "--start-timeout",
         type=positive,
         default=300,
         metavar="SECONDS",

@@ -27,7 +27,7 @@ def add(verbs) -> None:
         type=folder_or_url,
     )
     train.add_argument(
-        "--time_limit",
+        "--time-limit",
         type=seconds,
         metavar="TIME",
         help="then save and stop with exit code 75, as 90s, 45m or 3h; see docs/reliability.md",

@@ -38,6 +38,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.image_header import exif_orientation
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.hardware import cores
 
 # Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
 CANVAS = 32
@@ -101,7 +102,7 @@ def examine(
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool,
         _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
     ):
         for start in range(0, len(source), CHUNK):

@@ -3,7 +3,8 @@
 The rules are those of the devkit's VOCevaldet.m
 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4):
 
-* A class's detections are taken over all images by falling score; equal scores keep their order.
+* A class's detections are taken over all images by falling score; equal scores keep their order,
+  image by image.
 * Each looks at the ground truth of its image and class with the highest IoU (the first of equals)
   and at no other. Below the threshold, or if that object is taken already, it is a false positive.
 * If that object is `difficult`, the detection counts neither way. Difficult objects are not asked

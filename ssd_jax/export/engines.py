@@ -25,11 +25,11 @@ from ml_collections import ConfigDict
 from ssd_jax.errors import UserError
 from ssd_jax.export.folder import ONNX, ModelFolder
 from ssd_jax.export.stages import Stages, network_stage
+from ssd_jax.hardware import processor
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.models.ssd import SSD
 from ssd_jax.network import build_network
 from ssd_jax.ops.boxes import clip, decode
-from ssd_jax.sharding import processor
 from ssd_jax.weights.load import load_weights
 from ssd_jax.weights.maps import NameMap, Target, unchanged
 from ssd_jax.weights.readers import WeightFile

@@ -1,4 +1,4 @@
-"""Losses of a predicted box that follow from its overlap with the wanted one."""
+"""Losses of a predicted box that follow from its overlap with its target."""
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,12 @@ def overlap_loss(
         hull = jnp.maximum(area(around), _EPSILON)
         union = area(boxes) + area(targets) - intersection(boxes, targets)
         return 1 - iou + (hull - union) / hull
-    (centre, size), (wanted_centre, wanted_size) = map(_centre_and_size, (boxes, targets))
+    (centre, size), (target_centre, target_size) = map(_centre_and_size, (boxes, targets))
     diagonal = jnp.sum((around[..., 2:] - around[..., :2]) ** 2, axis=-1)
-    distance = jnp.sum((centre - wanted_centre) ** 2, axis=-1) / jnp.maximum(diagonal, _EPSILON)
+    distance = jnp.sum((centre - target_centre) ** 2, axis=-1) / jnp.maximum(diagonal, _EPSILON)
     if kind == "diou":
         return 1 - iou + distance
-    angle = jnp.arctan2(wanted_size[..., 0], wanted_size[..., 1])
+    angle = jnp.arctan2(target_size[..., 0], target_size[..., 1])
     aspect = 4 / np.pi**2 * (angle - jnp.arctan2(size[..., 0], size[..., 1])) ** 2
     # The weight of the term is not learned through (the authors' own implementation).
     weight = jax.lax.stop_gradient(aspect / jnp.maximum(1 - iou + aspect, _EPSILON))

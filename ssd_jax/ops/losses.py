@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
-from ssd_jax.ops.boxes import decode, iou
+from ssd_jax.ops.boxes import VARIANCES, decode, iou
 from ssd_jax.types import Targets
 
 CLASS_LOSSES = ("softmax", "focal", "quality_focal", "varifocal")
 
-# Offsets this close, as a part of the wanted one, are the same: MXNet counts equal float32 numbers,
+# Deltas this close, as a part of the target, are the same: MXNet counts equal float32 numbers,
 # and XLA's logarithms and its divisions by constants differ from C's in the last places.
 _ROUNDING = 1e-6
 
@@ -28,7 +28,7 @@ class LossSums(NamedTuple):
     """Losses summed over the anchors of an image, and the counts to divide them by.
 
     `num_classified` counts the anchors in the class loss, positives and chosen negatives;
-    `num_box_errors` the offsets that are not exactly right, at most four a positive.
+    `num_box_errors` the box deltas that are not exactly right, at most four a positive.
     """
 
     class_loss: Float[Array, "*B"]
@@ -59,19 +59,19 @@ def mine_hard_negatives(
     """
     if negatives_per_positive <= 0:
         return negative
-    wanted = (negatives_per_positive * positive.sum()).astype(jnp.int32)  # 2.5 for 1 makes 2
-    wanted = jnp.maximum(wanted, minimum)
+    count = (negatives_per_positive * positive.sum()).astype(jnp.int32)  # 2.5 for 1 makes 2
+    count = jnp.maximum(count, minimum)
     # The bits of a non-negative float, read as an integer, keep its order; those of 1 need 30.
     bits = jnp.where(negative, jax.lax.bitcast_convert_type(background, jnp.int32), 1 << 30)
 
     def clear_bit(i, last_place):
         lower = last_place & ~(1 << (29 - i))
-        return jnp.where((bits <= lower).sum() >= wanted, lower, last_place)
+        return jnp.where((bits <= lower).sum() >= count, lower, last_place)
 
     # The loop starts from a computed value, so that its types agree inside `jax.shard_map`.
     last_place = jax.lax.fori_loop(0, 30, clear_bit, jnp.full_like(bits[0], (1 << 30) - 1))
     before, tied = bits < last_place, bits == last_place
-    return before | (tied & (jnp.cumsum(tied) <= wanted - before.sum()))
+    return before | (tied & (jnp.cumsum(tied) <= count - before.sum()))
 
 
 def multibox_loss(
@@ -87,25 +87,28 @@ def multibox_loss(
     label_smoothing: float = 0.0,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
+    variances: tuple[float, float, float, float] = VARIANCES,
 ) -> LossSums:
     """A box loss over the positives, a class loss over positives and negatives.
 
     `class_logits` hold background first; they may be of any float type, the loss is float32.
-    Everything but "softmax" with "smooth_l1", the loss of the paper, needs the `anchors`.
+    Everything but "softmax" with "smooth_l1", the loss of the paper, needs the `anchors`, and the
+    `variances` that the targets were made with.
 
     * `class_loss` "softmax": cross-entropy over positives and hard negatives. `label_smoothing` is
-      the part of the wanted probability that is spread evenly over all channels (Szegedy et al.
+      the part of the target that is spread evenly over all channels (Szegedy et al.
       2016, arXiv:1512.00567, section 7).
     * the others: `sigmoid_loss` over the classes of all positives and negatives.
-    * `box_loss` "smooth_l1" of the offsets, or an `overlap_loss` of the boxes they lead to.
+    * `box_loss` "smooth_l1" of the deltas, or an `overlap_loss` of the boxes they lead to.
     """
     if box_loss not in ("smooth_l1", *BOX_LOSSES):
         choices = ", ".join(("smooth_l1", *BOX_LOSSES))
         raise UserError(f"box_loss: got {box_loss!r}, expected one of {choices}.")
     logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
-    boxes = wanted_boxes = None
+    boxes = target_boxes = None
     if class_loss != "softmax" or box_loss != "smooth_l1":
-        boxes, wanted_boxes = decode(deltas, anchors), decode(targets.box_deltas, anchors)
+        boxes = decode(deltas, anchors, variances)
+        target_boxes = decode(targets.box_deltas, anchors, variances)
 
     if class_loss == "softmax":
         classified = targets.positive | mine_hard_negatives(
@@ -121,7 +124,7 @@ def multibox_loss(
         class_losses = sigmoid_loss(
             logits[:, 1:],
             targets.class_ids[:, None] == jnp.arange(1, logits.shape[1]),
-            iou(jax.lax.stop_gradient(boxes), wanted_boxes),
+            iou(jax.lax.stop_gradient(boxes), target_boxes),
             kind=class_loss,
             alpha=focal_alpha,
             gamma=focal_gamma,
@@ -131,7 +134,7 @@ def multibox_loss(
     if box_loss == "smooth_l1":
         box_losses = optax.huber_loss(error)
     else:
-        box_losses = overlap_loss(boxes, wanted_boxes, kind=box_loss)[:, None]
+        box_losses = overlap_loss(boxes, target_boxes, kind=box_loss)[:, None]
     is_wrong = jnp.abs(error) > _ROUNDING * jnp.abs(targets.box_deltas)
     return LossSums(
         class_loss=jnp.sum(class_losses, where=classified),
@@ -144,7 +147,7 @@ def multibox_loss(
 
 def sigmoid_loss(
     logits: Float[Array, "A C"],
-    wanted: Bool[Array, "A C"],
+    targets: Bool[Array, "A C"],
     quality: Float[Array, "A"],
     *,
     kind: str,
@@ -153,9 +156,9 @@ def sigmoid_loss(
 ) -> Float[Array, "A C"]:
     """Binary cross-entropy of each class, weighted so that the many easy negatives count little.
 
-    With p = sigmoid(logit), and `quality` the IoU of an anchor's box with the wanted one:
+    With p = sigmoid(logit), and `quality` the IoU of an anchor's box with its target:
 
-    * focal: (1 - p)^gamma where `wanted`, p^gamma elsewhere, times alpha or 1 - alpha (Lin et al.
+    * focal: (1 - p)^gamma where `targets`, p^gamma elsewhere, times alpha or 1 - alpha (Lin et al.
       2017, arXiv:1708.02002, equation 5).
     * quality_focal: p is to become the quality, weighted by |quality - p|^gamma (Li et al. 2020,
       arXiv:2006.04388, equation 4); no alpha.
@@ -166,20 +169,19 @@ def sigmoid_loss(
         raise UserError(f"class_loss: got {kind!r}, expected one of {', '.join(CLASS_LOSSES)}.")
     if kind == "focal":
         return optax.sigmoid_focal_loss(
-            logits, wanted.astype(jnp.float32), alpha=alpha, gamma=gamma
+            logits, targets.astype(jnp.float32), alpha=alpha, gamma=gamma
         )
-    score, target = jax.nn.sigmoid(logits), jnp.where(wanted, quality[:, None], 0.0)
-    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, target)
+    score, soft_targets = jax.nn.sigmoid(logits), jnp.where(targets, quality[:, None], 0.0)
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, soft_targets)
     if kind == "quality_focal":
-        return jnp.abs(target - score) ** gamma * cross_entropy
+        return jnp.abs(soft_targets - score) ** gamma * cross_entropy
     # The weights of the authors' code are constants, not learned through.
-    return jnp.where(wanted, target, alpha * jax.lax.stop_gradient(score) ** gamma) * cross_entropy
+    weights = jnp.where(targets, soft_targets, alpha * jax.lax.stop_gradient(score) ** gamma)
+    return weights * cross_entropy
 
 
 def _cross_entropy(logits, class_ids, smoothing):
-    log_probabilities = jax.nn.log_softmax(logits)
-    asked = jnp.arange(logits.shape[1]) == class_ids[:, None]
-    cross_entropy = -jnp.sum(log_probabilities, axis=1, where=asked)
-    if not smoothing:
-        return cross_entropy
-    return (1 - smoothing) * cross_entropy - smoothing * log_probabilities.mean(axis=1)
+    # By a sum over channels: the gradient of an index is a scatter, and those come out otherwise
+    # every time on a GPU.
+    target = jax.nn.one_hot(class_ids, logits.shape[1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing))

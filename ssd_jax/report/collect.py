@@ -125,5 +125,6 @@ def waiting_hint(records: Sequence[dict[str, Any]]) -> str:
         return ""
     return (
         f"{waited:.0%} of the time the devices waited for pictures, which are decoded anew in each "
-        "epoch. Where they fit, --config.data.cache=ram or device keeps them (docs/data.md)."
+        "epoch. Where they fit, --config.data.cache=ram or device keeps them (docs/data.md); "
+        "--config.data.threads decodes with more threads where there are cores."
     )

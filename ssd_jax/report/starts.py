@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from ssd_jax import __version__
+from ssd_jax.hardware import processor
 from ssd_jax.reporting import to_json
-from ssd_jax.sharding import processor
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hmac
-import os
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ssd_jax.errors import DataError
+from ssd_jax.hardware import cores
 from ssd_jax.serve.answers import normalised, pixels
 from ssd_jax.serve.batching import Batcher
 from ssd_jax.serve.engine import Engine
@@ -74,7 +74,7 @@ class Service:
         self._batcher = Batcher(engine, batches)
         self._batches = tuple(batches)
         self._memory = Memory(self._limits.memory)
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         self._in_progress = 0
         self._metrics = Metrics()
         self._openapi = JSONResponse(openapi_document(self._limits, with_token=token is not None))

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ssd_jax.cluster import from_first, together
+from ssd_jax.cluster import from_first, together, wait_until_seen
 from ssd_jax.errors import UserError
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE, find_damage, write_manifest
 from ssd_jax.train.state import TrainState
@@ -116,7 +116,7 @@ class Checkpoints:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         self._saving = (step, size)
         _first_process(self._check_space)
-        if step in self._manager.all_steps():
+        if from_first(step in self._manager.all_steps()):
             _first_process(lambda: self._rename(step, _REPLACED))
             self._manager.reload()
         value = None if metrics is None else metrics[self._metric]
@@ -202,14 +202,27 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest whole step on disk, None in a new run."""
-        return self._choose(self._steps())
-
-    def best_step(self) -> int | None:
-        """The whole step with the highest metric; the later one of equals."""
-        return self._choose(self._measured_steps())
+        return self._chosen(lambda: self._first_whole(self._steps()))
 
     def select(self, which: str) -> int:
-        """The step that "last", "best" or a number in digits names, present on disk and whole."""
+        """The step that "last", "best" or a number in digits names, present on disk and whole.
+
+        "best" is the one with the highest metric, the later one of equals.
+        """
+        return self._chosen(lambda: self._select(which))
+
+    def _chosen(self, choice: Callable[[], int | None]) -> int | None:
+        """What the first process chooses; on return all of them see it.
+
+        On a network disk the others may see a folder later, and must not decide by what they see.
+        """
+        self.wait()
+        step = _first_process(choice)
+        if step is not None:
+            wait_until_seen(self._folder / str(step))
+        return step
+
+    def _select(self, which: str) -> int:
         steps = self._steps()
         if not steps:
             raise UserError(
@@ -217,9 +230,9 @@ class Checkpoints:
                 "`ssd-jax train --workdir` on this folder."
             )
         if which == "last":
-            return self._choose(steps)
+            return self._first_whole(steps)
         if which == "best":
-            best = self._choose(self._measured_steps())
+            best = self._first_whole(self._measured_steps())
             if best is None:
                 raise UserError(
                     f"{self._folder}: no checkpoint there was evaluated, so none is the best. "
@@ -227,14 +240,13 @@ class Checkpoints:
                 )
             return best
         if which.isdigit() and int(which) in steps:
-            return self._choose([int(which)])
+            return self._first_whole([int(which)])
         raise UserError(
             f"{self._folder}: got step {which!r}, expected last, best or one of {sorted(steps)}."
         )
 
     def _steps(self) -> list[int]:
         """Of all checkpoints, the newest first."""
-        self.wait()
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _measured_steps(self) -> list[int]:
@@ -246,14 +258,13 @@ class Checkpoints:
                     measured.append((metrics[self._metric], step))
         return [step for _, step in sorted(measured, reverse=True)]
 
-    def _choose(self, steps: list[int]) -> int | None:
+    def _first_whole(self, steps: list[int]) -> int | None:
         """The first step that is whole, None if there is none at all."""
-        return _first_process(lambda: self._first_whole(steps)) if steps else None
-
-    def _first_whole(self, steps: list[int]) -> int:
         for step in steps:
             if not self._damage_of(step):
                 return step
+        if not steps:
+            return None
         found = "; ".join(f"in {step}, {self._damage[step]}" for step in steps)
         raise UserError(
             f"{self._folder}: every checkpoint that could be taken is damaged: {found}. Copy one "

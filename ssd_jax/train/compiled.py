@@ -1,6 +1,5 @@
 """The training step as a compiled program, and the memory that it takes of a device."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Traced
 
 from ssd_jax.data.decode import empty_rows
+from ssd_jax.hardware import memory_bytes
 from ssd_jax.sharding import replicated, shardings_of, split
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
@@ -63,13 +63,12 @@ def memory_limit(mesh: Mesh) -> int:
     stats = mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return machine // len(mesh.local_devices)
+    return memory_bytes() // len(mesh.local_devices)
 
 
-def memory_report(compiled: Compiled, mesh: Mesh) -> str:
-    """One line to read before the first step."""
-    memory, limit = step_memory(compiled), memory_limit(mesh)
+def memory_report(compiled: Compiled, mesh: Mesh, *, kept: int = 0) -> str:
+    """One line to read before the first step; `kept` bytes of a device hold something else."""
+    memory, limit = step_memory(compiled), memory_limit(mesh) - kept
     needed, held, there = (f"{b / 2**30:.2f} GiB" for b in (memory.total, memory.arguments, limit))
     text = f"memory per device: {needed} of {there} in a step, {held} of it for state and batch"
     if memory.total > limit:

@@ -50,6 +50,9 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
                 stack.enter_context(_only_one(folder, url))
                 stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
         yield folder
+        # The others wait for the upload: JAX ends all of them where one leaves minutes later.
+        with together():
+            stack.pop_all().close()
 
 
 def workdir_to_read(location: str | pathlib.Path, *, checkpoints: bool = True) -> pathlib.Path:

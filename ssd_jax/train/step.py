@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ssd_jax.errors import UserError
 from ssd_jax.models.groups import group_size, group_sums
 from ssd_jax.ops.augment import Augmentation, augment
+from ssd_jax.ops.boxes import VARIANCES
 from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
@@ -91,8 +92,8 @@ def _mosaic_batch(images, batch, step_key, settings):
 
 @jax.named_scope("loss")
 def batch_loss(
-    class_logits: Float[Array, "B A _"],
     box_deltas: Float[Array, "B A 4"],
+    class_logits: Float[Array, "B A _"],
     batch: Batch,
     anchors: Float[Array | np.ndarray, "A 4"],
     *,
@@ -104,13 +105,14 @@ def batch_loss(
     normalization: str = "positives",
     group: int = 0,
     batch_axis: str | None = None,
+    variances: tuple[float, float, float, float] = VARIANCES,
     **objective: int | float | str,
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
     With "positives" both counts are the positive anchors (SSD paper, equation 1). With "valid"
     (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives, and the
-    box loss by its offsets that are not exactly right: both about four times as many. A count of
+    box loss by its deltas that are not exactly right: both about four times as many. A count of
     nothing is one. `group` is the number of consecutive images that are counted together, what
     other frameworks have on a device; 0 is the whole batch. Inside `jax.shard_map`, `batch_axis`
     is the axis that the batch is cut along, and the loss of the batch the mean over that axis. The
@@ -125,11 +127,12 @@ def batch_loss(
         negative_iou_threshold=negative_iou_threshold,
         strict=strict,
         empty_is_negative=empty_is_negative,
+        variances=variances,
     )
     targets = jax.vmap(match_image)(batch.boxes, batch.labels, batch.valid)
-    sums = jax.vmap(lambda d, c, t: multibox_loss(d, c, t, anchors, **objective))(
-        box_deltas, class_logits, targets
-    )
+    sums = jax.vmap(
+        lambda d, c, t: multibox_loss(d, c, t, anchors, variances=variances, **objective)
+    )(box_deltas, class_logits, targets)
     counts = sums.num_positive, sums.num_positive
     if normalization == "valid":
         counts = sums.num_classified, sums.num_box_errors
@@ -187,7 +190,7 @@ def train_step(
                     mutable=["batch_stats"],
                 )
             value, metrics = batch_loss(
-                class_logits, box_deltas, batch, anchors, batch_axis=BATCH_AXIS, **loss
+                box_deltas, class_logits, batch, anchors, batch_axis=BATCH_AXIS, **loss
             )
             # Statistics that are frozen come back untouched and need not be sent.
             moved = jax.tree.map(

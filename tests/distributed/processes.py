@@ -32,7 +32,7 @@ def cluster_arguments(count: int) -> list[list[str]]:
     """For each of `count` processes the flags of `ssd-jax train` that make them one run."""
     coordinator = f"127.0.0.1:{free_port()}"
     return [
-        ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(index)]
+        ["--coordinator", coordinator, "--num-processes", str(count), "--process-id", str(index)]
         for index in range(count)
     ]
 

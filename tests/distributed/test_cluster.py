@@ -4,6 +4,7 @@ import json
 import pathlib
 from types import SimpleNamespace
 
+import optax
 import pytest
 from processes import free_port, run_processes, told, training
 from tiny import tiny_config
@@ -11,14 +12,18 @@ from tiny import tiny_config
 from ssd_jax.cluster import disagreement, from_first, start, together
 from ssd_jax.config import save_config
 from ssd_jax.errors import UserError
-from ssd_jax.sharding import use_cpu_cores
+from ssd_jax.sharding import make_mesh, use_cpu_cores
+from ssd_jax.train.checkpoint import Checkpoints
+from ssd_jax.train.state import create_state
 
 # What a process of the test below does: it prints one JSON value.
 WORKER = """
 import json, pathlib, sys, time
 from ssd_jax import cluster
 from ssd_jax.errors import UserError
-coordinator, process, shared, own = sys.argv[1], int(sys.argv[2]), *map(pathlib.Path, sys.argv[3:])
+from ssd_jax.train.checkpoint import Checkpoints
+coordinator, process = sys.argv[1], int(sys.argv[2])
+shared, own, saved = map(pathlib.Path, sys.argv[3:])
 cluster.start(batch_size=8, coordinator=coordinator, num_processes=2, process_id=process)
 import jax
 cluster.SHARED_SECONDS = 0.5
@@ -46,6 +51,17 @@ outcome["stop_alone"] = problem_of(stop_alone)
 outcome["shared"] = problem_of(cluster.check_shared, shared / "new")
 outcome["not_shared"] = problem_of(cluster.check_shared, own)
 outcome["left"] = [path.name for path in (*shared.rglob("*"), *own.rglob("*"))]
+
+with Checkpoints(saved, metric="map", read_only=True) as checkpoints:
+    if process == 1:
+        checkpoints._manager.all_steps = list  # none yet
+    outcome["latest"] = checkpoints.latest_step()
+    outcome["best"] = checkpoints.select("best")
+    outcome["no_such"] = problem_of(checkpoints.select, "7")
+    if process == 0:
+        (saved / "5").mkdir()
+    outcome["seen"] = problem_of(cluster.wait_until_seen, saved / "5")
+    outcome["not_seen"] = problem_of(cluster.wait_until_seen, own / "6")
 print(json.dumps(outcome))
 """
 
@@ -53,9 +69,13 @@ print(json.dumps(outcome))
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folders = [str(tmp_path_factory.mktemp(name)) for name in ("shared", "own0", "own1")]
+    saved = tmp_path_factory.mktemp("saved")
+    state = create_state({"params": {}, "batch_stats": {}}, optax.sgd(0.1), make_mesh())
+    with Checkpoints(saved, metric="map") as checkpoints:
+        checkpoints.save(state, {"map": 0.5}, classes=("a",))
     coordinator = f"127.0.0.1:{free_port()}"
     done = run_processes(
-        [["-c", WORKER, coordinator, i, folders[0], folders[1 + i]] for i in range(2)],
+        [["-c", WORKER, coordinator, i, folders[0], folders[1 + i], saved] for i in range(2)],
         devices=3,
     )
     assert [each.returncode for each in done] == [0, 0], told(done)
@@ -90,6 +110,15 @@ def test_a_folder_that_is_not_shared_is_found(outcomes):
     assert outcomes[1]["left"] == ["new"]  # and no marker stays behind
 
 
+def test_which_checkpoint_is_taken_is_for_process_0_to_say(outcomes):
+    """The other one sees none yet, as on a network disk that is late."""
+    for outcome in outcomes:
+        assert (outcome["latest"], outcome["best"]) == (0, 0)
+        assert "got step '7', expected last, best or one of [0]" in outcome["no_such"]
+        assert outcome["seen"] is None
+        assert "process 0 sees it, and this one does not" in outcome["not_seen"]
+
+
 def test_the_few_that_differ_are_named_first():
     of_all = [{"host": f"h{i}", "stopped": None, "facts": {"jax": "1"}} for i in range(12)]
     assert disagreement(of_all) is None
@@ -113,7 +142,7 @@ def test_alone_there_is_nobody_to_agree_with():
     [
         (
             {"coordinator": "h:1", "num_processes": 2},
-            "got --coordinator h:1, --num_processes 2, --",
+            "got --coordinator h:1, --num-processes 2, --",
         ),
         ({"num_processes": 2, "process_id": 0}, "got --coordinator None"),
         ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "got 2, expected 0 to 1"),
@@ -181,7 +210,7 @@ def test_a_run_with_another_setting_on_one_process_stops_before_it_begins(config
 
 
 def test_a_process_that_never_comes_is_missed_by_name(config_file, tmp_path):
-    commands = training(3, config_file, tmp_path, "--start_timeout", "3")[:2]
+    commands = training(3, config_file, tmp_path, "--start-timeout", "3")[:2]
     outcomes = run_processes(commands)
     assert [each.returncode for each in outcomes] == [2, 2], told(outcomes)
     for each in outcomes:

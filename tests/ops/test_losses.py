@@ -307,3 +307,15 @@ def test_label_smoothing_is_cross_entropy_with_smooth_labels():
     expected = -(wanted * jax.nn.log_softmax(predictions[1])).sum(axis=1)
     chosen = np.asarray(targets.positive | targets.negative)
     assert_allclose(smooth.class_loss, expected[chosen].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variances", [(0.1, 0.1, 0.2, 0.2), (1.0, 1.0, 0.5, 0.5)])
+def test_boxes_are_decoded_as_their_targets_were_encoded(variances):
+    anchors = np.array([[0.1, 0.1, 0.5, 0.5]], np.float32)
+    box = np.array([[0.2, 0.15, 0.5, 0.6]], np.float32)
+    targets = match(anchors, box, np.array([0]), np.array([True]), variances=variances)
+    words = {"box_loss": "giou", "variances": variances}
+    untouched = multibox_loss(jnp.zeros((1, 4)), jnp.zeros((1, 2)), targets, anchors, **words)
+    exact = multibox_loss(targets.box_deltas, jnp.zeros((1, 2)), targets, anchors, **words)
+    assert_allclose(untouched.box_loss, overlap_loss(anchors, box, kind="giou")[0], rtol=1e-5)
+    assert_allclose(exact.box_loss, 0, atol=1e-5)

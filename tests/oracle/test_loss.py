@@ -23,8 +23,8 @@ def test_loss_and_gradient(path):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss_and_gradient(predictions):
         return batch_loss(
-            predictions[0],
             predictions[1],
+            predictions[0],
             batch,
             case["anchors"],
             strict=True,

@@ -1,6 +1,7 @@
 """Which pictures are computed together."""
 
 import asyncio
+import gc
 import threading
 
 import numpy as np
@@ -63,6 +64,7 @@ async def started(engine, sizes):
 
 def test_it_is_ready_when_every_size_was_computed():
     async def scenario():
+        gc.unfreeze()
         engine = Gate()
         batcher = Batcher(engine, [2, 1])
         running = asyncio.create_task(batcher.run())
@@ -73,6 +75,7 @@ def test_it_is_ready_when_every_size_was_computed():
         while not batcher.ready:
             await asyncio.sleep(0.002)
         assert engine.sizes == [1, 1, 2, 2]
+        assert gc.get_freeze_count() > 0  # no request waits while what the start made is looked at
         running.cancel()
 
     asyncio.run(scenario())

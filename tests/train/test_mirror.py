@@ -138,7 +138,7 @@ def test_a_run_goes_on_on_another_machine(bucket, state, another_machine):
     copy = workdir_to_read(URL)
     assert latest(copy) == 5
     with Checkpoints(copy / "checkpoints", metric="map", read_only=True) as checkpoints:
-        assert checkpoints.best_step() == 1
+        assert checkpoints.select("best") == 1
 
 
 def test_checkpoints_are_sent_while_the_run_goes_on(bucket, state):

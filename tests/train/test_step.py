@@ -58,7 +58,7 @@ def loss_of(valid, logits=0.0, **settings):
     batch = batch_of(valid)
     class_logits = jnp.zeros((len(valid), 3, 2)).at[..., 0].set(logits)
     deltas = jnp.ones((len(valid), 3, 4))
-    return compiled_loss(**settings)(class_logits, deltas, batch, ANCHORS)
+    return compiled_loss(**settings)(deltas, class_logits, batch, ANCHORS)
 
 
 # What images of one object and of none contribute, where the odds are equal: an anchor log 2, a
@@ -87,7 +87,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_cut(group, normalization):
         def value(logits):
             deltas = jnp.ones((len(logits), 3, 4))
             return batch_loss(
-                logits, deltas, batch, ANCHORS,
+                deltas, logits, batch, ANCHORS,
                 group=group, normalization=normalization, batch_axis=batch_axis,
             )[0]  # fmt: skip
 
