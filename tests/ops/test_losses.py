@@ -317,5 +317,7 @@ def test_boxes_are_decoded_as_their_targets_were_encoded(variances):
     words = {"box_loss": "giou", "variances": variances}
     untouched = multibox_loss(jnp.zeros((1, 4)), jnp.zeros((1, 2)), targets, anchors, **words)
     exact = multibox_loss(targets.box_deltas, jnp.zeros((1, 2)), targets, anchors, **words)
-    assert_allclose(untouched.box_loss, overlap_loss(anchors, box, kind="giou")[0], rtol=1e-5)
+    assert_allclose(
+        untouched.box_loss, overlap_loss(jnp.asarray(anchors), box, kind="giou")[0], rtol=1e-5
+    )
     assert_allclose(exact.box_loss, 0, atol=1e-5)
