@@ -1,7 +1,12 @@
 """Locks among the processes of a machine, which end with the process that holds one."""
 
+import contextlib
 import fcntl
+import os
+from collections.abc import Iterator
 from typing import IO
+
+from ssd_jax.errors import UserError
 
 
 def lock(file: IO | int, *, wait: bool = False) -> bool:
@@ -16,3 +21,37 @@ def lock(file: IO | int, *, wait: bool = False) -> bool:
     except OSError:
         pass
     return True
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+    """Locks a folder.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock(handle):
+            raise BlockingIOError(f"{folder}: another process holds it")
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def only_training(folder: str | os.PathLike, workdir: str | os.PathLike) -> Iterator[None]:
+    """Keeps a second training of this machine from `workdir` by a lock on `folder`.
+
+    Raises:
+      UserError: another process trains there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{workdir}: another process on this machine trains there. Wait for it, or choose "
+                "another --workdir."
+            ) from error
+        yield

@@ -1,6 +1,7 @@
 """How well a run did: measured once more from its checkpoint, told, written and drawn."""
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -160,6 +161,23 @@ def write_result(
             iou_threshold=config.evaluate.iou_threshold,
         )
     write_page(open_run(workdir), workdir)
+
+
+def where_things_are(workdir: pathlib.Path) -> str:
+    """What a finished run has left, and what may come next."""
+    # As it was called, because in a virtual environment the bare name may not be on the path.
+    command = sys.argv[0] if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
+    return f"""
+In {workdir}:
+  pictures/       curves, augmented images, detections next to ground truth, precision and recall
+  metrics.jsonl   losses and metrics over the steps; tensorboard/ has the same
+  report.html     the whole run on one page; report.json has its numbers
+  config.json     every setting
+  checkpoints/    the last ones and the best one
+What next:
+  {command} evaluate --workdir {workdir}
+  {command} predict --workdir {workdir} IMAGE... --out {workdir}/predictions
+"""
 
 
 def evaluate_variables(

@@ -1,8 +1,8 @@
 """What the verbs of the command line do: put the parts together, run them, tell the outcome."""
 
+import contextlib
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import summary
 from ssd_jax.importing import new_layers, start_from
+from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
 from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
@@ -29,6 +30,7 @@ from ssd_jax.outcome import (
     headline,
     measure,
     table,
+    where_things_are,
     write_evaluation,
     write_result,
 )
@@ -75,9 +77,14 @@ def run_training(
     """
     workdir = pathlib.Path(workdir)
     with (
+        contextlib.ExitStack() as stack,
         Stopping(time_limit) as stopping,
         Watchdog(workdir, **config.watchdog, last_words=last_words) as watchdog,
     ):
+        with together():
+            if jax.process_index() == 0:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_training(workdir, workdir))
         return _run_training(
             config, workdir, mesh, stopping=stopping, watchdog=watchdog, observers=observers
         )
@@ -165,6 +172,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     # A phase of its own: it loads a checkpoint and compiles anew, which may take its time.
     watchdog.enter("last evaluation")
     last = functools.partial(watched, phase="last evaluation")
+    _tell(f"measuring the {config.checkpoint.select} checkpoint")
     measured = measure(config, workdir, mesh=mesh, watch=last)
     watchdog.enter("report")
     # The others wait for it to be written: JAX ends all of them where one leaves minutes later.
@@ -176,7 +184,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         if hint and config.data.cache == "none":
             _tell(hint)
     _tell(table(measured))
-    _tell(_where_things_are(workdir))
+    _tell(where_things_are(workdir))
     _tell(headline(config, measured))
     return measured
 
@@ -376,22 +384,6 @@ def _describe(config, network, variables, mesh: Mesh) -> str:
         f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
         f"{mesh.devices.flat[0].device_kind}"
     )
-
-
-def _where_things_are(workdir: pathlib.Path) -> str:
-    # As it was called, because in a virtual environment the bare name may not be on the path.
-    command = sys.argv[0] if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
-    return f"""
-In {workdir}:
-  pictures/       curves, augmented images, detections next to ground truth, precision and recall
-  metrics.jsonl   losses and metrics over the steps; tensorboard/ has the same
-  report.html     the whole run on one page; report.json has its numbers
-  config.json     every setting
-  checkpoints/    the last ones and the best one
-What next:
-  {command} evaluate --workdir {workdir}
-  {command} predict --workdir {workdir} IMAGE... --out {workdir}/predictions
-"""
 
 
 def _tell(text: object) -> None:

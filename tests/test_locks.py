@@ -1,7 +1,10 @@
 import errno
 import fcntl
 
-from ssd_jax.locks import lock
+import pytest
+
+from ssd_jax.errors import UserError
+from ssd_jax.locks import lock, only_training
 
 
 def test_one_holds_a_lock_until_it_is_closed(tmp_path):
@@ -20,3 +23,14 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     with (tmp_path / "a").open("w") as file:
         assert lock(file)
         assert lock(file, wait=True)
+
+
+def test_a_folder_is_trained_in_once_at_a_time(tmp_path):
+    def train():
+        return only_training(tmp_path, "runs/mine")
+
+    message = "runs/mine: another process on this machine trains"
+    with train(), pytest.raises(UserError, match=message), train():
+        pass
+    with train():
+        pass

@@ -17,6 +17,7 @@ from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
+from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.outcome import measure
@@ -187,7 +188,7 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_p
 
 def test_a_cache_that_does_not_fit_is_refused(shapes, tmp_path):
     config = tiny_config(shapes, data__cache="ram", data__canvas=2_000_000)
-    with pytest.raises(UserError, match=r"'ram' needs 2\d{5}\.\d GiB of memory, expected at most"):
+    with pytest.raises(UserError, match=r"'ram' needs 2\d{5}\.\d GiB of memory; expected at most"):
         run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))
 
 
@@ -206,6 +207,12 @@ def test_a_workdir_that_is_a_file_is_told(shapes, tmp_path, capsys):
     arguments = ["train", "--config", str(write_config(tmp_path, shapes)), "--workdir"]
     assert main([*arguments, str(tmp_path / "file")]) == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_a_folder_where_a_run_trains_is_refused(shapes, tmp_path):
+    with only_training(tmp_path, "it"), pytest.raises(UserError, match="another process"):
+        run_training(tiny_config(shapes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_drawing_never_overwrites_its_picture(tiny_run, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pathlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -33,7 +33,7 @@ from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
 from ssd_jax.hardware import processor
-from ssd_jax.locks import lock
+from ssd_jax.locks import held
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.reporting import REPORT_FILE, write_json
@@ -127,7 +127,7 @@ def _export(
     out.mkdir(parents=True, exist_ok=True)
     try:
         # Inside `out`, which may be a file system of its own, as in a container.
-        with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as scratch, _held(scratch):
+        with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as scratch, held(scratch):
             scratch = pathlib.Path(scratch)
             new = scratch / out.name
             new.mkdir()
@@ -161,24 +161,8 @@ def _export(
 def _remove_unfinished(out: pathlib.Path) -> None:
     """Removes what exports that were killed have left in `out`, but nothing of one at work."""
     for scratch in out.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(BlockingIOError), _held(scratch):
+        with contextlib.suppress(BlockingIOError), held(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(folder: str | os.PathLike) -> Iterator[None]:
-    """Locks a folder until this process ends, however it does.
-
-    Raises:
-      BlockingIOError: another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if not lock(handle):
-            raise BlockingIOError(f"{folder}: another process holds it")
-        yield
-    finally:
-        os.close(handle)
 
 
 def _verified(

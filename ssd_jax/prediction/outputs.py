@@ -69,9 +69,9 @@ def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]
     """`NAME.json` for each picture; `NAME.jsonl` for each film, a line a frame."""
     for item, frames in _by_item(results):
         if item.is_video:
-            yield from _write_lines(frames, _beside(out, item, "jsonl"), classes)
+            yield from _write_lines(frames, json_path(out, item), classes)
         for result in frames:
-            write_json(_beside(out, item, "json"), describe(result, classes))
+            write_json(json_path(out, item), describe(result, classes))
             yield result
 
 
@@ -199,6 +199,11 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
 def drawn_path(out: pathlib.Path, item: Item) -> pathlib.Path:
     """Where the drawing of an item goes."""
     return _beside(out, item, "mp4" if item.is_video else "png")
+
+
+def json_path(out: pathlib.Path, item: Item) -> pathlib.Path:
+    """Where `write_json_files` writes what was found in an item."""
+    return _beside(out, item, "jsonl" if item.is_video else "json")
 
 
 def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:

@@ -51,8 +51,7 @@ def run_prediction(
     drawing = draw or (draw is None and format == "json")
     # The lines of one file tell pictures apart by their places.
     items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
-    if drawing:
-        _keep_the_pictures(items, out)
+    _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
     words = {} if annotations is None else {"annotations": annotations}
 
     def write(results: Results) -> Results:
@@ -115,11 +114,22 @@ def _at_least(results: Results, score: float) -> Results:
         yield Result(frame, Detections(*(column[keep] for column in found)))
 
 
-def _keep_the_pictures(items: Sequence[Item], out: pathlib.Path) -> None:
+def _keep_what_is_there(
+    items: Sequence[Item], out: pathlib.Path, *, json: bool, drawing: bool
+) -> None:
+    """Refuses to write over a picture, or over a file beside it that may be its annotation."""
     for item in items:
-        drawing = outputs.drawn_path(out, item).resolve()
-        if not is_remote(item.place) and pathlib.Path(item.place).resolve() == drawing:
+        if is_remote(item.place):
+            continue
+        picture = pathlib.Path(item.place).resolve()
+        if drawing and outputs.drawn_path(out, item).resolve() == picture:
             raise UserError(f"{item.place}: its drawing would overwrite it. Choose another --out.")
+        result = outputs.json_path(out, item).resolve()
+        if json and result.parent == picture.parent and result.exists():
+            raise UserError(
+                f"{result}: what is found in {item.place} would overwrite it, and it may hold its "
+                "annotations. Choose another --out."
+            )
 
 
 def _detect(detector: AnyDetector, frames: Iterator[Frame], batch_size: int) -> Results:

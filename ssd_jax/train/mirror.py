@@ -19,7 +19,7 @@ from ssd_jax.cluster import together
 from ssd_jax.data.remote import RemoteObject, open_store, shown, split_url
 from ssd_jax.data.storage import cache_folder, download, is_remote, list_objects, upload
 from ssd_jax.errors import UserError
-from ssd_jax.locks import lock
+from ssd_jax.locks import only_training
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
 
 # Seconds between two looks at what has changed. Files that grow are sent whole each time.
@@ -47,7 +47,10 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
     with contextlib.ExitStack() as stack:
         with together():
             if jax.process_index() == 0:
-                stack.enter_context(_only_one(folder, url))
+                # A folder of its own, because the other one is replaced by what the store has.
+                beside = folder.with_name(f"{folder.name}.held")
+                beside.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_training(beside, shown(url)))
                 stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
         yield folder
         # The others wait for the upload: JAX ends all of them where one leaves minutes later.
@@ -162,19 +165,6 @@ class _Mirror:
         for remote in sorted(remotes, key=lambda each: not each.url.endswith(f"/{MANIFEST_FILE}")):
             store.remove(remote.url)
         self._remote_steps.discard(step)
-
-
-@contextlib.contextmanager
-def _only_one(folder: pathlib.Path, url: str) -> Iterator[None]:
-    """Keeps a second run on this machine from the same folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        if not lock(file):
-            raise UserError(
-                f"{shown(url)}: another process on this machine trains there. Wait for it, or "
-                "choose another --workdir."
-            )
-        yield
 
 
 def _pull(url: str, folder: pathlib.Path) -> bool:

@@ -347,3 +347,15 @@ def test_what_a_batch_transform_does_not_do(words, tmp_path, capsys):
     transform = ["predict", "--workdir", "run", "1.jpg", "--format", "transform"]
     assert main([*transform, "--out", str(tmp_path), *words]) == 2
     assert f"{words[0]}: a batch transform" in capsys.readouterr().err
+
+
+def test_nothing_that_lies_beside_a_picture_is_replaced(pictures, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(pictures / "sub", folder)
+    with pytest.raises(UserError, match=r"1\.png: its drawing would overwrite it"):
+        run_prediction(Fake(), [str(pictures / "1.png")], pictures)
+    (folder / "2.json").write_text("annotations")
+    with pytest.raises(UserError, match=r"2\.json: what is found in .*2\.jpg would overwrite it"):
+        run_prediction(Fake(), [str(folder)], folder, draw=False)
+    assert (folder / "2.json").read_text() == "annotations"
+    run_prediction(Fake(), [str(folder)], folder, format="jsonl")
