@@ -19,9 +19,10 @@ from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.colour import Distort, Jitter
 from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
+from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer
 from ssd_jax.train.state import TrainState, state_shapes
-from ssd_jax.train.step import train_step
+from ssd_jax.train.step import Augment, Loss, augment_batch, batch_loss, train_step
 from ssd_jax.train.stopping import EarlyStopping
 
 # Of a run: epochs 160 and 200 of 240, those of GluonCV's recipe of the paper.
@@ -190,9 +191,23 @@ def build_step(
     mesh: Mesh,
     *,
     image_size: int | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
 ) -> Callable:
-    """`step(state, batch)` at an image size, None for the network's own; not yet jitted."""
+    """`step(state, batch)` at an image size, None for the network's own; not yet jitted.
+
+    `augment` and `loss` take the place of those of the config, as `train_step` says.
+    """
     image_size = image_size or config.model.image_size
+    augment = augment or functools.partial(
+        augment_batch, **augmentation_settings(config, image_size)
+    )
+    loss = loss or functools.partial(
+        batch_loss,
+        anchors=anchors_at(config, network, image_size),
+        batch_axis=BATCH_AXIS,
+        **loss_settings(config),
+    )
     return functools.partial(
         train_step,
         mesh=mesh,
@@ -200,11 +215,10 @@ def build_step(
         model=network.model,
         optimizer=optimizer,
         schedule=schedule,
-        anchors=anchors_at(config, network, image_size),
-        augmentation=augmentation_settings(config, image_size),
+        augment=augment,
+        loss=loss,
         mean=config.preprocess.mean,
         std=config.preprocess.std,
-        loss=loss_settings(config),
         rate_multipliers=config.optimizer.rate_multipliers,
         ema_decay=config.optimizer.ema_decay,
     )

@@ -1,7 +1,7 @@
 """One training step: a pure function, augmentation included, jitted by the caller."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,17 @@ from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
 from ssd_jax.ops.mosaic import GROUP, Mosaic, mosaic
-from ssd_jax.sharding import BATCH_AXIS, mean_gradient
+from ssd_jax.sharding import mean_gradient
 from ssd_jax.train.ema import moving_average
 from ssd_jax.train.optimizer import Multipliers, multipliers
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
 
 Metrics = dict[str, Array]
+# (batch, step) -> pictures in 0..255 [B, S, S, 3] and the batch with their boxes.
+Augment = Callable[[Batch, Array], tuple[Array, Batch]]
+# (box_deltas [B, A, 4], class_logits [B, A, channels], batch) -> loss [] and what else to report.
+Loss = Callable[[Array, Array, Batch], tuple[Array, Metrics]]
 
 
 def image_size_of(step: int, image_sizes: Sequence[int], *, seed: int) -> int:
@@ -155,22 +159,23 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    anchors: Float[np.ndarray, "A 4"],
-    augmentation: dict[str, Any],
+    augment: Augment,
+    loss: Loss,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    loss: dict[str, Any],
     rate_multipliers: Multipliers = (),
     ema_decay: float = 0.0,
     sharding: str = "replicated",
 ) -> tuple[TrainState, Metrics]:
     """Augment, forward, match, loss, gradient, update; metrics are scalars on the device.
 
-    Up to the gradient each device of the mesh works on its own images; a model with BatchNorm is
-    built with `batch_axis = sharding.BATCH_AXIS`. `augmentation` are the keywords of
-    `augment_batch`, `loss` those of `batch_loss`. A parameter that `rate_multipliers`, those of the
-    optimizer, freeze gets no gradient, which saves its computation and its sending. `ema_decay` is
-    that of the state's average, if it has one. `sharding` is how the state lies on the mesh.
+    `augment` is `augment_batch` with its keywords, or another function of (batch, step); `loss` is
+    `batch_loss` with its anchors and keywords, or another function of (box_deltas, class_logits,
+    batch) that is a mean over images. Up to the gradient each device of the mesh works on its own
+    images, inside `jax.shard_map` over BATCH_AXIS, which is the `batch_axis` of a model with
+    BatchNorm. A parameter that `rate_multipliers`, those of the optimizer, freeze gets no gradient,
+    which saves its computation and its sending. `ema_decay` is that of the state's average, if it
+    has one. `sharding` is how the state lies on the mesh.
     """
     rates = multipliers(state.params, rate_multipliers)
     trained = jax.tree.map(lambda p, rate: p if rate else None, state.params, rates)
@@ -178,7 +183,7 @@ def train_step(
 
     def gradient_of_rows(trained, constants, batch):
         frozen, batch_stats, step = constants
-        images, batch = augment_batch(batch, step, **augmentation)
+        images, batch = augment(batch, step)
         images = normalise(images, mean, std)
 
         def loss_of(trained):
@@ -189,9 +194,7 @@ def train_step(
                     train=True,
                     mutable=["batch_stats"],
                 )
-            value, metrics = batch_loss(
-                box_deltas, class_logits, batch, anchors, batch_axis=BATCH_AXIS, **loss
-            )
+            value, metrics = loss(box_deltas, class_logits, batch)
             # Statistics that are frozen come back untouched and need not be sent.
             moved = jax.tree.map(
                 lambda new, old: None if new is old else new,

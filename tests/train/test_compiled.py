@@ -16,7 +16,7 @@ from ssd_jax.data.decode import empty_rows
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.ops.augment import Augmentation
-from ssd_jax.sharding import make_mesh, put_batch, shardings_of, whole
+from ssd_jax.sharding import BATCH_AXIS, make_mesh, put_batch, shardings_of, whole
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.train.compiled import (
     batch_shapes,
@@ -26,7 +26,7 @@ from ssd_jax.train.compiled import (
     step_memory,
 )
 from ssd_jax.train.state import create_state, state_shapes
-from ssd_jax.train.step import train_step
+from ssd_jax.train.step import augment_batch, batch_loss, train_step
 
 ANCHORS = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0.5, 0.5, 1]], np.float32)
 
@@ -91,16 +91,16 @@ def program(sharding):
         model=TwoLayers(),
         optimizer=OPTIMIZER,
         schedule=lambda _: 0.1,
-        anchors=ANCHORS,
-        augmentation={
-            "seed": 3,
-            "image_size": 8,
-            "settings": Augmentation(distort=None, crop=None),
-            "fill": (0.0, 0.0, 0.0),
-        },
+        augment=functools.partial(
+            augment_batch,
+            seed=3,
+            image_size=8,
+            settings=Augmentation(distort=None, crop=None),
+            fill=(0.0, 0.0, 0.0),
+        ),
+        loss=functools.partial(batch_loss, anchors=ANCHORS, batch_axis=BATCH_AXIS),
         mean=(127.0,) * 3,
         std=(64.0,) * 3,
-        loss={},
     )
     batch = batch_shapes(16, canvas=8, max_objects=1, mesh=mesh)
     return compile_step(step, new_state(sharding), batch, mesh, options=QUICK)

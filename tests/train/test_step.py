@@ -169,11 +169,12 @@ def test_a_rate_of_zero_freezes_and_leaves_no_gradient():
         model=Linear(),
         optimizer=optimizer,
         schedule=lambda _: 0.1,
-        anchors=ANCHORS,
-        augmentation=AUGMENTATION | {"settings": Augmentation(distort=None, crop=None)},
+        augment=functools.partial(
+            augment_batch, **AUGMENTATION | {"settings": Augmentation(distort=None, crop=None)}
+        ),
+        loss=functools.partial(batch_loss, anchors=ANCHORS, batch_axis="data"),
         mean=(127.0,) * 3,
         std=(64.0,) * 3,
-        loss={},
         rate_multipliers=frozen,
     )
     after, _ = jax.jit(step, compiler_options=QUICK)(state, batch_of([True, True]))
