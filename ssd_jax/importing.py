@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ssd_jax import config as configs
@@ -163,10 +164,7 @@ def _read_run(
         str(workdir), config, ours, f"the config of that run, --config {workdir / CONFIG_FILE}"
     )
     trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
-    tensors = {
-        "/".join(entry.key for entry in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
-    }
+    tensors = flatten_dict(jax.device_get(trained.variables), sep="/")
     _check_order(str(workdir), trained.classes, classes)
     about = {"classes": ", ".join(trained.classes)}
     file = WeightFile(f"{workdir}, step {trained.step}", tensors, about)

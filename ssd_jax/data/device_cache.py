@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ssd_jax.data.decode import empty_rows
 from ssd_jax.data.pipeline import decode_rows, train_positions
 from ssd_jax.data.sources.base import Source
-from ssd_jax.sharding import put_replicated, split
+from ssd_jax.sharding import BATCH_AXIS, put_replicated, split
 from ssd_jax.types import Batch
 
 # Images that are decoded before they are sent.
@@ -82,20 +82,20 @@ def _picker(mesh: Mesh):
 
     def pick(cache: Batch, indices: jax.Array) -> Batch:
         rows = len(cache.real)
-        local = indices - jax.lax.axis_index("data") * rows
+        local = indices - jax.lax.axis_index(BATCH_AXIS) * rows
         here = (local >= 0) & (local < rows)
 
         def pick_column(column: jax.Array) -> jax.Array:
             taken = column[jnp.clip(local, 0, rows - 1)]
             taken = jnp.where(here.reshape(-1, *(1,) * (taken.ndim - 1)), taken, 0)
             summed = jax.lax.psum_scatter(
-                taken.astype(jnp.uint8) if taken.dtype == bool else taken, "data", tiled=True
+                taken.astype(jnp.uint8) if taken.dtype == bool else taken, BATCH_AXIS, tiled=True
             )
             return summed.astype(column.dtype)
 
         return jax.tree.map(pick_column, cache)
 
-    by_row = PartitionSpec("data")
+    by_row = PartitionSpec(BATCH_AXIS)
     return jax.jit(
         jax.shard_map(pick, mesh=mesh, in_specs=(by_row, PartitionSpec()), out_specs=by_row)
     )

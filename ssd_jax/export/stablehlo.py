@@ -6,10 +6,10 @@ found = exported.call(weights, canvas, extent)  # a dictionary of the fields of 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import export
 
 PLATFORMS = ("cpu", "cuda")
@@ -22,7 +22,7 @@ def to_stablehlo(predict: Callable, weights: Mapping[str, np.ndarray], canvas: i
     """
 
     def call(weights, canvas, extent):
-        return predict(_tree(weights), canvas, extent)._asdict()
+        return predict(unflatten_dict(weights, sep="/"), canvas, extent)._asdict()
 
     (batch,) = export.symbolic_shape("batch")
     program = export.export(jax.jit(call), platforms=PLATFORMS)(
@@ -31,15 +31,3 @@ def to_stablehlo(predict: Callable, weights: Mapping[str, np.ndarray], canvas: i
         jax.ShapeDtypeStruct((batch, 2), np.int32),
     )
     return bytes(program.serialize())
-
-
-def _tree(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat names, "params/heads/box_0/kernel", as nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for name, array in weights.items():
-        *path, leaf = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = array
-    return tree

@@ -17,6 +17,7 @@ import cv2
 import jax
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ssd_jax.config import CONFIG_FILE, read_config
@@ -190,10 +191,7 @@ def _write_files(
     new: pathlib.Path, config: ConfigDict, trained: Trained, *, onnx: bool
 ) -> dict[str, Any]:
     """Writes all but meta.json, and gives what meta.json says of the programs."""
-    weights = {
-        "/".join(entry.key for entry in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trained.variables)
-    }
+    weights = flatten_dict(jax.device_get(trained.variables), sep="/")
     network = network_stage(config, trained.network.model)
     side, canvas = config.model.image_size, config.data.canvas
     (new / files.WEIGHTS).write_bytes(safetensors.numpy.save(weights))

@@ -34,8 +34,7 @@ def record_start(
 ) -> None:
     """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
 
-    `weights` tells where the first values came from (`weights_record`), `data` has the fingerprint
-    of each split.
+    `weights` tells where the first values came from, `data` has the fingerprint of each split.
     """
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ssd_jax import cluster
@@ -233,8 +234,7 @@ def _weights(values: Mapping[str, Any], channels: Channels) -> str:
 def _freeze(config: ConfigDict, pattern: str) -> None:
     network = build_network(config, len(config.data.classes))
     shapes = variable_shapes(network.model, config.model.image_size)["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    paths = ["/".join(("params", *(entry.key for entry in path))) for path, _ in leaves]
+    paths = list(flatten_dict({"params": shapes}, sep="/"))
     frozen = frozen_paths(pattern, config.model.backbone, paths)
     logger.info("Freezed parameters: [%s]", ",".join(frozen))
     config.optimizer.rate_multipliers = (

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
 from ssd_jax.errors import UserError
 
@@ -63,7 +64,7 @@ def multipliers(params: Any, rules: Multipliers) -> Any:
     matches slashes. Raises UserError for a pattern that no path matches.
     """
     leaves, structure = jax.tree.flatten_with_path(params)
-    paths = ["/".join(("params", *(key.key for key in path))) for path, _ in leaves]
+    paths = [f"params/{keystr(path, simple=True, separator='/')}" for path, _ in leaves]
     for pattern, _ in rules:
         if not any(fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)

@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ssd_jax.errors import UserError
 from ssd_jax.weights.layouts import find_layout
@@ -104,8 +104,8 @@ def load_weights(
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
     _check_backbone(file, name_map, backbone)
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    ours = {_joined(path): leaf.shape for path, leaf in leaves}
+    first_values = flatten_dict(variables, sep="/")
+    ours = {path: leaf.shape for path, leaf in first_values.items()}
     arrays, misshaped, extra = {}, {}, []
     for name, tensor in file.tensors.items():
         target = name_map.targets.get(name)
@@ -144,10 +144,7 @@ def load_weights(
     )
     if not report.is_clean:
         raise UserError(f"{report}\n{_advice(report)}")
-    loaded = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: arrays.get(_joined(path), leaf), variables
-    )
-    return loaded, report
+    return variables | unflatten_dict(first_values | arrays, sep="/"), report
 
 
 def _about_input(expected: Input | str, seen: Input | None) -> dict[str, str]:
@@ -177,10 +174,6 @@ def _check_backbone(file: WeightFile, name_map: NameMap, backbone: str | None) -
             f"{file.source}: got weights of {name_map.name}, expected weights for the backbone "
             f"{backbone}. Take another file, or the backbone {' or '.join(name_map.backbones)}."
         )
-
-
-def _joined(path: tuple) -> str:
-    return "/".join(entry.key for entry in path)
 
 
 def _expected_or_not(

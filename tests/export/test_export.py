@@ -20,6 +20,7 @@ from ssd_jax.export import engines, verify, write
 from ssd_jax.export import exported as exported_module
 from ssd_jax.export.exported import open_exported
 from ssd_jax.export.folder import ANCHORS, META, ONNX, PROBE, STABLEHLO, describe_files, read_folder
+from ssd_jax.locks import held
 from ssd_jax.types import Detections
 
 ENGINES = [
@@ -367,7 +368,7 @@ def test_what_a_killed_export_left_is_removed_and_the_work_of_another_is_not(
     monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
     monkeypatch.setattr(write, "_verified", lambda *args: {})
     if at_work:
-        with write._held(out / ".unfinished-x"), pytest.raises(UserError, match="something there"):
+        with held(out / ".unfinished-x"), pytest.raises(UserError, match="something there"):
             write.export_run(tiny_run, out, archive=False)
         assert (out / ".unfinished-x/model/weights.safetensors").is_file()
     else:
