@@ -23,7 +23,7 @@ NETWORKS = {f"{gigabits} Gb/s": gigabits * 1e9 / 8 for gigabits in (100, 200, 40
 NVLINK = 450e9  # of a GPU, one direction: NVLink 4, half of NVIDIA's 900 GB/s for both
 GPUS_A_MACHINE = 8
 BACKWARD = 2 / 3  # of a step: the part during which gradients can already be sent
-# No GPU was at hand. SSD512-ResNet50, 64 images a GPU, bfloat16: an H200's coarse roofline for this
+# Not measured. SSD512-ResNet50, 64 images a GPU, bfloat16: an H200's coarse roofline for this
 # network, times the 0.70 of it that the best published XLA runs reach, is 1400 images a second.
 STATED = {"network": "SSD512-ResNet50", "images": 64, "step_seconds": 64 / 1400, "bytes": 145.8e6}
 # What Amazon claimed for the original: p2.8xlarge, ResNet-50.

@@ -100,6 +100,6 @@ def _number(field: bytes) -> int | None:
 
 def _damaged(path: str, problem: str) -> UserError:
     return UserError(
-        f"{path}: damaged archive: {problem}. Expected the model.tar.gz of a training job; fetch "
-        "it again."
+        f"{path}: damaged archive: {problem}. Expected a model.tar.gz as it was written; fetch it "
+        "again."
     )
