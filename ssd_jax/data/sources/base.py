@@ -21,6 +21,8 @@ from ssd_jax.types import Example
 TOLERATED_PIXELS_OUTSIDE = 1.0
 # Where the size of an image is not known before it is decoded.
 TOLERATED_PART_OUTSIDE = 1 / 300
+# In pixels: where boxes end that are parts of a side, also those of a centre and a size.
+NORMALISED_BOXES_END = 1.5
 _FIX = "Correct the box, or set data.problems to 'skip' to train without such boxes"
 
 
@@ -254,7 +256,8 @@ def build_source(
     parts of the image; NaN where the file held no number. `labels` are class ids, -1 for a class
     that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
     corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1. An
-    image whose boxes are all unusable is left out with them.
+    image whose boxes are all unusable is left out with them; a set whose boxes all seem to be parts
+    of the side, though its images have sizes, is refused whatever the policy.
     """
     offsets = _offsets(object_counts)
     image = np.repeat(np.arange(len(names)), object_counts)
@@ -297,6 +300,17 @@ def build_source(
             "Correct the name, or add it to the classes",
         )
 
+    readable = np.flatnonzero(~unreadable & ~flat)
+    sides = np.tile(sizes[image[readable]][:, ::-1], 2)
+    if sizes.all() and look_normalised(boxes[readable] * sides):
+        k = int(readable[0])
+        problem = (
+            f"{box_of(k)} and all others of the set end within {NORMALISED_BOXES_END:g} pixels"
+        )
+        problem += ": they look like parts of the image's sides, expected pixels"
+        fix = "Multiply them by the width and the height of their images"
+        where = locate_object(int(image[k]), k - int(offsets[image[k]]) + 1)
+        raise DataError(codes.BOXES_NORMALISED, where, problem, fix)
     bad = unreadable | flat | outside | unknown
     for k in np.flatnonzero(bad).tolist():
         problems(complaint(k))
@@ -325,6 +339,11 @@ def build_source(
         files=files,
     )
     return source.take(np.flatnonzero(~lost)) if lost.any() else source
+
+
+def look_normalised(boxes: Float[np.ndarray, "M 4"]) -> bool:
+    """Whether boxes (xyxy, which should be in pixels) all end where parts of a side do."""
+    return len(boxes) > 0 and bool(boxes[:, 2:].max() <= NORMALISED_BOXES_END)
 
 
 def check_not_empty(source: Source, where: str) -> Source:
