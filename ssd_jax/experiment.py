@@ -1,13 +1,15 @@
 """Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
 import functools
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssd_jax.data import codes
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
@@ -55,6 +57,38 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
         source = check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
     source.findings = diagnosis.counts
     return source
+
+
+def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """Lines for the log: what each split holds, and what is likely to be a mistake in them."""
+    lines = [f"{split + ':':6} {source.describe()}" for split, source in sources.items()]
+    for split, source in sources.items():
+        warnings = [
+            f"{count:,} x {code} ({codes.WARNINGS[code]})"
+            for code, count in (source.findings or {}).items()
+            if code in codes.WARNINGS
+        ]
+        if warnings:
+            lines.append(
+                f"{split}: the doctor warns of {', '.join(warnings)}; "
+                f"`{doctor_command(config, split)}` shows them"
+            )
+    if config.data.canvas < config.model.image_size:
+        lines.append(
+            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
+            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
+            "larger, they would keep what the network can see"
+        )
+    return lines
+
+
+def doctor_command(config: ConfigDict, split: str) -> str:
+    """The command that shows everything that is wrong with a split."""
+    place = config.data[split]
+    words = ["ssd-jax", "doctor", place.root]
+    for option, names in (("--split", place.image_sets), ("--classes", config.data.classes)):
+        words += [option, ",".join(names)] if names else []
+    return shlex.join(words)
 
 
 def training_sizes(config: ConfigDict) -> tuple[int, ...]:

@@ -94,6 +94,21 @@ def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path)
     assert first in report["left_out_because"][0]
 
 
+def test_a_run_tells_what_the_doctor_warns_of(shapes):
+    classes = ("cross", "ring", "triangle", "lamp")
+    config = tiny_config(shapes, data__classes=classes)
+    source = experiment.build_source(config, "train")
+    summary, warning = experiment.describe_data(config, {"train": source})
+    assert summary.startswith("train: 20 images")
+    assert warning.startswith("train: the doctor warns of ")
+    assert "1 x SSD179 (class without objects)" in warning
+    command = f"ssd-jax doctor {shapes} --split train --classes cross,ring,triangle,lamp"
+    assert f"`{command}` shows them" in warning
+    config.data.doctor = False
+    source = experiment.build_source(config, "train")
+    assert experiment.describe_data(config, {"train": source}) == [summary]
+
+
 def test_nothing_left_is_told(shapes, tmp_path):
     folder = tmp_path / "shapes"
     shutil.copytree(shapes, folder)
