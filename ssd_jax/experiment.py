@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -43,11 +43,17 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
             f"config.data.{split}.root: it is empty, so there is nothing to read. Give a data set, "
             f"--config.data.{split}.root=DIR; docs/data.md has the formats."
         )
+    classes = classes or config.data.classes
+    command = _doctor_command(config, split, classes)
     source = open_data(
         place.root,
         split=place.image_sets,
-        classes=classes or config.data.classes or None,
-        problems=Problems(config.data.problems),
+        classes=classes or None,
+        problems=Problems(
+            config.data.problems,
+            advice=f"`{command}` shows all that cannot be used, and --config.data.problems=skip "
+            "leaves it out",
+        ),
         label_width=config.data.label_width,
     )
     if not config.data.doctor:
@@ -69,9 +75,10 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             if code in codes.WARNINGS
         ]
         if warnings:
+            classes = config.data.classes if split == "train" else source.classes
+            command = _doctor_command(config, split, classes)
             lines.append(
-                f"{split}: the doctor warns of {', '.join(warnings)}; "
-                f"`{doctor_command(config, split)}` shows them"
+                f"{split}: the doctor warns of {', '.join(warnings)}; `{command}` shows them"
             )
     if config.data.canvas < config.model.image_size:
         lines.append(
@@ -82,11 +89,11 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
     return lines
 
 
-def doctor_command(config: ConfigDict, split: str) -> str:
-    """The command that shows everything that is wrong with a split."""
+def _doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> str:
+    """What shows everything that is wrong with a split; `classes` are those that it must have."""
     place = config.data[split]
     words = ["ssd-jax", "doctor", place.root]
-    for option, names in (("--split", place.image_sets), ("--classes", config.data.classes)):
+    for option, names in (("--split", place.image_sets), ("--classes", classes)):
         words += [option, ",".join(names)] if names else []
     return shlex.join(words)
 

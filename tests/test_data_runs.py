@@ -94,6 +94,14 @@ def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path)
     assert first in report["left_out_because"][0]
 
 
+def test_the_first_mistake_in_annotations_says_how_to_see_all(shapes):
+    config = tiny_config(shapes)
+    command = f"`ssd-jax doctor {shapes} --split val --classes ring`"
+    advice = "shows all that cannot be used, and --config.data.problems=skip leaves it out$"
+    with pytest.raises(DataError, match=f"SSD134 .* config.data.classes .*{command} {advice}"):
+        experiment.build_source(config, "val", classes=("ring",))
+
+
 def test_a_run_tells_what_the_doctor_warns_of(shapes):
     classes = ("cross", "ring", "triangle", "lamp")
     config = tiny_config(shapes, data__classes=classes)

@@ -156,7 +156,7 @@ def check_before_training(
         shown = "\n".join(f"  {each.error}" for each in bad[:5])
         raise UserError(
             f"{len(bad):,} findings in images that cannot be used, expected none:\n{shown}\n"
-            "See all with `ssd-jax doctor`, or set data.problems to 'skip' to train without them"
+            + source.problems.advice
         )
     for each in bad:
         source.problems(each.error)

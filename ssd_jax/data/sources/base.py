@@ -23,25 +23,28 @@ TOLERATED_PIXELS_OUTSIDE = 1.0
 TOLERATED_PART_OUTSIDE = 1 / 300
 # In pixels: where boxes end that are parts of a side, also those of a centre and a size.
 NORMALISED_BOXES_END = 1.5
-_FIX = "Correct the box, or set data.problems to 'skip' to train without such boxes"
+_FIX = "Correct the box"
 
 
 class Problems:
     """What to do with what cannot be used: refuse it (`error`), or leave it out (`skip`).
 
-    Readers call it with a `DataError` and go on without the record or box if it returns.
+    Readers call it with a `DataError` and go on without the record or box if it returns. `advice`
+    stands behind an error that is raised: how to see all of them, and how to do without.
     """
 
-    def __init__(self, policy: str = "error"):
+    def __init__(self, policy: str = "error", *, advice: str = ""):
         if policy not in ("error", "skip"):
             raise UserError(f"data.problems is {policy!r}: expected 'error' or 'skip'")
         self.policy = policy
+        self.advice = advice
         self.found: list[DataError] = []
 
     def __call__(self, error: DataError) -> None:
         """Raise the error, or keep it in `found`."""
         if self.policy == "error":
-            raise error
+            fix = ". ".join(filter(None, (error.fix, self.advice)))
+            raise DataError(error.code, error.where, error.problem, fix)
         self.found.append(error)
 
     @property
@@ -297,7 +300,7 @@ def build_source(
             codes.UNKNOWN_CLASS,
             where,
             f"unknown class {label_text(k)!r}, expected one of {', '.join(classes[:100])}",
-            "Correct the name, or add it to the classes",
+            "Correct it, or add it to config.data.classes (other commands: --classes)",
         )
 
     readable = np.flatnonzero(~unreadable & ~flat)
@@ -353,7 +356,7 @@ def check_not_empty(source: Source, where: str) -> Source:
             codes.SPLIT_EMPTY,
             where,
             f"{len(source)} images and no object, expected at least one image that shows one",
-            "Use another split, correct its annotations, or give data.classes",
+            "Use another split, correct its annotations, or give config.data.classes",
         )
     return source
 

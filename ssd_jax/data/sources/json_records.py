@@ -82,8 +82,7 @@ def parse_json(
 
 def unreadable(where: str, problem: str) -> DataError:
     """The error of an annotation that is not as its format says."""
-    fix = "Correct it, or set data.problems to 'skip' to train without it"
-    return DataError(codes.ANNOTATION_UNREADABLE, where, problem, fix)
+    return DataError(codes.ANNOTATION_UNREADABLE, where, problem, "Correct it")
 
 
 def member(value: Any, key: str, kind: type, where: str) -> Any:
