@@ -128,7 +128,9 @@ def _open_part(
     if suffix in FILE_SUFFIXES and split:
         raise UserError(
             f"{location} has no splits: expected none, got {', '.join(split)}. In a config that is "
-            "image_sets = () beside this root; of a command, leave out --split."
+            "image_sets = () beside this root, for `ssd-jax train` "
+            "'--config.data.train.image_sets=()' (or data.val, data.test); elsewhere leave out "
+            "--split."
         )
     if suffix in MANIFEST_SUFFIXES:
         base = place.rpartition("/")[0] if is_remote(place) else None
