@@ -60,7 +60,7 @@ def run_doctor(
             raise
         # Nothing usable is left: what was left out says why.
         source, findings = None, [Finding.of(each) for each in (*problems.found, error)]
-        diagnosis = Diagnosis(tuple(findings), {}, ())
+        diagnosis = Diagnosis(tuple(findings), {}, (), ())
     else:
         other = ()
         if against or against_split:

@@ -62,6 +62,7 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
     if len(usable) < len(source):
         source = check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
     source.findings = diagnosis.counts
+    source.digests = tuple(diagnosis.digests[image] for image in usable)
     return source
 
 
@@ -80,6 +81,15 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             lines.append(
                 f"{split}: the doctor warns of {', '.join(warnings)}; `{command}` shows them"
             )
+    trained_on = set(sources["train"].digests or ())
+    for split, source in sources.items():
+        leaks = sum(digest in trained_on for digest in source.digests or ())
+        if split != "train" and leaks:
+            lines.append(
+                f"warning: {leaks:,} of the {len(source):,} images of {split} are in train, too, "
+                "byte for byte: what is measured on them says nothing of other images. "
+                f"`{_against_training(config, split)}` names them"
+            )
     if config.data.canvas < config.model.image_size:
         lines.append(
             f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
@@ -87,6 +97,14 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             "larger, they would keep what the network can see"
         )
     return lines
+
+
+def _against_training(config: ConfigDict, split: str) -> str:
+    """What shows the images that a split shares with the training split."""
+    train = config.data.train
+    words = ["--against", train.root]
+    words += ["--against-split", ",".join(train.image_sets)] if train.image_sets else []
+    return f"{_doctor_command(config, split, config.data.classes)} {shlex.join(words)}"
 
 
 def _doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> str:

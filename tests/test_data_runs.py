@@ -117,6 +117,15 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     assert experiment.describe_data(config, {"train": source}) == [summary]
 
 
+def test_images_of_the_training_among_those_of_the_measurement_are_told(shapes):
+    config = tiny_config(shapes, data__test__root=str(shapes), data__test__image_sets=("train",))
+    sources = {name: experiment.build_source(config, name) for name in ("train", "val", "test")}
+    told = experiment.describe_data(config, sources)
+    (leak,) = (line for line in told if "byte for byte" in line)
+    assert leak.startswith("warning: 20 of the 20 images of test are in train, too")
+    assert f"--split train --against {shapes} --against-split train` names them" in leak
+
+
 def test_nothing_left_is_told(shapes, tmp_path):
     folder = tmp_path / "shapes"
     shutil.copytree(shapes, folder)
