@@ -56,11 +56,11 @@ def run_doctor(
     try:
         source, too_wide = _open(location, label_width, **words)
     except DataError as error:
-        if not problems.found:
+        if not problems.found and error.code != codes.BOXES_NORMALISED:
             raise
         # Nothing usable is left: what was left out says why.
         source, findings = None, [Finding.of(each) for each in (*problems.found, error)]
-        diagnosis = Diagnosis(tuple(findings), {}, ())
+        diagnosis = Diagnosis(tuple(findings), {}, (), ())
     else:
         other = ()
         if against or against_split:

@@ -15,6 +15,8 @@ class DataError(UserError):
         super().__init__(f"{code} {where}: {problem}. {fix}")
         self.code = code
         self.where = where
+        self.problem = problem
+        self.fix = fix
 
 
 class Stopped(Exception):

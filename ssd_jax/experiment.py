@@ -1,13 +1,15 @@
 """Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
 import functools
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssd_jax.data import codes
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
@@ -42,11 +44,17 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
             f"config.data.{split}.root: it is empty, so there is nothing to read. Give a data set, "
             f"--config.data.{split}.root=DIR; docs/data.md has the formats."
         )
+    classes = classes or config.data.classes
+    command = _doctor_command(config, split, classes)
     source = open_data(
         place.root,
         split=place.image_sets,
-        classes=classes or config.data.classes or None,
-        problems=Problems(config.data.problems),
+        classes=classes or None,
+        problems=Problems(
+            config.data.problems,
+            advice=f"`{command}` shows all that cannot be used, and --config.data.problems=skip "
+            "leaves it out",
+        ),
         label_width=config.data.label_width,
     )
     if not config.data.doctor:
@@ -55,7 +63,58 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
     if len(usable) < len(source):
         source = check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
     source.findings = diagnosis.counts
+    source.digests = tuple(diagnosis.digests[image] for image in usable)
     return source
+
+
+def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """Lines for the log: what each split holds, and what is likely to be a mistake in them."""
+    lines = [f"{split + ':':6} {source.describe()}" for split, source in sources.items()]
+    for split, source in sources.items():
+        warnings = [
+            f"{count:,} x {code} ({codes.WARNINGS[code]})"
+            for code, count in (source.findings or {}).items()
+            if code in codes.WARNINGS
+        ]
+        if warnings:
+            classes = config.data.classes if split == "train" else source.classes
+            command = _doctor_command(config, split, classes)
+            lines.append(
+                f"{split}: the doctor warns of {', '.join(warnings)}; `{command}` shows them"
+            )
+    trained_on = set(sources["train"].digests or ())
+    for split, source in sources.items():
+        leaks = sum(digest in trained_on for digest in source.digests or ())
+        if split != "train" and leaks:
+            lines.append(
+                f"warning: {leaks:,} of the {len(source):,} images of {split} are in train, too, "
+                "byte for byte: what is measured on them says nothing of other images. "
+                f"`{_against_training(config, split)}` names them"
+            )
+    if config.data.canvas < config.model.image_size:
+        lines.append(
+            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
+            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
+            "larger, they would keep what the network can see"
+        )
+    return lines
+
+
+def _against_training(config: ConfigDict, split: str) -> str:
+    """What shows the images that a split shares with the training split."""
+    train = config.data.train
+    words = ["--against", train.root]
+    words += ["--against-split", ",".join(train.image_sets)] if train.image_sets else []
+    return f"{_doctor_command(config, split, config.data.classes)} {shlex.join(words)}"
+
+
+def _doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> str:
+    """What shows everything that is wrong with a split; `classes` are those that it must have."""
+    place = config.data[split]
+    words = ["ssd-jax", "doctor", place.root]
+    for option, names in (("--split", place.image_sets), ("--classes", classes)):
+        words += [option, ",".join(names)] if names else []
+    return shlex.join(words)
 
 
 def training_sizes(config: ConfigDict) -> tuple[int, ...]:

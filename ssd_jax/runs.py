@@ -197,14 +197,8 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     check_shared(workdir)
-    for name, each in sources.items():
-        _tell(f"{name + ':':6} {each.describe()}")
-    if config.data.canvas < config.model.image_size:
-        _tell(
-            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
-            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
-            "larger, they would keep what the network can see"
-        )
+    for line in experiment.describe_data(config, sources):
+        _tell(line)
     return sources
 
 

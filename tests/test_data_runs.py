@@ -94,6 +94,38 @@ def test_a_damaged_image_is_refused_before_the_run_or_left_out(shapes, tmp_path)
     assert first in report["left_out_because"][0]
 
 
+def test_the_first_mistake_in_annotations_says_how_to_see_all(shapes):
+    config = tiny_config(shapes)
+    command = f"`ssd-jax doctor {shapes} --split val --classes ring`"
+    advice = "shows all that cannot be used, and --config.data.problems=skip leaves it out$"
+    with pytest.raises(DataError, match=f"SSD134 .* config.data.classes .*{command} {advice}"):
+        experiment.build_source(config, "val", classes=("ring",))
+
+
+def test_a_run_tells_what_the_doctor_warns_of(shapes):
+    classes = ("cross", "ring", "triangle", "lamp")
+    config = tiny_config(shapes, data__classes=classes)
+    source = experiment.build_source(config, "train")
+    summary, warning = experiment.describe_data(config, {"train": source})
+    assert summary.startswith("train: 20 images")
+    assert warning.startswith("train: the doctor warns of ")
+    assert "1 x SSD179 (class without objects)" in warning
+    command = f"ssd-jax doctor {shapes} --split train --classes cross,ring,triangle,lamp"
+    assert f"`{command}` shows them" in warning
+    config.data.doctor = False
+    source = experiment.build_source(config, "train")
+    assert experiment.describe_data(config, {"train": source}) == [summary]
+
+
+def test_images_of_the_training_among_those_of_the_measurement_are_told(shapes):
+    config = tiny_config(shapes, data__test__root=str(shapes), data__test__image_sets=("train",))
+    sources = {name: experiment.build_source(config, name) for name in ("train", "val", "test")}
+    told = experiment.describe_data(config, sources)
+    (leak,) = (line for line in told if "byte for byte" in line)
+    assert leak.startswith("warning: 20 of the 20 images of test are in train, too")
+    assert f"--split train --against {shapes} --against-split train` names them" in leak
+
+
 def test_nothing_left_is_told(shapes, tmp_path):
     folder = tmp_path / "shapes"
     shutil.copytree(shapes, folder)

@@ -153,6 +153,13 @@ def test_a_set_of_which_nothing_is_left_is_reported_too(sick, tmp_path, capsys):
         doctor_report.run_doctor(str(sick), split=("nowhere",))
 
 
+def test_boxes_that_are_parts_of_the_side_are_a_finding(sick, capsys):
+    for path in (sick / "Annotations").iterdir():
+        path.write_text(annotation(thing("dog", (0.1, 0.2, 0.8, 0.9))))
+    assert doctor_report.run_doctor(str(sick), split=("all",)) == 3
+    assert "SSD137 error, found 1\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("fix", "message"), [("s3://bucket/set", "is remote"), ("there", "is there already")]
 )

@@ -24,6 +24,7 @@ BOX_WITHOUT_AREA = "SSD133"
 UNKNOWN_CLASS = "SSD134"
 TOO_MANY_OBJECTS = "SSD135"
 NO_BOX_LEFT = "SSD136"
+BOXES_NORMALISED = "SSD137"
 
 # Of RecordIO files.
 RECORD_FILE_MISSING = "SSD141"
@@ -66,23 +67,22 @@ LABEL_WIDTH_SMALL = "SSD183"
 IMAGE_NOT_ANNOTATED = "SSD184"
 ANNOTATION_WITHOUT_IMAGE = "SSD185"
 
-# Findings that do not keep an image or a box from being used; every other code is an error.
-WARNINGS = frozenset(
-    {
-        OBJECT_WIDTHS_MIXED,
-        RECORDS_NOT_INDEXED,
-        EXIF_ORIENTATION,
-        EXIF_ILLEGAL,
-        IMAGE_DAMAGED,
-        IMAGE_TWICE,
-        NAME_TWICE,
-        BOX_TWICE,
-        NO_OBJECTS,
-        CLASS_WITHOUT_OBJECTS,
-        CLASSES_ALIKE,
-        TINY_OBJECTS,
-        UNREACHED_OBJECTS,
-        IMAGE_NOT_ANNOTATED,
-        ANNOTATION_WITHOUT_IMAGE,
-    }
-)
+# Findings that do not keep an image or a box from being used, in a few words; every other code is
+# an error.
+WARNINGS = {
+    OBJECT_WIDTHS_MIXED: "objects of 5 and of 6 numbers",
+    RECORDS_NOT_INDEXED: "records that the index leaves out",
+    EXIF_ORIENTATION: "image turned by its EXIF orientation",
+    EXIF_ILLEGAL: "illegal EXIF orientation",
+    IMAGE_DAMAGED: "image whose data are damaged",
+    IMAGE_TWICE: "image that stands twice",
+    NAME_TWICE: "names that are nearly the same",
+    BOX_TWICE: "box that stands twice",
+    NO_OBJECTS: "images without objects",
+    CLASS_WITHOUT_OBJECTS: "class without objects",
+    CLASSES_ALIKE: "classes whose names are nearly the same",
+    TINY_OBJECTS: "objects too small to be seen well",
+    UNREACHED_OBJECTS: "objects that no default box reaches",
+    IMAGE_NOT_ANNOTATED: "image without annotation",
+    ANNOTATION_WITHOUT_IMAGE: "annotation without image",
+}

@@ -161,7 +161,8 @@ def run_convert(
     """
     words = {"format": format, "name": split_name(split) if name is None else name}
     check_destination(destination, **words)
-    source = open_data(location, split=split, classes=classes, problems=Problems(problems))
+    policy = Problems(problems, advice="--skip-problems leaves out what cannot be used")
+    source = open_data(location, split=split, classes=classes, problems=policy)
     return describe_copy(source, convert(source, destination, progress=progress, **words))
 
 

@@ -53,12 +53,14 @@ COMPLAINT = re.compile(
 class Diagnosis(NamedTuple):
     """What was found, the figures of the set as JSON values, and images that copy an earlier one.
 
-    A copy has the same bytes and the same objects.
+    A copy has the same bytes and the same objects. `digests` are those of the bytes of each image,
+    "" for one that cannot be read.
     """
 
     findings: tuple[Finding, ...]
     statistics: dict[str, Any]
     copies: tuple[int, ...]
+    digests: tuple[str, ...]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -125,7 +127,8 @@ def examine(
         *annotation_findings(source, reach=reach, max_objects=max_objects, label_width=label_width),
     ]
     copies = tuple(image for image, first in twins.items() if _same_objects(source, image, first))
-    return Diagnosis(tuple(findings), _statistics(source, reach), copies)
+    shown = tuple(look.digest.hex() for look in looks)
+    return Diagnosis(tuple(findings), _statistics(source, reach), copies, shown)
 
 
 def check_before_training(
@@ -156,7 +159,7 @@ def check_before_training(
         shown = "\n".join(f"  {each.error}" for each in bad[:5])
         raise UserError(
             f"{len(bad):,} findings in images that cannot be used, expected none:\n{shown}\n"
-            "See all with `ssd-jax doctor`, or set data.problems to 'skip' to train without them"
+            + source.problems.advice
         )
     for each in bad:
         source.problems(each.error)
@@ -198,6 +201,7 @@ def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "counts": diagnosis.counts,
         "statistics": diagnosis.statistics,
         "copies": diagnosis.copies,
+        "digests": diagnosis.digests,
         "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
     }
     # Of a name that no process of any host that shares the folder has, too.
@@ -214,7 +218,9 @@ def _read_cache(path: pathlib.Path) -> Diagnosis | None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = [Finding(*(each[name] for name in Finding._fields)) for each in report["findings"]]
-        return Diagnosis(tuple(found), report["statistics"], tuple(report["copies"]))
+        return Diagnosis(
+            tuple(found), report["statistics"], tuple(report["copies"]), tuple(report["digests"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -52,8 +52,7 @@ class Finding(NamedTuple):
     @classmethod
     def of(cls, error: DataError, image: int | None = None) -> "Finding":
         """The same as a finding."""
-        message = str(error).removeprefix(f"{error.code} {error.where}: ")
-        return cls(error.code, error.where, message, image)
+        return cls(error.code, error.where, f"{error.problem}. {error.fix}", image)
 
 
 class Reach(NamedTuple):

@@ -128,7 +128,9 @@ def _open_part(
     if suffix in FILE_SUFFIXES and split:
         raise UserError(
             f"{location} has no splits: expected none, got {', '.join(split)}. In a config that is "
-            "image_sets = () beside this root; of a command, leave out --split."
+            "image_sets = () beside this root, for `ssd-jax train` "
+            "'--config.data.train.image_sets=()' (or data.val, data.test); elsewhere leave out "
+            "--split."
         )
     if suffix in MANIFEST_SUFFIXES:
         base = place.rpartition("/")[0] if is_remote(place) else None
@@ -141,6 +143,8 @@ def _open_part(
         return open_coco(path, **words)
     if suffix == ".rec" and path.is_file():
         return _open_recordio(path, label_width=label_width, **words)
+    if path.is_file():
+        _refuse_other_formats(path)
     if not path.is_dir():
         fix = "Correct the path" if not path.exists() else f"Give one of these:{FORMATS}"
         there = f"there is no such file or folder; {what_is_there(path)}"
@@ -165,6 +169,8 @@ def _open_folder(
         words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
         return open_voc(path, split, **words)
     if split:
+        if not all(_annotation_folder(path / name).is_dir() for name in split):
+            _refuse_other_formats(path)
         return _open_together(
             [functools.partial(_open_pair, path / name) for name in split], **words
         )
@@ -180,7 +186,28 @@ def _open_folder(
         )
     if some:
         return open_json_folder(path, **words)
+    _refuse_other_formats(path)
     raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")
+
+
+def _refuse_other_formats(path: pathlib.Path) -> None:
+    """A `UserError` for formats that users have, and that docs/data.md makes others of."""
+
+    def holds(*patterns: str) -> bool:
+        return any(next(path.glob(f"{depth}{p}"), None) for depth in ("", "*/") for p in patterns)
+
+    if path.suffix.lower() in (".yaml", ".yml") or holds("data.yaml", "labels"):
+        found = "YOLO's format"
+    elif holds("*.xml"):
+        found = "XML of LabelImg, or of VOC without its folders"
+    elif path.suffix.lower() == ".csv" or holds("*.csv"):
+        found = "a CSV of boxes"
+    else:
+        return
+    raise UserError(
+        f"{path}: this looks like {found}, which is not read. Convert it as docs/data.md shows "
+        'under "What is not read"'
+    )
 
 
 def _version(name: str) -> tuple[int, ...]:

@@ -253,7 +253,7 @@ def too_thin(where: str, box: Sequence[float]) -> DataError:
         codes.BOX_WITHOUT_AREA,
         where,
         f"box ({', '.join(map(str, box))}) is too thin for the format that is written",
-        "Set the policy for problems to 'skip' to leave it out, or choose another format",
+        "Choose another format",
     )
 
 

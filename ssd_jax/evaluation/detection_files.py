@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Source, some_of
+from ssd_jax.data.sources.base import NORMALISED_BOXES_END, Source, look_normalised, some_of
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.image_header import image_size
 from ssd_jax.data.sources.json_records import (
@@ -68,14 +68,17 @@ def read_ground_truth(
             raise UserError(
                 f"{path}: got splits or classes, expected none: a COCO file has its own"
             )
-        return _of_coco_file(path)
+        labelled = _of_coco_file(path)
+        _check_pixels(path, np.concatenate([truth.boxes for truth in labelled.ground_truths]))
+        return labelled
     return _of_source(open_data(location, split=split, classes=classes or None))
 
 
 def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredBoxes]:
     """The detections in a folder (VOC) or a JSON file (COCO), for each image of the ground truth.
 
-    An image or class that the ground truth does not have is a `UserError`.
+    An image or class that the ground truth does not have is a `UserError`, and so are boxes that
+    all look like parts of the image's sides.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -90,10 +93,20 @@ def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredB
             "devkit's result files, or a JSON file of COCO results"
         )
     images, boxes, scores, labels = columns
+    _check_pixels(path, boxes)
     order = np.argsort(images, kind="stable")
     ends = np.cumsum(np.bincount(images, minlength=len(labelled.ground_truths)))[:-1]
     parts = (np.split(column[order], ends) for column in (boxes, scores, labels))
     return [ScoredBoxes(*each) for each in zip(*parts, strict=True)]
+
+
+def _check_pixels(path: pathlib.Path, boxes: Float[np.ndarray, "M 4"]) -> None:
+    if look_normalised(boxes):
+        raise UserError(
+            f"{path}: all {len(boxes):,} boxes end within {NORMALISED_BOXES_END:g} pixels, as "
+            "parts of the image's sides do; expected pixels. Multiply them by the width and the "
+            "height of their images"
+        )
 
 
 # ---- ground truth ----

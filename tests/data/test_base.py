@@ -62,6 +62,8 @@ def test_what_cannot_be_used_is_refused_or_left_out(thing, code):
     images = [("cat", WHOLE), thing], [thing, ("dog", WHOLE)]
     with pytest.raises(DataError, match=f"{code} image 0, object 2"):
         source(*images)
+    with pytest.raises(DataError, match=r"\. Do without$"):
+        source(*images, problems=Problems(advice="Do without"))
     left = source(*images, problems=Problems("skip"))
     assert left.object_counts.tolist() == [1, 1]
     assert left.annotations.labels.tolist() == [0, 1]

@@ -62,6 +62,17 @@ def test_crowds_and_ignored_objects_are_difficult(tmp_path):
     assert source[0].difficult.tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.9, 0.8), (0.6, 0.5, 0.8, 0.9)])
+def test_boxes_that_are_parts_of_the_side_are_no_pixels(tmp_path, box):
+    """Corner and size, or the centre and the size as YOLO has them."""
+    path = write(tmp_path, [image(1, "a.jpg")], [thing(1, box)] * 2)
+    for policy in ("error", "skip"):
+        with expect("SSD137", r"annotations\[0\] of a.jpg", "expected pixels. Multiply"):
+            open_coco(path, problems=Problems(policy))
+    one_of_them = write(tmp_path, [image(1, "a.jpg")], [thing(1, box), thing(1)])
+    assert len(open_coco(one_of_them)[0].labels) == 2
+
+
 @pytest.mark.parametrize(
     ("path", "place"),
     [
@@ -131,8 +142,9 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, images, things, code
 )
 def test_a_file_that_is_none_of_coco(tmp_path, text, code, part):
     (tmp_path / "set.json").write_text(text)
-    with expect(code, r"set\.json", part):
-        open_coco(tmp_path / "set.json")
+    with expect(code, r"set\.json", part) as error:
+        open_coco(tmp_path / "set.json", problems=Problems(advice="Leave it out"))
+    assert "Leave it out" not in str(error.value)  # for that would not help
 
 
 def test_a_missing_file_is_told(tmp_path):

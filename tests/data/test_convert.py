@@ -281,6 +281,8 @@ def test_the_verb(tmp_path):
 
 def test_the_verb_counts_what_it_wrote(tmp_path):
     convert(source_of(*one_and_cut()), tmp_path / "a.rec", progress=False)
+    with pytest.raises(DataError, match="--skip-problems leaves out"):
+        run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json")
     text = run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json", problems="skip")
     assert text.startswith("1 images, 1 objects (zebra 1")
     assert "left out: 1 SSD112\n" in text

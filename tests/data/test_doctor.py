@@ -281,8 +281,10 @@ def test_skip_leaves_unusable_images_out_and_remembers_it(tmp_path):
 
 
 def test_error_stops_with_the_first_findings(tmp_path):
-    with pytest.raises(UserError, match=r"(?s)2 findings.*SSD112 file 0: .*SSD112 file 1.*doctor"):
-        check_before_training(make((b"",), (b"",), problems=Problems()), tmp_path)
+    source = make((b"",), (b"",), problems=Problems(advice="Leave out"))
+    found = r"(?s)2 findings.*SSD112 file 0: .*SSD112 file 1.*\nLeave out$"
+    with pytest.raises(UserError, match=found):
+        check_before_training(source, tmp_path)
     usable, _ = check_before_training(with_first(JPEG, problems=Problems()), tmp_path)
     assert usable.tolist() == [0, 1]
 

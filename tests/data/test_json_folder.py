@@ -99,8 +99,38 @@ def test_contradicting_names_are_found(tmp_path):
         open_json_folder(tmp_path / "b")
     same = [{"class_id": 0, "name": "cat"}, {"class_id": 1, "name": "cat"}]
     write(tmp_path / "c", record(thing(0), categories=same))
-    with expect("SSD152", "the classes 0, 1 are all named 'cat'"):
+    with expect("SSD152", "0.json", "the classes 0 and 1 are both named 'cat'"):
         open_json_folder(tmp_path / "c")
+    far = [{"class_id": 2**16, "name": "far"}, *CATEGORIES]
+    write(tmp_path / "d", cat, record(thing(0), file="b.jpg", categories=far))
+    with expect("SSD152", "1.json", "class 65536 is 'far', and ids go from 0 to 65,535"):
+        open_json_folder(tmp_path / "d")
+    source = open_json_folder(tmp_path / "d", problems=Problems("skip"))
+    assert (source.classes, source.problems.counts) == (("cat", "dog"), {"SSD152": 1})
+
+
+def test_one_bad_record_does_not_take_the_names_from_the_others(tmp_path):
+    good = [record(thing(i % 2), file=f"{i}.jpg", categories=CATEGORIES) for i in range(3)]
+    write(tmp_path / "id", *good, record(thing(15), file="bad.jpg", categories=CATEGORIES))
+    with expect("SSD134", "3.json, object 1", "'class_id 15, which has no name'.*one of cat, dog"):
+        open_json_folder(tmp_path / "id")
+    source = open_json_folder(tmp_path / "id", problems=Problems("skip"))
+    assert (source.classes, source.problems.counts) == (("cat", "dog"), {"SSD134": 1})
+    assert source.object_counts.tolist() == [1, 1, 1, 0]
+    # A number that others name is no name for a record that names others.
+    other = record(thing(1), file="bad.jpg", categories=CATEGORIES[:1])
+    write(tmp_path / "other", *good, other)
+    with expect("SSD134", "3.json, object 1", "'class_id 1, which has no name'"):
+        open_json_folder(tmp_path / "other")
+
+
+def test_a_record_without_names_has_those_of_the_others(tmp_path):
+    write(tmp_path, record(thing(1), categories=CATEGORIES), record(thing(0), file="b.jpg"))
+    source = open_json_folder(tmp_path)
+    assert (source.classes, source.annotations.labels.tolist()) == (("cat", "dog"), [1, 0])
+    write(tmp_path, record(thing(1), categories=CATEGORIES), record(thing(2), file="b.jpg"))
+    with expect("SSD134", "1.json, object 1", "'class_id 2, which has no name'"):
+        open_json_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """A location tells its format."""
 
 import json
+import pathlib
+import re
+import subprocess
 
 import cv2
 import numpy as np
 import pytest
+from doctor_samples import HEIGHT, WIDTH, annotation, encoded, thing
 from loopback import WebServer
 
 from ssd_jax.data import codes
@@ -121,7 +125,9 @@ def test_several_locations_with_splits_of_their_own(tmp_path, source, other):
     assert found.classes == ("elk", "owl")
     assert labels(found) == [["owl"], ["elk", "owl"], ["elk", "owl"]]
     assert labels(open_data(f"{pair}@val,val")) == [["elk", "owl"]] * 2
-    with pytest.raises(UserError, match=r"set\.rec has no splits: expected none, got train"):
+    with pytest.raises(
+        UserError, match=r"set\.rec has no splits.*'--config\.data\.train\.image_sets=\(\)'"
+    ):
         open_data(f"{voc} + {records}@train", split=("train",))
     with pytest.raises(UserError, match=r"set\.rec has no splits: expected none, got train"):
         open_data(f"{records} + {records}", split=("train",))
@@ -209,6 +215,57 @@ def test_what_stands_beside_a_remote_record_file(tmp_path, other, monkeypatch):
         assert [file.rpartition(".")[2] for file in found.files] == ["rec", "idx"]
         bare = open_data(f"{server.url}/secret/val.rec?v=1")
     assert (bare.classes, bare.names) == (("0", "1"), ["0"])
+
+
+@pytest.mark.parametrize(
+    ("file", "location", "format"),
+    [
+        ("data.yaml", ".", "YOLO's format"),
+        ("data.yaml", "data.yaml", "YOLO's format"),
+        ("labels/train/a.txt", ".", "YOLO's format"),
+        ("train/labels/a.txt", ".", "YOLO's format"),
+        ("a.xml", ".", "XML of LabelImg"),
+        ("train/a.xml", ".", "XML of LabelImg"),
+        ("boxes.csv", ".", "a CSV of boxes"),
+        ("boxes.csv", "boxes.csv", "a CSV of boxes"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path, file, location, format):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("")
+    for split in ((), ("train",)):
+        with pytest.raises(UserError, match=f"this looks like {format}.*What is not read"):
+            open_data(tmp_path / location, split=split)
+
+
+def documented(language):
+    """The code of the only block in a language in docs/data.md."""
+    text = (pathlib.Path(__file__).parents[2] / "docs/data.md").read_text()
+    (code,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+def test_the_documented_way_from_yolo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "labels"):
+        (tmp_path / "my_yolo" / folder / "train").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / f"my_yolo/images/train/{name}.jpg").write_bytes(encoded())
+    (tmp_path / "my_yolo/labels/train/b.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    exec(documented("python"), {})
+    found = open_data(tmp_path / "my_yolo/train.json")
+    assert (found.classes, found.object_counts.tolist()) == (("cat", "dog"), [0, 1])
+    np.testing.assert_allclose(found[1].boxes, [(0.375, 0.25, 0.625, 0.75)])
+    assert (found[1].labels.tolist(), found[1].size) == ([1], (HEIGHT, WIDTH))
+
+
+def test_the_documented_way_from_labelimg(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.jpg").write_bytes(encoded())
+        (tmp_path / f"{name}.xml").write_text(annotation(thing()))
+    subprocess.run(["bash", "-ec", documented("sh")], cwd=tmp_path, check=True)
+    found = {split: list(open_data(tmp_path, split=split).names) for split in ("train", "val")}
+    assert found == {"train": list("abcdf"), "val": ["e"]}
 
 
 def test_what_is_none_of_these_is_told(tmp_path, source):

@@ -171,7 +171,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         open_voc(tmp_path, ("train",))
     with expect("SSD104", "a is listed twice"):
         open_voc(tmp_path / "data", ("train", "train"))
-    with expect("SSD103", "2 images and no object", "give data.classes"):
+    with expect("SSD103", "2 images and no object", "give config.data.classes"):
         open_voc(tmp_path / "data", ("train",))
     with pytest.raises(UserError, match=r"(?s)--split.*Name one or more of data/train"):
         open_voc(tmp_path, ())

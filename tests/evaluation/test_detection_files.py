@@ -137,6 +137,10 @@ def test_a_coco_file_is_read_as_it_is(instances):
         ({"images": [COCO["images"][0]] * 2}, "an id of its own"),
         ({"categories": []}, "'categories' is empty"),
         (
+            {"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0.1, 0.2, 0.5, 0.4]}]},
+            "all 1 boxes .* expected pixels",
+        ),
+        (
             {"categories": [*COCO["categories"], {"id": 45, "name": " cat "}]},
             r"categories\[2\]: .*expected an id and a name of its own",
         ),
@@ -201,7 +205,7 @@ def test_images_and_classes_go_by_name_or_number(labelled, source, tmp_path):
 
 def test_images_of_a_coco_file_go_by_id_or_file(instances, tmp_path):
     labelled = read_ground_truth(str(instances))
-    found = [result(image, 44, [0, 0, 1, 1]) for image in (3, "3", "train/a.jpg", "train/a", "a")]
+    found = [result(image, 44, [0, 0, 9, 9]) for image in (3, "3", "train/a.jpg", "train/a", "a")]
     images = read_detections(written(tmp_path / "results.json", found), labelled)
     assert [len(each.labels) for each in images] == [5, 0]
 
@@ -236,6 +240,10 @@ def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
         ([result(7, 18, [0, 0, 1, 1], score=[0.5])], "detection 0: "),
         ([result("9" * 5000, 18, [0, 0, 1, 1])], "which the ground truth has not"),
         ([result(7, 18, [0, 0, 1, float("nan")])], "not finite"),
+        (
+            [result(7, 18, [0.1, 0.2, 0.9, 0.7])] * 2,
+            "all 2 boxes .* expected pixels. Multiply",
+        ),
         ([result(8, 18, [0, 0, 1, 1])], "the image 8, which the ground truth has not"),
         ([result(7, 19, [0, 0, 1, 1])], "the category 19, which the ground truth has not"),
     ],

@@ -21,25 +21,30 @@ from ssd_jax.types import Example
 TOLERATED_PIXELS_OUTSIDE = 1.0
 # Where the size of an image is not known before it is decoded.
 TOLERATED_PART_OUTSIDE = 1 / 300
-_FIX = "Correct the box, or set data.problems to 'skip' to train without such boxes"
+# In pixels: where boxes end that are parts of a side, also those of a centre and a size.
+NORMALISED_BOXES_END = 1.5
+_FIX = "Correct the box"
 
 
 class Problems:
     """What to do with what cannot be used: refuse it (`error`), or leave it out (`skip`).
 
-    Readers call it with a `DataError` and go on without the record or box if it returns.
+    Readers call it with a `DataError` and go on without the record or box if it returns. `advice`
+    stands behind an error that is raised: how to see all of them, and how to do without.
     """
 
-    def __init__(self, policy: str = "error"):
+    def __init__(self, policy: str = "error", *, advice: str = ""):
         if policy not in ("error", "skip"):
             raise UserError(f"data.problems is {policy!r}: expected 'error' or 'skip'")
         self.policy = policy
+        self.advice = advice
         self.found: list[DataError] = []
 
     def __call__(self, error: DataError) -> None:
         """Raise the error, or keep it in `found`."""
         if self.policy == "error":
-            raise error
+            fix = ". ".join(filter(None, (error.fix, self.advice)))
+            raise DataError(error.code, error.where, error.problem, fix)
         self.found.append(error)
 
     @property
@@ -87,7 +92,8 @@ class Source:
 
     `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
     `files` are what else the images are read from: files that hold many, and their indices.
-    `findings` counts what the doctor found, by code; None if it was not asked.
+    `findings` counts what the doctor found, by code, and `digests` tell the bytes of the images
+    apart; None if it was not asked.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class Source:
         self.problems = problems
         self.files = tuple(files)
         self.findings: dict[str, int] | None = None
+        self.digests: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.annotations.names)
@@ -254,7 +261,8 @@ def build_source(
     parts of the image; NaN where the file held no number. `labels` are class ids, -1 for a class
     that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
     corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1. An
-    image whose boxes are all unusable is left out with them.
+    image whose boxes are all unusable is left out with them; a set whose boxes all seem to be parts
+    of the side, though its images have sizes, is refused whatever the policy.
     """
     offsets = _offsets(object_counts)
     image = np.repeat(np.arange(len(names)), object_counts)
@@ -294,9 +302,20 @@ def build_source(
             codes.UNKNOWN_CLASS,
             where,
             f"unknown class {label_text(k)!r}, expected one of {', '.join(classes[:100])}",
-            "Correct the name, or add it to the classes",
+            "Correct it, or add it to config.data.classes (other commands: --classes)",
         )
 
+    readable = np.flatnonzero(~unreadable & ~flat)
+    sides = np.tile(sizes[image[readable]][:, ::-1], 2)
+    if sizes.all() and look_normalised(boxes[readable] * sides):
+        k = int(readable[0])
+        problem = (
+            f"{box_of(k)} and all others of the set end within {NORMALISED_BOXES_END:g} pixels"
+        )
+        problem += ": they look like parts of the image's sides, expected pixels"
+        fix = "Multiply them by the width and the height of their images"
+        where = locate_object(int(image[k]), k - int(offsets[image[k]]) + 1)
+        raise DataError(codes.BOXES_NORMALISED, where, problem, fix)
     bad = unreadable | flat | outside | unknown
     for k in np.flatnonzero(bad).tolist():
         problems(complaint(k))
@@ -327,6 +346,11 @@ def build_source(
     return source.take(np.flatnonzero(~lost)) if lost.any() else source
 
 
+def look_normalised(boxes: Float[np.ndarray, "M 4"]) -> bool:
+    """Whether boxes (xyxy, which should be in pixels) all end where parts of a side do."""
+    return len(boxes) > 0 and bool(boxes[:, 2:].max() <= NORMALISED_BOXES_END)
+
+
 def check_not_empty(source: Source, where: str) -> Source:
     """The source itself; a `DataError` if it has no image, or no class is known."""
     if not len(source) or not source.classes:
@@ -334,7 +358,7 @@ def check_not_empty(source: Source, where: str) -> Source:
             codes.SPLIT_EMPTY,
             where,
             f"{len(source)} images and no object, expected at least one image that shows one",
-            "Use another split, correct its annotations, or give data.classes",
+            "Use another split, correct its annotations, or give config.data.classes",
         )
     return source
 

@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.json_records import (
-    Record,
     check_folder,
     listed_twice,
     member,
-    names_by_id,
-    parse_record,
     path_inside,
     read_file,
     read_json,
     short_names,
-    source_of_records,
     text,
+)
+from ssd_jax.data.sources.sagemaker_records import (
+    Record,
+    names_by_id,
+    parse_record,
+    source_of_records,
 )
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError

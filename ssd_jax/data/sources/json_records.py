@@ -1,4 +1,4 @@
-"""What the JSON formats share: careful reading, references to images, SageMaker's record.
+"""What the JSON formats share: careful reading, and references to images.
 
 JSON comes from anywhere, so sizes are bounded, every value is checked before it is used, and what
 is wrong is a `DataError` with its place. Boxes are pixels from 0: left, top, width, height.
@@ -9,14 +9,13 @@ import math
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
 from ssd_jax.errors import DataError
 
 # Ten thousand objects, one of them in 200 bytes, are 2 MB.
@@ -24,8 +23,6 @@ MAX_RECORD_BYTES = 8 * 2**20
 MAX_PIXELS_OF_A_SIDE = 2**24
 # Farther out, a number is a mistake, and its squares and products would overflow.
 LARGEST_COORDINATE = 1e9
-# More than the largest public set of classes; a mistyped id must not make a list of its length.
-MAX_CLASSES = 2**16
 
 
 class Box(NamedTuple):
@@ -33,24 +30,6 @@ class Box(NamedTuple):
 
     corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
     text: str
-
-
-class Object(NamedTuple):
-    """An annotated object; `class_id` is None for what is no id."""
-
-    class_id: int | None
-    class_text: str
-    box: Box
-    difficult: bool
-
-
-class Record(NamedTuple):
-    """The annotation of one image; `names` are those it gives to class ids, perhaps of others."""
-
-    where: str
-    size: tuple[int, int]
-    objects: tuple[Object, ...]
-    names: dict[int, str]
 
 
 def read_json(
@@ -103,8 +82,7 @@ def parse_json(
 
 def unreadable(where: str, problem: str) -> DataError:
     """The error of an annotation that is not as its format says."""
-    fix = "Correct it, or set data.problems to 'skip' to train without it"
-    return DataError(codes.ANNOTATION_UNREADABLE, where, problem, fix)
+    return DataError(codes.ANNOTATION_UNREADABLE, where, problem, "Correct it")
 
 
 def member(value: Any, key: str, kind: type, where: str) -> Any:
@@ -172,107 +150,6 @@ def shown(value: Any) -> str:
     except RecursionError:
         words = f"a deeply nested {type(value).__name__}"
     return words if len(words) <= 60 else words[:57] + "..."
-
-
-def parse_record(value: Any, where: str) -> Record:
-    """SageMaker's record: `image_size`, `annotations`; what else stands there is not read.
-
-    `difficult` (0 or 1) of an object is an extension that other readers ignore.
-    """
-    size = value.get("image_size") if isinstance(value, dict) else None
-    if isinstance(size, list) and len(size) == 1:
-        size = size[0]
-    if not isinstance(size, dict):
-        problem = f"'image_size' is {shown(size)}, expected a list of one {{width, height, depth}}"
-        raise unreadable(where, problem)
-    objects = []
-    for number, item in enumerate(member(value, "annotations", list, where), 1):
-        place = f"{where}, object {number}"
-        if not isinstance(item, dict):
-            raise unreadable(place, f"it is {shown(item)}, expected an object")
-        sides = (item.get(key) for key in ("left", "top", "width", "height"))
-        class_id = item.get("class_id")
-        difficult = flag(item, "difficult", place)
-        objects.append(Object(whole_number(class_id), shown(class_id), box(*sides), difficult))
-    height, width = side(size, "height", where), side(size, "width", where)
-    return Record(where, (height, width), tuple(objects), {})
-
-
-def names_by_id(
-    pairs: Sequence[tuple[Any, Any]], where: str, known: dict[tuple, dict[int, str]]
-) -> dict[int, str]:
-    """Class names by id, from (id, name) as written; an id must not have two names.
-
-    `known` are those of earlier records: many repeat the same names, which are then kept once.
-    """
-    names: dict[int, str] = {}
-    for written, name in pairs:
-        class_id = whole_number(written)
-        if class_id is None or not isinstance(name, str):
-            problem = f"a class is {shown(written)}: {shown(name)}, expected an id and a name"
-            raise unreadable(where, problem)
-        name = text({"name": name}, "name", where).strip()
-        if names.setdefault(class_id, name) != name:
-            raise _contradiction(where, f"class {class_id} is {names[class_id]!r} and {name!r}")
-    return known.setdefault(tuple(names.items()), names)
-
-
-def source_of_records(
-    records: Sequence[Record],
-    *,
-    names: Sequence[str],
-    images: Sequence[str],
-    read_image: Callable[[int], bytes],
-    classes: Sequence[str] | None,
-    problems: Problems,
-    where: str,
-) -> Source:
-    """The source of records whose class ids count from 0.
-
-    Where the records name all the ids that they use, classes go by name; `classes` may then have
-    another order, and are by default the names in order of their ids. Names for other ids than
-    those in use (SageMaker's COCO notebook left COCO's own) are not believed: then an id is the
-    place in `classes`, by default "0", "1", ...
-    """
-    objects = [thing for record in records for thing in record.objects]
-    given = _believed_names(records, problems)
-    used = [
-        thing.class_id
-        for thing in objects
-        if thing.class_id is not None and 0 <= thing.class_id < MAX_CLASSES
-    ]
-    count = max([*used, *given], default=-1) + 1
-    by_id = [given.get(class_id, str(class_id)) for class_id in range(count)]
-    if classes and given:
-        ids = dict(zip(range(count), class_ids(by_id, classes).tolist(), strict=True))
-    else:
-        ids = {class_id: class_id for class_id in used}
-    classes = tuple(classes or by_id)
-    labels = np.array([ids.get(thing.class_id, -1) for thing in objects], np.int64)
-    counts = np.array([len(record.objects) for record in records], np.int64)
-    sizes = np.array([record.size for record in records], np.int32).reshape(-1, 2)
-    written = corner_column([thing.box for thing in objects])
-
-    def label_text(k: int) -> str:
-        return given.get(objects[k].class_id) or f"class_id {objects[k].class_text}"
-
-    source = build_source(
-        names=names,
-        sizes=sizes,
-        object_counts=counts,
-        written=written,
-        boxes=written / np.tile(np.repeat(sizes, counts, axis=0)[:, ::-1], 2),
-        labels=labels,
-        difficult=np.array([thing.difficult for thing in objects], bool),
-        classes=classes,
-        read_image=read_image,
-        locate=images.__getitem__,
-        problems=problems,
-        locate_object=lambda image, number: f"{records[image].where}, object {number}",
-        label_text=label_text,
-        box_text=lambda k: f"({objects[k].box.text})",
-    )
-    return check_not_empty(source, where)
 
 
 def corner_column(boxes: Sequence[Box]) -> Float[np.ndarray, "M 4"]:
@@ -355,37 +232,3 @@ def _coordinate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value) if abs(value) <= LARGEST_COORDINATE else math.nan
-
-
-def _believed_names(records: Sequence[Record], problems: Problems) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for record in records:
-        used = {thing.class_id for thing in record.objects if thing.class_id is not None}
-        if not used <= record.names.keys():
-            return {}
-    seen: set[int] = set()
-    for record in records:
-        if id(record.names) in seen:
-            continue
-        seen.add(id(record.names))
-        for class_id, name in record.names.items():
-            if not 0 <= class_id < MAX_CLASSES:
-                return {}
-            if names.setdefault(class_id, name) != name:
-                problem = f"class {class_id} is {name!r}, and {names[class_id]!r} in other records"
-                problems(_contradiction(record.where, problem))
-    if len(set(names.values())) < len(names):
-        name = Counter(names.values()).most_common(1)[0][0]
-        numbers = ", ".join(str(number) for number in sorted(names) if names[number] == name)
-        problems(_contradiction(records[0].where, f"the classes {numbers} are all named {name!r}"))
-        return {}
-    return names
-
-
-def _contradiction(where: str, problem: str) -> DataError:
-    return DataError(
-        codes.CLASS_NAMES_DISAGREE,
-        where,
-        f"{problem}, expected one name for each id and one id for each name",
-        "Correct the names",
-    )

@@ -12,17 +12,19 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.json_records import (
     MAX_RECORD_BYTES,
-    Record,
     image_missing,
     listed_twice,
-    names_by_id,
     parse_json,
-    parse_record,
     read_file,
     short_names,
-    source_of_records,
     text,
     unreadable,
+)
+from ssd_jax.data.sources.sagemaker_records import (
+    Record,
+    names_by_id,
+    parse_record,
+    source_of_records,
 )
 from ssd_jax.errors import DataError, UserError
 

@@ -47,7 +47,7 @@ _LABEL_TEXT = (
     "[A, B, A - 2 numbers, objects of B numbers] with whole numbers A >= 2 and B >= 5, as im2rec "
     "--pack-label writes it"
 )
-_FIX = "Write the record again, or set data.problems to 'skip' to train without it"
+_FIX = "Write the record again"
 
 
 # Whatever the bytes of a file say as float32, signalling NaN too, is compared and then refused.

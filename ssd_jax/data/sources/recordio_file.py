@@ -227,7 +227,7 @@ def _damaged(path: pathlib.Path, offset: int, problem: str) -> DataError:
         codes.RECORD_DAMAGED,
         f"{path}, byte {offset:,}",
         f"{problem}, expected RecordIO",
-        "Copy or write the file again; data.problems = 'skip' reads the records that are whole",
+        "Copy or write the file again",
     )
 
 
