@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
+from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
@@ -73,8 +74,11 @@ def run_training(
     `last_words` is that of the `Watchdog`.
 
     Raises:
+      UserError: the config has an impossible value, which is found first; or a part of the run
+        cannot be built, read or resumed.
       Stopped: the run was asked to stop. The same call goes on with it.
     """
+    check(config)
     workdir = pathlib.Path(workdir)
     with (
         contextlib.ExitStack() as stack,
@@ -351,6 +355,7 @@ def run_evaluation(
 
     `out` is a folder for the numbers and their plots.
     """
+    check(config)
     measured = measure(config, workdir, split=split, step=step)
     if out and jax.process_index() == 0:
         write_evaluation(config, out, measured)

@@ -3,8 +3,12 @@
 import pytest
 
 from ssd_jax import config as configs
-from ssd_jax.config_check import check
+from ssd_jax import network
+from ssd_jax.config_check import CHOICES, INTERPOLATIONS, SMALLEST_IMAGE, check
 from ssd_jax.errors import UserError
+from ssd_jax.models import ssd
+from ssd_jax.ops import box_losses, detect, interpolation, losses
+from ssd_jax.train import optimizer
 
 
 def overridden(**assignments):
@@ -81,11 +85,33 @@ def test_a_value_of_another_kind_is_refused():
         ("detect.soft_nms_sigma", "0.0", "more than 0"),
         ("sharding", "zero", "one of replicated, fsdp"),
         ("evaluate.iou_threshold", "0.0", "more than 0"),
+        ("loss.negatives_per_positive", "-1", "at least 0"),
+        ("augment.distort.hue", "-5.0", "at least 0"),
+        ("augment.distort.hue", "200.0", "at most 180"),
+        ("augment.jitter.contrast", "1.5", "from 0 to 1"),
     ],
 )
 def test_an_impossible_value_is_refused(name, value, expected):
     with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
         check(overridden(**{name: value}))
+
+
+def test_the_words_to_choose_from_are_those_of_what_reads_them():
+    known = {
+        "model.backbone": {"vgg16", "small", *ssd._RESNETS},
+        "model.extras": ssd._EXTRAS,
+        "model.dtype": ssd._DTYPES,
+        "model.batch_norm": ssd._BATCH_NORMS,
+        "model.class_activation": ssd._ACTIVATIONS,
+        "anchors.layout": network._LEVELS,
+        "loss.class_loss": losses.CLASS_LOSSES,
+        "loss.box_loss": ("smooth_l1", *box_losses.BOX_LOSSES),
+        "optimizer.name": optimizer.OPTIMIZERS,
+        "detect.nms": detect.SUPPRESSIONS,
+    }
+    assert {name: set(CHOICES[name]) for name in known} == {k: set(v) for k, v in known.items()}
+    assert INTERPOLATIONS == interpolation.INTERPOLATIONS
+    assert SMALLEST_IMAGE == ssd._SMALLEST_IMAGE
 
 
 def test_a_saved_config_reads_back_equal(tmp_path):
