@@ -18,6 +18,13 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax.errors import UserError
 
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple such as (1, 2)",
+}
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 VOC_CLASSES = (
@@ -240,13 +247,11 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
+        kind = _kind(config, name)
         try:
-            config.update_from_flattened_dict({name: _parsed(text, _kind(config, name))})
+            config.update_from_flattened_dict({name: _parsed(text, kind)})
         except TypeError:
-            now = get(config, name)
-            raise UserError(
-                f"--config.{name}: got {text!r}, expected a value of the kind of {now!r}."
-            ) from None
+            raise UserError(f"--config.{name}: got {text!r}, expected {_KINDS[kind]}.") from None
 
 
 def _kind(config: ConfigDict, name: str) -> type:
@@ -262,10 +267,14 @@ def _parsed(text: str, kind: type) -> object:
         return text
     if kind is tuple and not text:
         return ()
+    if kind is bool:
+        text = text.capitalize()
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = tuple(text.split(",")) if kind is tuple else text
+    if isinstance(value, bool) and kind in (int, float):
+        return text  # Python counts True as 1
     if kind is tuple and value is not None and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
     return value

@@ -45,9 +45,24 @@ def test_a_typo_names_the_nearest_setting():
         overridden(**{"optimizer.lerning_rate": "1"})
 
 
-def test_a_value_of_another_kind_is_refused():
-    with pytest.raises(UserError, match=r"batch_size: got 'many', expected .* kind of 32"):
-        overridden(batch_size="many")
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("batch_size", "many", "a whole number"),
+        ("steps", "1.5", "a whole number"),
+        ("batch_size", "True", "a whole number"),
+        ("data.doctor", "1", "True or False"),
+        ("epochs", "ten", "a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(name, text, expected):
+    with pytest.raises(UserError, match=rf"config\.{name}: got '{text}', expected {expected}"):
+        overridden(**{name: text})
+
+
+@pytest.mark.parametrize("text", ["False", "false"])
+def test_true_and_false_may_be_lower_case(text):
+    assert overridden(**{"data.doctor": text}).data.doctor is False
 
 
 @pytest.mark.parametrize(
