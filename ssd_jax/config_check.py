@@ -161,8 +161,18 @@ def _check_combinations(config: ConfigDict) -> None:
     def expect(name: str, holds: bool, expected: str) -> None:
         _expect(config, name, holds, expected)
 
-    expect("steps", (config.steps is None) != (config.epochs is None),
-           "exactly one of config.steps and config.epochs")  # fmt: skip
+    steps, epochs = config.steps, config.epochs
+    if (steps is None) == (epochs is None):
+        raise UserError(
+            f"config.steps: got {steps!r}, and config.epochs: got {epochs!r}, expected exactly one "
+            "of the two. "
+            + (
+                "Give one, as --config.epochs=100."
+                if steps is None
+                else f"For {steps} steps add --config.epochs=None, for {epochs:g} epochs "
+                "--config.steps=None."
+            )
+        )
     evaluations = (config.evaluate.every_steps, config.evaluate.every_epochs)
     expect("evaluate.every_steps", None in evaluations,
            "at most one of every_steps and every_epochs")  # fmt: skip
