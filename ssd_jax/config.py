@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
@@ -224,15 +225,34 @@ def load_config(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError("no get_config() there, which gives the settings. See configs/bccd.py.")
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
-        # ConfigDict prints all settings between what is wrong and the nearest name.
-        parts = re.findall(r'Key "[^"]*" does not exist|Did you mean "[^"]*"', str(error))
-        said = str(error) if isinstance(error, UserError) else repr(error)
-        raise UserError(f"config {path}: {'. '.join(parts) or said}.") from error
+        raise UserError(f"config {path}: {_told(error, spec.origin)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config gave {config!r}, expected a ConfigDict.")
     return config
+
+
+def _told(error: Exception, file: str) -> str:
+    """What went wrong in the code of a config, with the line of the file."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    lines = [line for frame, line in frames if frame.f_code.co_filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines.append(error.lineno)
+    where = f"line {lines[-1]}: " if lines else ""
+    if isinstance(error, UserError):
+        return f"{where}{error}"
+    # ConfigDict says neither which group it is, nor the nearest name of a group.
+    group = frames[-1][0].f_locals.get("self")
+    key = re.match(r"""(?:\W*Key )?\W*["'](\w+)\W?["']""", str(error))
+    if isinstance(group, ConfigDict) and isinstance(error, AttributeError | KeyError) and key:
+        names = sorted(group)
+        near = difflib.get_close_matches(key[1], names, n=1)
+        expected = f"the nearest is {near[0]}" if near else f"expected one of {', '.join(names)}"
+        return f"{where}no setting {key[1]} there; {expected}."
+    return f"{where}{type(error).__name__}: {getattr(error, 'msg', error)}."
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:

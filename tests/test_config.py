@@ -188,16 +188,41 @@ def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
     assert configs.load_config(f"{file}:short").steps == 1
     with pytest.raises(UserError, match="no such file"):
         configs.load_config(str(tmp_path / "missing.py"))
-    file.write_text(file.read_text().replace("config.steps", "config.stpes"))
-    with pytest.raises(UserError, match="stpes"):
-        configs.load_config(str(file))
-    file.write_text("def get_config(:")
-    with pytest.raises(UserError, match="SyntaxError"):
-        configs.load_config(str(file))
     text = tmp_path / "notes.txt"
     text.write_text("")
     with pytest.raises(UserError, match="not a Python file"):
         configs.load_config(str(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("1 / 0", "line 4: ZeroDivisionError: division by zero"),
+        ("config.optimizer.lr = 1", "line 4: no setting lr there; .* learning_rate, "),
+        ("config.stpes = 1", "line 4: no setting stpes there; the nearest is steps"),
+        ("config.optimiser.momentum", "line 4: no setting optimiser there; .* is optimizer"),
+        ("{}['short']", "line 4: KeyError: 'short'"),
+        ("config.steps = ", "line 4: SyntaxError: invalid syntax"),
+        ("load_config('missing.py')", "line 4: config missing.py: no such file"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_line(line, expected, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ssd_jax.config import default_config, load_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError, match=rf"config .*mine\.py: {expected}"):
+        configs.load_config(str(file))
+
+
+def test_a_config_file_needs_get_config(tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(UserError, match=r"mine\.py: no get_config\(\) there"):
+        configs.load_config(str(tmp_path / "mine.py"))
 
 
 def test_a_recipe_is_no_word_to_change_alone():
