@@ -218,7 +218,10 @@ def load_config(path: str) -> ConfigDict:
     name, _, variant = path.partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
-        raise UserError(f"config {name}: no such file. Give the path of a config, see configs/.")
+        seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
+        raise UserError(
+            f"config {name}: no such file{seen_from}. Give the path of a config, see configs/."
+        )
     spec = importlib.util.spec_from_file_location(f"ssd_jax_config_{file.stem}", file)
     if spec is None:
         raise UserError(f"config {name}: not a Python file. Give the path of a config.")

@@ -203,7 +203,7 @@ def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
         ("config.optimiser.momentum", "line 4: no setting optimiser there; .* is optimizer"),
         ("{}['short']", "line 4: KeyError: 'short'"),
         ("config.steps = ", "line 4: SyntaxError: invalid syntax"),
-        ("load_config('missing.py')", "line 4: config missing.py: no such file"),
+        ("load_config('missing.py')", "line 4: config missing.py: no such file in /"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_told_with_its_line(line, expected, tmp_path):
