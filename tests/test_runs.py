@@ -180,6 +180,23 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchors__scales": (0.1, 0.2)}, "one a feature map"),
+        ({"augment__image_sizes": (512, 64), "model__image_size": 512}, "such an image gives"),
+        ({"weights__path": "nothing.safetensors"}, "nothing.safetensors: no such file"),
+        ({"data__val__root": " "}, r"config\.data\.val\.root: it is empty"),
+    ],
+)
+def test_what_is_wrong_without_data_is_told_before_it_is_read(
+    changes, message, shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ssd_jax.experiment.open_data", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(UserError, match=message):
+        run_training(tiny_config(shapes, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
     "run", [run_training, functools.partial(run_evaluation, split=None, step=None)]
 )
 def test_a_script_of_ones_own_is_told_of_an_impossible_value_at_once(run, shapes, tmp_path):
