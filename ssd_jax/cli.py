@@ -1,7 +1,9 @@
 """The command line, `ssd-jax VERB`. Nothing heavy is imported before a verb runs."""
 
 import argparse
+import errno
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -76,7 +78,7 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     try:
         return options.run(options, rest) or 0
     except (UserError, OSError) as error:
-        print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{options.parser.prog}: error: {_told(error)}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"{options.parser.prog}: {stop}", file=sys.stderr)
@@ -84,6 +86,16 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"{options.parser.prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def _told(error: UserError | OSError) -> str:
+    """What to do about a full disk too, of which the system says not even where it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error}. Make room where the command writes (--workdir or --out, the cache folder, "
+            f"{tempfile.gettempdir()}), and give it again."
+        )
+    return str(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
@@ -18,6 +19,13 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax.errors import UserError
 
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple such as (1, 2)",
+}
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 VOC_CLASSES = (
@@ -210,22 +218,44 @@ def load_config(path: str) -> ConfigDict:
     name, _, variant = path.partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
-        raise UserError(f"config {name}: no such file. Give the path of a config, see configs/.")
+        seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
+        raise UserError(
+            f"config {name}: no such file{seen_from}. Give the path of a config, see configs/."
+        )
     spec = importlib.util.spec_from_file_location(f"ssd_jax_config_{file.stem}", file)
     if spec is None:
         raise UserError(f"config {name}: not a Python file. Give the path of a config.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError("no get_config() there, which gives the settings. See configs/bccd.py.")
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
-        # ConfigDict prints all settings between what is wrong and the nearest name.
-        parts = re.findall(r'Key "[^"]*" does not exist|Did you mean "[^"]*"', str(error))
-        said = str(error) if isinstance(error, UserError) else repr(error)
-        raise UserError(f"config {path}: {'. '.join(parts) or said}.") from error
+        raise UserError(f"config {path}: {_told(error, spec.origin)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config gave {config!r}, expected a ConfigDict.")
     return config
+
+
+def _told(error: Exception, file: str) -> str:
+    """What went wrong in the code of a config, with the line of the file."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    lines = [line for frame, line in frames if frame.f_code.co_filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines.append(error.lineno)
+    where = f"line {lines[-1]}: " if lines else ""
+    if isinstance(error, UserError):
+        return f"{where}{error}"
+    # ConfigDict says neither which group it is, nor the nearest name of a group.
+    group = frames[-1][0].f_locals.get("self")
+    key = re.match(r"""(?:\W*Key )?\W*["'](\w+)\W?["']""", str(error))
+    if isinstance(group, ConfigDict) and isinstance(error, AttributeError | KeyError) and key:
+        names = sorted(group)
+        near = difflib.get_close_matches(key[1], names, n=1)
+        expected = f"the nearest is {near[0]}" if near else f"expected one of {', '.join(names)}"
+        return f"{where}no setting {key[1]} there; {expected}."
+    return f"{where}{type(error).__name__}: {getattr(error, 'msg', error)}."
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
@@ -240,13 +270,11 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
+        kind = _kind(config, name)
         try:
-            config.update_from_flattened_dict({name: _parsed(text, _kind(config, name))})
+            config.update_from_flattened_dict({name: _parsed(text, kind)})
         except TypeError:
-            now = get(config, name)
-            raise UserError(
-                f"--config.{name}: got {text!r}, expected a value of the kind of {now!r}."
-            ) from None
+            raise UserError(f"--config.{name}: got {text!r}, expected {_KINDS[kind]}.") from None
 
 
 def _kind(config: ConfigDict, name: str) -> type:
@@ -262,10 +290,14 @@ def _parsed(text: str, kind: type) -> object:
         return text
     if kind is tuple and not text:
         return ()
+    if kind is bool:
+        text = text.capitalize()
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = tuple(text.split(",")) if kind is tuple else text
+    if isinstance(value, bool) and kind in (int, float):
+        return text  # Python counts True as 1
     if kind is tuple and value is not None and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
     return value

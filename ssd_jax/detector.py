@@ -56,7 +56,7 @@ def open_checkpoints(
 
 
 class Detector(OnPictures):
-    """`Detector.load(workdir)(images)` gives the detections of encoded pictures."""
+    """`Detector.load(workdir)(images)` gives the detections of pictures."""
 
     def __init__(self, config: ConfigDict, trained: Trained):
         self.classes = trained.classes

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -310,3 +311,13 @@ def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]
 def loss_settings(config: ConfigDict) -> dict[str, Any]:
     """The keywords of `train.step.batch_loss`."""
     return {**config.match, **config.loss}
+
+
+def describe_network(config: ConfigDict, network: Network, variables: Any, mesh: Mesh) -> str:
+    """A line for the log; `variables` may be their shapes."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return (
+        f"network: {config.model.backbone}, {config.model.image_size} px, {parameters:,} "
+        f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
+        f"{mesh.devices.flat[0].device_kind}"
+    )

@@ -110,7 +110,7 @@ def start_from(
     the same input and anchors, and with `classes` not these in another order, without which its
     weights mean something else.
     """
-    source = source if pathlib.Path(source).is_dir() else _local(source)
+    source = _local(source)
     folder = pathlib.Path(source)
     file, own, theirs = source, None, None
     if _is_exported(source):
@@ -141,12 +141,17 @@ def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
     )
 
 
+def check_weights(source: str) -> None:
+    """Raises `UserError` if `source` is a path, and nothing is there."""
+    if not (is_remote(source) or source.startswith("hf://") or pathlib.Path(source).exists()):
+        raise UserError(f"{source}: no such file. Give a weight file or a model.tar.gz.")
+
+
 def _local(source: str) -> str:
     """The path of a file, fetched if it is remote; hf:// is for `read_weights`, which knows it."""
     if is_remote(source):
         return str(stage(source))
-    if not source.startswith("hf://") and not pathlib.Path(source).is_file():
-        raise UserError(f"{source}: no such file. Give a weight file or a model.tar.gz.")
+    check_weights(source)
     return source
 
 

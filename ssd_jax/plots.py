@@ -12,6 +12,8 @@ from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 INK = "#333333"
+# Of a curve that shows each of its points.
+FEW_POINTS = 30
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """Pictures -> detections: the one path of evaluation, prediction, serving and export."""
 
+import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from ssd_jax.data.decode import decode_image
+from ssd_jax.data.decode import decode_image, draw_pixels
+from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.detect import detect
 from ssd_jax.ops.images import normalise, resize
@@ -77,20 +80,66 @@ def make_predict(
     return predict
 
 
+# The bytes of a JPEG or PNG file, its path, or its pixels in RGB.
+Picture = bytes | str | os.PathLike | UInt8[np.ndarray, "H W 3"]
+
+
 class OnPictures:
-    """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take encoded ones."""
+    """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take any pictures."""
 
-    def __call__(self, images: Sequence[bytes], *, names: Sequence[str] = ()) -> list[Detections]:
-        """Detections of each encoded picture (JPEG, PNG), without padding.
+    @no_type_check  # by tests: it tells itself what else it got
+    def __call__(self, images: Sequence[Picture], *, names: Sequence[str] = ()) -> list[Detections]:
+        """Detections of each picture, without padding.
 
-        Boxes are normalised to the picture. `names` stand in the message of the `DataError` that
-        a picture raises which does not decode.
+        A picture is the bytes of a JPEG or PNG file, the path of one, or a uint8 array in RGB.
+        Boxes are normalised to the picture. `names` stand in the messages; without them it is the
+        path, or "image 0" and so on.
+
+        Raises:
+          UserError: a picture is no such thing, or is not in a list.
+          DataError: a picture does not decode.
         """
+        alone = isinstance(images, bytes | bytearray | str | os.PathLike)
+        if alone or (isinstance(images, np.ndarray) and images.ndim == 3):
+            raise UserError(
+                f"images: got a single {type(images).__name__}, expected a list of pictures. Put "
+                "it in brackets: detector([picture])."
+            )
         found = []
-        for index, data in enumerate(images):
-            name = names[index] if names else f"image {index}"
-            canvas, extent, _ = decode_image(data, name, self.canvas)
+        for index, picture in enumerate(images):
+            name = names[index] if names else _called(picture, index)
+            canvas, extent = _on_canvas(picture, name, self.canvas)
             batch = self.predict(canvas[None], np.asarray(extent, np.int32)[None])
             rows = jax.tree.map(lambda x: x[0], batch)
             found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
         return found
+
+
+def _called(picture: object, index: int) -> str:
+    return str(picture) if isinstance(picture, str | os.PathLike) else f"image {index}"
+
+
+def _on_canvas(
+    picture: object, name: str, side: int
+) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
+    """As `decode_image`, without the size of the picture."""
+    if isinstance(picture, str | os.PathLike):
+        if not os.path.isfile(picture):
+            raise UserError(f"{name}: no such file. Give the path of a JPEG or PNG file.")
+        picture = pathlib.Path(picture).read_bytes()
+    if isinstance(picture, bytes | bytearray):
+        return decode_image(picture, name, side)[:2]
+    if not isinstance(picture, np.ndarray):
+        got = type(picture).__name__
+    elif (
+        picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size
+    ):
+        got = f"an array of {picture.dtype} with the shape {picture.shape}"
+    else:
+        canvas = np.empty((side, side, 3), np.uint8)
+        bgr = np.ascontiguousarray(picture[..., ::-1])
+        return canvas, draw_pixels(canvas, bgr, picture.shape[:2])
+    raise UserError(
+        f"{name}: got {got}, expected the bytes of a JPEG or PNG file, its path, or an array of "
+        "uint8 with the shape (height, width, 3), in RGB."
+    )

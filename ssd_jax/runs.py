@@ -13,15 +13,16 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
+from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import summary
-from ssd_jax.importing import new_layers, start_from
+from ssd_jax.importing import check_weights, new_layers, start_from
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
-from ssd_jax.network import build_network, build_predict
+from ssd_jax.network import anchors_at, build_network, build_predict
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
@@ -37,7 +38,7 @@ from ssd_jax.outcome import (
 from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
 from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
-from ssd_jax.same_run import settle_config
+from ssd_jax.same_run import has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
@@ -73,8 +74,11 @@ def run_training(
     `last_words` is that of the `Watchdog`.
 
     Raises:
+      UserError: the config has an impossible value, which is found first; or a part of the run
+        cannot be built, read or resumed.
       Stopped: the run was asked to stop. The same call goes on with it.
     """
+    check(config)
     workdir = pathlib.Path(workdir)
     with (
         contextlib.ExitStack() as stack,
@@ -99,7 +103,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    begin = _go_on if from_first(_has_trained(workdir)) else _first_state
+    begin = _go_on if from_first(has_trained(workdir)) else _first_state
     state, weights = begin(config, workdir, network, optimizer, mesh, sources)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
@@ -193,6 +197,7 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
     """The splits by name, the same on all processes, which share the folder of the run."""
     with together() as facts:
         facts |= run_facts(config)
+        _check_without_data(config, workdir)
         sources = _open_sources(config)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
@@ -200,6 +205,19 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
     for line in experiment.describe_data(config, sources):
         _tell(line)
     return sources
+
+
+def _check_without_data(config, workdir) -> None:
+    """Finds now what else would be found when all pictures have been looked at."""
+    network = build_network(config, 1)  # the anchors are the same for any number of classes
+    build_predict(config, network)
+    for size in experiment.training_sizes(config):
+        anchors_at(config, network, size)
+    if config.weights.path and not has_trained(workdir):
+        check_weights(config.weights.path)
+    for split in ("train", "val"):
+        if not config.data[split].root.strip():
+            experiment.build_source(config, split)  # which says what is missing
 
 
 def _check_devices(config, source, mesh) -> None:
@@ -215,18 +233,12 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
-def _has_trained(workdir: pathlib.Path) -> bool:
-    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
-    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
-    return any(name.isdigit() and int(name) for name in names)
-
-
 def _go_on(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
     """The shapes of the state to be restored, which needs no weights to begin with."""
     with together():
         settle_config(config, workdir, sources)
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
-    _tell(_describe(config, network, state.variables, mesh))
+    _tell(experiment.describe_network(config, network, state.variables, mesh))
     return state, None
 
 
@@ -251,7 +263,7 @@ def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[Tr
             told = load_report.facts | scaled
         settle_config(config, workdir, sources)
         facts["weights to begin with"] = fingerprint(variables)
-    _tell(_describe(config, network, variables, mesh))
+    _tell(experiment.describe_network(config, network, variables, mesh))
     for warning in experiment.schedule_warnings(config, len(source)):
         _tell(f"warning: {warning}")
     state = create_state(
@@ -345,6 +357,7 @@ def run_evaluation(
 
     `out` is a folder for the numbers and their plots.
     """
+    check(config)
     measured = measure(config, workdir, split=split, step=step)
     if out and jax.process_index() == 0:
         write_evaluation(config, out, measured)
@@ -369,15 +382,6 @@ def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
         _tell(at + memory_report(programs[size], mesh, kept=kept))
     sizes = tuple(steps)
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
-
-
-def _describe(config, network, variables, mesh: Mesh) -> str:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return (
-        f"network: {config.model.backbone}, {config.model.image_size} px, {parameters:,} "
-        f"parameters, {len(network.anchors):,} anchors; {mesh.size} x "
-        f"{mesh.devices.flat[0].device_kind}"
-    )
 
 
 def _tell(text: object) -> None:

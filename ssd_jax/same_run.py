@@ -18,6 +18,12 @@ HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_
             "watchdog.factor", "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
 
 
+def has_trained(workdir: pathlib.Path) -> bool:
+    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
+    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
+    return any(name.isdigit() and int(name) for name in names)
+
+
 def changed_settings(
     config: ConfigDict, path: pathlib.Path, *, free: Collection[str] = HARDWARE
 ) -> str:

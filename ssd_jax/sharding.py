@@ -17,6 +17,7 @@ Tree = TypeVar("Tree")
 
 # The axis of the mesh, and of `jax.shard_map`, that the batch is cut along.
 BATCH_AXIS = "data"
+_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:
@@ -24,9 +25,10 @@ def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1)
 
     Two devices train a convolutional network half as fast again as one device with two threads.
     Of several processes, those on one host share its cores. The devices of all of them together
-    divide the batch; JAX_NUM_CPU_DEVICES overrules it.
+    divide the batch. JAX_NUM_CPU_DEVICES overrules it, and so does the older way of XLA_FLAGS.
     """
-    if jax.config.jax_num_cpu_devices == -1:
+    chosen = _DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices == -1 and not chosen:
         most = max(1, min(cores(), os.cpu_count() // on_this_host))
         possible = [n for n in range(1, most + 1) if batch_size % (n * processes) == 0]
         devices = max(possible, default=1)

@@ -18,7 +18,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
-from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
+from ssd_jax.plots import FEW_POINTS, INK, PALETTE, plot_style, save_plot
 
 AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area", "map_coco": "COCO"}
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
@@ -195,7 +195,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
             for name, (steps, values) in series.items():
                 if title == "mAP":
                     name = f"{name}: best {values.max():.3f}"
-                marker = "o" if len(steps) <= 30 else None
+                marker = "o" if len(steps) <= FEW_POINTS else None
                 axes.plot(steps, values, marker=marker, markersize=4, label=name)
             axes.set_ylim(0, 1.02 if title == "mAP" else None)
             if title != "learning rate":

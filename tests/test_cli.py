@@ -1,5 +1,8 @@
 """The command line as a newcomer meets it: how arguments are read, and what is answered."""
 
+import errno
+import os
+
 import pytest
 
 from ssd_jax.cli import build_parser, main, program
@@ -75,6 +78,18 @@ def test_errors_name_the_whole_verb(arguments, verb, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"{verb}: error: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_what_to_do(number, tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ssd_jax.data.shapes.write_shapes", fail)
+    assert main(["data", "shapes", str(tmp_path / "shapes")]) == 2
+    told = capsys.readouterr().err
+    assert os.strerror(number) in told
+    assert "Make room where the command writes" in told
 
 
 def test_an_unknown_option_is_told_with_the_usage_of_its_verb(capsys):

@@ -3,8 +3,12 @@
 import pytest
 
 from ssd_jax import config as configs
-from ssd_jax.config_check import check
+from ssd_jax import network
+from ssd_jax.config_check import CHOICES, INTERPOLATIONS, SMALLEST_IMAGE, check
 from ssd_jax.errors import UserError
+from ssd_jax.models import ssd
+from ssd_jax.ops import box_losses, detect, interpolation, losses
+from ssd_jax.train import optimizer
 
 
 def overridden(**assignments):
@@ -41,9 +45,24 @@ def test_a_typo_names_the_nearest_setting():
         overridden(**{"optimizer.lerning_rate": "1"})
 
 
-def test_a_value_of_another_kind_is_refused():
-    with pytest.raises(UserError, match=r"batch_size: got 'many', expected .* kind of 32"):
-        overridden(batch_size="many")
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("batch_size", "many", "a whole number"),
+        ("steps", "1.5", "a whole number"),
+        ("batch_size", "True", "a whole number"),
+        ("data.doctor", "1", "True or False"),
+        ("epochs", "ten", "a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(name, text, expected):
+    with pytest.raises(UserError, match=rf"config\.{name}: got '{text}', expected {expected}"):
+        overridden(**{name: text})
+
+
+@pytest.mark.parametrize("text", ["False", "false"])
+def test_true_and_false_may_be_lower_case(text):
+    assert overridden(**{"data.doctor": text}).data.doctor is False
 
 
 @pytest.mark.parametrize(
@@ -60,7 +79,8 @@ def test_a_value_of_another_kind_is_refused():
         ("detect.image_sizes", "(64, 96.5)", "whole pixels"),
         ("detect.image_sizes", "(64, 64)", "each size once"),
         ("optimizer.learning_rate", "-1.0", "more than 0"),
-        ("epochs", "3", "exactly one of"),
+        ("epochs", "3", "exactly one of .* For 10 steps add --config.epochs=None"),
+        ("steps", "None", "exactly one of .* as --config.epochs=100"),
         ("optimizer.decay_epochs", "(5.0, 2.0)", "rising"),
         ("model.batch_norm_group", "5", "divisor of batch_size 32"),
         ("model.backbone", "resnet50", "has batch normalisation"),
@@ -81,11 +101,33 @@ def test_a_value_of_another_kind_is_refused():
         ("detect.soft_nms_sigma", "0.0", "more than 0"),
         ("sharding", "zero", "one of replicated, fsdp"),
         ("evaluate.iou_threshold", "0.0", "more than 0"),
+        ("loss.negatives_per_positive", "-1", "at least 0"),
+        ("augment.distort.hue", "-5.0", "at least 0"),
+        ("augment.distort.hue", "200.0", "at most 180"),
+        ("augment.jitter.contrast", "1.5", "from 0 to 1"),
     ],
 )
 def test_an_impossible_value_is_refused(name, value, expected):
     with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
         check(overridden(**{name: value}))
+
+
+def test_the_words_to_choose_from_are_those_of_what_reads_them():
+    known = {
+        "model.backbone": {"vgg16", "small", *ssd._RESNETS},
+        "model.extras": ssd._EXTRAS,
+        "model.dtype": ssd._DTYPES,
+        "model.batch_norm": ssd._BATCH_NORMS,
+        "model.class_activation": ssd._ACTIVATIONS,
+        "anchors.layout": network._LEVELS,
+        "loss.class_loss": losses.CLASS_LOSSES,
+        "loss.box_loss": ("smooth_l1", *box_losses.BOX_LOSSES),
+        "optimizer.name": optimizer.OPTIMIZERS,
+        "detect.nms": detect.SUPPRESSIONS,
+    }
+    assert {name: set(CHOICES[name]) for name in known} == {k: set(v) for k, v in known.items()}
+    assert INTERPOLATIONS == interpolation.INTERPOLATIONS
+    assert SMALLEST_IMAGE == ssd._SMALLEST_IMAGE
 
 
 def test_a_saved_config_reads_back_equal(tmp_path):
@@ -146,16 +188,41 @@ def test_a_config_file_is_loaded_by_path_with_its_variant(tmp_path):
     assert configs.load_config(f"{file}:short").steps == 1
     with pytest.raises(UserError, match="no such file"):
         configs.load_config(str(tmp_path / "missing.py"))
-    file.write_text(file.read_text().replace("config.steps", "config.stpes"))
-    with pytest.raises(UserError, match="stpes"):
-        configs.load_config(str(file))
-    file.write_text("def get_config(:")
-    with pytest.raises(UserError, match="SyntaxError"):
-        configs.load_config(str(file))
     text = tmp_path / "notes.txt"
     text.write_text("")
     with pytest.raises(UserError, match="not a Python file"):
         configs.load_config(str(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("1 / 0", "line 4: ZeroDivisionError: division by zero"),
+        ("config.optimizer.lr = 1", "line 4: no setting lr there; .* learning_rate, "),
+        ("config.stpes = 1", "line 4: no setting stpes there; the nearest is steps"),
+        ("config.optimiser.momentum", "line 4: no setting optimiser there; .* is optimizer"),
+        ("{}['short']", "line 4: KeyError: 'short'"),
+        ("config.steps = ", "line 4: SyntaxError: invalid syntax"),
+        ("load_config('missing.py')", "line 4: config missing.py: no such file in /"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_line(line, expected, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ssd_jax.config import default_config, load_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError, match=rf"config .*mine\.py: {expected}"):
+        configs.load_config(str(file))
+
+
+def test_a_config_file_needs_get_config(tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(UserError, match=r"mine\.py: no get_config\(\) there"):
+        configs.load_config(str(tmp_path / "mine.py"))
 
 
 def test_a_recipe_is_no_word_to_change_alone():

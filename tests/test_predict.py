@@ -1,17 +1,21 @@
-"""The mirrored view: the same boxes, found from the other side."""
+"""What a detector takes, and the mirrored view: the same boxes, found from the other side."""
 
 import functools
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hlo import QUICK
 from tiny import tiny_config
 
+from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.ops.boxes import decode
-from ssd_jax.predict import predicting_anchors, run_network
+from ssd_jax.predict import OnPictures, predicting_anchors, run_network
+from ssd_jax.types import Detections
 
 
 def test_a_mirrored_anchor_is_the_anchor_of_the_mirrored_image():
@@ -39,3 +43,42 @@ def test_both_views_of_a_mirrored_image_are_the_mirrored_boxes_of_the_views(shap
     np.testing.assert_allclose(swapped, expected, atol=1e-4)
     np.testing.assert_allclose(jnp.roll(mirrored_logits, count, axis=0), logits, atol=1e-4)
     assert not np.allclose(logits[:count], logits[count:], atol=1e-2)
+
+
+class Echo(OnPictures):
+    """Detects nothing, and keeps the canvas that it was shown."""
+
+    canvas = 8
+
+    def predict(self, canvas, extent):
+        self.seen = canvas[0], tuple(extent[0])
+        return Detections(*(np.zeros((1, 0)),) * 3, np.zeros((1, 0), bool))
+
+
+def test_a_picture_is_bytes_a_path_or_an_array(tmp_path):
+    rgb = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    path = tmp_path / "picture.png"
+    cv2.imwrite(str(path), rgb[..., ::-1])
+    for picture in (path.read_bytes(), path, str(path), rgb):
+        echo = Echo()
+        echo([picture])
+        canvas, extent = echo.seen
+        assert extent == (5, 7)
+        np.testing.assert_array_equal(canvas[:5, :7], rgb)
+        assert not canvas[5:].any()
+        with pytest.raises(UserError, match=r"images: got a single .* detector\(\[picture\]\)"):
+            echo(picture)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("nowhere.jpg", "nowhere.jpg: no such file"),
+        (np.zeros((3, 8, 8), np.uint8), r"image 0: got an array of uint8 .* \(3, 8, 8\), expected"),
+        (np.zeros((8, 8, 3)), "image 0: got an array of float64"),
+        (None, "image 0: got NoneType, expected the bytes"),
+    ],
+)
+def test_what_is_no_picture_is_told(picture, message):
+    with pytest.raises(UserError, match=message):
+        Echo()([picture])

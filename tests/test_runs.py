@@ -1,5 +1,6 @@
 """A whole run: what it leaves behind, and the verbs that use it."""
 
+import functools
 import json
 import pathlib
 import shlex
@@ -22,7 +23,7 @@ from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
-from ssd_jax.runs import run_training
+from ssd_jax.runs import run_evaluation, run_training
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.watchdog import Watchdog
 
@@ -176,6 +177,32 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchors__scales": (0.1, 0.2)}, "one a feature map"),
+        ({"augment__image_sizes": (512, 64), "model__image_size": 512}, "such an image gives"),
+        ({"weights__path": "nothing.safetensors"}, "nothing.safetensors: no such file"),
+        ({"data__val__root": " "}, r"config\.data\.val\.root: it is empty"),
+    ],
+)
+def test_what_is_wrong_without_data_is_told_before_it_is_read(
+    changes, message, shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ssd_jax.experiment.open_data", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(UserError, match=message):
+        run_training(tiny_config(shapes, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "run", [run_training, functools.partial(run_evaluation, split=None, step=None)]
+)
+def test_a_script_of_ones_own_is_told_of_an_impossible_value_at_once(run, shapes, tmp_path):
+    config = tiny_config(shapes, sharding="fspd", data__train__root="nowhere")
+    with pytest.raises(UserError, match=r"config\.sharding: got 'fspd'.*nearest is fsdp"):
+        run(config, tmp_path)
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path, capsys):

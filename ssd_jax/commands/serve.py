@@ -15,6 +15,7 @@ from ssd_jax.errors import UserError
 
 # What data/decode.py takes at most.
 MOST_MEGAPIXELS = 128
+LARGEST_PORT = 65535
 TOKEN_VARIABLE = "SSD_JAX_TOKEN"
 _PACKAGES = ("uvicorn", "starlette", "python_multipart", "prometheus_client")
 
@@ -40,7 +41,7 @@ def add(verbs) -> None:
 
 def serving_arguments(parser) -> None:
     """Those of any server, whatever it serves and to whom."""
-    parser.add_argument("--port", type=count, default=8080, help="default: %(default)s")
+    parser.add_argument("--port", type=_port, default=8080, help="default: %(default)s")
     parser.add_argument(
         "--batches",
         type=_sizes,
@@ -125,6 +126,13 @@ def read_token(path: pathlib.Path | None) -> str | None:
     if token is not None and not token.strip():
         raise UserError(f"{where}: it is empty, expected a token.")
     return token and token.strip()
+
+
+def _port(text: str) -> int:
+    value = count(text)
+    if value > LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"expected 0 to {LARGEST_PORT}")
+    return value
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from ssd_jax.types import Detections
 
 
 class Exported(OnPictures):
-    """`open_exported(folder)(images)` gives the detections of encoded pictures.
+    """`open_exported(folder)(images)` gives the detections of pictures.
 
     `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
     side in pixels that pictures are decoded to, `engine` what runs the network, and `why` it was

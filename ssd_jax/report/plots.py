@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssd_jax.plots import plot_style, save_plot
+from ssd_jax.plots import FEW_POINTS, plot_style, save_plot
 
 # (split, value, title)
 PANELS = (("train", "loss", "loss"), ("val", "map_voc07", "mAP, VOC07 11-point"))
@@ -25,7 +25,11 @@ def plot_runs(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path: pat
                     if record["split"] == split and record.get(name) is not None
                 ]
                 if points:
-                    axes.plot(*zip(*points, strict=True), label=name_of_run)
+                    # A single evaluation is no line.
+                    marker = "o" if len(points) <= FEW_POINTS else None
+                    axes.plot(
+                        *zip(*points, strict=True), marker=marker, markersize=4, label=name_of_run
+                    )
             axes.set_ylim(bottom=0)
             axes.legend()
         axes.set_xlabel("step")

@@ -123,8 +123,8 @@ def media_type(request: Request) -> str:
     if name not in (MULTIPART, *PICTURE_TYPES):
         raise HTTPException(
             415,
-            f"Content-Type: got {given[:100]!r}, expected image/jpeg, image/png, "
-            f"application/x-image or {MULTIPART}.",
+            f"Content-Type: got {given[:100]!r}, expected {', '.join(PICTURE_TYPES)} or "
+            f"{MULTIPART}. Name it, as curl does with -H 'Content-Type: image/jpeg'.",
         )
     return name
 

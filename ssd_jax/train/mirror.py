@@ -6,6 +6,7 @@ the store without one is the rest of a cut transfer, and never taken.
 
 import contextlib
 import hashlib
+import os
 import pathlib
 import shutil
 import sys
@@ -35,9 +36,12 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
     In a run of several processes all of them come here.
 
     Raises:
-      UserError: the store cannot be read, or not everything could be uploaded in the end.
+      UserError: it is a file, the store cannot be read, or not everything could be uploaded in the
+        end.
     """
     if not is_remote(location):
+        if os.path.isfile(location):
+            raise UserError(f"{location}: it is a file. Give a folder as --workdir.")
         yield pathlib.Path(location)
         return
     url = str(location).rstrip("/")

@@ -168,13 +168,27 @@ def test_flags_that_make_no_cluster(words, message):
 def test_processes_share_the_cores_of_their_host(
     batch_size, processes, on_this_host, devices, monkeypatch
 ):
-    chosen = {}
-    config = SimpleNamespace(jax_num_cpu_devices=-1, update=chosen.__setitem__)
-    monkeypatch.setattr("ssd_jax.sharding.jax", SimpleNamespace(config=config))
+    chosen = settings_of_jax(monkeypatch)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
     use_cpu_cores(batch_size, processes=processes, on_this_host=on_this_host)
     assert chosen == {"jax_num_cpu_devices": devices}
+
+
+def test_a_number_of_devices_in_xla_flags_is_left_alone(monkeypatch):
+    chosen = settings_of_jax(monkeypatch)
+    monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=3")
+    use_cpu_cores(8)
+    assert chosen == {}
+
+
+def settings_of_jax(monkeypatch):
+    """What is set from now on, of a JAX of which nothing was set."""
+    chosen = {}
+    config = SimpleNamespace(jax_num_cpu_devices=-1, update=chosen.__setitem__)
+    monkeypatch.setattr("ssd_jax.sharding.jax", SimpleNamespace(config=config))
+    return chosen
 
 
 @pytest.mark.parametrize(("hosts", "kept"), [(["a", "a"], True), (["a", "b"], False)])

@@ -74,7 +74,14 @@ def test_the_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batches", "0,1"], ["--max-megapixels", "129"], ["--queue", "-1"], []]
+    "arguments",
+    [
+        ["--batches", "0,1"],
+        ["--max-megapixels", "129"],
+        ["--queue", "-1"],
+        ["--port", "80000"],
+        [],
+    ],
 )
 def test_settings_that_cannot_be(arguments, capsys):
     what = ["--workdir", "run"] if arguments else []

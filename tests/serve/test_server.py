@@ -102,6 +102,7 @@ def test_of_many_requests_each_gets_its_own_answer(server):
         (picture(size=(1000, 251)), "image/png", 400, "251 x 1,000 pixels, expected 250,000 at"),
         (b"\0" * (LARGEST + 1), "image/jpeg", 413, "200,001 bytes or more, expected 200,000 at"),
         (picture(), "text/html", 415, "got 'text/html', expected image/jpeg"),
+        (picture(), "application/x-www-form-urlencoded", 415, "-H 'Content-Type: image/jpeg'"),
         (picture(), "multipart/form-data", 400, "boundary"),
         (b"junk", "multipart/form-data; boundary=x", 400, "multipart"),
         (b"", "multipart/form-data; boundary=x", 400, "got no part"),
