@@ -41,7 +41,7 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_training(folder: str | os.PathLike, workdir: str | os.PathLike) -> Iterator[None]:
-    """Keeps a second training of this machine from `workdir` by a lock on `folder`.
+    """Keeps a second training from `workdir` by a lock on `folder`.
 
     Raises:
       UserError: another process trains there.
@@ -51,7 +51,7 @@ def only_training(folder: str | os.PathLike, workdir: str | os.PathLike) -> Iter
             stack.enter_context(held(folder))
         except BlockingIOError as error:
             raise UserError(
-                f"{workdir}: another process on this machine trains there. Wait for it, or choose "
-                "another --workdir."
+                f"{workdir}: another process trains there. Wait for it, or choose another "
+                "--workdir."
             ) from error
         yield

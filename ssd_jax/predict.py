@@ -87,7 +87,7 @@ Picture = bytes | str | os.PathLike | UInt8[np.ndarray, "H W 3"]
 class OnPictures:
     """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take any pictures."""
 
-    @no_type_check  # by tests: it tells itself what else it got
+    @no_type_check  # of jaxtyping in tests: the errors below are its own
     def __call__(self, images: Sequence[Picture], *, names: Sequence[str] = ()) -> list[Detections]:
         """Detections of each picture, without padding.
 

@@ -78,7 +78,8 @@ def run_training(
         cannot be built, read or resumed.
       Stopped: the run was asked to stop. The same call goes on with it.
     """
-    check(config)
+    with together():
+        check(config)
     workdir = pathlib.Path(workdir)
     with (
         contextlib.ExitStack() as stack,
@@ -213,7 +214,8 @@ def _check_without_data(config, workdir) -> None:
     build_predict(config, network)
     for size in experiment.training_sizes(config):
         anchors_at(config, network, size)
-    if config.weights.path and not has_trained(workdir):
+    # Process 0 alone, because the disk of another one may be late to show the run to go on with.
+    if jax.process_index() == 0 and config.weights.path and not has_trained(workdir):
         check_weights(config.weights.path)
     for split in ("train", "val"):
         if not config.data[split].root.strip():

@@ -27,7 +27,7 @@ from ssd_jax.ops.images import normalise, resize
 from ssd_jax.sharding import put_batch
 from ssd_jax.types import Batch
 
-# For each device; one thread decodes some 600 images a second.
+# For each device, which several hundred images a second of each thread keep busy.
 _MOST_THREADS = 16
 
 

@@ -127,7 +127,7 @@ def run_layout(layout, options, backend):
         else:
             given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             visible = given if given != [""] else [str(number) for number in range(own.stop)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] for i in own)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[own.start : own.stop])
             pinned = set(cores)
         command = [sys.executable, __file__, "--config", options.config]
         command += ["--images", str(options.images), "--steps", str(options.steps)]

@@ -127,8 +127,8 @@ def examine(
         *annotation_findings(source, reach=reach, max_objects=max_objects, label_width=label_width),
     ]
     copies = tuple(image for image, first in twins.items() if _same_objects(source, image, first))
-    shown = tuple(look.digest.hex() for look in looks)
-    return Diagnosis(tuple(findings), _statistics(source, reach), copies, shown)
+    in_hex = tuple(look.digest.hex() for look in looks)
+    return Diagnosis(tuple(findings), _statistics(source, reach), copies, in_hex)
 
 
 def check_before_training(

@@ -128,7 +128,8 @@ def _keep_what_is_there(
         if json and result.parent == picture.parent and result.exists():
             raise UserError(
                 f"{result}: what is found in {item.place} would overwrite it, and it may hold its "
-                "annotations. Choose another --out."
+                "annotations. Choose another --out, or remove it if it is the result of an earlier "
+                "command."
             )
 
 

@@ -61,8 +61,8 @@ class Batcher:
             for size in self._times:
                 await loop.run_in_executor(self._thread, self._predict, [], size)  # compiles
                 await self._timed([], size)
-            # A collection that goes through all that the start has made stops every thread for a
-            # quarter of a second.
+            # A collection that goes through all that the start has made stops every thread for so
+            # long that a ping is late.
             gc.collect()
             gc.freeze()
             self.ready = True

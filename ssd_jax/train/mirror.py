@@ -57,7 +57,8 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
                 stack.enter_context(only_training(beside, shown(url)))
                 stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
         yield folder
-        # The others wait for the upload: JAX ends all of them where one leaves minutes later.
+        # The others wait for the upload: JAX ends all of them where one leaves minutes later. Those
+        # of a run that was stopped do not, for one alone may have been.
         with together():
             stack.pop_all().close()
 

@@ -125,9 +125,10 @@ def test_one_bad_record_does_not_take_the_names_from_the_others(tmp_path):
 
 
 def test_a_record_without_names_has_those_of_the_others(tmp_path):
-    write(tmp_path, record(thing(1), categories=CATEGORIES), record(thing(0), file="b.jpg"))
+    unnamed = [record(thing(0), file="b.jpg"), record(thing(1), file="c.jpg")]
+    write(tmp_path, record(thing(1), categories=CATEGORIES), *unnamed)
     source = open_json_folder(tmp_path)
-    assert (source.classes, source.annotations.labels.tolist()) == (("cat", "dog"), [1, 0])
+    assert (source.classes, source.annotations.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
     write(tmp_path, record(thing(1), categories=CATEGORIES), record(thing(2), file="b.jpg"))
     with expect("SSD134", "1.json, object 1", "'class_id 2, which has no name'"):
         open_json_folder(tmp_path)

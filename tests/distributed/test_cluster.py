@@ -61,6 +61,8 @@ with Checkpoints(saved, metric="map", read_only=True) as checkpoints:
     if process == 0:
         (saved / "5").mkdir()
     outcome["seen"] = problem_of(cluster.wait_until_seen, saved / "5")
+    if process == 0:
+        (own / "6").mkdir()
     outcome["not_seen"] = problem_of(cluster.wait_until_seen, own / "6")
 print(json.dumps(outcome))
 """

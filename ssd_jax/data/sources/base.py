@@ -305,7 +305,7 @@ def build_source(
             "Correct it, or add it to config.data.classes (other commands: --classes)",
         )
 
-    readable = np.flatnonzero(~unreadable & ~flat)
+    readable = np.flatnonzero(~unreadable & ~flat & ~outside)
     sides = np.tile(sizes[image[readable]][:, ::-1], 2)
     if sizes.all() and look_normalised(boxes[readable] * sides):
         k = int(readable[0])

@@ -156,14 +156,14 @@ def source_of_records(
 
 
 def _believed_names(records: Sequence[Record], problems: Problems) -> dict[int, str]:
-    """Names by id; none where most records with objects use an id that they do not name."""
-    using = [
+    """Names by id; none where most records that name some use an id that they do not name."""
+    names_its_ids = [
         {thing.class_id for thing in record.objects if thing.class_id is not None}
         <= record.names.keys()
         for record in records
-        if record.objects
+        if record.objects and record.names
     ]
-    if 2 * sum(using) < len(using):
+    if 2 * sum(names_its_ids) < len(names_its_ids):
         return {}
     names: dict[int, str] = {}
     ids: dict[str, int] = {}
