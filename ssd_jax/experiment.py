@@ -24,7 +24,7 @@ from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer
-from ssd_jax.train.state import TrainState, state_shapes
+from ssd_jax.train.state import TrainState, create_state, state_shapes
 from ssd_jax.train.step import Augment, Loss, augment_batch, batch_loss, train_step
 from ssd_jax.train.stopping import EarlyStopping
 
@@ -230,6 +230,13 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
     return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
 
 
+def build_state(
+    config: ConfigDict, variables: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first step, from host variables."""
+    return create_state(variables, optimizer, mesh, **_state_settings(config))
+
+
 def build_state_shapes(
     config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
@@ -238,9 +245,12 @@ def build_state_shapes(
         variable_shapes(network.model, config.model.image_size),
         optimizer,
         mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
+        **_state_settings(config),
     )
+
+
+def _state_settings(config: ConfigDict) -> dict[str, Any]:
+    return {"sharding": config.sharding, "averaged": config.optimizer.ema_decay > 0}
 
 
 def build_step(

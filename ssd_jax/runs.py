@@ -42,7 +42,7 @@ from ssd_jax.same_run import has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
-from ssd_jax.train.state import TrainState, create_state
+from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
@@ -268,14 +268,7 @@ def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[Tr
     _tell(experiment.describe_network(config, network, variables, mesh))
     for warning in experiment.schedule_warnings(config, len(source)):
         _tell(f"warning: {warning}")
-    state = create_state(
-        variables,
-        optimizer,
-        mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
-    )
-    return state, told
+    return experiment.build_state(config, variables, optimizer, mesh), told
 
 
 def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, dict[str, str]]:

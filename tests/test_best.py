@@ -17,7 +17,6 @@ from ssd_jax.network import build_network
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh, put_batch, shardings_of
 from ssd_jax.train.checkpoint import Checkpoints
-from ssd_jax.train.state import create_state
 
 
 def best_config(shapes, **changes):
@@ -49,7 +48,7 @@ def step_of(config, mesh):
     schedule = experiment.build_schedule(config, images=20)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, 64, seed=0)
-    state = create_state(variables, optimizer, mesh, sharding=config.sharding, averaged=True)
+    state = experiment.build_state(config, variables, optimizer, mesh)
     step = experiment.build_step(config, network, schedule, optimizer, mesh)
     return jax.jit(step, compiler_options=QUICK, out_shardings=(shardings_of(state), None)), state
 

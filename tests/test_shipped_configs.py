@@ -13,7 +13,6 @@ from ssd_jax.config_check import check
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.sharding import make_mesh, put_batch
-from ssd_jax.train.state import create_state
 from ssd_jax.types import Batch
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -105,8 +104,7 @@ def test_the_config_takes_a_step(file):
     schedule = experiment.build_schedule(config, images=100)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)
-    averaged = config.optimizer.ema_decay > 0
-    state = create_state(variables, optimizer, mesh, averaged=averaged)
+    state = experiment.build_state(config, variables, optimizer, mesh)
     step = experiment.build_step(config, network, schedule, optimizer, mesh)
     # Compiling is most of the time; without optimisation it is a third of it.
     compiled = (

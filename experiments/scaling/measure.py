@@ -164,7 +164,6 @@ def work(options):
     from ssd_jax.network import build_network
     from ssd_jax.sharding import make_mesh, put_batch
     from ssd_jax.train.compiled import compile_step
-    from ssd_jax.train.state import create_state
 
     coordinator, processes, process = options.worker
     if int(processes) > 1:
@@ -187,13 +186,7 @@ def work(options):
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     variables = init_variables(network.model, config.model.image_size, seed=0)
-    state = create_state(
-        variables,
-        optimizer,
-        mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
-    )
+    state = experiment.build_state(config, variables, optimizer, mesh)
 
     local = config.batch_size // int(processes)
     rows, rng = (

@@ -18,7 +18,6 @@ from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.network import Network, build_network
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
-from ssd_jax.train.state import create_state
 
 # FLOP/s that a network is modelled to train at on an H200 in bfloat16: the part of the 790 TFLOP/s
 # of its matrix units that 0.70 of the coarse roofline is, at 512 px and a batch of 64.
@@ -139,12 +138,11 @@ def _timed(config, compiled: Compiled, network, source: Source, mesh: Mesh) -> f
         num_threads=0,
     )
     batch = put_batch(next(batches), mesh)
-    state = create_state(
+    state = experiment.build_state(
+        config,
         init_variables(network.model, config.model.image_size, seed=config.seed),
         experiment.build_optimizer(config, experiment.build_schedule(config, len(source))),
         mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
     )
     seconds = []
     for _ in range(TIMED_STEPS + 1):

@@ -32,7 +32,6 @@ from ssd_jax.sharding import (
     put_replicated,
 )
 from ssd_jax.train.compiled import StepMemory, step_memory, trace_step
-from ssd_jax.train.state import create_state
 from ssd_jax.types import Batch
 
 # Of VOC, for a config that does not name its classes.
@@ -140,13 +139,7 @@ def train_program(work: Workload) -> Program:
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
     step = experiment.build_step(config, work.network, schedule, optimizer, mesh)
-    state = create_state(
-        first_variables(work),
-        optimizer,
-        mesh,
-        sharding=config.sharding,
-        averaged=config.optimizer.ema_decay > 0,
-    )
+    state = experiment.build_state(config, first_variables(work), optimizer, mesh)
     batch = put_batch(work.batch, mesh)
     return make_program(
         trace_step(step, state, batch, mesh), stateful(state, batch), config.batch_size
