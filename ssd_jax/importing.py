@@ -170,8 +170,7 @@ def _read_run(
     )
     trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]))
     tensors = flatten_dict(jax.device_get(trained.variables), sep="/")
-    _check_order(str(workdir), trained.classes, classes)
-    about = {"classes": ", ".join(trained.classes)}
+    about = _about_classes(str(workdir), trained.classes, classes)
     file = WeightFile(f"{workdir}, step {trained.step}", tensors, about)
     return file, _own_names("a run of ours", config, tensors), config
 
@@ -182,8 +181,7 @@ def _read_exported(
     folder = read_folder(source)
     config, tensors = folder.config(), folder.weights()
     _check_input(source, config, ours, "the settings in its meta.json")
-    _check_order(source, folder.classes, classes)
-    about = {"classes": ", ".join(folder.classes)}
+    about = _about_classes(source, folder.classes, classes)
     names = _own_names("an exported detector of ours", config, tensors)
     return WeightFile(source, tensors, about), names, config
 
@@ -222,12 +220,21 @@ def _differing(
     ]
 
 
-def _check_order(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    if tuple(theirs) != tuple(ours) and sorted(theirs) == sorted(ours):
+def _about_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """What the report tells of the classes; as many others may be new names of the same."""
+    theirs, ours = tuple(theirs), tuple(ours)
+    if theirs != ours and sorted(theirs) == sorted(ours):
         raise UserError(
             f"{source}: its classes are {', '.join(theirs)}, and here they are the same in another "
             f"order, {', '.join(ours)}. Give config.data.classes in the order of the weights."
         )
+    told = {"classes": ", ".join(theirs)}
+    if theirs != ours and len(theirs) == len(ours):
+        pairs = zip(theirs, ours, strict=True)
+        told["classes are OTHERS here, and begin with their heads"] = ", ".join(
+            f"{new} with that of {old}" for old, new in pairs if new != old
+        )
+    return told
 
 
 def _class_names(

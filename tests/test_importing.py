@@ -68,7 +68,13 @@ def test_pictures_keep_what_a_network_larger_than_the_canvas_sees(tmp_path):
 def test_classes_in_another_order_are_refused(imported, made):
     with pytest.raises(UserError, match="in another order, dog, cat"):
         start_from(made.variables, str(imported[0]), classes=("dog", "cat"))
-    start_from(made.variables, str(imported[0]), classes=("horse", "cat"))
+
+
+def test_other_classes_of_the_same_number_take_over_the_heads_and_are_told_so(imported, made):
+    _, report = start_from(made.variables, str(imported[0]), classes=("horse", "dog"))
+    assert "OTHERS here, and begin with their heads: horse with that of cat\n" in f"{report}\n"
+    _, report = start_from(made.variables, str(imported[0]), classes=("cat", "dog"))
+    assert "OTHERS" not in str(report)
 
 
 def test_its_config_is_the_recipe_and_what_the_artefact_says(imported):

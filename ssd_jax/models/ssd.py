@@ -22,7 +22,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.models.convolution import convolution
 from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
 from ssd_jax.models.fpn import FeaturePyramid
-from ssd_jax.models.layers import ConvStyle
+from ssd_jax.models.layers import TRACED_INIT, ConvStyle
 from ssd_jax.models.resnet import ResNet50
 from ssd_jax.models.resnet_v2 import ResNet50V2
 from ssd_jax.models.small import Small
@@ -76,6 +76,7 @@ class Heads(nn.Module):
             (3, 3),
             padding=1,
             dtype=self.dtype,
+            kernel_init=TRACED_INIT,
             conv_general_dilated=convolution,
             name=name,
         )
