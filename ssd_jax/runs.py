@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment, gallery
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
+from ssd_jax.config import CONFIG_FILE, save_config
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
@@ -38,7 +39,7 @@ from ssd_jax.outcome import (
 from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
 from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
-from ssd_jax.same_run import has_trained, settle_config
+from ssd_jax.same_run import describe_changes, has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
@@ -66,12 +67,14 @@ def run_training(
     time_limit: float | None = None,
     observers: Sequence[Observer] = (),
     last_words: Callable[[Exception], object] = lambda error: None,
+    change: Collection[str] = (),
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
     `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
     be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`,
-    `last_words` is that of the `Watchdog`.
+    `last_words` is that of the `Watchdog`. `change` names the settings that an earlier run in
+    `workdir` goes on with as `config` has them, and not as it was begun.
 
     Raises:
       UserError: the config has an impossible value, which is found first; or a part of the run
@@ -90,22 +93,22 @@ def run_training(
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_training(workdir, workdir))
-        return _run_training(
-            config, workdir, mesh, stopping=stopping, watchdog=watchdog, observers=observers
-        )
+        return _run_training(config, workdir, mesh, stopping, watchdog, observers, change)
 
 
-def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Measured:
+def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) -> Measured:
     sources = _shared_sources(config, workdir)
     source = sources["train"]
     mesh = watchdog.mesh = mesh or make_mesh()
     _check_devices(config, source, mesh)
+    with together():
+        changes = settle_config(config, workdir, sources, mesh=mesh, change=change)
 
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
     begin = _go_on if from_first(has_trained(workdir)) else _first_state
-    state, weights = begin(config, workdir, network, optimizer, mesh, sources)
+    state, weights = begin(config, network, optimizer, mesh, source)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = {
         size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
@@ -131,12 +134,21 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
     with open_checkpoints(config, workdir) as checkpoints:
         state, progress = _resumed(checkpoints, state, classes=source.classes, of=total_steps)
         start_step = int(state.step)
-        if start_step < total_steps or progress.evaluated_step < start_step:
+        for line in describe_changes(config, changes, images=len(source), step=start_step):
+            _tell(line)
+        goes_on = start_step < total_steps or progress.evaluated_step < start_step
+        with together():
+            # Not before the state is there: what cannot be done leaves the run as it was. The start
+            # comes first, so that no change is without its record.
             if jax.process_index() == 0:
-                data = {name: each.fingerprint for name, each in sources.items()}
-                record_start(workdir, step=start_step, weights=weights, data=data)
-                if not start_step:
-                    _draw_first_batch(config, workdir, source)
+                if goes_on or changes:
+                    about = {"data": {name: each.fingerprint for name, each in sources.items()}}
+                    about |= {"weights": weights, "changes": changes}
+                    record_start(workdir, step=start_step, **about)
+                save_config(config, workdir / CONFIG_FILE)
+        if goes_on:
+            if jax.process_index() == 0 and not start_step:
+                _draw_first_batch(config, workdir, source)
             batches = mesh_batches(config, source, mesh, start_step=start_step)
             stopping.hold()
             watchdog.enter("compilation", start_step)
@@ -235,18 +247,15 @@ def _check_devices(config, source, mesh) -> None:
         )
 
 
-def _go_on(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
+def _go_on(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
     """The shapes of the state to be restored, which needs no weights to begin with."""
-    with together():
-        settle_config(config, workdir, sources)
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
     _tell(experiment.describe_network(config, network, state.variables, mesh))
     return state, None
 
 
-def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[TrainState, Any]:
+def _first_state(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
     """The state at step 0, and what there is to tell of the weights that it begins with."""
-    source = sources["train"]
     with together() as facts:
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
         told = None
@@ -263,7 +272,6 @@ def _first_state(config, workdir, network, optimizer, mesh, sources) -> tuple[Tr
             new = new_layers(variables, load_report)
             variables, scaled = _scale_new_layers(config, network, variables, new, source)
             told = load_report.facts | scaled
-        settle_config(config, workdir, sources)
         facts["weights to begin with"] = fingerprint(variables)
     _tell(experiment.describe_network(config, network, variables, mesh))
     for warning in experiment.schedule_warnings(config, len(source)):
@@ -307,6 +315,11 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
         _tell("begins with the imported weights")
     if not newest:
         return state, Progress()
+    if newest > of:
+        raise UserError(
+            f"the checkpoint there is of step {newest}, and the run would end at step {of}. Give "
+            "more config.steps or config.epochs, or as many as before."
+        )
     state = checkpoints.restore(newest, state, classes=classes)
     _tell(f"resumed at step {newest} of {of}")
     return state, Progress(**checkpoints.progress(newest) or {"evaluated_step": newest})

@@ -4,6 +4,7 @@ from ssd_jax.commands.common import (
     cluster_arguments,
     folder_or_url,
     join_cluster,
+    names_argument,
     seconds,
     verb,
     workdir,
@@ -32,6 +33,12 @@ def add(verbs) -> None:
         metavar="TIME",
         help="then save and stop with exit code 75, as 90s, 45m or 3h; see docs/reliability.md",
     )
+    names_argument(
+        train,
+        "--change",
+        "settings that the run in --workdir goes on with as they are given now, see "
+        "docs/training.md",
+    )
     cluster_arguments(train)
 
 
@@ -52,4 +59,4 @@ def _train(options, rest):
     if not faulthandler.is_enabled():
         faulthandler.enable(2)
     with workdir_to_write(options.workdir) as workdir:
-        run_training(config, workdir, time_limit=options.time_limit)
+        run_training(config, workdir, time_limit=options.time_limit, change=options.change)

@@ -265,7 +265,22 @@ def _starts(starts):
             )
         )
     heads = ("started", "at step", "machine", "commit", "versions", "command")
-    return "<h3>Starts</h3>" + table(heads, rows) if rows else ""
+    return "<h3>Starts</h3>" + table(heads, rows) + _changes_on_the_way(starts) if rows else ""
+
+
+def _changes_on_the_way(starts):
+    rows = [
+        (start["step"], name, str(change["from"]), str(change["to"]))
+        for start in starts
+        for name, change in start.get("changes", {}).items()
+    ]
+    if not rows:
+        return ""
+    heads = ("from step", "setting", "was", "became")
+    return (
+        "<h3>Changed on the way</h3>" + table(heads, rows) + "<p>The command at the top has the "
+        "last settings from its first step on, and so repeats another run than this one.</p>"
+    )
 
 
 def _number(value):

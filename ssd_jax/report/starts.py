@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,10 +32,12 @@ def record_start(
     step: int,
     weights: dict[str, Any] | None,
     data: Mapping[str, str],
+    changes: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
 ) -> None:
     """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
 
-    `weights` tells where the first values came from, `data` has the fingerprint of each split.
+    `weights` tells where the first values came from, `data` has the fingerprint of each split,
+    `changes` the former and the new value of each setting that is another one from here on.
     """
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -44,6 +47,7 @@ def record_start(
         "code": code_state(pathlib.Path(__file__).parents[1]),
         "weights": weights,
         "data": data,
+        "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:

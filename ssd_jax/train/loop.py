@@ -113,7 +113,8 @@ def _stop_unless_finite(step: int, names: Sequence[str], values: dict[str, float
         return
     raise UserError(
         f"step {step}: the loss is {values['loss']} with a gradient of norm "
-        f"{values['gradient_norm']}, so training stops. The batch held {', '.join(names)}. Lower "
-        "the learning rate or clip the gradient (--config.optimizer.clip_norm=10), and look at "
-        "these images and their boxes."
+        f"{values['gradient_norm']}, so training stops. The batch held {', '.join(names)}. Look at "
+        "these images and their boxes, and lower the learning rate or clip the gradient: "
+        "--config.optimizer.clip_norm=10, with --change optimizer.clip_norm to go on from the last "
+        "checkpoint."
     )

@@ -1,0 +1,114 @@
+"""A run that goes on with other settings: which it takes, what it keeps, and what it tells."""
+
+import json
+import shutil
+
+import jax
+import pytest
+from same_run import losses, steps_on_disk
+from tiny import tiny_config
+
+from ssd_jax.cli import main
+from ssd_jax.config import read_config, save_config
+from ssd_jax.errors import UserError
+from ssd_jax.report.starts import read_starts
+from ssd_jax.runs import run_training
+from ssd_jax.sharding import make_mesh
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A finished run of six steps, to be changed."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def go_on(shapes, run, change=(), **changes):
+    mesh = make_mesh(jax.devices()[:1])
+    return run_training(tiny_config(shapes, **changes), run, mesh=mesh, change=change)
+
+
+def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
+    change = ["steps", "optimizer.learning_rate", "evaluate.every_steps"]
+    words = {"steps": 8, "optimizer__learning_rate": 1e-4, "evaluate__every_steps": 1}
+    before = losses(run)
+    go_on(shapes, run, change, **words)
+    told = capsys.readouterr().out
+    assert "from here on: config.steps was 6 and is now 8" in told
+    assert "the learning rate at step 6 was 0.001, and is 0.0001" in told
+
+    assert losses(run)[: len(before)] == before
+    on_the_way = [(r["step"], r.get("lr")) for r in losses(run)[len(before) :]]
+    assert on_the_way == [(7, pytest.approx(1e-4)), (7, None), (8, pytest.approx(1e-4)), (8, None)]
+    assert read_config(run / "config.json").steps == 8
+    changes = {
+        "steps": {"from": 6, "to": 8},
+        "evaluate.every_steps": {"from": 4, "to": 1},
+        "optimizer.learning_rate": {"from": 0.001, "to": 0.0001},
+    }
+    assert [start["changes"] for start in read_starts(run)] == [{}, changes]
+    report = json.loads((run / "report.json").read_text())
+    assert report["how"]["starts"][-1]["changes"] == changes
+    page = (run / "report.html").read_text()
+    assert "Changed on the way" in page
+    assert "optimizer.learning_rate" in page
+
+    # The same command again, as a scheduler gives it, finds nothing more to do.
+    go_on(shapes, run, change, **words)
+    assert len(read_starts(run)) == 2
+
+
+def test_a_finished_run_is_measured_anew_with_other_settings(shapes, run):
+    go_on(shapes, run, ["detect.max_detections"], detect__max_detections=3)
+    assert read_starts(run)[-1]["step"] == 6
+    assert list(read_starts(run)[-1]["changes"]) == ["detect.max_detections"]
+    assert json.loads((run / "report.json").read_text())["config"]["detect"]["max_detections"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "message"),
+    [
+        ((), {"steps": 8}, r"steps was 6 and is now 8\. .*--change steps to have it so"),
+        (("steps",), {"steps": 8, "loss__box_weight": 2.0}, r"another config: config\.loss\.box_"),
+        (("seed",), {"seed": 1}, r"seed was 0 and is now 1 \(the order of the images"),
+        (("batch_size",), {"batch_size": 4}, r"\(the place in the data is step times batch_size"),
+        (("model.dtype",), {"model__dtype": "bfloat16"}, r"\(it makes another network\)"),
+        (("anchors.layout",), {"anchors__layout": "gluoncv"}, "trained for these anchors"),
+        (("data.classes",), {"data__classes": ("triangle", "ring", "cross")}, "these classes"),
+        (("evaluate.metric",), {"evaluate__metric": "coco"}, "the best checkpoint is chosen by"),
+        (("optimizer.name",), {"optimizer__name": "adamw"}, "remembers .* of another shape"),
+        (("optimizer.ema_decay",), {"optimizer__ema_decay": 0.9}, "remembers .* of another shape"),
+        (("steps",), {"steps": 5}, "of step 6, and the run would end at step 5"),
+        (("stpes",), {}, r"--change: got 'stpes', which is no setting\. The nearest is steps"),
+    ],
+)
+def test_what_cannot_change_leaves_the_run_as_it_was(change, changes, message, shapes, run):
+    before = {path: path.read_bytes() for path in (run / "config.json", run / "starts.jsonl")}
+    steps = steps_on_disk(run)
+    with pytest.raises(UserError, match=message) as error:
+        go_on(shapes, run, change, **changes)
+    # Where no change helps, none is recommended.
+    assert ("--change steps to" in str(error.value)) == (not change)
+    assert {path: path.read_bytes() for path in before} == before
+    assert steps_on_disk(run) == steps
+
+
+def test_a_clip_norm_may_come_on_the_way(shapes, run):
+    """As the message of a loss that is not finite says; its part of the state is empty."""
+    go_on(shapes, run, ["steps", "optimizer.clip_norm"], steps=7, optimizer__clip_norm=10.0)
+    assert steps_on_disk(run)[-1] == 7
+
+
+def test_a_folder_without_a_run_has_nothing_to_change(shapes, tmp_path):
+    with pytest.raises(UserError, match="--change: there is no run in"):
+        go_on(shapes, tmp_path, ["steps"])
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_verb_takes_the_names(shapes, run, capsys):
+    file = run / "asked_for.json"
+    save_config(tiny_config(shapes), file)
+    command = ["train", "--config", str(file), "--workdir", str(run), "--config.loss.box_weight=2"]
+    assert main(command) == 2
+    assert "--change loss.box_weight" in capsys.readouterr().err
+    assert main([*command, "--change", "steps,loss.box_weight"]) == 0
+    assert read_config(run / "config.json").loss.box_weight == 2.0
