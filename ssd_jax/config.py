@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from ssd_jax import __version__
 from ssd_jax.errors import UserError
 
 _KINDS = {
@@ -28,6 +29,9 @@ _KINDS = {
 }
 # In the folder of a run.
 CONFIG_FILE = "config.json"
+STARTS_FILE = "starts.jsonl"
+# Settings that had another name in a release: the old name -> the present one.
+RENAMED: dict[str, str] = {}
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -311,21 +315,47 @@ def save_config(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
-    """Reads what `save_config` wrote."""
+    """Reads what `save_config` wrote; what came into being since has its default."""
+    settings, config = stored_settings(path), default_config()
+    if unknown := sorted(settings.keys() - dict(flat_items(config)).keys()):
+        raise UserError(
+            f"{path}: ssd_jax {__version__} has no setting {', '.join(unknown)}. The run is of "
+            f"{_started_with(path.parent)}: go back to that. `ssd-jax report` shows it anyway."
+        )
+    try:
+        config.update_from_flattened_dict(settings)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return config
+
+
+def stored_settings(path: pathlib.Path) -> dict[str, object]:
+    """The settings in a file by their present names, unknown ones too."""
     if not path.is_file():
         raise UserError(
             f"{path.parent}: no {path.name} there. Give the --workdir of a run that "
             "`ssd-jax train` has started."
         )
-    config = default_config()
     try:
-        config.update_from_flattened_dict(dict(_flatten(json.loads(path.read_text()))))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: it is damaged or of another version ({str(error).splitlines()[0]}). Give the "
-            "--workdir of another run."
-        ) from error
-    return config
+        items = _flatten(json.loads(path.read_text()))
+        return {RENAMED.get(name, name): value for name, value in items}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    first = str(error).splitlines()[0]
+    return UserError(f"{path}: it is damaged ({first}). Give the --workdir of another run.")
+
+
+def _started_with(folder: pathlib.Path) -> str:
+    """The version, with the commit where it is known, that last started the run in a folder."""
+    try:
+        start = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[-1])
+        version = f"ssd_jax {start['environment']['ssd_jax']}"
+        return f"{version} at commit {start['code']['commit']}" if start["code"] else version
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another version"
 
 
 def flat_items(config: ConfigDict) -> Iterator[tuple[str, object]]:

@@ -1,5 +1,7 @@
 """Configs: typos and impossible values fail before anything is built."""
 
+import json
+
 import pytest
 
 from ssd_jax import config as configs
@@ -8,6 +10,7 @@ from ssd_jax.config_check import CHOICES, INTERPOLATIONS, SMALLEST_IMAGE, check
 from ssd_jax.errors import UserError
 from ssd_jax.models import ssd
 from ssd_jax.ops import box_losses, detect, interpolation, losses
+from ssd_jax.report.collect import config_of_any_version
 from ssd_jax.train import optimizer
 
 
@@ -154,11 +157,32 @@ def test_a_missing_value_is_refused():
         check(config)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"batch_sise": 3}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"batch_size": "many"}'])
 def test_a_damaged_config_is_told(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="damaged or of another version"):
+    with pytest.raises(UserError, match=r"config\.json: it is damaged"):
         configs.read_config(tmp_path / "config.json")
+
+
+def test_a_setting_of_another_version_is_told_with_the_version_to_go_back_to(tmp_path):
+    (tmp_path / "config.json").write_text('{"batch_sise": 3, "loss": {"new": 1}, "seed": 4}')
+    with pytest.raises(UserError, match="is of another version: go back"):
+        configs.read_config(tmp_path / "config.json")
+    start = {"environment": {"ssd_jax": "0.0.9"}, "code": {"commit": "c0ffee"}}
+    (tmp_path / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    with pytest.raises(UserError, match=r"ssd_jax 0\.0\.9 at commit c0ffee") as error:
+        configs.read_config(tmp_path / "config.json")
+    assert "has no setting batch_sise, loss.new." in str(error.value)
+    assert len(str(error.value)) < 400
+    config = config_of_any_version(tmp_path / "config.json")  # of a report
+    assert (config.seed, config.batch_sise, config.loss.new, config.batch_size) == (4, 3, 1, 32)
+
+
+def test_a_setting_that_was_renamed_is_read_by_its_old_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(configs.RENAMED, "loss.alpha", "loss.focal_alpha")
+    (tmp_path / "config.json").write_text('{"loss": {"alpha": 0.5}}')
+    for read in (configs.read_config, config_of_any_version):
+        assert read(tmp_path / "config.json").loss.focal_alpha == 0.5
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

@@ -1,5 +1,6 @@
 """All that the folder of a run knows about it, as one value for a page or a comparison."""
 
+import functools
 import json
 import pathlib
 import shlex
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
-from ssd_jax.config import CONFIG_FILE, read_config
+from ssd_jax.config import CONFIG_FILE, default_config, stored_settings
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
@@ -38,9 +39,9 @@ class Run(NamedTuple):
 
 
 def open_run(place: str | pathlib.Path) -> Run:
-    """Reads the folder of a finished run, or what lies behind its URL."""
+    """Reads the folder of a finished run, or what lies behind its URL; of any version."""
     workdir = workdir_to_read(place, checkpoints=False)
-    config = read_config(workdir / CONFIG_FILE)
+    config = config_of_any_version(workdir / CONFIG_FILE)
     path = workdir / REPORT_FILE
     if not path.is_file():
         raise UserError(
@@ -50,6 +51,15 @@ def open_run(place: str | pathlib.Path) -> Run:
     report = json.loads(path.read_text(encoding="utf-8"))
     records = read_metrics(workdir / METRICS_FILE)
     return Run(workdir.resolve().name, str(place), workdir, config, report, records)
+
+
+def config_of_any_version(path: pathlib.Path) -> ConfigDict:
+    """The settings of a run to look at, also those that are unknown here."""
+    tree = default_config().to_dict()
+    for name, value in stored_settings(path).items():
+        *groups, last = name.split(".")
+        functools.reduce(lambda group, key: group.setdefault(key, {}), groups, tree)[last] = value
+    return ConfigDict(tree)
 
 
 def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

@@ -19,13 +19,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
-    """The settings that are not the same in all runs, with the value of each run."""
+    """The settings that are not the same in all runs, with the value of each run.
+
+    Runs of other versions may lack one, which is None.
+    """
     settings = [dict(flat_items(run.config)) for run in runs]
-    return {
-        name: [each[name] for each in settings]
-        for name in settings[0]
-        if any(each[name] != settings[0][name] for each in settings)
-    }
+    names = dict.fromkeys(name for each in settings for name in each)
+    rows = {name: [each.get(name) for each in settings] for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def metric_rows(runs: Sequence[Run]) -> dict[str, list[int | float | None]]:

@@ -253,19 +253,29 @@ def _starts(starts):
         }
         machine = f"{devices['count']} x {devices['kind']}, {environment.get('driver', '')}; "
         machine += environment.get("processor", "")
-        state = "" if code is None else code["commit"][:12] + (" changed" * code["changed"])
         rows.append(
             (
                 start["time"],
                 start["step"],
                 machine.strip(",; "),
-                state,
+                _code(code),
                 ", ".join(f"{name} {version}" for name, version in versions.items() if version),
                 start["command"] or "called from Python",
             )
         )
     heads = ("started", "at step", "machine", "commit", "versions", "command")
     return "<h3>Starts</h3>" + table(heads, rows) + _changes_on_the_way(starts) if rows else ""
+
+
+def _code(code):
+    if code is None:
+        return ""
+    commit, patch = code["commit"][:12], code.get("patch")
+    if patch:
+        return Html(f'{escape(commit)} <a href="{escape(patch)}">changed</a>')
+    if "not_kept" in code:
+        return f"{commit} changed (the changes are not kept: {code['not_kept']})"
+    return commit + " changed" * code["changed"]
 
 
 def _changes_on_the_way(starts):

@@ -1,6 +1,7 @@
 """How a run was started, each time: command, versions, machine, state of the code."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,10 +17,12 @@ from typing import Any
 import jax
 
 from ssd_jax import __version__
+from ssd_jax.config import STARTS_FILE
 from ssd_jax.hardware import processor
 from ssd_jax.reporting import to_json
 
-STARTS_FILE = "starts.jsonl"
+# Of what differs from the commit; more is data rather than code.
+MOST_PATCH_BYTES = 1_000_000
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
             "opencv-python-headless")  # fmt: skip
 VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64",
@@ -39,17 +42,17 @@ def record_start(
     `weights` tells where the first values came from, `data` has the fingerprint of each split,
     `changes` the former and the new value of each setting that is another one from here on.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command_line(sys.argv),
         "step": step,
         "environment": environment(),
-        "code": code_state(pathlib.Path(__file__).parents[1]),
+        "code": code_state(pathlib.Path(__file__).parents[1], workdir),
         "weights": weights,
         "data": data,
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
-    workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
 
@@ -111,26 +114,40 @@ def environment() -> dict[str, Any]:
     }
 
 
-def code_state(folder: pathlib.Path) -> dict[str, Any] | None:
+def code_state(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The commit that the package stands at and whether files differ from it; None without git.
 
-    An installed package may lie in the repository of something else, which says nothing of it.
+    What differs is left in `workdir`, in a file of the name "patch" for `git apply`, if it is not
+    too large; files that git does not know are in neither. An installed package may lie in the
+    repository of something else, which says nothing of it.
     """
     tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if None in (tracked, commit, changes):
         return None
-    return {"commit": commit, "changed": bool(changes)}
+    state = {"commit": commit.decode().strip(), "changed": bool(changes)}
+    return state | _kept_changes(folder, workdir) if changes else state
+
+
+def _kept_changes(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+    # Not `git diff`, which a user may have configured to look otherwise.
+    patch = _git(folder, "diff-index", "--patch", "--binary", "HEAD")
+    if patch is None or len(patch) > MOST_PATCH_BYTES:
+        size = "of unknown size" if patch is None else f"{len(patch) / 1e6:.1f} MB"
+        return {"patch": None, "not_kept": f"{size}; at most {MOST_PATCH_BYTES / 1e6:g} MB are"}
+    name = f"code_{hashlib.sha256(patch).hexdigest()[:12]}.patch"
+    (workdir / name).write_bytes(patch)
+    return {"patch": name}
 
 
 def _git(folder, *arguments):
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout
 
 
 def _version(name):

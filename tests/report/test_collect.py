@@ -84,30 +84,61 @@ def test_the_command_as_it_was_typed(arguments, command):
     assert starts.command_line(arguments) == command
 
 
-def test_the_commit_is_of_the_code_and_not_of_what_lies_around_it(tmp_path):
+@pytest.fixture
+def git(tmp_path):
+    """`git(...)` in the folder of a project that holds a package."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").touch()
+
     def git(*arguments):
         identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        subprocess.run(command, check=True, capture_output=True)
+        return subprocess.run(command, check=True, capture_output=True).stdout
 
-    file = tmp_path / "package/__init__.py"
-    file.parent.mkdir()
-    file.touch()
-    assert starts.code_state(file.parent) is None
+    return git
+
+
+def test_the_commit_is_of_the_code_and_not_of_what_lies_around_it(tmp_path, git):
+    package = tmp_path / "package"
+    assert starts.code_state(package, tmp_path) is None
     git("init")
     git("commit", "--allow-empty", "-m", "of a project that the package is installed in")
-    assert starts.code_state(file.parent) is None
+    assert starts.code_state(package, tmp_path) is None
     git("add", "package")
     git("commit", "-m", "of the package itself")
-    state = starts.code_state(file.parent)
+    state = starts.code_state(package, tmp_path)
     assert (len(state["commit"]), state["changed"]) == (40, False)
-    file.write_text("changed")
-    assert starts.code_state(file.parent)["changed"]
+    assert list(tmp_path.glob("*.patch")) == []
+
+
+def test_what_differs_from_the_commit_is_kept_as_a_patch(tmp_path, git, monkeypatch):
+    file = tmp_path / "package/__init__.py"
+    git("init")
+    git("add", "package")
+    git("commit", "-m", "of the package")
+    changed = "caf\xe9\r\n".encode("latin-1")  # of any encoding
+    file.write_bytes(changed)
+    run = tmp_path / "run"
+    run.mkdir()
+    state = starts.code_state(file.parent, run)
+    assert state["changed"]
+    git("checkout", "package")
+    git("apply", str(run / state["patch"]))
+    assert file.read_bytes() == changed
+    # The same changes are the same file at every start.
+    assert starts.code_state(file.parent, run) == state
+    assert len(list(run.iterdir())) == 1
+
+    monkeypatch.setattr(starts, "MOST_PATCH_BYTES", 10)
+    too_much = starts.code_state(file.parent, tmp_path)
+    assert too_much["patch"] is None
+    assert too_much["not_kept"].startswith("0.0 MB; at most")
+    assert list(tmp_path.glob("*.patch")) == []
 
 
 def test_a_state_that_git_cannot_tell_is_not_called_unchanged(tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "_git", lambda _, verb, *__: None if verb == "status" else "abc")
-    assert starts.code_state(tmp_path) is None
+    monkeypatch.setattr(starts, "_git", lambda _, verb, *__: None if verb == "status" else b"abc")
+    assert starts.code_state(tmp_path, tmp_path) is None
 
 
 def test_a_run_is_read_from_its_folder(tmp_path):

@@ -1,6 +1,7 @@
 """The pages: whole, without a network, and right in a real browser."""
 
 import html.parser
+import json
 import re
 import shutil
 import subprocess
@@ -69,6 +70,31 @@ def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
     assert "<dog>" not in page
 
 
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        (None, ""),
+        ({"commit": 40 * "a", "changed": False}, "aaaaaaaaaaaa"),
+        ({"commit": 40 * "a", "changed": True}, "aaaaaaaaaaaa changed"),  # of an earlier version
+        (
+            {"commit": 40 * "a", "changed": True, "patch": "code_1.patch"},
+            'aaaaaaaaaaaa <a href="code_1.patch">changed</a>',
+        ),
+        (
+            {"commit": 40 * "a", "changed": True, "patch": None, "not_kept": "2.0 MB"},
+            "aaaaaaaaaaaa changed (the changes are not kept: 2.0 MB)",
+        ),
+    ],
+)
+def test_the_page_leads_to_what_differs_from_the_commit(code, shown, folder):
+    environment = {"devices": {"count": 1, "kind": "cpu"}, "python": "3", "ssd_jax": "0"}
+    start = {"time": "", "step": 0, "command": None, "code": code}
+    report = json.loads((folder / "report.json").read_text())
+    report["how"]["starts"] = [start | {"environment": environment | {"packages": {}}}]
+    (folder / "report.json").write_text(json.dumps(report))
+    assert f"<td>{shown}</td>" in run_page(open_run(folder))
+
+
 def test_drawings_stay_sharp_and_photographs_become_small(folder):
     fetched = read(run_page(open_run(folder))).fetched
     assert [re.match(r"data:image/(\w+)", each)[1] for each in fetched] == ["png", "jpeg"]
@@ -123,6 +149,16 @@ def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path, monkeypat
     page = write_comparison(runs, tmp_path / "out").read_text()
     assert [name for name, _ in drawn] == run_names(runs) == ["a/seed0", "b/seed0", "seed1"]
     assert "<th class=number>b/seed0</th>" in page
+
+
+def test_a_run_of_another_version_can_be_looked_at(tmp_path):
+    old, new = (make_run(tmp_path / name) for name in ("old", "new"))
+    settings = json.loads((old / "config.json").read_text())
+    settings["loss"]["of_old"] = 0.5
+    (old / "config.json").write_text(json.dumps(settings))
+    assert "loss.of_old" in run_page(open_run(old))
+    for runs in ((old, new), (new, old)):
+        assert list(differing_settings([open_run(run) for run in runs])) == ["loss.of_old"]
 
 
 def test_figures_of_other_images_are_not_compared_in_silence(tmp_path):
