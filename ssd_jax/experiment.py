@@ -294,6 +294,20 @@ def build_step(
     )
 
 
+def build_steps(
+    config: ConfigDict,
+    network: Network,
+    schedule: optax.Schedule,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> dict[int, Callable]:
+    """The step at each of the image sizes that the config trains at."""
+    return {
+        size: build_step(config, network, schedule, optimizer, mesh, image_size=size)
+        for size in training_sizes(config)
+    }
+
+
 def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]:
     """The keywords of `train.step.augment_batch`; what can never happen is left out."""
     words = config.augment.to_dict()

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
 from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import describe_changes, has_trained, settle_config
-from ssd_jax.sharding import each_device_alone, make_mesh, whole
+from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
@@ -81,8 +81,10 @@ def run_training(
         cannot be built, read or resumed.
       Stopped: the run was asked to stop. The same call goes on with it.
     """
+    mesh = mesh or make_mesh()
     with together():
         check(config)
+        check_divides(config.batch_size, mesh)
     workdir = pathlib.Path(workdir)
     with (
         contextlib.ExitStack() as stack,
@@ -99,8 +101,8 @@ def run_training(
 def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) -> Measured:
     sources = _shared_sources(config, workdir)
     source = sources["train"]
-    mesh = watchdog.mesh = mesh or make_mesh()
-    _check_devices(config, source, mesh)
+    watchdog.mesh = mesh
+    _check_cache(config, source, mesh)
     with together():
         changes = settle_config(config, workdir, sources, mesh=mesh, change=change)
 
@@ -110,10 +112,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     begin = _go_on if from_first(has_trained(workdir)) else _first_state
     state, weights = begin(config, network, optimizer, mesh, source)
     # The two kinds of programs: a step, and the detections of a batch.
-    steps = {
-        size: experiment.build_step(config, network, schedule, optimizer, mesh, image_size=size)
-        for size in experiment.training_sizes(config)
-    }
+    steps = experiment.build_steps(config, network, schedule, optimizer, mesh)
     predict = each_device_alone(build_predict(config, network), mesh)
 
     def watched(batches, phase="evaluation"):
@@ -135,7 +134,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
         state, progress = _resumed(checkpoints, state, classes=source.classes, of=total_steps)
         start_step = int(state.step)
         for line in describe_changes(config, changes, images=len(source), step=start_step):
-            _tell(line)
+            tell(line)
         goes_on = start_step < total_steps or progress.evaluated_step < start_step
         with together():
             # Not before the state is there: what cannot be done leaves the run as it was. The start
@@ -164,7 +163,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
             ):
                 state = train(
                     state,
-                    _compiled(steps, state, config, source, mesh),
+                    compiled_steps(steps, state, config, source, mesh),
                     batches,
                     progress=progress,
                     total_steps=total_steps,
@@ -181,7 +180,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
                     log_every=config.log_every_steps,
                 )
     if int(state.step) < total_steps:
-        _tell(
+        tell(
             f"ended early, at step {int(state.step)} of {total_steps}: no better "
             f"{early_stopping.metric} in {early_stopping.patience} evaluations"
         )
@@ -189,7 +188,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     # A phase of its own: it loads a checkpoint and compiles anew, which may take its time.
     watchdog.enter("last evaluation")
     last = functools.partial(watched, phase="last evaluation")
-    _tell(f"measuring the {config.checkpoint.select} checkpoint")
+    tell(f"measuring the {config.checkpoint.select} checkpoint")
     measured = measure(config, workdir, mesh=mesh, watch=last)
     watchdog.enter("report")
     # The others wait for it to be written: JAX ends all of them where one leaves minutes later.
@@ -199,10 +198,10 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     if jax.process_index() == 0:
         hint = waiting_hint(read_metrics(workdir / METRICS_FILE))
         if hint and config.data.cache == "none":
-            _tell(hint)
-    _tell(table(measured))
-    _tell(where_things_are(workdir))
-    _tell(headline(config, measured))
+            tell(hint)
+    tell(table(measured))
+    tell(where_things_are(workdir))
+    tell(headline(config, measured))
     return measured
 
 
@@ -210,47 +209,42 @@ def _shared_sources(config, workdir) -> dict[str, Source]:
     """The splits by name, the same on all processes, which share the folder of the run."""
     with together() as facts:
         facts |= run_facts(config)
-        _check_without_data(config, workdir)
-        sources = _open_sources(config)
+        check_without_data(config, reads_weights=not has_trained(workdir))
+        sources = open_sources(config)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     check_shared(workdir)
     for line in experiment.describe_data(config, sources):
-        _tell(line)
+        tell(line)
     return sources
 
 
-def _check_without_data(config, workdir) -> None:
+def check_without_data(config: ConfigDict, *, reads_weights: bool = True) -> None:
     """Finds now what else would be found when all pictures have been looked at."""
     network = build_network(config, 1)  # the anchors are the same for any number of classes
     build_predict(config, network)
     for size in experiment.training_sizes(config):
         anchors_at(config, network, size)
     # Process 0 alone, because the disk of another one may be late to show the run to go on with.
-    if jax.process_index() == 0 and config.weights.path and not has_trained(workdir):
+    if jax.process_index() == 0 and config.weights.path and reads_weights:
         check_weights(config.weights.path)
     for split in ("train", "val"):
         if not config.data[split].root.strip():
             experiment.build_source(config, split)  # which says what is missing
 
 
-def _check_devices(config, source, mesh) -> None:
-    """Refuses a batch or a cache that the devices do not hold."""
+def _check_cache(config, source, mesh) -> None:
+    """Refuses a cache that the devices do not hold."""
     if config.data.cache != "none":
         with together():
             told = describe_cache(config, source, mesh)
-        _tell(told)
-    if config.batch_size % mesh.size:
-        raise UserError(
-            f"config.batch_size: got {config.batch_size}, expected a multiple of the {mesh.size} "
-            "devices."
-        )
+        tell(told)
 
 
 def _go_on(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
     """The shapes of the state to be restored, which needs no weights to begin with."""
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
-    _tell(experiment.describe_network(config, network, state.variables, mesh))
+    tell(experiment.describe_network(config, network, state.variables, mesh))
     return state, None
 
 
@@ -268,14 +262,14 @@ def _first_state(config, network, optimizer, mesh, source) -> tuple[TrainState, 
                 config=config,
                 classes=source.classes,
             )
-            _tell(load_report)
+            tell(load_report)
             new = new_layers(variables, load_report)
             variables, scaled = _scale_new_layers(config, network, variables, new, source)
             told = load_report.facts | scaled
         facts["weights to begin with"] = fingerprint(variables)
-    _tell(experiment.describe_network(config, network, variables, mesh))
+    tell(experiment.describe_network(config, network, variables, mesh))
     for warning in experiment.schedule_warnings(config, len(source)):
-        _tell(f"warning: {warning}")
+        tell(f"warning: {warning}")
     return experiment.build_state(config, variables, optimizer, mesh), told
 
 
@@ -289,11 +283,9 @@ def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, di
     images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
     variables, factors = scale_to_unit_outputs(network.model, variables, new, images)
     scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
-    _tell(
-        f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images"
-    )
+    tell(f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images")
     if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
-        _tell(
+        tell(
             "  random layers above pretrained ones make large gradients at first: without warm-up "
             "and clipping they may ruin what was pretrained. Consider "
             "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
@@ -312,7 +304,7 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
     if newest == 0:  # of `weights import`: there was no training yet
         variables = checkpoints.restore_variables(0, state.variables, classes=classes)
         state = state.beginning_with(variables)
-        _tell("begins with the imported weights")
+        tell("begins with the imported weights")
     if not newest:
         return state, Progress()
     if newest > of:
@@ -321,7 +313,7 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
             "more config.steps or config.epochs, or as many as before."
         )
     state = checkpoints.restore(newest, state, classes=classes)
-    _tell(f"resumed at step {newest} of {of}")
+    tell(f"resumed at step {newest} of {of}")
     return state, Progress(**checkpoints.progress(newest) or {"evaluated_step": newest})
 
 
@@ -336,7 +328,7 @@ def _draw_first_batch(config, workdir, source) -> None:
     )
 
 
-def _open_sources(config: ConfigDict) -> dict[str, Source]:
+def open_sources(config: ConfigDict) -> dict[str, Source]:
     """The splits by name; a mistake in any of them is found now and costs no training."""
     source = experiment.build_source(config, "train")
     validation = experiment.build_source(config, "val", classes=source.classes)
@@ -369,13 +361,15 @@ def run_evaluation(
     measured = measure(config, workdir, split=split, step=step)
     if out and jax.process_index() == 0:
         write_evaluation(config, out, measured)
-    _tell(f"{measured.split}: {measured.source.describe()}")
-    _tell(table(measured))
-    _tell(headline(config, measured))
+    tell(f"{measured.split}: {measured.source.describe()}")
+    tell(table(measured))
+    tell(headline(config, measured))
     return measured
 
 
-def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
+def compiled_steps(
+    steps: Mapping[int, Callable], state: TrainState, config: ConfigDict, source: Source, mesh: Mesh
+) -> Callable[[int], Compiled]:
     """The program of each step, compiled once an image size; tells the memory that they take."""
     batch = batch_shapes(
         config.batch_size,
@@ -387,12 +381,12 @@ def _compiled(steps, state, config, source, mesh) -> Callable[[int], Compiled]:
     for size, step in steps.items():
         programs[size] = compile_step(step, state, batch, mesh)
         at = f"{size} px, " if len(steps) > 1 else ""
-        _tell(at + memory_report(programs[size], mesh, kept=kept))
+        tell(at + memory_report(programs[size], mesh, kept=kept))
     sizes = tuple(steps)
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
 
 
-def _tell(text: object) -> None:
+def tell(text: object) -> None:
     """Prints on one process of all."""
     if jax.process_index() == 0:
         print(text, flush=True)

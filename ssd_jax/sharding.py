@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssd_jax.errors import UserError
 from ssd_jax.hardware import cores
 
 Tree = TypeVar("Tree")
@@ -43,6 +44,27 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divides(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a batch that cannot be cut into equal parts, one for each device."""
+    if batch_size % mesh.size == 0:
+        return
+    processes = jax.process_count()
+    fewer = [n for n in range(processes, mesh.size, processes) if batch_size % n == 0][-1:]
+    raise UserError(
+        f"config.batch_size: got {batch_size}, expected a multiple of the {mesh.size} devices. "
+        "Give another one"
+        + "".join(f", or hide all but {n} devices: {_hiding(mesh, n // processes)}" for n in fewer)
+        + "."
+    )
+
+
+def _hiding(mesh: Mesh, seen: int) -> str:
+    """What shows a process only so many devices, in its environment."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return f"JAX_NUM_CPU_DEVICES={seen}"
+    return f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(seen)))}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -57,7 +57,7 @@ FLOORS = (
     ("network", "experiment"),
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
-    ("runs", "serve", "roofline", "benchmark"),
+    ("runs", "dry_run", "serve", "roofline", "benchmark"),
     ("prediction",),
     ("sagemaker",),
     ("commands",),

@@ -123,7 +123,9 @@ def test_every_size_is_compiled_ahead_and_its_memory_told(shapes, capsys):
         size: lambda state, batch, size=size: (state.replace(step=state.step + size), {})
         for size in SIZES
     }
-    program = runs._compiled(steps, state, config, experiment.build_source(config, "train"), mesh)
+    program = runs.compiled_steps(
+        steps, state, config, experiment.build_source(config, "train"), mesh
+    )
     first, second, third, fourth = map(program, range(4))  # 64, 64, 96, 96, as drawn above
     assert first is second is not third is fourth
     lines = capsys.readouterr().out.splitlines()

@@ -7,24 +7,27 @@ import shlex
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from tiny import tiny_config, write_vgg16
 
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
+from ssd_jax.experiment import build_source, describe_data
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.outcome import measure
 from ssd_jax.reporting import read_metrics
 from ssd_jax.runs import run_evaluation, run_training
-from ssd_jax.sharding import make_mesh
+from ssd_jax.sharding import check_divides, make_mesh
 from ssd_jax.train.watchdog import Watchdog
 
 
@@ -205,12 +208,25 @@ def test_a_script_of_ones_own_is_told_of_an_impossible_value_at_once(run, shapes
         run(config, tmp_path)
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused(shapes, tmp_path, capsys):
-    config = tiny_config(shapes, batch_size=12, data__canvas=48)
-    with pytest.raises(ValueError, match="got 12, expected a multiple of the 8 devices"):
-        run_training(config, tmp_path)
-    told = "".join(capsys.readouterr())
-    assert "data.canvas = 48 px, and then up again to model.image_size = 64" in told
+def test_a_batch_that_does_not_divide_among_the_devices_is_told_before_data_is_read(
+    shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ssd_jax.experiment.open_data", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(UserError, match="got 12, expected a multiple of the 8 devices") as error:
+        run_training(tiny_config(shapes, batch_size=12), tmp_path)
+    assert "hide all but 6 devices: JAX_NUM_CPU_DEVICES=6" in str(error.value)
+
+
+def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():
+    gpus = Mock(spec=Mesh, size=4, devices=np.full(4, Mock(platform="gpu")))
+    with pytest.raises(UserError, match="all but 2 devices: CUDA_VISIBLE_DEVICES=0,1"):
+        check_divides(10, gpus)
+
+
+def test_a_canvas_smaller_than_the_network_is_told(shapes):
+    config = tiny_config(shapes, data__canvas=48)
+    line = describe_data(config, {"train": build_source(config, "train")})[-1]
+    assert "data.canvas = 48 px, and then up again to model.image_size = 64" in line
 
 
 def test_a_cache_that_does_not_fit_is_refused(shapes, tmp_path):
@@ -227,6 +243,28 @@ def write_config(folder, shapes):
         f"def get_config():\n    return tiny_config(pathlib.Path({str(shapes)!r}))\n"
     )
     return file
+
+
+def test_a_dry_run_tells_what_is_known_before_the_first_step(shapes, tmp_path, capsys, monkeypatch):
+    source = "ssd_jax.data.sources.base.Source"
+    monkeypatch.setattr(f"{source}.__getitem__", lambda *_: pytest.fail("was read"))
+    config = write_config(tmp_path, shapes)
+    before = sorted(tmp_path.iterdir())
+    command = ["train", "--config", str(config), "--config.optimizer.learning_rate=0.01"]
+    assert main([*command, "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "config.steps = 6" in told
+    assert "config.optimizer.learning_rate = 0.01  # recipe: 0.001" in told
+    for line in ("train: 20 images", "network: vgg16, 64 px", "steps: 6", "warning: the learning",
+                 "memory per device: "):  # fmt: skip
+        assert any(each.startswith(line) for each in told), line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_a_dry_run_a_workdir_is_needed(shapes, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(write_config(tmp_path, shapes))])
+    assert "arguments are required: --workdir" in capsys.readouterr().err
 
 
 def test_a_workdir_that_is_a_file_is_told(shapes, tmp_path, capsys):

@@ -116,9 +116,9 @@ def join_cluster(options, config):
     )
 
 
-def workdir(parser, text, *, type=pathlib.Path):
+def workdir(parser, text, *, type=pathlib.Path, required=True):
     """The folder of a run."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", type=type, help=text)
+    parser.add_argument("--workdir", required=required, metavar="DIR", type=type, help=text)
 
 
 def local_path(text: str) -> pathlib.Path:

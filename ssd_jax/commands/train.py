@@ -26,6 +26,12 @@ def add(verbs) -> None:
         train,
         "folder of the run, or s3://...; an earlier run there is resumed",
         type=folder_or_url,
+        required=False,
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what is known before the first step, and end; needs and writes no --workdir",
     )
     train.add_argument(
         "--time-limit",
@@ -48,10 +54,16 @@ def _train(options, rest):
     from ssd_jax import config as configs
     from ssd_jax.config_check import check
 
+    if not (options.workdir or options.dry_run):
+        options.parser.error("the following arguments are required: --workdir")
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))
     check(config)
     join_cluster(options, config)
+    if options.dry_run:
+        from ssd_jax.dry_run import tell_plan
+
+        return tell_plan(config)
     from ssd_jax.runs import run_training  # late, for its imports take seconds
     from ssd_jax.train.mirror import workdir_to_write
 

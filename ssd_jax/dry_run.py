@@ -1,0 +1,46 @@
+"""What is known of a run before its first step, told without a run."""
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssd_jax import experiment
+from ssd_jax.config import flat_items
+from ssd_jax.config_check import check
+from ssd_jax.network import build_network
+from ssd_jax.recipes import recipe_changes
+from ssd_jax.runs import check_without_data, compiled_steps, open_sources, tell
+from ssd_jax.sharding import check_divides, make_mesh
+
+
+def tell_plan(config: ConfigDict, *, mesh: Mesh | None = None) -> None:
+    """Prints settings, data, network, warnings and memory of a run; trains and leaves nothing.
+
+    The doctor does not look at the images, and weights to begin with are looked for, not read.
+
+    Raises:
+      UserError: the run could not begin.
+    """
+    mesh = mesh or make_mesh()
+    check(config)
+    check_divides(config.batch_size, mesh)
+    changes = recipe_changes(config)
+    for name, value in flat_items(config):
+        recipe = changes[name]["recipe"] if name in changes else None
+        tell(f"config.{name} = {value!r}" + (f"  # recipe: {recipe!r}" if name in changes else ""))
+    check_without_data(config)
+    config = config.copy_and_resolve_references()
+    config.data.doctor = False
+    sources = open_sources(config)
+    source = sources["train"]
+    for line in experiment.describe_data(config, sources):
+        tell(line)
+    network = build_network(config, len(source.classes))
+    schedule = experiment.build_schedule(config, len(source))
+    optimizer = experiment.build_optimizer(config, schedule)
+    state = experiment.build_state_shapes(config, network, optimizer, mesh)
+    tell(experiment.describe_network(config, network, state.variables, mesh))
+    tell(f"steps: {experiment.total_steps(config, len(source)):,}")
+    for warning in experiment.schedule_warnings(config, len(source)):
+        tell(f"warning: {warning}")
+    steps = experiment.build_steps(config, network, schedule, optimizer, mesh)
+    compiled_steps(steps, state, config, source, mesh)
