@@ -158,7 +158,7 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "step 2: the loss is nan" in message
     assert "000" in message
-    assert "clip_norm" in message
+    assert "--config.optimizer.clip_norm=10, with --change optimizer.clip_norm" in message
 
 
 @pytest.mark.parametrize(
