@@ -1,5 +1,6 @@
 """`ssd-jax benchmark`."""
 
+import json
 import os
 import re
 
@@ -78,7 +79,12 @@ def add(verbs) -> None:
     benchmark.add_argument(
         "--no-start", action="store_true", help="leave out the start of a process"
     )
-    benchmark.add_argument("--json", type=local_path, metavar="FILE", help="write the figures")
+    benchmark.add_argument(
+        "--json",
+        type=local_path,
+        metavar="FILE",
+        help="write the figures; - prints them as the last line, where --metric looks",
+    )
     benchmark.add_argument(
         "--profile",
         type=local_path,
@@ -107,7 +113,7 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
-    from ssd_jax.reporting import write_json
+    from ssd_jax.reporting import to_json, write_json
 
     mesh = choose_devices(config.batch_size, options.devices)
     if options.find_batch:
@@ -138,7 +144,9 @@ def _benchmark(options, rest):
         result = {"config": options.config}
         result |= measure(work, rounds=rounds, profile=options.profile) | start
         print(table(result))
-    if options.json:
+    if str(options.json) == "-":
+        print(json.dumps(to_json(result)))
+    elif options.json:
         write_json(options.json, result)
 
 
