@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd_jax.errors import UserError
+from ssd_jax.files import whole_file
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
@@ -200,8 +201,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file in one piece: readers see the old file or the new one, never a part."""
-    _replace(pathlib.Path(path), _json_text(to_json(value), indent=2) + "\n")
+    """Write a JSON file in one piece (`whole_file`)."""
+    with whole_file(pathlib.Path(path)) as part:
+        part.write_text(_json_text(to_json(value), indent=2) + "\n", encoding="utf-8")
 
 
 def to_json(value: Any) -> Any:
@@ -225,14 +227,8 @@ def _drop_lines_after(path, step):
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
-    _replace(path, "".join(_json_text(record) + "\n" for record in kept))
-
-
-def _replace(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as part:
+        part.write_text("".join(_json_text(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def _training_summary(values):

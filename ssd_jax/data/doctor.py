@@ -14,7 +14,6 @@ import pathlib
 import re
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.image_header import exif_orientation
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import whole_file
 from ssd_jax.hardware import cores
 
 # Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
@@ -193,8 +193,6 @@ def clean(source: Source, diagnosis: Diagnosis) -> Source:
 
 def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
     """All findings and figures; the file is there whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "errors": diagnosis.count("error"),
         "warnings": diagnosis.count("warning"),
@@ -204,13 +202,8 @@ def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "digests": diagnosis.digests,
         "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
     }
-    # Of a name that no process of any host that shares the folder has, too.
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        unfinished.write_text(json.dumps(report, indent=1), encoding="ascii")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(pathlib.Path(path)) as part:
+        part.write_text(json.dumps(report, indent=1), encoding="ascii")
 
 
 def _read_cache(path: pathlib.Path) -> Diagnosis | None:

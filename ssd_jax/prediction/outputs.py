@@ -23,6 +23,7 @@ from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import whole_file
 from ssd_jax.prediction.inputs import Frame, Item
 from ssd_jax.reporting import to_json, write_json
 from ssd_jax.serve.answers import normalised
@@ -49,20 +50,6 @@ class Result(NamedTuple):
 
 
 Results = Iterator[Result]
-
-
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where to write what will be the file `path` if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # OpenCV tells what to write by the suffix, so that stays. Of the name no more, which may be as
-    # long as a name can be: of one suffix one file is written at a time.
-    part = path.with_name(f".{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:

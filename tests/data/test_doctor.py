@@ -314,7 +314,7 @@ def test_changed_files_are_examined_again(tmp_path):
     with (folder / "ImageSets/Main/all.txt").open("a") as listed:
         listed.write("lost\n")
     assert counts() == {"SSD112": 1, "SSD121": 1}
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_changed_record_file_is_examined_again(tmp_path):

@@ -1,11 +1,9 @@
 """Any source as RecordIO: what `im2rec --pack-label --pass-through` would have written."""
 
-import contextlib
 import os
 import pathlib
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,6 +12,7 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.recordio_file import MAX_PAYLOAD, frame
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import whole_file
 
 _IR_HEADER = struct.Struct("<IfQQ")
 
@@ -42,15 +41,18 @@ def write_recordio(
     images = images or map(source.read_image, range(len(source)))
     columns = source.annotations
     sized = bool((columns.sizes > 0).all())
-    paths = _Files(*(path.with_suffix(suffix) for suffix in (".rec", ".idx", ".lst")))
-    parts = _Files(*(each.with_name(f".{each.name}.part") for each in paths))
-    try:
-        with contextlib.ExitStack() as stack:
-            record_file = stack.enter_context(parts.records.open("wb"))
-            index, listing = (
-                stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
-                for part in (parts.index, parts.listing)
-            )
+    index_path = path.with_suffix(".idx")
+    # The last one is the first in its place.
+    with (
+        whole_file(path.with_suffix(".lst")) as listing_part,
+        whole_file(index_path) as index_part,
+        whole_file(path) as record_part,
+    ):
+        with (
+            record_part.open("wb") as record_file,
+            index_part.open("w", encoding="utf-8", newline="\n") as index,
+            listing_part.open("w", encoding="utf-8", newline="\n") as listing,
+        ):
             for i, (key, image) in enumerate(zip(_keys(source.names), images, strict=True)):
                 label = _label(columns, i, object_width=object_width, sized=sized)
                 payload = _IR_HEADER.pack(len(label), 0.0, key, 0) + label.tobytes() + image
@@ -62,18 +64,7 @@ def write_recordio(
                 name = " ".join(source.names[i].split())
                 listing.write(f"{key}\t{numbers}\t{name}\n")
         # Whenever this is interrupted, no index lies beside records that are not its own.
-        paths.index.unlink(missing_ok=True)
-        for part, place in zip(parts, paths, strict=True):
-            part.replace(place)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-
-class _Files(NamedTuple):
-    records: pathlib.Path
-    index: pathlib.Path
-    listing: pathlib.Path
+        index_path.unlink(missing_ok=True)
 
 
 def _keys(names: Sequence[str]) -> Iterable[int]:
