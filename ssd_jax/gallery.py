@@ -14,7 +14,7 @@ from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.reporting import read_metrics
 from ssd_jax.train.step import augment_batch
-from ssd_jax.types import Batch
+from ssd_jax.types import VOC_OFFSET, Batch
 
 SHOWN = 12
 # Large photographs are shown at this many pixels, as nobody looks at a mosaic of full ones.
@@ -84,5 +84,5 @@ def draw_curves(metrics_file: pathlib.Path, path: pathlib.Path) -> None:
 def _normalised(record, size):
     """Boxes in the devkit's pixels, as an evaluation holds them, back to parts of the picture."""
     height, width = size
-    edges = record.boxes - np.array([1, 1, 0, 0])
+    edges = record.boxes - VOC_OFFSET
     return record._replace(boxes=(edges / [width, height, width, height]).astype(np.float32))

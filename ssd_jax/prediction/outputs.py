@@ -27,7 +27,7 @@ from ssd_jax.files import whole_file
 from ssd_jax.prediction.inputs import Frame, Item
 from ssd_jax.reporting import to_json, write_json
 from ssd_jax.serve.answers import normalised
-from ssd_jax.types import Detections
+from ssd_jax.types import VOC_OFFSET, Detections
 
 
 class Result(NamedTuple):
@@ -127,9 +127,8 @@ def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Re
                 f"{result.frame.item.place}: its name has a blank, which ends a name in the format "
                 "of VOC. Rename it, or choose another --format."
             )
-        corners = result.boxes_px + np.array([1, 1, 0, 0])
         for box, score, label in zip(
-            corners, result.found.scores, result.found.labels, strict=True
+            result.boxes_px + VOC_OFFSET, result.found.scores, result.found.labels, strict=True
         ):
             numbers = " ".join(f"{x:.2f}" for x in box)
             lines[label].append(f"{result.image_id} {score:.6f} {numbers}\n")
