@@ -58,7 +58,7 @@ FLOORS = (
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
     ("runs", "serve", "roofline", "benchmark"),
-    ("prediction",),
+    ("predict_files",),
     ("sagemaker",),
     ("commands",),
     ("cli",),

@@ -24,7 +24,7 @@ from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import whole_file
-from ssd_jax.prediction.inputs import Frame, Item
+from ssd_jax.predict_files.inputs import Frame, Item
 from ssd_jax.reporting import to_json, write_json
 from ssd_jax.serve.answers import normalised
 from ssd_jax.types import VOC_OFFSET, Detections
