@@ -27,7 +27,7 @@ FLOORS = (
         "evaluation.metrics",
         "sharding",
     ),
-    ("roll_call", "cluster"),
+    ("rendezvous", "cluster"),
     (
         "recipes",
         "config_check",
