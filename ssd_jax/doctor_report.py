@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ssd_jax.data import codes
 from ssd_jax.data.convert import check_destination, convert, describe_copy, split_name
-from ssd_jax.data.doctor import Diagnosis, clean, examine, write_json
+from ssd_jax.data.doctor import Diagnosis, clean, examine, write_diagnosis
 from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.open import open_data, open_parts
 from ssd_jax.data.sources.base import Problems, Source
@@ -81,7 +81,7 @@ def run_doctor(
     diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location, split))
     print(describe(diagnosis, location))
     if out is not None:
-        write_json(diagnosis, pathlib.Path(out) / REPORT)
+        write_diagnosis(diagnosis, pathlib.Path(out) / REPORT)
         print(f"All findings: {pathlib.Path(out) / REPORT}")
     if out is not None and source is not None:
         from ssd_jax.visualize_data import plot_data

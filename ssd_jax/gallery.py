@@ -12,7 +12,7 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.metrics import Evaluation
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.mosaic import Mosaic
-from ssd_jax.reporting import read_metrics
+from ssd_jax.run_log import read_metrics
 from ssd_jax.train.step import augment_batch
 from ssd_jax.types import VOC_OFFSET, Batch
 

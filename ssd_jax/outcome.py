@@ -16,11 +16,12 @@ from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.run import evaluate
+from ssd_jax.files import write_json
 from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
-from ssd_jax.reporting import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, write_json
+from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, REPORT_FILE
 from ssd_jax.sharding import each_device_alone, make_mesh
 from ssd_jax.training_data import decoding_threads
 

@@ -37,7 +37,7 @@ from ssd_jax.outcome import (
 )
 from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
-from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
+from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report

@@ -18,7 +18,7 @@ FLOORS = (
         "data.remote",
         "data.findings",
         "config",
-        "reporting",
+        "run_log",
         "plots",
         "evaluation.voc",
         "evaluation.coco",
@@ -65,7 +65,7 @@ FLOORS = (
     ("__main__",),
 )
 # Beyond the floors: rooms that know nobody but the lowest floor.
-ALONE = ("ops", "data.sources", "models", "config", "reporting", "evaluation.voc")
+ALONE = ("ops", "data.sources", "models", "config", "run_log", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
                "evaluation.errors", "evaluation.metrics", "evaluation.detection_files")  # fmt: skip

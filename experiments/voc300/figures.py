@@ -10,7 +10,7 @@ import numpy as np
 from arms import RATES, Arm, Scale, arms, folder_name
 
 from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
-from ssd_jax.reporting import REPORT_FILE
+from ssd_jax.run_log import REPORT_FILE
 
 
 def collect(runs: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:

@@ -97,7 +97,8 @@ def _evaluate_detections(options):
         results_dict,
         table,
     )
-    from ssd_jax.reporting import EVALUATION_FILE, write_json
+    from ssd_jax.files import write_json
+    from ssd_jax.run_log import EVALUATION_FILE
     from ssd_jax.visualize_evaluation import draw_measures
 
     if not options.ground_truth:

@@ -151,7 +151,7 @@ def check_before_training(
         diagnosis = examine(source, show_progress=show_progress)
         if not remote:
             with contextlib.suppress(OSError):
-                write_json(diagnosis, path)
+                write_diagnosis(diagnosis, path)
     bad = [
         each for each in diagnosis.findings if each.severity == "error" and each.image is not None
     ]
@@ -191,7 +191,7 @@ def clean(source: Source, diagnosis: Diagnosis) -> Source:
     return once.take(np.setdiff1d(diagnosis.usable(source), diagnosis.copies))
 
 
-def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
+def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
     """All findings and figures; the file is there whole or not at all."""
     report = {
         "errors": diagnosis.count("error"),

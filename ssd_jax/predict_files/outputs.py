@@ -23,9 +23,8 @@ from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.files import whole_file
+from ssd_jax.files import json_line, whole_file, write_json
 from ssd_jax.predict_files.inputs import Frame, Item
-from ssd_jax.reporting import to_json, write_json
 from ssd_jax.serve.answers import normalised
 from ssd_jax.types import VOC_OFFSET, Detections
 
@@ -197,18 +196,16 @@ def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:
     frame = result.frame
     place = {} if frame.number is None else {"frame": frame.number, "seconds": frame.seconds}
     found = zip(result.boxes_px, result.found.scores, result.found.labels, strict=True)
-    return to_json(
-        {
-            "image": frame.item.place,
-            **place,
-            "width": frame.size[1],
-            "height": frame.size[0],
-            "detections": [
-                {"class": classes[label], "score": score, "box_xyxy_px": box}
-                for box, score, label in found
-            ],
-        }
-    )
+    return {
+        "image": frame.item.place,
+        **place,
+        "width": frame.size[1],
+        "height": frame.size[0],
+        "detections": [
+            {"class": classes[label], "score": score, "box_xyxy_px": box}
+            for box, score, label in found
+        ],
+    }
 
 
 def _by_item(results: Results) -> Iterator[tuple[Item, Results]]:
@@ -226,7 +223,7 @@ def _transformed(out: str, item: Item) -> str:
 def _write_lines(results: Results, path: pathlib.Path, classes: Sequence[str]) -> Results:
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for result in results:
-            file.write(json.dumps(describe(result, classes), ensure_ascii=False) + "\n")
+            file.write(json_line(describe(result, classes)))
             yield result
 
 
