@@ -84,7 +84,7 @@ def run_doctor(
         write_diagnosis(diagnosis, pathlib.Path(out) / REPORT)
         print(f"All findings: {pathlib.Path(out) / REPORT}")
     if out is not None and source is not None:
-        from ssd_jax.visualize_data import plot_data
+        from ssd_jax.visualize.data import plot_data
 
         plot_data(source, pathlib.Path(out) / PICTURE, anchors=anchors, title=location)
         print(f"Classes, sizes and default boxes: {pathlib.Path(out) / PICTURE}")

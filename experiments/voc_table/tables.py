@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ssd_jax.files import whole_file
-from ssd_jax.plots import PALETTE, plot_style, save_plot
+from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 RESULTS_FILE, TABLE_FILE = "results.jsonl", "table.md"
 # Metrics of report.json, with what the table calls them.

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ssd_jax import visualize
 from ssd_jax.data import codes
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
@@ -27,6 +26,7 @@ from ssd_jax.files import json_line, whole_file, write_json
 from ssd_jax.predict_files.inputs import Frame, Item
 from ssd_jax.serve.answers import normalised
 from ssd_jax.types import VOC_OFFSET, Detections
+from ssd_jax.visualize.boxes import draw_boxes, save_png
 
 
 class Result(NamedTuple):
@@ -177,7 +177,7 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
             yield from _write_film(drawings, drawn_path(out, item))
         for result, drawing in drawings:
             with whole_file(drawn_path(out, item)) as part:
-                visualize.save_png(part, drawing)
+                save_png(part, drawing)
             yield result
 
 
@@ -229,7 +229,7 @@ def _write_lines(results: Results, path: pathlib.Path, classes: Sequence[str]) -
 
 def _drawing(result: Result, classes: Sequence[str], score: float) -> UInt8[np.ndarray, "h w 3"]:
     shown = result.found.scores >= score
-    return visualize.draw_boxes(
+    return draw_boxes(
         result.frame.pixels(),
         result.found.boxes[shown],
         result.found.labels[shown],

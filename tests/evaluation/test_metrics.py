@@ -22,7 +22,7 @@ from ssd_jax.files import to_json
 from ssd_jax.outcome import evaluate_variables
 from ssd_jax.sharding import make_mesh
 from ssd_jax.types import Detections
-from ssd_jax.visualize_evaluation import draw_measures
+from ssd_jax.visualize.evaluation import draw_measures
 
 CLASSES = ("cat", "dog")
 SIZES = np.array([[100, 100]])
