@@ -35,9 +35,7 @@ def run_doctor(
     fix: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     anchors: Float[np.ndarray, "A 4"] | None = None,
-    max_objects: int | None = None,
     label_width: int | None = None,
-    workers: int | None = None,
 ) -> int:
     """Examine a data set and print what was found: 0 without errors, ERRORS_FOUND with any.
 
@@ -72,9 +70,7 @@ def run_doctor(
             source,
             other=other,
             anchors=anchors,
-            max_objects=max_objects,
             label_width=None if too_wide else label_width,
-            workers=workers,
             show_progress=True,
         )
         diagnosis = diagnosis._replace(findings=diagnosis.findings + too_wide)

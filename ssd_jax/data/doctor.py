@@ -91,20 +91,18 @@ def examine(
     *,
     other: Sequence[Source] = (),
     anchors: Float[np.ndarray, "A 4"] | None = None,
-    max_objects: int | None = None,
     label_width: int | None = None,
-    workers: int | None = None,
     show_progress: bool = False,
 ) -> Diagnosis:
     """Everything that can be said of a set: its own problems first, then images, then the whole.
 
     Open `source` with `Problems("skip")`, so that what it left out is reported too. Images that
-    also stand in `other` are leaks. `max_objects` and `label_width` are limits to check, if any.
+    also stand in `other` are leaks. `label_width` is a limit to check, if any.
     """
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(cores()) as pool,
         _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
     ):
         for start in range(0, len(source), CHUNK):
@@ -124,7 +122,7 @@ def examine(
         *_image_findings(source, looks),
         *_twin_findings(source, twins),
         *_leaks(source, looks, zip(other, digests, strict=True)),
-        *annotation_findings(source, reach=reach, max_objects=max_objects, label_width=label_width),
+        *annotation_findings(source, reach=reach, label_width=label_width),
     ]
     copies = tuple(image for image, first in twins.items() if _same_objects(source, image, first))
     in_hex = tuple(look.digest.hex() for look in looks)

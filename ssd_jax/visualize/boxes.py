@@ -22,6 +22,8 @@ from ssd_jax.visualize.style import INK, PALETTE
 
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
 DASHES = {"-": 0, "--": 9, ":": 4}
+# In pixels, of an image with names.
+SMALLEST_SIDE = 320
 
 
 class Mark(NamedTuple):
@@ -58,14 +60,13 @@ def draw_boxes(
     *,
     classes: Sequence[str],
     scores: Float[Array | np.ndarray, "K"] | None = None,
-    min_side: int = 320,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its normalised xyxy boxes, each in the colour of its class.
 
-    Lines and letters grow with the image. An image whose shorter side is below `min_side` pixels
+    Lines and letters grow with the image. An image whose shorter side is below SMALLEST_SIDE
     is enlarged to it, because names do not fit on fewer.
     """
-    return _annotate(image, _class_marks(boxes, labels, classes, scores), min_side)
+    return _annotate(image, _class_marks(boxes, labels, classes, scores), SMALLEST_SIDE)
 
 
 def mosaic(

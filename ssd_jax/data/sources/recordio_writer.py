@@ -15,29 +15,26 @@ from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import whole_file
 
 _IR_HEADER = struct.Struct("<IfQQ")
+_OBJECT_WIDTH = 6
 
 
 def write_recordio(
     path: str | os.PathLike,
     source: Source,
     *,
-    object_width: int = 6,
     images: Iterable[bytes] | None = None,
 ) -> None:
     """Write `NAME.rec`, and `NAME.idx` and `NAME.lst` beside it; images are passed through.
 
-    With an `object_width` of 6 the difficult flag is the last number of an object, with 5 it is
-    left out. The header is `[4, B, width, height]` where the source knows the sizes of all images,
-    else `[2, B]`. An image without objects gets one of class -1 without area, which MXNet's
-    iterator wants and drops. Names that are whole numbers stay as keys, else keys count from 0.
-    `images` are the bytes of all images in order, if they are read elsewhere. Files of that name
-    are replaced when all is written.
+    The difficult flag is the last of the six numbers of an object. The header is `[4, B, width,
+    height]` where the source knows the sizes of all images, else `[2, B]`. An image without objects
+    gets one of class -1 without area, which MXNet's iterator wants and drops. Names that are whole
+    numbers stay as keys, else keys count from 0. `images` are the bytes of all images in order, if
+    they are read elsewhere. Files of that name are replaced when all is written.
     """
     path = pathlib.Path(path)
     if path.suffix != ".rec":
         raise UserError(f"{path}: expected a name that ends in .rec")
-    if object_width not in (5, 6):
-        raise UserError(f"object_width is {object_width}: expected 6 (with difficult) or 5")
     images = images or map(source.read_image, range(len(source)))
     columns = source.annotations
     sized = bool((columns.sizes > 0).all())
@@ -54,7 +51,7 @@ def write_recordio(
             listing_part.open("w", encoding="utf-8", newline="\n") as listing,
         ):
             for i, (key, image) in enumerate(zip(_keys(source.names), images, strict=True)):
-                label = _label(columns, i, object_width=object_width, sized=sized)
+                label = _label(columns, i, sized=sized)
                 payload = _IR_HEADER.pack(len(label), 0.0, key, 0) + label.tobytes() + image
                 if len(payload) > MAX_PAYLOAD:
                     raise _too_large(source.locate(i), len(payload))
@@ -74,19 +71,17 @@ def _keys(names: Sequence[str]) -> Iterable[int]:
     return range(len(names))
 
 
-def _label(
-    columns: Annotations, image: int, *, object_width: int, sized: bool
-) -> Float32[np.ndarray, "L"]:
+def _label(columns: Annotations, image: int, *, sized: bool) -> Float32[np.ndarray, "L"]:
     objects = slice(columns.offsets[image], columns.offsets[image + 1])
-    rows = np.zeros((max(1, objects.stop - objects.start), object_width), "<f4")
+    rows = np.zeros((max(1, objects.stop - objects.start), _OBJECT_WIDTH), "<f4")
     if objects.stop > objects.start:
         rows[:, 0] = columns.labels[objects]
         rows[:, 1:5] = columns.boxes[objects]
-        rows[:, 5:] = columns.difficult[objects, None]
+        rows[:, 5] = columns.difficult[objects]
     else:
         rows[0, 0] = -1
     size = columns.sizes[image, ::-1] if sized else ()
-    header = np.array([2 + len(size), object_width, *size], "<f4")
+    header = np.array([2 + len(size), _OBJECT_WIDTH, *size], "<f4")
     return np.concatenate([header, rows.ravel()])
 
 
