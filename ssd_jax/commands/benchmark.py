@@ -113,7 +113,7 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
-    from ssd_jax.reporting import to_json, write_json
+    from ssd_jax.files import to_json, write_json
 
     mesh = choose_devices(config.batch_size, options.devices)
     if options.find_batch:

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from ssd_jax import __version__
+from ssd_jax.files import json_line
 from ssd_jax.hardware import processor
-from ssd_jax.reporting import to_json
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -47,7 +47,7 @@ def record_start(
     }
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+        lines.write(json_line(record))
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def test_resume_is_the_unbroken_run(unbroken, step):
 def test_all_threads_work_at_the_same_time():
     together = threading.Barrier(12, timeout=10)
     batches = grain.MapDataset.range(24).map(lambda number: (together.wait(), number)[1])
-    assert list(pipeline._iterate(batches, num_threads=12, prefetch=8)) == list(range(24))
+    assert list(pipeline._iterate(batches, num_threads=12)) == list(range(24))
 
 
 @pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 3}, {"cache": "ram"}])

@@ -9,7 +9,7 @@ from ssd_jax.cli import main
 from ssd_jax.data.open import open_data
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
-from ssd_jax.visualize import save_png
+from ssd_jax.visualize.boxes import save_png
 
 CLASSES = ["cross", "ring", "triangle"]
 

@@ -18,11 +18,11 @@ from ssd_jax.evaluation.metrics import (
     table,
 )
 from ssd_jax.experiment import build_source
+from ssd_jax.files import to_json
 from ssd_jax.outcome import evaluate_variables
-from ssd_jax.reporting import to_json
 from ssd_jax.sharding import make_mesh
 from ssd_jax.types import Detections
-from ssd_jax.visualize_evaluation import draw_measures
+from ssd_jax.visualize.evaluation import draw_measures
 
 CLASSES = ("cat", "dog")
 SIZES = np.array([[100, 100]])

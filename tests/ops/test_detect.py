@@ -13,9 +13,16 @@ from numpy_boxes import greedy_nms, grid_boxes
 from ssd_jax.errors import UserError
 from ssd_jax.ops import detect as detect_module
 from ssd_jax.ops.boxes import VARIANCES, encode
-from ssd_jax.ops.detect import detect
+from ssd_jax.ops.detect import class_scores, multibox_detection
 
 ANCHORS = grid_boxes(np.random.default_rng(0), 40, cells=4)
+
+
+def detect(box_deltas, class_logits, anchors, *, activation="softmax", **settings):
+    scores = class_scores(class_logits, activation=activation)
+    return multibox_detection(box_deltas, scores, anchors, **settings)
+
+
 jit_detect = jax.jit(
     detect,
     static_argnames=(

@@ -119,20 +119,16 @@ def test_convolutions_fit_a_network_with_batch_norm_too(load, tensors):
     assert "batch_stats/backbone/conv1_1_bn/mean" in report.kept
 
 
-def test_a_truncated_file_is_refused_unless_the_gap_is_named(load, variables, tensors):
+def test_a_truncated_file_is_refused(load, tensors):
     short = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv5_3")}
     with pytest.raises(UserError, match=r"MISSING in the file: 2\n .*conv5_3/bias\n"):
         load(short)
-    loaded, report = load(short, allow_missing=("params/backbone/conv5_3/*",))
-    assert len(report.loaded) == 24
-    assert loaded["params"]["backbone"]["conv5_3"] == variables["params"]["backbone"]["conv5_3"]
 
 
-def test_a_misnamed_array_is_refused_unless_it_is_named(load, tensors):
+def test_a_misnamed_array_is_refused(load, tensors):
     extra = {**tensors, "conv6_1/kernel": np.zeros(1, np.float32)}
     with pytest.raises(UserError, match=r"UNUSED in the file: 1\n    conv6_1/kernel\n"):
         load(extra)
-    assert load(extra, allow_unused=("conv6_*",))[1].ignored == ("conv6_1/kernel",)
 
 
 def test_a_file_for_another_backbone_is_refused(load, tensors):
