@@ -72,6 +72,27 @@ def test_a_picture_is_bytes_a_path_or_an_array(tmp_path):
             echo(picture)
 
 
+class Mean(OnPictures):
+    """Detects one box a picture, as bright as the picture is; and counts its batches."""
+
+    canvas, batches = 4, 0
+
+    def predict(self, canvas, extent):
+        self.batches += 1
+        scores = canvas.mean(axis=(1, 2, 3))[:, None]
+        boxes, labels = np.zeros((*scores.shape, 4)), np.zeros(scores.shape, int)
+        return Detections(boxes=boxes, scores=scores, labels=labels, valid=scores > 0)
+
+
+def test_batches_find_what_single_pictures_do():
+    pictures = [np.full((4, 4, 3), value, np.uint8) for value in (3, 0, 7, 5, 1)]
+    detector = Mean()
+    found = detector(pictures, batch_size=2)
+    assert detector.batches == 3
+    assert [each.scores.tolist() for each in found] == [[3], [], [7], [5], [1]]
+    jax.tree.map(np.testing.assert_array_equal, found, detector(pictures))
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [

@@ -1,6 +1,5 @@
 """`ssd-jax benchmark`."""
 
-import json
 import os
 import re
 
@@ -113,7 +112,7 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
-    from ssd_jax.files import to_json, write_json
+    from ssd_jax.files import json_line, write_json
 
     mesh = choose_devices(config.batch_size, options.devices)
     if options.find_batch:
@@ -145,7 +144,7 @@ def _benchmark(options, rest):
         result |= measure(work, rounds=rounds, profile=options.profile) | start
         print(table(result))
     if str(options.json) == "-":
-        print(json.dumps(to_json(result)))
+        print(json_line(result), end="")
     elif options.json:
         write_json(options.json, result)
 
