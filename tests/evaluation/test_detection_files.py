@@ -91,9 +91,12 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
     found = [result(a["image_id"], a["category_id"], a["bbox"]) for a in COCO["annotations"]]
     detections = written(tmp_path / "results.json", found)
     command = ["evaluate", "--detections", str(detections), "--ground-truth", str(instances)]
-    assert main([*command, "--metric", "coco"]) == 0
+    assert main([*command, "--metric", "coco", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out.strip().splitlines()
     assert said[-1] == "AP@[.5:.95] (COCO) = 1.000"
+    # By the areas in the file, not those of the boxes; and `ignore` means nothing to COCO.
+    numbers = json.loads((tmp_path / "out/evaluation.json").read_text())["coco"]
+    assert (numbers["APs"], numbers["APm"], numbers["APl"]) == (1.0, None, 1.0)
 
 
 @pytest.mark.parametrize(
