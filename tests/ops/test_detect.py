@@ -185,6 +185,15 @@ def test_boxes_are_clipped_to_the_image_when_asked():
     assert np.asarray(run(deltas, logits, clip=False).boxes).max() > 1
 
 
+def test_boxes_are_compared_as_they_are_cut_to_the_image():
+    # The same part of the image; whole, they overlap by 1/5.
+    anchors = np.array([[0.5, 0, 1, 1], [0.5, 0, 3, 1]], np.float32)
+    logits = np.array([[0, 9], [0, 8]], np.float32)
+    for clip, count in ((True, 1), (False, 2)):
+        got = run(np.zeros((2, 4), np.float32), logits, anchors, clip=clip)
+        assert got.valid.sum() == count
+
+
 def test_padding_is_zero_and_marked():
     got = run(*random_outputs(1))  # room for 200, and 3 * 40 candidates
     count = int(got.valid.sum())
