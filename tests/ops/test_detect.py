@@ -106,6 +106,11 @@ def test_a_score_at_the_threshold_is_kept_unless_strict():
     for strict in (True, False):
         got = run(np.zeros_like(ANCHORS), quarters, score=0.25, strict=strict)
         assert got.valid.any() == (not strict)
+        impossible = np.full((len(ANCHORS), 4), -1e3, np.float32)
+        words = {"activation": "sigmoid", "strict": strict}
+        assert run(np.zeros_like(ANCHORS), impossible, score=0.0, **words).valid.any() == (
+            not strict
+        )
 
 
 def test_of_equal_classes_the_first_is_the_best():
