@@ -115,6 +115,9 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
         }
         pairs += frame(example.image) + frame(json.dumps(annotation).encode())
     content = {"train": (written / "data.rec").read_bytes(), "validation": pairs}
+    rest = root / "pipe/.validation/rest.jpg"  # of a job that was killed
+    rest.parent.mkdir(parents=True)
+    rest.touch()
     writers = [stream(root, name, data) for name, data in content.items()]
     pipe = channel(mode="Pipe")
     give(root, {"train": pipe, "validation": pipe | {"RecordWrapperType": "RecordIO"}})
@@ -124,6 +127,7 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
     assert_same_as_recordio(found.train, written)
     assert_same_as_recordio(found.validation, written)
     assert find_channels(root) == found  # the streams are read once
+    assert {path.name for path in (root / "pipe").iterdir()} == {"train.rec", "validation"}
 
 
 @pytest.mark.parametrize(
