@@ -135,6 +135,8 @@ def test_evaluation_sees_every_image_once_in_order():
     assert real.tolist() == [True] * 10 + [False] * 2
     assert np.array(ids(batches))[real].tolist() == list(range(10))
     assert not batches[-1].valid[2:].any()
+    assert (batches[-1].extent[2:] == 1).all()  # which one can divide by
+    assert (batches[-1].size[2:] == 1).all()
 
 
 def test_cache_reads_every_image_once():

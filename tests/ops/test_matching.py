@@ -94,6 +94,13 @@ def test_an_anchor_at_the_threshold_is_positive_or_when_strict_ignored(strict):
     assert_array_equal(targets.negative, [False, False, True])
 
 
+def test_a_speck_has_an_anchor_too():
+    # 3 x 3 of 1000 x 1000 pixels, an IoU of 0.00001 with the only anchor.
+    anchors = np.array([[0, 0, 1, 1]], np.float32)
+    speck = np.array([[0.5, 0.5, 0.503, 0.503]], np.float32)
+    assert jit_match(anchors, speck, np.array([0]), np.array([True])).positive.all()
+
+
 def test_an_object_that_overlaps_no_anchor_stays_unmatched():
     anchors = np.array([[0, 0, 0.5, 0.5]] * 3, np.float32)
     far = np.array([[0.75, 0.75, 1, 1]] * 2, np.float32)

@@ -149,6 +149,16 @@ def test_another_width_is_refused_and_the_advice_says_width(load, tensors):
         load(tensors, network(width=1 / 4))
 
 
+def test_the_facts_of_a_report_are_counts(small):
+    assert load_small(small)[1].facts == {
+        "source": "w",
+        "layout": "small",
+        "expects": "grey pictures",
+        "loaded": 3,
+        **dict.fromkeys(("kept", "reinitialised", "ignored", "missing", "unused", "misshaped"), 0),
+    }
+
+
 def test_an_array_of_another_rank_is_mis_shaped(load, variables):
     with pytest.raises(UserError, match=r"conv1_1/kernel: \(7,\) in the file, \(3, 3, 3, 8\) in"):
         load({"features.0.weight": np.zeros(7, np.float32)})
@@ -253,6 +263,14 @@ def test_a_head_that_fits_is_loaded_even_so(small):
 def test_only_what_is_asked_for_is_made_new(small):
     with pytest.raises(UserError, match="MIS-SHAPED"):
         load_small(small, {"kernel": np.zeros((1, 1, 3, 9), np.float32)}, reinitialise=HEADS)
+
+
+@pytest.mark.parametrize("transform", [lambda x: x.transpose(2, 3, 1, 0), lambda x: x[:, ::2]])
+def test_what_a_transform_cannot_take_is_mis_shaped(small, transform):
+    targets = {"kernel": Target("params/backbone/conv/kernel", transform)}
+    file = WeightFile("w", {"kernel": np.zeros(7, np.float32)}, {})
+    with pytest.raises(UserError, match=r"conv/kernel: \(7,\) in the file, \(1, 1, 3, 2\) in"):
+        load_weights(small, file, name_map=NameMap("one", targets))
 
 
 def test_integers_are_no_weights(small):
