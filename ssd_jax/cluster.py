@@ -25,7 +25,7 @@ import ssd_jax
 from ssd_jax.caches import keep_no_compiled_programs
 from ssd_jax.config import flat_items
 from ssd_jax.errors import UserError
-from ssd_jax.roll_call import call_roll, some_of
+from ssd_jax.rendezvous import some_of, wait_for_all
 from ssd_jax.sharding import any_process, use_cpu_cores
 
 # Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).
@@ -76,7 +76,7 @@ def start(
             f"--process-id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
             f"{num_processes}."
         )
-    hosts = call_roll(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
+    hosts = wait_for_all(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
     if len(set(hosts)) > 1:
         keep_no_compiled_programs()
     jax.distributed.initialize(

@@ -8,7 +8,6 @@ import ast
 import difflib
 import importlib.util
 import json
-import os
 import pathlib
 import re
 import traceback
@@ -19,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
+from ssd_jax.files import whole_file
 
 _KINDS = {
     bool: "True or False",
@@ -309,9 +309,8 @@ def _parsed(text: str, kind: type) -> object:
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
     """Writes the resolved config as JSON; the file is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:

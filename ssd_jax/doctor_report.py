@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ssd_jax.data import codes
 from ssd_jax.data.convert import check_destination, convert, describe_copy, split_name
-from ssd_jax.data.doctor import Diagnosis, clean, examine, write_json
+from ssd_jax.data.doctor import Diagnosis, clean, examine, write_diagnosis
 from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.open import open_data, open_parts
 from ssd_jax.data.sources.base import Problems, Source
@@ -35,9 +35,7 @@ def run_doctor(
     fix: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     anchors: Float[np.ndarray, "A 4"] | None = None,
-    max_objects: int | None = None,
     label_width: int | None = None,
-    workers: int | None = None,
 ) -> int:
     """Examine a data set and print what was found: 0 without errors, ERRORS_FOUND with any.
 
@@ -72,19 +70,17 @@ def run_doctor(
             source,
             other=other,
             anchors=anchors,
-            max_objects=max_objects,
             label_width=None if too_wide else label_width,
-            workers=workers,
             show_progress=True,
         )
         diagnosis = diagnosis._replace(findings=diagnosis.findings + too_wide)
     diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location, split))
     print(describe(diagnosis, location))
     if out is not None:
-        write_json(diagnosis, pathlib.Path(out) / REPORT)
+        write_diagnosis(diagnosis, pathlib.Path(out) / REPORT)
         print(f"All findings: {pathlib.Path(out) / REPORT}")
     if out is not None and source is not None:
-        from ssd_jax.visualize_data import plot_data
+        from ssd_jax.visualize.data import plot_data
 
         plot_data(source, pathlib.Path(out) / PICTURE, anchors=anchors, title=location)
         print(f"Classes, sizes and default boxes: {pathlib.Path(out) / PICTURE}")

@@ -9,20 +9,23 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssd_jax import experiment, gallery, visualize_evaluation
+from ssd_jax import experiment
 from ssd_jax.cluster import run_facts, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.run import evaluate
+from ssd_jax.files import write_json
 from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
-from ssd_jax.reporting import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, write_json
+from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, REPORT_FILE
 from ssd_jax.sharding import each_device_alone, make_mesh
 from ssd_jax.training_data import decoding_threads
+from ssd_jax.visualize.evaluation import draw_measures
+from ssd_jax.visualize.run import SHOWN, draw_curves, draw_detections
 
 PICTURES = "pictures"
 
@@ -115,9 +118,7 @@ def data_report(source: Source) -> dict[str, Any]:
 def write_evaluation(config: ConfigDict, folder: pathlib.Path, measured: Measured) -> None:
     """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder."""
     write_json(folder / EVALUATION_FILE, report(config, measured))
-    visualize_evaluation.draw_measures(
-        measured.evaluation, measured.diagnosis, folder, classes=measured.source.classes
-    )
+    draw_measures(measured.evaluation, measured.diagnosis, folder, classes=measured.source.classes)
 
 
 def write_result(
@@ -144,16 +145,16 @@ def write_result(
         }
         | describe_run(config, workdir),
     )
-    gallery.draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
-    visualize_evaluation.draw_measures(
+    draw_curves(workdir / METRICS_FILE, pictures / "curves.png")
+    draw_measures(
         measured.evaluation, measured.diagnosis, pictures, classes=measured.source.classes
     )
-    evenly = np.linspace(0, len(names) - 1, gallery.SHOWN).round().astype(int)
+    evenly = np.linspace(0, len(names) - 1, SHOWN).round().astype(int)
     chosen = {"detections": sorted(set(evenly.tolist()))} | {
         f"examples_{kind}": [each.image for each in found] for kind, found in examples.items()
     }
     for name, images in chosen.items():
-        gallery.draw_detections(
+        draw_detections(
             measured.source,
             measured.evaluation,
             pictures / f"{name}.png",

@@ -13,26 +13,53 @@ from jaxtyping import Array, Float, Int, UInt8
 from ssd_jax.data.decode import decode_image, draw_pixels
 from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import SSD
-from ssd_jax.ops.detect import detect
+from ssd_jax.ops.detect import class_scores, multibox_detection
 from ssd_jax.ops.images import normalise, resize
 from ssd_jax.types import Detections
 
 
-@jax.named_scope("network")
-def run_network(
-    model: SSD, variables: Any, images: Float[Array, "B S S 3"], *, flip: bool = False
-) -> tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]:
-    """Box deltas and class logits; with `flip` also of the mirrored images, behind the others.
+def prepare(
+    canvas: UInt8[Array, "B H W 3"], extent: Int[Array, "B 2"], *, size: int
+) -> Float[Array, "B S S 3"]:
+    """Pictures, as `types.Batch` holds them, in the size of the network: grey levels 0..255."""
+    return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
 
-    They belong to `predicting_anchors`.
+
+def run_network(
+    model: SSD,
+    variables: Any,
+    images: Float[Array, "B S S 3"],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    flip: bool = False,
+) -> tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]:
+    """Box deltas and class scores of grey levels 0..255, in float32.
+
+    With `flip` also those of the mirrored images, behind the others. They belong to
+    `predicting_anchors`.
     """
-    outputs = model.apply(variables, images, train=False)
-    if not flip:
-        return outputs
-    box_deltas, class_logits = model.apply(variables, images[:, :, ::-1], train=False)
-    # Brought back from the mirrored image, a shift to the right is one to the left.
-    mirrored = box_deltas * jnp.array([-1.0, 1.0, 1.0, 1.0]), class_logits
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), outputs, mirrored)
+    images = normalise(images, mean, std)
+    with jax.named_scope("network"):
+        box_deltas, class_logits = model.apply(variables, images, train=False)
+        if flip:
+            deltas, logits = model.apply(variables, images[:, :, ::-1], train=False)
+            # Brought back from the mirrored image, a shift to the right is one to the left.
+            deltas *= jnp.array([-1.0, 1.0, 1.0, 1.0])
+            box_deltas = jnp.concatenate([box_deltas, deltas], axis=1)
+            class_logits = jnp.concatenate([class_logits, logits], axis=1)
+    return box_deltas, class_scores(class_logits, activation=model.heads.class_activation)
+
+
+def finish(
+    box_deltas: Float[Array, "B A 4"],
+    scores: Float[Array, "B A channels"],
+    *,
+    anchors: Float[np.ndarray, "A 4"],
+    **settings: int | float | str,
+) -> Detections:
+    """The detections of each picture; `settings` go to `ops.detect.multibox_detection`."""
+    return jax.vmap(lambda d, s: multibox_detection(d, s, anchors, **settings))(box_deltas, scores)
 
 
 def predicting_anchors(
@@ -58,24 +85,20 @@ def make_predict(
 
     The pictures come as `types.Batch` holds them. Each is looked at in every image size that
     `anchors` has those of, and with `flip` mirrored as well; the boxes of all these views suppress
-    each other. `detect_settings` go to `ops.detect.detect`.
+    each other. `detect_settings` go to `finish`.
     """
     all_anchors = np.concatenate([predicting_anchors(each, flip=flip) for each in anchors.values()])
-    detect_settings |= {"activation": model.heads.class_activation}
 
     def predict(
         variables: Any, canvas: UInt8[Array, "B H W 3"], extent: Int[Array, "B 2"]
     ) -> Detections:
         def view(size):
-            images = jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
-            return run_network(model, variables, normalise(images, mean, std), flip=flip)
+            images = prepare(canvas, extent, size=size)
+            return run_network(model, variables, images, mean=mean, std=std, flip=flip)
 
-        box_deltas, class_logits = jax.tree.map(
-            lambda *views: jnp.concatenate(views, axis=1), *map(view, anchors)
-        )
-        return jax.vmap(lambda d, c: detect(d, c, all_anchors, **detect_settings))(
-            box_deltas, class_logits
-        )
+        views = map(view, anchors)
+        outputs = (jnp.concatenate(each, axis=1) for each in zip(*views, strict=True))
+        return finish(*outputs, anchors=all_anchors, **detect_settings)
 
     return predict
 
@@ -88,12 +111,15 @@ class OnPictures:
     """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take any pictures."""
 
     @no_type_check  # of jaxtyping in tests: the errors below are its own
-    def __call__(self, images: Sequence[Picture], *, names: Sequence[str] = ()) -> list[Detections]:
+    def __call__(
+        self, images: Sequence[Picture], *, names: Sequence[str] = (), batch_size: int = 1
+    ) -> list[Detections]:
         """Detections of each picture, without padding.
 
         A picture is the bytes of a JPEG or PNG file, the path of one, or a uint8 array in RGB.
         Boxes are normalised to the picture. `names` stand in the messages; without them it is the
-        path, or "image 0" and so on.
+        path, or "image 0" and so on. On a GPU many pictures take less time as batches, for each
+        size of which a program is compiled.
 
         Raises:
           UserError: a picture is no such thing, or is not in a list.
@@ -106,13 +132,20 @@ class OnPictures:
                 "it in brackets: detector([picture])."
             )
         found = []
-        for index, picture in enumerate(images):
-            name = names[index] if names else _called(picture, index)
-            canvas, extent = _on_canvas(picture, name, self.canvas)
-            batch = self.predict(canvas[None], np.asarray(extent, np.int32)[None])
-            rows = jax.tree.map(lambda x: x[0], batch)
-            found.append(jax.tree.map(lambda x, keep=rows.valid: x[keep], rows))
+        for start in range(0, len(images), batch_size):
+            canvas = np.zeros((batch_size, self.canvas, self.canvas, 3), np.uint8)
+            extent = np.full((batch_size, 2), self.canvas, np.int32)
+            chunk = images[start : start + batch_size]
+            for row, picture in enumerate(chunk):
+                name = names[start + row] if names else _called(picture, start + row)
+                canvas[row], extent[row] = _on_canvas(picture, name, self.canvas)
+            batch = self.predict(canvas, extent)
+            found += [_without_padding(batch, row) for row in range(len(chunk))]
         return found
+
+
+def _without_padding(batch: Detections, row: int) -> Detections:
+    return jax.tree.map(lambda each: each[row][batch.valid[row]], batch)
 
 
 def _called(picture: object, index: int) -> str:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from ssd_jax import experiment, gallery
+from ssd_jax import experiment
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
 from ssd_jax.config import CONFIG_FILE, save_config
 from ssd_jax.config_check import check
@@ -38,7 +38,7 @@ from ssd_jax.outcome import (
 )
 from ssd_jax.report.collect import waiting_hint
 from ssd_jax.report.starts import record_start
-from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
+from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import describe_changes, has_trained, settle_config
 from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
@@ -54,6 +54,7 @@ from ssd_jax.training_data import (
     mesh_batches,
     network_inputs,
 )
+from ssd_jax.visualize.run import draw_augmented
 
 # Layers that a weight file lacks are scaled by what they answer to so many images.
 IMAGES_TO_SCALE_BY = 8
@@ -320,7 +321,7 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
 def _draw_first_batch(config, workdir, source) -> None:
     """Leaves a picture of what the network sees first."""
     first_size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
-    gallery.draw_augmented(
+    draw_augmented(
         next(host_batches(config, source, start_step=0, num_threads=0)),
         workdir / PICTURES / "augmented.png",
         classes=source.classes,

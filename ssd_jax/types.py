@@ -16,6 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+# What PASCAL VOC writes are edges in pixels plus this: its pixels count from 1, and both corners of
+# a box belong to it.
+VOC_OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
+
 
 class Example(NamedTuple):
     """One annotated image as a source gives it, not yet decoded.

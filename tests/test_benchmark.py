@@ -233,6 +233,10 @@ def test_a_config_is_compared_with_itself_and_with_a_command(
     told = capsys.readouterr().out
     assert told.count(file) == 2
     assert "times as long" in told
+    # - gives the line that --metric reads.
+    assert main([*command, "--against", file, "--json", "-"]) == 0
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert compare._read_metric(last_line, "ratio", "") > 0
     peer = tmp_path / "peer.py"
     peer.write_text("import os; os.environ['XLA_PYTHON_CLIENT_PREALLOCATE']; print('{}')")
     words = ["--against", f"{sys.executable} -S {peer}", "--json", str(out)]

@@ -20,20 +20,36 @@ PROGRAM = """HloModule jit_step
   ROOT %n = f32[8]{0} negate(%p)
 }
 
+%body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  %old = f32[8]{0} get-tuple-element(%state), index=1
+  %new = f32[8]{0} fusion(%old), kind=kLoop
+  %next = s32[] fusion(%state), kind=kLoop
+  ROOT %both = (s32[], f32[8]{0}) tuple(%next, %new)
+}
+
 ENTRY %main (a: bf16[4,8]) -> (f32[8]) {
   %a = bf16[4,8]{1,0} parameter(0)
   %sum.1 = (f32[8]{0}, s32[]) fusion(%a), kind=kInput, metadata={op_name="jit(step)/loss/add"}
   %first = f32[8]{0} get-tuple-element(%sum.1), index=0
+  %loop = (s32[], f32[8]{0}) while(%sum.1), body=%body, metadata={op_name="jit(step)/loss/mine"}, \
+backend_config={"known_trip_count":{"n":"10"}}
   ROOT %out = f32[8]{0} fusion(%first, %sum.1), kind=kLoop
 }
 """
 
 
 def test_the_bytes_of_each_kernel(script):
-    assert script.kernels_of(PROGRAM) == [
+    assert script.kernels_of(script.computations(PROGRAM)[""]) == [
         script.Kernel("sum.1", "fusion", "jit(step)/loss/add", written=36, read=64),
+        script.Kernel("loop", "while", "jit(step)/loss/mine", written=36, read=36),
         script.Kernel("out", "fusion", "", written=32, read=68),
     ]
+
+
+def test_the_launches_of_loops(script):
+    loops = script.loops_of(script.computations(PROGRAM))
+    assert loops == [script.Loop("jit(step)/loss/mine", rounds=10, launches_a_round=2)]
 
 
 def test_the_bytes_of_shapes(script):

@@ -16,7 +16,7 @@ from ssd_jax.cli import main
 from ssd_jax.data.pipeline import cache_bytes
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.outcome import data_report
-from ssd_jax.reporting import read_metrics
+from ssd_jax.run_log import read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
 from ssd_jax.training_data import describe_cache, device_cache_bytes

@@ -32,17 +32,19 @@ def test_both_views_of_a_mirrored_image_are_the_mirrored_boxes_of_the_views(shap
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def views(images):
-        deltas, logits = run_network(network.model, variables, images, flip=True)
-        return decode(deltas[0], anchors), logits[0]
+        deltas, scores = run_network(
+            network.model, variables, images, mean=(0.0,) * 3, std=(1.0,) * 3, flip=True
+        )
+        return decode(deltas[0], anchors), scores[0]
 
     image = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
-    (boxes, logits), (mirrored, mirrored_logits) = views(image), views(image[:, :, ::-1])
+    (boxes, scores), (mirrored, mirrored_scores) = views(image), views(image[:, :, ::-1])
     count = len(network.anchors)
     swapped = jnp.roll(mirrored, count, axis=0)  # the view that is mirrored twice comes first
     expected = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     np.testing.assert_allclose(swapped, expected, atol=1e-4)
-    np.testing.assert_allclose(jnp.roll(mirrored_logits, count, axis=0), logits, atol=1e-4)
-    assert not np.allclose(logits[:count], logits[count:], atol=1e-2)
+    np.testing.assert_allclose(jnp.roll(mirrored_scores, count, axis=0), scores, atol=1e-4)
+    assert not np.allclose(scores[:count], scores[count:], atol=1e-2)
 
 
 class Echo(OnPictures):
@@ -68,6 +70,27 @@ def test_a_picture_is_bytes_a_path_or_an_array(tmp_path):
         assert not canvas[5:].any()
         with pytest.raises(UserError, match=r"images: got a single .* detector\(\[picture\]\)"):
             echo(picture)
+
+
+class Mean(OnPictures):
+    """Detects one box a picture, as bright as the picture is; and counts its batches."""
+
+    canvas, batches = 4, 0
+
+    def predict(self, canvas, extent):
+        self.batches += 1
+        scores = canvas.mean(axis=(1, 2, 3))[:, None]
+        boxes, labels = np.zeros((*scores.shape, 4)), np.zeros(scores.shape, int)
+        return Detections(boxes=boxes, scores=scores, labels=labels, valid=scores > 0)
+
+
+def test_batches_find_what_single_pictures_do():
+    pictures = [np.full((4, 4, 3), value, np.uint8) for value in (3, 0, 7, 5, 1)]
+    detector = Mean()
+    found = detector(pictures, batch_size=2)
+    assert detector.batches == 3
+    assert [each.scores.tolist() for each in found] == [[3], [], [7], [5], [1]]
+    jax.tree.map(np.testing.assert_array_equal, found, detector(pictures))
 
 
 @pytest.mark.parametrize(

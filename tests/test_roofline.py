@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.models.pooling import max_pool
-from ssd_jax.ops.detect import detect
+from ssd_jax.ops.detect import class_scores, multibox_detection
 from ssd_jax.roofline import (
     ON_CHIP,
     Kernel,
@@ -68,7 +68,7 @@ def step(images, *kernels):
 
 def detections(deltas, logits):
     anchors = np.random.default_rng(0).random((400, 4), np.float32)
-    return jax.vmap(lambda d, c: detect(d, c, anchors))(deltas, logits)
+    return jax.vmap(lambda d, c: multibox_detection(d, class_scores(c), anchors))(deltas, logits)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.outcome import measure
-from ssd_jax.reporting import read_metrics
+from ssd_jax.run_log import read_metrics
 from ssd_jax.runs import run_evaluation, run_training
 from ssd_jax.sharding import check_divides, make_mesh
 from ssd_jax.train.watchdog import Watchdog

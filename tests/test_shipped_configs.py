@@ -50,8 +50,8 @@ def test_the_config_is_possible_and_documented(file):
     config = configs.load_config(str(file))
     check(config)
     docstring = file.read_text().split('"""')[1]
-    of_voc = file.stem.startswith(("voc0712", "best"))
-    for word in ("Run:", *(("Expected:", "Cost:", "Measured:") if of_voc else ())):
+    published = file.stem.startswith(("voc0712", "best", "coco"))
+    for word in ("Run:", *(("Expected:", "Cost:", "Measured:") if published else ())):
         assert word in docstring
 
 
@@ -69,6 +69,16 @@ def test_a_row_of_the_paper_is_its_network_at_another_batch(backbone, batch_size
     }
 
 
+def test_the_network_of_coco_is_torchvisions():
+    """Of 91 channels, as `SSD300_VGG16_Weights` says; and the sides of `ssd_coco.py`'s anchors."""
+    config = configs.load_config(str(FILES[0].parent / "coco_vgg16_300.py"))
+    network = build_network(config, 90)
+    shapes = variable_shapes(network.model, config.model.image_size)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 35_641_826
+    first_and_last_map = 300 * (network.anchors[:, 2] - network.anchors[:, 0])[[0, -4]]
+    np.testing.assert_allclose(first_and_last_map, [21, 261], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_the_full_network_has_the_published_size(name):
     file = next(file for file in FILES if file.stem == name)
@@ -82,13 +92,13 @@ def test_the_full_network_has_the_published_size(name):
 @pytest.mark.parametrize(
     "file",
     # The parts of `best` take a step together in test_best.py; at 512 px they compile for long.
-    # Those of voc0712_paper_512 are other files' networks, see above.
+    # The networks of these two are other files', see above.
     [
         pytest.param(
             f, marks=[pytest.mark.long] * f.stem.startswith(("best", "voc0712_resnet50_300"))
         )
         for f in FILES
-        if f.stem != "voc0712_paper_512"
+        if f.stem not in ("voc0712_paper_512", "coco_vgg16_300")
     ],
     ids=lambda file: file.stem,
 )

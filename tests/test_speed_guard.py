@@ -51,8 +51,17 @@ def test_slower_once_is_another_program_on_the_machine(check):
 
 def test_another_device_has_no_baseline(check, tmp_path):
     (tmp_path / "baseline.json").write_text(json.dumps({"tpu": {"ratios": {"step": 1.0}}}))
-    with pytest.raises(SystemExit, match="it has no cpu"):
+    with pytest.raises(SystemExit, match="it has tpu, but not cpu"):
         check(2.0)
+
+
+def test_a_baseline_is_of_a_config_a_device_and_its_cores(monkeypatch):
+    guard = script("check")
+    monkeypatch.setattr("ssd_jax.hardware.cores", lambda: 2)
+    subject = guard.subject_of(guard.default_config("cpu"), "cpu")
+    assert subject in json.loads((FOLDER / "baseline.json").read_text())
+    gpu = guard.subject_of(guard.default_config("gpu"), "NVIDIA H200")
+    assert gpu == "voc0712_vgg16_512 on NVIDIA H200"
 
 
 def test_growth_is_drawn_beside_proportion(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.sources.base import Problems, build_source
-from ssd_jax.visualize_data import MAX_BARS, plot_data
+from ssd_jax.visualize.data import MAX_BARS, plot_data
 
 ANCHORS = np.array([(0.1, 0.1, 0.4, 0.4), (0.2, 0.0, 0.8, 1.2)])
 

@@ -3,7 +3,9 @@
     python experiments/speed/check.py [--write] [--rounds 9] [--config FILE]
 
 Ends with exit code 1 when a ratio is worse by more than 15 %, twice in a row. --write makes what is
-measured the baseline, baseline.json: one a device, because ratios differ between kinds.
+measured the baseline, baseline.json. There is one for each config, kind of device and, of CPUs,
+number of cores, because their ratios differ. Without --config it is quickstart's on CPUs, elsewhere
+SSD512 with VGG16 in bfloat16, in batches of 64.
 """
 
 import argparse
@@ -19,8 +21,10 @@ PICTURES = 32
 
 def main():
     """Compares with the baseline, or writes it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "quickstart.py"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="default: by the device, see above")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--baseline", type=pathlib.Path, default=HERE / "baseline.json")
     parser.add_argument("--write", action="store_true", help="make this the baseline")
@@ -28,18 +32,22 @@ def main():
     from ssd_jax.caches import keep_compiled_programs
 
     keep_compiled_programs()
-    contests, device = contests_of(options.config)
+    contests, subject = contests_of(options.config)
     measured = ratios(contests, options.rounds)
     baselines = json.loads(options.baseline.read_text()) if options.baseline.exists() else {}
     if options.write:
         load = round(os.getloadavg()[0], 1)
-        baselines[device] = {"ratios": measured, "rounds": options.rounds, "load": load}
+        baselines[subject] = {"ratios": measured, "rounds": options.rounds, "load": load}
         options.baseline.write_text(json.dumps(baselines, indent=2, sort_keys=True) + "\n")
         print(table(measured, measured))
         return
-    if device not in baselines:
-        sys.exit(f"{options.baseline}: it has no {device}. Make one with --write.")
-    baseline = baselines[device]["ratios"]
+    if subject not in baselines:
+        known = "; ".join(baselines) or "nothing"
+        sys.exit(
+            f"{options.baseline}: it has {known}, but not {subject}. On a quiet machine, "
+            "make it with --write."
+        )
+    baseline = baselines[subject]["ratios"]
     slower = worse(measured, baseline)
     if slower:
         print(f"slower in {', '.join(slower)}; measuring again")
@@ -52,7 +60,7 @@ def main():
 
 
 def contests_of(path):
-    """Of each name two functions, ours and the bare one that it is measured by; and the device."""
+    """Of each name two functions, ours and the bare one that it is measured by; and of what."""
     import jax
 
     from ssd_jax.benchmark.parts import augment_program, loss_program
@@ -68,7 +76,11 @@ def contests_of(path):
 
     jax.config.update("jax_num_cpu_devices", 1)
     mesh = make_mesh(jax.devices()[:1])
-    work = make_workload(load_config(path), mesh)
+    device = mesh.devices.flat[0]
+    config = load_config(path or default_config(device.platform))
+    if not path and device.platform != "cpu":
+        config.batch_size, config.model.dtype = 64, "bfloat16"
+    work = make_workload(config, mesh)
     bare, forward = bare_program(work).call, forward_program(work).call
     contests = {
         "training step": (train_program(work).call, bare),
@@ -77,7 +89,21 @@ def contests_of(path):
         "evaluation batch": (evaluate_program(work).call, forward),
         "decoded pictures": decoding(work),
     }
-    return contests, mesh.devices.flat[0].device_kind
+    return contests, subject_of(path or default_config(device.platform), device.device_kind)
+
+
+def default_config(platform):
+    """Small on CPUs; on a GPU a small network would measure how quickly kernels are launched."""
+    name = "quickstart.py" if platform == "cpu" else "voc0712_vgg16_512.py"
+    return str(HERE.parents[1] / "configs" / name)
+
+
+def subject_of(path, device_kind):
+    """What a baseline is of."""
+    from ssd_jax.hardware import cores
+
+    with_cores = f", {cores()} cores" if device_kind == "cpu" else ""
+    return f"{pathlib.Path(path).stem} on {device_kind}{with_cores}"
 
 
 def decoding(work):

@@ -5,9 +5,10 @@
         [--config.batch_size=64] [--config.model.dtype=bfloat16]
 
 Compiles for minutes, executes nothing, and prints as JSON the memory that XLA has planned, the
-bytes that the kernels read and write, and the kernels that move most. The bytes are those of
-arguments and results, each once: what caches keep is not taken off, and what a kernel reads twice
-not added. XLA chooses no kernels by trying them, as it does on a GPU; times are not to be had here.
+bytes that the kernels read and write, the kernels that move most, and how many are launched, those
+of a loop once a round. The bytes are those of arguments and results, each once: what caches keep is
+not taken off, and what a kernel reads twice not added. XLA chooses no kernels by trying them, as it
+does on a GPU; times are not to be had here.
 """
 
 import argparse
@@ -34,6 +35,9 @@ _BITS = {"pred": 8, "bf16": 16}  # of other types the number is in the name
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 _KERNEL = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z-]+)\((.*)")
 _STAGE = re.compile(r'op_name="([^"]*)"')
+_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
+_BODY = re.compile(r"body=%?([\w.-]+)")
+_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # They name what is there.
 _FREE = {"get-tuple-element", "parameter", "tuple", "bitcast", "constant"}
 
@@ -56,22 +60,59 @@ def mesh_without_devices(count: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (BATCH_AXIS,))
 
 
-def kernels_of(program: str) -> list[Kernel]:
-    """Those of the entry computation of a compiled program, from its text."""
-    entry = program[program.index("\nENTRY") :]
+class Loop(NamedTuple):
+    """A loop of a compiled program; `rounds` is None where they depend on data."""
+
+    stage: str
+    rounds: int | None
+    launches_a_round: int
+
+
+def computations(program: str) -> dict[str, list[str]]:
+    """The lines of each computation of a compiled program; the entry's also stand under ""."""
+    found: dict[str, list[str]] = {}
+    for line in program.splitlines():
+        if head := _HEAD.match(line):
+            lines = found[head[2]] = []
+            if head[1]:
+                found[""] = lines
+        elif found and line.startswith("  "):
+            lines.append(line)
+    return found
+
+
+def kernels_of(lines: list[str]) -> list[Kernel]:
+    """Those of a computation of a compiled program."""
     sizes: dict[str, int] = {}
     kernels = []
-    for line in entry[: entry.index("\n}")].splitlines():
+    for line in lines:
         if not (found := _KERNEL.match(line)):
             continue
         name, shape, operation, rest = found.groups()
         sizes[name] = bytes_of(shape)
         if operation not in _FREE:
             arguments = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
-            stage = _STAGE.search(line)
             read = sum(sizes.get(argument, 0) for argument in arguments)
-            kernels.append(Kernel(name, operation, stage[1] if stage else "", sizes[name], read))
+            kernels.append(Kernel(name, operation, _stage(line), sizes[name], read))
     return kernels
+
+
+def loops_of(found: dict[str, list[str]]) -> list[Loop]:
+    """Those of the entry computation; none of ours has another inside."""
+    return [
+        Loop(
+            _stage(line),
+            int(rounds[1]) if (rounds := _ROUNDS.search(line)) else None,
+            len(kernels_of(found[body[1]])),
+        )
+        for line in found[""]
+        if (body := _BODY.search(line))
+    ]
+
+
+def _stage(line: str) -> str:
+    stage = _STAGE.search(line)
+    return stage[1] if stage else ""
 
 
 def bytes_of(shape: str) -> int:
@@ -108,7 +149,10 @@ def main():
     check(config)
     traced = traced_step(config, mesh_without_devices(options.devices))
     compiled = traced.lower(lowering_platforms=("cuda",)).compile()
-    kernels = kernels_of(compiled.as_text())
+    found = computations(compiled.as_text())
+    kernels, loops = kernels_of(found[""]), loops_of(found)
+    launches = [len(kernels) - len(loops)]
+    launches += [loop.launches_a_round * (loop.rounds or 1) for loop in loops]
     moved = sorted(kernels, key=lambda kernel: -kernel.written - kernel.read)
     told = {
         "config": options.config,
@@ -117,6 +161,8 @@ def main():
         "jax": jax.__version__,
         "memory_gib": {k: v / 2**30 for k, v in step_memory(compiled)._asdict().items()},
         "kernels": len(kernels),
+        "launches": sum(launches),
+        "loops": [loop._asdict() for loop in loops],
         "gigabytes": sum(kernel.written + kernel.read for kernel in kernels) / 1e9,
         "most": [kernel._asdict() for kernel in moved[: options.rows]],
     }

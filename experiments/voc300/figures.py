@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from arms import RATES, Arm, Scale, arms, folder_name
 
-from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
-from ssd_jax.reporting import REPORT_FILE
+from ssd_jax.run_log import REPORT_FILE
+from ssd_jax.visualize.style import INK, PALETTE, plot_style, save_plot
 
 
 def collect(runs: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ from ml_collections import ConfigDict  # noqa: E402
 from ssd_jax.config import save_config  # noqa: E402
 from ssd_jax.data.open import open_data  # noqa: E402
 from ssd_jax.errors import Stopped, UserError  # noqa: E402
-from ssd_jax.reporting import REPORT_FILE, write_json  # noqa: E402
+from ssd_jax.files import write_json  # noqa: E402
+from ssd_jax.run_log import REPORT_FILE  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)

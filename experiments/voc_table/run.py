@@ -25,7 +25,7 @@ from ssd_jax.cli import EXIT_STOPPED
 from ssd_jax.commands.common import count, positive
 from ssd_jax.config_check import check
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.reporting import REPORT_FILE
+from ssd_jax.run_log import REPORT_FILE
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SEEDS, MINIATURE_SEEDS = 5, 1

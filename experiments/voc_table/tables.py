@@ -5,14 +5,14 @@ python experiments/voc_table/tables.py DIR      # writes them anew from DIR/resu
 
 import contextlib
 import json
-import os
 import pathlib
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ssd_jax.plots import PALETTE, plot_style, save_plot
+from ssd_jax.files import whole_file
+from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 RESULTS_FILE, TABLE_FILE = "results.jsonl", "table.md"
 # Metrics of report.json, with what the table calls them.
@@ -184,14 +184,8 @@ def _text(value):
 
 
 def _write_text(path, text):
-    unfinished = _unfinished(path)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _unfinished(path):
-    """Where a file is written first: tasks of a job array may write the same at the same time."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
+    with whole_file(path) as part:  # tasks of a job array may write the same at the same time
+        part.write_text(text, encoding="utf-8")
 
 
 # ---- figures ----
@@ -330,9 +324,8 @@ def _picture(path, width, height):
     with plot_style() as new_figure:
         figure = new_figure(width, height)
         yield figure
-        unfinished = _unfinished(path)
-        save_plot(figure, unfinished)
-        unfinished.replace(path)
+        with whole_file(path) as part:
+            save_plot(figure, part)
 
 
 if __name__ == "__main__":

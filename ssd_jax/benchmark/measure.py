@@ -21,8 +21,8 @@ from ssd_jax.benchmark.workload import (
     predict_program,
     train_program,
 )
-from ssd_jax.reporting import memory_in_use
 from ssd_jax.roofline import grouped, layer_of, operations, roofline_seconds, traffic
+from ssd_jax.run_log import memory_in_use
 from ssd_jax.training_data import mesh_batches
 
 # Batches that the threads of the input have ready before anybody asks.

@@ -78,7 +78,12 @@ def add(verbs) -> None:
     benchmark.add_argument(
         "--no-start", action="store_true", help="leave out the start of a process"
     )
-    benchmark.add_argument("--json", type=local_path, metavar="FILE", help="write the figures")
+    benchmark.add_argument(
+        "--json",
+        type=local_path,
+        metavar="FILE",
+        help="write the figures; - prints them as the last line, where --metric looks",
+    )
     benchmark.add_argument(
         "--profile",
         type=local_path,
@@ -107,7 +112,7 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
-    from ssd_jax.reporting import write_json
+    from ssd_jax.files import json_line, write_json
 
     mesh = choose_devices(config.batch_size, options.devices)
     if options.find_batch:
@@ -138,7 +143,9 @@ def _benchmark(options, rest):
         result = {"config": options.config}
         result |= measure(work, rounds=rounds, profile=options.profile) | start
         print(table(result))
-    if options.json:
+    if str(options.json) == "-":
+        print(json_line(result), end="")
+    elif options.json:
         write_json(options.json, result)
 
 

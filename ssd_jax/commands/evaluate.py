@@ -97,8 +97,9 @@ def _evaluate_detections(options):
         results_dict,
         table,
     )
-    from ssd_jax.reporting import EVALUATION_FILE, write_json
-    from ssd_jax.visualize_evaluation import draw_measures
+    from ssd_jax.files import write_json
+    from ssd_jax.run_log import EVALUATION_FILE
+    from ssd_jax.visualize.evaluation import draw_measures
 
     if not options.ground_truth:
         raise UserError("--ground-truth is missing. Give the data set that the detections are of.")

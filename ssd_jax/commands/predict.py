@@ -74,7 +74,7 @@ def add(verbs) -> None:
 
 def _predict(options, rest):
     from ssd_jax.errors import UserError
-    from ssd_jax.prediction.run import run_prediction, run_transform
+    from ssd_jax.predict_files.run import run_prediction, run_transform
 
     check_detector(options)
     if options.annotations and options.format != "coco":

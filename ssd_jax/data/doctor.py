@@ -14,7 +14,6 @@ import pathlib
 import re
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.image_header import exif_orientation
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import whole_file
 from ssd_jax.hardware import cores
 
 # Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
@@ -91,20 +91,18 @@ def examine(
     *,
     other: Sequence[Source] = (),
     anchors: Float[np.ndarray, "A 4"] | None = None,
-    max_objects: int | None = None,
     label_width: int | None = None,
-    workers: int | None = None,
     show_progress: bool = False,
 ) -> Diagnosis:
     """Everything that can be said of a set: its own problems first, then images, then the whole.
 
     Open `source` with `Problems("skip")`, so that what it left out is reported too. Images that
-    also stand in `other` are leaks. `max_objects` and `label_width` are limits to check, if any.
+    also stand in `other` are leaks. `label_width` is a limit to check, if any.
     """
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(cores()) as pool,
         _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
     ):
         for start in range(0, len(source), CHUNK):
@@ -124,7 +122,7 @@ def examine(
         *_image_findings(source, looks),
         *_twin_findings(source, twins),
         *_leaks(source, looks, zip(other, digests, strict=True)),
-        *annotation_findings(source, reach=reach, max_objects=max_objects, label_width=label_width),
+        *annotation_findings(source, reach=reach, label_width=label_width),
     ]
     copies = tuple(image for image, first in twins.items() if _same_objects(source, image, first))
     in_hex = tuple(look.digest.hex() for look in looks)
@@ -151,7 +149,7 @@ def check_before_training(
         diagnosis = examine(source, show_progress=show_progress)
         if not remote:
             with contextlib.suppress(OSError):
-                write_json(diagnosis, path)
+                write_diagnosis(diagnosis, path)
     bad = [
         each for each in diagnosis.findings if each.severity == "error" and each.image is not None
     ]
@@ -191,10 +189,8 @@ def clean(source: Source, diagnosis: Diagnosis) -> Source:
     return once.take(np.setdiff1d(diagnosis.usable(source), diagnosis.copies))
 
 
-def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
+def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
     """All findings and figures; the file is there whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "errors": diagnosis.count("error"),
         "warnings": diagnosis.count("warning"),
@@ -204,13 +200,8 @@ def write_json(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "digests": diagnosis.digests,
         "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
     }
-    # Of a name that no process of any host that shares the folder has, too.
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        unfinished.write_text(json.dumps(report, indent=1), encoding="ascii")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(pathlib.Path(path)) as part:
+        part.write_text(json.dumps(report, indent=1), encoding="ascii")
 
 
 def _read_cache(path: pathlib.Path) -> Diagnosis | None:

@@ -71,14 +71,13 @@ def annotation_findings(
     source: Source,
     *,
     reach: Reach | None = None,
-    max_objects: int | None = None,
     label_width: int | None = None,
 ) -> list[Finding]:
     """Findings about names, boxes, classes and counts; `reach` is what `best_ious` gave."""
     return [
         *_names_twice(source),
         *_boxes_twice(source),
-        *_paddings(source, max_objects, label_width),
+        *_paddings(source, label_width),
         *_classes(source),
         *_sizes(source, reach),
     ]
@@ -165,15 +164,8 @@ def _boxes_twice(source: Source) -> Iterator[Finding]:
         yield Finding(codes.BOX_TWICE, _object_place(source, k), message, image)
 
 
-def _paddings(
-    source: Source, max_objects: int | None, label_width: int | None
-) -> Iterator[Finding]:
+def _paddings(source: Source, label_width: int | None) -> Iterator[Finding]:
     counts = source.object_counts
-    if max_objects is not None:
-        for image in np.flatnonzero(counts > max_objects).tolist():
-            message = f"{counts[image]} objects, expected at most {max_objects}. "
-            message += f"Set max_objects to {counts.max()} or more, or leave it to be measured"
-            yield Finding(codes.TOO_MANY_OBJECTS, source.locate(image), message)
     if label_width is not None:
         widths = LABEL_HEADER + LABEL_OBJECT * counts
         for image in np.flatnonzero(widths > label_width).tolist():

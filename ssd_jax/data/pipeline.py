@@ -17,6 +17,9 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.types import Batch
 
+# Batches that are built ahead.
+PREFETCHED = 8
+
 
 def max_objects(source: Source) -> int:
     """The padded length G that the source needs, at least 1."""
@@ -55,13 +58,12 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-    prefetch: int = 8,
     cache: str = "none",
 ) -> Iterator[Batch]:
     """Batches from `start_step` on, without end, in a new global order each epoch.
 
     `batch_size` is global; this process gets its rows of every batch. An epoch may end inside a
-    batch. `num_threads` (0: none) build up to `prefetch` batches ahead; `close()` on the result
+    batch. `num_threads` (0: none) build up to PREFETCHED batches ahead; `close()` on the result
     stops them. `cache="ram"` keeps each image decoded, `cache_bytes` in all. A `DataError` of a
     record is raised by the `next` that would have returned it.
     """
@@ -76,7 +78,7 @@ def train_batches(
         rows = lambda indices: _stacked(map(row, indices.tolist()))  # noqa: E731
     positions = _train_positions(len(source), batch_size, seed)
     batches = positions[start_step:].map(lambda indices: rows(indices[share]))
-    return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
+    return _iterate(batches, num_threads)
 
 
 def evaluation_batches(
@@ -88,7 +90,6 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-    prefetch: int = 8,
 ) -> Iterator[Batch]:
     """Every image once, in order; rows that fill up the last batch are not `real`.
 
@@ -102,7 +103,7 @@ def evaluation_batches(
     batches = positions.map(
         lambda indices: decode_rows(source, indices[share], canvas=canvas, max_objects=max_objects)
     )
-    return _iterate(batches, num_threads=num_threads, prefetch=prefetch)
+    return _iterate(batches, num_threads)
 
 
 def share_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -150,10 +151,10 @@ def _stacked(rows: Iterable[Batch]) -> Batch:
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
-def _iterate(batches, *, num_threads: int, prefetch: int) -> Iterator[Batch]:
+def _iterate(batches, num_threads: int) -> Iterator[Batch]:
     import grain
 
     # A thread without a place for its batch waits.
-    ahead = max(prefetch, num_threads)
+    ahead = max(PREFETCHED, num_threads)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     return iter(batches.to_iter_dataset(options))

@@ -21,7 +21,7 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.data.sources.image_header import image_size, image_suffix
 from ssd_jax.data.sources.recordio_writer import write_recordio
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.types import Example
+from ssd_jax.types import VOC_OFFSET, Example
 
 THREADS = 4
 _AHEAD = 4 * THREADS
@@ -237,8 +237,7 @@ def _objects(
 ) -> Iterator[Object]:
     """The objects in pixels, with xmin and ymin counted from `first_pixel`."""
     sides = np.array(size[::-1] * 2)
-    corners = np.round(example.boxes.astype(np.float64) * sides, 3)
-    corners[:, :2] += first_pixel
+    corners = np.round(example.boxes.astype(np.float64) * sides, 3) + first_pixel * VOC_OFFSET
     rows = zip(corners.tolist(), example.labels.tolist(), example.difficult.tolist(), strict=True)
     for number, (box, label, difficult) in enumerate(rows, 1):
         if box[2] <= box[0] or box[3] <= box[1]:

@@ -32,8 +32,9 @@ from ssd_jax.data.sources.json_records import (
 )
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.coco import CocoObjects
-from ssd_jax.evaluation.metrics import annotated_pixels, from_edges
+from ssd_jax.evaluation.metrics import annotated_pixels
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
+from ssd_jax.types import VOC_OFFSET
 
 _WRONG = (KeyError, TypeError, ValueError, OverflowError)
 _RESULT = "expected image_id, category_id, bbox (left, top, width, height) and score"
@@ -168,7 +169,7 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
         classes=names,
         ground_truths=[
             GroundTruth(
-                from_edges(np.array(each.box, np.float64).reshape(-1, 4)),
+                np.array(each.box, np.float64).reshape(-1, 4) + VOC_OFFSET,
                 np.array(each.label, np.int64),
                 np.array(each.difficult, bool),
             )
@@ -264,7 +265,7 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
     boxes[:, 2:] += boxes[:, :2]
     return (
         _look_up(images, labelled.image_ids, "image", path),
-        from_edges(boxes),
+        boxes + VOC_OFFSET,
         scores,
         _look_up(labels, labelled.category_ids, "category", path),
     )

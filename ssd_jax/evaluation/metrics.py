@@ -11,9 +11,7 @@ from ssd_jax.evaluation.coco import CocoObjects, CocoResult, evaluate_coco
 from ssd_jax.evaluation.errors import ErrorBreakdown, error_breakdown
 from ssd_jax.evaluation.sizes import SizeResult, average_precision_by_size
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
-
-# The devkit's pixels count from 1, and both corners of a box belong to it.
-_FROM_ONE = np.array([1.0, 1.0, 0.0, 0.0])
+from ssd_jax.types import VOC_OFFSET
 
 
 class Evaluation(NamedTuple):
@@ -63,7 +61,7 @@ def measure_detections(
     """
     metric = functools.partial(evaluate_voc, num_classes=num_classes, iou_threshold=iou_threshold)
     edges = [
-        [record._replace(boxes=record.boxes - _FROM_ONE) for record in records]
+        [record._replace(boxes=record.boxes - VOC_OFFSET) for record in records]
         for records in (ground_truths, detections)
     ]
     return Evaluation(
@@ -180,7 +178,7 @@ def devkit_pixels(
 ) -> Float[np.ndarray, "N 4"]:
     """Normalised edges to pixels counted from 1, both corners inside, as VOC writes them."""
     height, width = size
-    return from_edges(boxes.astype(np.float64) * [width, height, width, height])
+    return boxes.astype(np.float64) * [width, height, width, height] + VOC_OFFSET
 
 
 def annotated_pixels(
@@ -188,11 +186,6 @@ def annotated_pixels(
 ) -> Float[np.ndarray, "N 4"]:
     """The same for ground truth: back to the annotation's numbers, which float32 just misses."""
     return np.round(devkit_pixels(boxes, size), 2)
-
-
-def from_edges(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
-    """Edges in pixels, as COCO has them, to corners that belong to the box, as VOC has them."""
-    return boxes + _FROM_ONE
 
 
 def _listed(values, separator="  "):

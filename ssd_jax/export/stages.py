@@ -4,19 +4,17 @@
 two engines differ in the rounding of the network and in nothing else.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from ssd_jax.models.ssd import SSD
 from ssd_jax.network import Network
-from ssd_jax.ops.detect import class_scores, multibox_detection
-from ssd_jax.ops.images import normalise, resize
-from ssd_jax.predict import predicting_anchors, run_network
+from ssd_jax.predict import finish, predicting_anchors, prepare, run_network
 from ssd_jax.types import Detections
 
 Outputs = tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]
@@ -39,15 +37,7 @@ def network_stage(
 ) -> Callable[[Any, Float[Array, "B S S 3"]], Outputs]:
     """`(variables, images)`, grey levels 0..255 -> box deltas and class probabilities."""
     mean, std, flip = config.preprocess.mean, config.preprocess.std, config.detect.flip
-    activation = config.model.class_activation
-
-    def run(variables, images):
-        box_deltas, class_logits = run_network(
-            model, variables, normalise(images, mean, std), flip=flip
-        )
-        return box_deltas, class_scores(class_logits, activation=activation)
-
-    return run
+    return functools.partial(run_network, model, mean=mean, std=std, flip=flip)
 
 
 def build_stages(config: ConfigDict, anchors: Float[np.ndarray, "A 4"]) -> Stages:
@@ -55,19 +45,13 @@ def build_stages(config: ConfigDict, anchors: Float[np.ndarray, "A 4"]) -> Stage
 
     `anchors` are those of `exported_anchors`.
     """
-    size = config.model.image_size
-    detect_settings = config.detect.to_dict()
-    del detect_settings["image_sizes"], detect_settings["flip"]
-
-    def prepare(canvas, extent):
-        return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
-
-    def finish(box_deltas, probabilities):
-        return jax.vmap(lambda d, p: multibox_detection(d, p, anchors, **detect_settings))(
-            box_deltas, probabilities
-        )
-
-    return Stages(prepare, finish, anchors)
+    settings = config.detect.to_dict()
+    del settings["image_sizes"], settings["flip"]
+    return Stages(
+        functools.partial(prepare, size=config.model.image_size),
+        functools.partial(finish, anchors=anchors, **settings),
+        anchors,
+    )
 
 
 def exported_anchors(config: ConfigDict, network: Network) -> Float[np.ndarray, "A 4"]:

@@ -33,11 +33,12 @@ from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
+from ssd_jax.files import write_json
 from ssd_jax.hardware import processor
 from ssd_jax.locks import held
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
-from ssd_jax.reporting import REPORT_FILE, write_json
+from ssd_jax.run_log import REPORT_FILE
 from ssd_jax.sharding import make_mesh
 
 # Pictures that the exported detector is compared on; an even number.

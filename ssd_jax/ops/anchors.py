@@ -180,23 +180,20 @@ def enlarged_image_levels(levels: Sequence[AnchorLevel], factor: float) -> tuple
 def default_boxes(
     feature_shapes: Sequence[tuple[int, int]],
     levels: Sequence[AnchorLevel],
-    *,
-    clip: bool = False,
 ) -> Float32[np.ndarray, "A 4"]:
     """All anchors as xyxy, ordered by map, row, column, and in a cell as `AnchorLevel` has them.
 
-    `feature_shapes` are the (height, width) of the maps. Anchors reach out of the image unless
-    they are clipped; the paper's are not. Equal to MXNet's MultiBoxPrior in every bit.
+    `feature_shapes` are the (height, width) of the maps. Anchors reach out of the image and
+    are not clipped, as the paper's. Equal to MXNet's MultiBoxPrior in every bit.
     """
     if len(feature_shapes) != len(levels):
         raise UserError(
             f"anchors: got {len(levels)} levels for {len(feature_shapes)} feature maps "
             f"{list(feature_shapes)}; expected one level for each map"
         )
-    boxes = np.concatenate(
+    return np.concatenate(
         [_level_boxes(shape, level) for shape, level in zip(feature_shapes, levels, strict=True)]
     )
-    return np.clip(boxes, 0, 1) if clip else boxes
 
 
 def _level_boxes(shape: tuple[int, int], level: AnchorLevel) -> Float32[np.ndarray, "A 4"]:

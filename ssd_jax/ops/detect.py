@@ -21,6 +21,7 @@ _ROWS = 128
 _FEWER = 8, 2
 
 
+@jax.named_scope("detect")
 def class_scores(
     class_logits: Float[Array | np.ndarray, "*N channels"], *, activation: str = "softmax"
 ) -> Float[Array, "*N channels"]:
@@ -33,19 +34,6 @@ def class_scores(
 
 
 @jax.named_scope("detect")
-def detect(
-    box_deltas: Float[Array | np.ndarray, "A 4"],
-    class_logits: Float[Array | np.ndarray, "A channels"],
-    anchors: Float[Array | np.ndarray, "A 4"],
-    *,
-    activation: str = "softmax",
-    **settings,
-) -> Detections:
-    """The detections of one image; `settings` are the keywords of `multibox_detection`."""
-    scores = class_scores(class_logits, activation=activation)
-    return multibox_detection(box_deltas, scores, anchors, **settings)
-
-
 def multibox_detection(
     box_deltas: Float[Array | np.ndarray, "A 4"],
     probabilities: Float[Array | np.ndarray, "A channels"],

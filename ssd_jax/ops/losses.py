@@ -55,7 +55,8 @@ def mine_hard_negatives(
     mining: all negatives are chosen.
 
     The mask of the first few places of a sort, without the sort: the probability of the last place
-    is found bit by bit, in a twentieth of the time of an argsort on a CPU.
+    is found three bits at a time, in a twentieth of the time of an argsort on a CPU. More bits a
+    round are fewer kernels on a GPU, but more to compare (docs/performance.md).
     """
     if negatives_per_positive <= 0:
         return negative
@@ -64,12 +65,13 @@ def mine_hard_negatives(
     # The bits of a non-negative float, read as an integer, keep its order; those of 1 need 30.
     bits = jnp.where(negative, jax.lax.bitcast_convert_type(background, jnp.int32), 1 << 30)
 
-    def clear_bit(i, last_place):
-        lower = last_place & ~(1 << (29 - i))
-        return jnp.where((bits <= lower).sum() >= count, lower, last_place)
+    def add_digit(i, last_place):
+        digit = 1 << (27 - 3 * i)
+        too_few = (bits[:, None] < last_place + digit * jnp.arange(1, 8)).sum(axis=0) < count
+        return last_place + digit * too_few.sum()
 
     # The loop starts from a computed value, so that its types agree inside `jax.shard_map`.
-    last_place = jax.lax.fori_loop(0, 30, clear_bit, jnp.full_like(bits[0], (1 << 30) - 1))
+    last_place = jax.lax.fori_loop(0, 10, add_digit, jnp.zeros_like(bits[0]))
     before, tied = bits < last_place, bits == last_place
     return before | (tied & (jnp.cumsum(tied) <= count - before.sum()))
 

@@ -59,33 +59,40 @@ def match(
 def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
     """The anchor of each object by greedy bipartite matching; -1 for an object that gets none.
 
-    Repeatedly the largest IoU among free anchors and free objects; of equal ones the lowest
-    anchor, then the lowest object. Rows are searched in about sqrt(A) blocks whose maxima are
-    kept, so that a round costs sqrt(A) G instead of A G. The number of rounds is fixed: a loop
-    that stops early would need a collective a round when the batch is sharded.
+    As if the pair of largest IoU among free anchors and free objects were taken again and again; of
+    equal ones that of the lowest anchor, then of the lowest object. A round takes every pair that
+    is first both for its anchor and for its object, which nothing that comes before it can part.
+    So the rounds are not as many as the objects, but as the longest chain of objects that each
+    wait for the next: two or three, and all of them only where boxes are the same.
+
+    Anchors are searched in about sqrt(A) blocks, of which the largest IoU is kept for each object.
+    Once an anchor is taken it is only a bound, until the block is its object's first again.
     """
     num_anchors, num_objects = iou.shape
     side = int(np.ceil(np.sqrt(num_anchors)))
     padded = jnp.pad(iou, ((0, side * side - num_anchors), (0, 0)), constant_values=-1)
     blocks = padded.reshape(side, side, num_objects)
 
-    def pair(_, state):
-        own_anchor, block_maxima = state
+    def searching(state):
+        own_anchor, bounds = state
+        return jnp.any((own_anchor < 0) & (bounds.max(axis=0) > _SMALLEST_IOU))
+
+    def take_pairs(state):
+        own_anchor, bounds = state
+        block = bounds.argmax(axis=0)
+        rows = block * side + jnp.arange(side)[:, None]
+        taken = (rows[:, :, None] == own_anchor).any(axis=2)
+        candidates = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+        candidates = jnp.where(taken, -1, candidates)
+        best, anchor = candidates.max(axis=0), block * side + candidates.argmax(axis=0)
+        bounds = jnp.where(jnp.arange(side)[:, None] == block, best, bounds)
         free = own_anchor < 0
-        block = jnp.where(free, block_maxima, -1).max(axis=1).argmax()
-        rows = block * side + jnp.arange(side)
-        taken = (rows[:, None] == own_anchor).any(axis=1)
-        candidates = jnp.where(free & ~taken[:, None], blocks[block], -1)
-        row, column = jnp.divmod(candidates.argmax(), num_objects)
-        found = candidates.max() > _SMALLEST_IOU
-        chosen = found & (jnp.arange(num_objects) == column)
-        left = jnp.where((jnp.arange(side) == row)[:, None], -1, candidates).max(axis=0)
-        return (
-            jnp.where(chosen, rows[row], own_anchor),
-            jnp.where((jnp.arange(side) == block)[:, None], left, block_maxima),
-        )
+        first_for_object = free & (best > _SMALLEST_IOU) & (bounds.argmax(axis=0) == block)
+        rivals = jnp.where(free, iou[anchor], -1)
+        first_for_anchor = rivals.argmax(axis=1) == jnp.arange(num_objects)
+        return jnp.where(first_for_object & first_for_anchor, anchor, own_anchor), bounds
 
     # Derived from the input, so that the loop's types agree inside `jax.shard_map`.
     nobody = jnp.full_like(iou[0], -1, dtype=jnp.int32)
-    own_anchor, _ = jax.lax.fori_loop(0, num_objects, pair, (nobody, blocks.max(axis=1)))
+    own_anchor, _ = jax.lax.while_loop(searching, take_pairs, (nobody, blocks.max(axis=1)))
     return own_anchor

@@ -15,7 +15,7 @@ from ssd_jax.config import CONFIG_FILE, default_config, stored_settings
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
-from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, read_metrics
+from ssd_jax.run_log import METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.

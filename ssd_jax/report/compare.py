@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ssd_jax.config import flat_items
 from ssd_jax.report.collect import Run
 from ssd_jax.report.page import document, picture, table
-from ssd_jax.report.plots import plot_runs
+from ssd_jax.visualize.curves import plot_runs
 
 COMPARISON_FILE = "comparison.html"
 CURVES_FILE = "comparison.png"

@@ -18,8 +18,8 @@ import jax
 
 from ssd_jax import __version__
 from ssd_jax.config import STARTS_FILE
+from ssd_jax.files import json_line, whole_file
 from ssd_jax.hardware import processor
-from ssd_jax.reporting import to_json
 
 # Of what differs from the commit; more is data rather than code.
 MOST_PATCH_BYTES = 1_000_000
@@ -54,7 +54,7 @@ def record_start(
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
     with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+        lines.write(json_line(record))
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -137,7 +137,8 @@ def _kept_changes(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]
         size = "of unknown size" if patch is None else f"{len(patch) / 1e6:.1f} MB"
         return {"patch": None, "not_kept": f"{size}; at most {MOST_PATCH_BYTES / 1e6:g} MB are"}
     name = f"code_{hashlib.sha256(patch).hexdigest()[:12]}.patch"
-    (workdir / name).write_bytes(patch)
+    with whole_file(workdir / name) as part:
+        part.write_bytes(patch)
     return {"patch": name}
 
 

@@ -26,7 +26,7 @@ def log_to_stdout() -> None:
 
 
 class EpochLog:
-    """Watches what a run reports (see `reporting.Reporter`), and tells it epoch by epoch.
+    """Watches what a run reports (see `run_log.Reporter`), and tells it epoch by epoch.
 
     The reports of an epoch must be of equally many steps; the last one of `steps` may be shorter.
     `metric` is the name of its mAP, of which `best` was reached before.

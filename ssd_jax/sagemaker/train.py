@@ -33,7 +33,7 @@ from ssd_jax.experiment import evaluate_every, total_steps
 from ssd_jax.export.folder import META
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
-from ssd_jax.reporting import METRICS_FILE, read_metrics
+from ssd_jax.run_log import METRICS_FILE, read_metrics
 from ssd_jax.runs import run_training
 from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
 from ssd_jax.sagemaker.hyperparameters import (

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 
-from ssd_jax.reporting import write_json
+from ssd_jax.files import write_json
 
 MANIFEST_FILE = "manifest.json"
 # Orbax changes these two once more after the manifest is written; no restored value depends on

@@ -7,7 +7,7 @@ from time import perf_counter
 import jax
 
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.reporting import Reporter, memory_in_use
+from ssd_jax.run_log import Reporter, memory_in_use
 from ssd_jax.train.meter import Meter
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import Metrics

@@ -82,8 +82,6 @@ def load_weights(
     *,
     backbone: str | None = None,
     name_map: NameMap | None = None,
-    allow_missing: Sequence[str] = (),
-    allow_unused: Sequence[str] = (),
     reinitialise: Sequence[str] = (),
     network_sees: Input | None = None,
 ) -> tuple[dict, LoadReport]:
@@ -94,12 +92,10 @@ def load_weights(
     from the names. Of networks with the same parameters, `backbone` makes sure that it is the one
     that the file was trained for.
 
-    The patterns (as in `maps`) add to those that the map itself expects: `allow_missing` to our
-    paths that the file may lack, `allow_unused` to names of the file that we may leave. Paths that
-    match `reinitialise` keep the values of `variables` where the shapes differ. `network_sees` is
-    the input of the network; if the file was trained on another the report says so. Raises
-    UserError, with the whole report, on anything else that is missing or unused and on every other
-    shape.
+    Paths that match the patterns `reinitialise` (as in `maps`) keep the values of `variables` where
+    the shapes differ. `network_sees` is the input of the network; if the file was trained on
+    another the report says so. Raises UserError, with the whole report, on anything that is missing
+    or unused and the map does not expect, and on every other shape.
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
@@ -125,8 +121,8 @@ def load_weights(
 
     reinitialised, wrong = _expected_or_not(misshaped, reinitialise)
     absent = ours.keys() - arrays.keys() - misshaped.keys()
-    kept, missing = _expected_or_not(absent, (*name_map.not_in_file, *allow_missing))
-    ignored, unused = _expected_or_not(extra, (*name_map.not_for_us, *allow_unused))
+    kept, missing = _expected_or_not(absent, name_map.not_in_file)
+    ignored, unused = _expected_or_not(extra, name_map.not_for_us)
     report = LoadReport(
         source=file.source,
         layout=name_map.name,

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_jax.data.decode import decode_example, decode_image, decode_into, empty_rows
+from ssd_jax.data.decode import (
+    REDUCED_FLAGS,
+    decode_example,
+    decode_image,
+    decode_into,
+    empty_rows,
+)
 from ssd_jax.errors import DataError
 from ssd_jax.types import Example
 
@@ -51,6 +57,15 @@ def test_large_pictures_are_scaled_to_fit(kind, side, extent):
     expected = cv2.resize(PICTURE, extent[::-1], interpolation=cv2.INTER_AREA)
     error = canvas[: extent[0], : extent[1]].astype(int) - expected
     assert np.abs(error).mean() < 4
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_thinnest_picture_keeps_a_pixel(turned):
+    line = np.full((1, 200, 3), 7, np.uint8)
+    picture = line.swapaxes(0, 1) if turned else line
+    canvas, extent, _ = decode_image(encoded(Image.fromarray(picture)), "a", 20)
+    assert extent == ((20, 1) if turned else (1, 20))
+    assert (canvas[: extent[0], : extent[1]] == 7).all()
 
 
 def test_every_colour_space_becomes_rgb():
@@ -117,6 +132,30 @@ def test_bytes_after_the_end_are_allowed():
     decode_image(jpeg() + b"\0" * 16, "a", 32)
 
 
+def test_markers_may_be_filled_up():
+    decode_image(jpeg()[:2] + b"\xff" + jpeg()[2:], "a", 32)
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_picture():
+    thumbnail = b"\xff\xe1\x00\x04\xff\xd9"  # a segment of four bytes
+    decode_image(jpeg()[:2] + thumbnail + jpeg()[2:], "a", 32)
+    with pytest.raises(DataError, match="JPEG file ends early"):
+        decode_image(jpeg()[:2] + thumbnail + jpeg()[2:-20], "a", 32)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(81, 1), (41, 1), (40, 2), (20, 4), (10, 8), (3, 8)])
+def test_a_jpeg_is_shrunk_as_it_is_decoded_where_it_stays_as_long_as_the_canvas(
+    side, factor, monkeypatch
+):
+    asked = []
+    decode = cv2.imdecode
+    monkeypatch.setattr(
+        cv2, "imdecode", lambda data, flag: asked.append(flag) or decode(data, flag)
+    )
+    decode_image(jpeg(), "a", side)
+    assert asked == [REDUCED_FLAGS[factor]]
+
+
 def example(data, size=(HEIGHT, WIDTH), count=2):
     boxes = np.tile(np.array([0, 0, 0.5, 1], np.float32), (count, 1))
     flags = np.ones(count, bool)
@@ -148,6 +187,11 @@ def test_a_row_may_have_held_something_else():
 def test_too_many_objects_says_how_many_are_needed():
     with pytest.raises(DataError, match=r"^SSD135 a \(sample 7\): 2 objects.*max_objects to 2"):
         decode_example(example(jpeg()), 7, canvas=40, max_objects=1)
+
+
+def test_a_size_that_is_not_annotated_is_that_of_the_image():
+    row = decode_example(example(jpeg(), size=None), 0, canvas=40, max_objects=2)
+    assert row.size.tolist() == [60, 80]
 
 
 def test_size_that_disagrees():

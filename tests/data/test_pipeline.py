@@ -113,7 +113,7 @@ def test_resume_is_the_unbroken_run(unbroken, step):
 def test_all_threads_work_at_the_same_time():
     together = threading.Barrier(12, timeout=10)
     batches = grain.MapDataset.range(24).map(lambda number: (together.wait(), number)[1])
-    assert list(pipeline._iterate(batches, num_threads=12, prefetch=8)) == list(range(24))
+    assert list(pipeline._iterate(batches, num_threads=12)) == list(range(24))
 
 
 @pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 3}, {"cache": "ram"}])
@@ -135,6 +135,8 @@ def test_evaluation_sees_every_image_once_in_order():
     assert real.tolist() == [True] * 10 + [False] * 2
     assert np.array(ids(batches))[real].tolist() == list(range(10))
     assert not batches[-1].valid[2:].any()
+    assert (batches[-1].extent[2:] == 1).all()  # which one can divide by
+    assert (batches[-1].size[2:] == 1).all()
 
 
 def test_cache_reads_every_image_once():

@@ -83,10 +83,9 @@ def test_the_files_are_those_of_im2rec(tmp_path):
     )
 
 
-def test_objects_may_be_written_without_the_difficult_flag(tmp_path):
-    images = [(b"", [THING])]
-    write_recordio(tmp_path / "a.rec", source_of(images, sizes=[(3, 5)]), object_width=5)
-    label = payload(4, 5, 5, 3, 2, 0.25, 0.5, 0.75, 1, image=b"")
+def test_sizes_that_are_known_stand_in_the_header(tmp_path):
+    write_recordio(tmp_path / "a.rec", source_of([(b"", [THING])], sizes=[(3, 5)]))
+    label = payload(4, 6, 5, 3, 2, 0.25, 0.5, 0.75, 1, 1, image=b"")
     assert (tmp_path / "a.rec").read_bytes() == frame(label)
 
 
@@ -115,8 +114,6 @@ def test_half_a_file_is_never_there(tmp_path):
 def test_impossible_writes_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a\.record: expected a name that ends in \.rec"):
         write_recordio(tmp_path / "a.record", source_of([(b"", [])]))
-    with pytest.raises(UserError, match="object_width is 7: expected 6"):
-        write_recordio(tmp_path / "a.rec", source_of([(b"", [])]), object_width=7)
     monkeypatch.setattr("ssd_jax.data.sources.recordio_writer.MAX_PAYLOAD", 60)
     with pytest.raises(DataError, match=r"SSD113 file 0: .* 61 bytes, expected at most 60"):
         write_recordio(tmp_path / "a.rec", source_of([(b"x" * 5, [])]))

@@ -197,7 +197,7 @@ def settings_of_jax(monkeypatch):
 def test_compiled_programs_are_kept_on_one_host_only(hosts, kept, monkeypatch):
     told = []
     for name, does in {
-        "call_roll": lambda *_, **words: hosts,
+        "wait_for_all": lambda *_, **words: hosts,
         "keep_no_compiled_programs": lambda: told.append("none"),
         "jax.distributed.initialize": lambda *_, **words: told.append("joined"),
         "use_cpu_cores": lambda *_, **words: None,

@@ -13,7 +13,7 @@ from tiny import tiny_config
 
 from ssd_jax.config import read_config, save_config
 from ssd_jax.detector import load_trained
-from ssd_jax.reporting import read_metrics
+from ssd_jax.run_log import read_metrics
 from ssd_jax.sharding import make_mesh
 
 STEPS = 20

@@ -9,7 +9,7 @@ from ssd_jax.cli import main
 from ssd_jax.data.open import open_data
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
-from ssd_jax.visualize import save_png
+from ssd_jax.visualize.boxes import save_png
 
 CLASSES = ["cross", "ring", "triangle"]
 
@@ -91,9 +91,12 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
     found = [result(a["image_id"], a["category_id"], a["bbox"]) for a in COCO["annotations"]]
     detections = written(tmp_path / "results.json", found)
     command = ["evaluate", "--detections", str(detections), "--ground-truth", str(instances)]
-    assert main([*command, "--metric", "coco"]) == 0
+    assert main([*command, "--metric", "coco", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out.strip().splitlines()
     assert said[-1] == "AP@[.5:.95] (COCO) = 1.000"
+    # By the areas in the file, not those of the boxes; and `ignore` means nothing to COCO.
+    numbers = json.loads((tmp_path / "out/evaluation.json").read_text())["coco"]
+    assert (numbers["APs"], numbers["APm"], numbers["APl"]) == (1.0, None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,10 @@ def test_a_coco_file_is_read_as_it_is(instances):
     [
         ({"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, 1, 1]}]}, "lists"),
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1]}]}, "four numbers"),
+        (
+            {"annotations": [COCO["annotations"][0] | {"area": True}]},
+            "'area' is True, expected a number of pixels",
+        ),
         ({"images": [COCO["images"][0]] * 2}, "an id of its own"),
         ({"categories": []}, "'categories' is empty"),
         (
@@ -176,6 +183,12 @@ def test_sizes_that_the_format_does_not_have_are_those_of_the_images(tmp_path):
     assert labelled.ground_truths[0].boxes.tolist() == [[21, 21, 40, 40]]
 
 
+def test_classes_have_the_order_in_which_they_are_given(shapes):
+    given = CLASSES[::-1]
+    labelled = read_ground_truth(str(shapes), split=["val"], classes=given)
+    assert labelled.classes == tuple(given)
+
+
 # ---- detections ----
 
 
@@ -208,6 +221,13 @@ def test_images_of_a_coco_file_go_by_id_or_file(instances, tmp_path):
     found = [result(image, 44, [0, 0, 9, 9]) for image in (3, "3", "train/a.jpg", "train/a", "a")]
     images = read_detections(written(tmp_path / "results.json", found), labelled)
     assert [len(each.labels) for each in images] == [5, 0]
+
+
+def test_the_detections_of_an_image_keep_their_order(instances, tmp_path):
+    labelled = read_ground_truth(str(instances))
+    found = [result(image, 44, [x, 0, 9, 9]) for x in range(200) for image in (7, 3)]
+    for image in read_detections(written(tmp_path / "results.json", found), labelled):
+        assert image.boxes[:, 0].tolist() == list(range(1, 201))
 
 
 def test_no_detection_at_all_is_possible(labelled, tmp_path):
@@ -276,6 +296,9 @@ def test_wrong_devkit_files_are_refused(name, content, message, devkit, labelled
 def test_another_file_is_refused(labelled, tmp_path):
     with pytest.raises(UserError, match="there is no such file or folder"):
         read_detections(tmp_path / "results.pkl", labelled)
+    (tmp_path / "results.json").write_text("[{")
+    with pytest.raises(UserError, match=r"results\.json: the JSON cannot be read"):
+        read_detections(tmp_path / "results.json", labelled)
     (tmp_path / "results.pkl").touch()
     with pytest.raises(UserError, match="neither a folder nor a JSON file"):
         read_detections(tmp_path / "results.pkl", labelled)

@@ -8,7 +8,8 @@ from ssd_jax.evaluation.errors import KINDS, VERDICTS, error_breakdown, judge
 from ssd_jax.evaluation.voc import TRUE_POSITIVE, ScoredBoxes, evaluate_voc, match_detections
 
 BOX, FAR = [10, 10, 29, 29], [60, 60, 79, 79]
-THIRD = [10, 10, 29, 16]  # 140 of BOX's 400 pixels
+# 200, 140 and 40 of BOX's 400 pixels.
+HALF, THIRD, TENTH = [10, 10, 29, 19], [10, 10, 29, 16], [10, 10, 29, 11]
 NOWHERE = [100, 100, 119, 119]
 
 
@@ -21,9 +22,11 @@ def verdicts(truths, detections, num_classes=2):
     ("box", "label", "verdict"),
     [
         (BOX, 0, "correct"),
+        (HALF, 0, "correct"),
         (THIRD, 0, "localisation"),
+        (TENTH, 0, "localisation"),
         (BOX, 1, "confusion"),
-        (THIRD, 1, "confusion"),
+        (TENTH, 1, "confusion"),
         (NOWHERE, 0, "background"),
         (FAR, 0, "ignored"),  # on a difficult object
     ],
@@ -45,11 +48,12 @@ def test_the_own_class_comes_before_the_others():
     names, judged = verdicts([objects], [found(BOX, scores=[0.9], labels=[0])])
     assert names == ["localisation"]
     assert judged.truth.tolist() == [0]
+    assert judged.on_object.tolist() == [False]
 
 
 @pytest.mark.parametrize(
     ("box", "label", "missed"),
-    [(BOX, 0, False), (THIRD, 0, False), (BOX, 1, False), (THIRD, 1, True), (NOWHERE, 0, True)],
+    [(BOX, 0, False), (THIRD, 0, False), (HALF, 1, False), (THIRD, 1, True), (NOWHERE, 0, True)],
 )
 def test_missed_is_what_no_mended_detection_would_find(box, label, missed):
     _, judged = verdicts([truth(BOX)], [found(box, scores=[0.9], labels=[label])])
@@ -100,6 +104,27 @@ def test_the_gain_of_the_only_kind_is_all_that_lacks(kind, detections):
     # A duplicate makes the localisation worse for nobody, and so on.
     others = {name: gain for name, gain in gains.items() if name != kind}
     assert max(others.values()) < lacking
+
+
+@pytest.mark.parametrize(
+    ("kind", "detection", "difficult"),
+    [
+        # With the right class it would still be a localisation.
+        ("confusion", found(THIRD, scores=[0.9], labels=[1]), False),
+        # With the right box it would be ignored.
+        ("localisation", found(THIRD, scores=[0.9]), True),
+    ],
+)
+def test_a_detection_that_mending_does_not_make_correct_gains_nothing(kind, detection, difficult):
+    objects = truth(BOX, FAR, difficult=[difficult, False])
+    breakdown = error_breakdown([objects], [detection], num_classes=2)
+    assert breakdown.gains[kind] == 0
+
+
+def test_the_threshold_of_a_breakdown_is_that_of_its_verdicts():
+    objects, detections = [truth(BOX)], [found(HALF, scores=[0.9])]
+    breakdown = error_breakdown(objects, detections, num_classes=1, iou_threshold=0.75)
+    assert breakdown.total["localisation"] == 1
 
 
 def test_without_objects_there_is_nothing_to_gain():

@@ -10,6 +10,7 @@ from tiny import tiny_config
 from ssd_jax.cli import main
 from ssd_jax.config_check import check
 from ssd_jax.evaluation.metrics import (
+    annotated_pixels,
     diagnose,
     headline,
     measure_detections,
@@ -18,11 +19,11 @@ from ssd_jax.evaluation.metrics import (
     table,
 )
 from ssd_jax.experiment import build_source
+from ssd_jax.files import to_json
 from ssd_jax.outcome import evaluate_variables
-from ssd_jax.reporting import to_json
 from ssd_jax.sharding import make_mesh
 from ssd_jax.types import Detections
-from ssd_jax.visualize_evaluation import draw_measures
+from ssd_jax.visualize.evaluation import draw_measures
 
 CLASSES = ("cat", "dog")
 SIZES = np.array([[100, 100]])
@@ -39,12 +40,50 @@ def evaluation():
     )
 
 
-def test_each_mean_has_the_name_of_its_protocol(evaluation):
-    values = summary(evaluation, CLASSES)
-    means = ("map_voc07", "map_voc12", "map_voc07_difficult_counted", "map_mxnet", "map_coco")
-    assert [values[name] for name in means] == pytest.approx([0.5] * 5)
-    assert values["ap_coco/cat"] == pytest.approx(1.0)
-    assert values["ap_coco/dog"] == values["ap_voc07/dog"] == 0.0
+@pytest.fixture(scope="module")
+def protocols_apart():
+    """A cat found with an IoU of one half, one of two dogs, and a difficult dog where none is."""
+    return measure_detections(
+        [
+            truth([1, 1, 20, 20], [51, 51, 90, 90], [1, 51, 20, 70], labels=[0, 1, 1]),
+            truth([51, 51, 90, 90], labels=[1], difficult=[True]),
+        ],
+        [found([1, 1, 20, 10], [51, 51, 90, 90], scores=[0.9, 0.8], labels=[0, 1]), found()],
+        np.array([[100, 100]] * 2),
+        num_classes=2,
+    )
+
+
+# Of the dogs. COCO's cat is found at one of ten thresholds, mxnet-ssd's (IoU > 0.5) not at all, and
+# that asks for three dogs: of an image without detections also for the difficult one.
+VOC07, VOC12, COCO = 6 / 11, 1 / 2, 51 / 101
+NUMBERS = {
+    "map_voc07": (1 + VOC07) / 2,
+    "map_voc12": (1 + VOC12) / 2,
+    "map_voc07_difficult_counted": (1 + 4 / 11) / 2,
+    "map_voc12_difficult_counted": (1 + 1 / 3) / 2,
+    "map_mxnet": (0 + 4 / 11) / 2,
+    "map_coco": (0.1 + COCO) / 2,
+    "ap_voc07/cat": 1.0,
+    "ap_voc12/cat": 1.0,
+    "ap_voc07/dog": VOC07,
+    "ap_voc12/dog": VOC12,
+    "ap_coco/cat": 0.1,
+    "ap_coco/dog": COCO,
+}
+
+
+def test_each_number_has_the_name_of_its_protocol(protocols_apart):
+    assert summary(protocols_apart, CLASSES) == pytest.approx(NUMBERS)
+
+
+def test_the_table_has_the_numbers_of_each_protocol(protocols_apart):
+    lines = table(protocols_apart, diagnose(protocols_apart), CLASSES).splitlines()
+    assert lines[2].split() == ["dog", "0.545", "0.500", "0.505", "2"]
+    assert lines[3].split() == ["mean", "0.773", "0.750", "0.302"]
+    assert lines[4] == (
+        "with difficult objects asked for 0.682, by mxnet-ssd's own metric 0.182 (11-point)"
+    )
 
 
 def test_without_coco_its_names_are_missing():
@@ -65,14 +104,31 @@ def test_the_pixels_of_voc_are_edges_for_coco():
 @pytest.mark.parametrize(
     ("metric", "text"),
     [
-        ("voc07", "mAP@.5 (VOC07 11-point) = 0.500"),
-        ("voc12", "mAP@.5 (VOC12 area) = 0.500"),
-        ("mxnet", "mAP@.5 (mxnet-ssd 11-point) = 0.500"),
-        ("coco", "AP@[.5:.95] (COCO) = 0.500"),
+        ("voc07", "mAP@.5 (VOC07 11-point) = 0.773"),
+        ("voc12", "mAP@.5 (VOC12 area) = 0.750"),
+        ("mxnet", "mAP@.5 (mxnet-ssd 11-point) = 0.182"),
+        ("coco", "AP@[.5:.95] (COCO) = 0.302"),
     ],
 )
-def test_the_headline_names_the_metric(metric, text, evaluation):
-    assert headline(evaluation, metric) == text
+def test_the_headline_names_the_metric(metric, text, protocols_apart):
+    assert headline(protocols_apart, metric) == text
+
+
+def test_the_diagnosis_has_the_threshold_of_the_metrics():
+    images = [truth([1, 1, 20, 20])], [found([1, 1, 20, 10], scores=[0.9])]
+    evaluation = measure_detections(*images, SIZES, num_classes=1, iou_threshold=0.75)
+    diagnosis = diagnose(evaluation)
+    assert diagnosis.sizes[0].ap == evaluation.result.map == 0.0
+    assert diagnosis.errors.total["localisation"] == 1
+
+
+def test_annotated_numbers_come_back_from_float32_as_they_were():
+    height, width = 375, 499
+    corners = np.random.default_rng(0).integers(1, height, (50, 4)).astype(float)
+    edges = (corners - [1, 1, 0, 0]) / [width, height, width, height]
+    np.testing.assert_array_equal(
+        annotated_pixels(edges.astype(np.float32), (height, width)), corners
+    )
 
 
 def test_an_undefined_headline_says_why():

@@ -42,6 +42,7 @@ def test_the_next_batch_is_sent_before_the_last_one_is_waited_for(shapes):
         mesh=make_mesh(jax.devices()[:1]),
         batch_size=4,
         canvas=64,
+        iou_threshold=0.6,
         with_coco=False,
     )
 
@@ -54,3 +55,4 @@ def test_the_next_batch_is_sent_before_the_last_one_is_waited_for(shapes):
         ("fetched", 2),
     ]
     assert len(measured.detections) == len(source)
+    assert measured.result.protocol.iou_threshold == 0.6

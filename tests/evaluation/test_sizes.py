@@ -41,6 +41,11 @@ def test_each_size_is_measured_by_itself():
     assert result["1/8 to 1/4"] == result["over 1/2"] == (0, None)
 
 
+@pytest.mark.parametrize(("side", "name"), [(31, "under 32 px"), (32, "32 to 96 px")])
+def test_sizes_count_both_corners(side, name):
+    assert by_name([truth([1, 1, side, side])], [found()])[name] == (1, 0.0)
+
+
 def test_a_relative_size_depends_on_the_image():
     images = [truth(LARGE)] * 2, [found(LARGE, scores=[0.9]), found()]
     result = by_name(*images, sizes=np.array([[640, 640], [170, 380]]))

@@ -8,7 +8,12 @@ from scenes import found, random_problem, truth
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
-from ssd_jax.evaluation.voc import ScoredBoxes, evaluate_voc, match_detections
+from ssd_jax.evaluation.voc import (
+    ScoredBoxes,
+    evaluate_voc,
+    match_detections,
+    nearest_objects,
+)
 
 
 def only_class(ground_truths, detections, **options):
@@ -132,6 +137,11 @@ def test_matches_name_the_object_in_the_concatenated_ground_truth():
     assert matches.truth.tolist() == [-1, -1, -1, 2]
 
 
+def test_a_detection_that_touches_no_object_has_none():
+    nearest, iou = nearest_objects([truth(BOX)], [found(FAR, scores=[0.9])], num_classes=1)
+    assert (nearest.tolist(), iou.tolist()) == ([-1], [0.0])
+
+
 def test_the_result_names_its_protocol():
     options = {"num_classes": 1, "iou_threshold": 0.75, "iou_rule": ">", "plus_one": False}
     images = [truth(BOX)] * 3, [found(BOX, scores=[1])] * 3
@@ -185,11 +195,10 @@ def test_mxnet_ssd_counts_objects_by_what_was_detected_beside_them(
 
 def test_mxnet_ssd_gives_a_detected_class_without_objects_an_average_of_zero():
     images = [truth(BOX)], [found(BOX, FAR, scores=[0.9, 0.8], labels=[0, 1])]
-    averages = [
-        [each.ap11 for each in evaluate_voc(*images, num_classes=3, counting=counting).per_class]
-        for counting in ("devkit", "mxnet-ssd")
-    ]
-    assert averages == [[1.0, None, None], [1.0, 0.0, None]]
+    for counting, expected in (("devkit", [1.0, None, None]), ("mxnet-ssd", [1.0, 0.0, None])):
+        per_class = evaluate_voc(*images, num_classes=3, counting=counting).per_class
+        assert [each.ap11 for each in per_class] == expected
+        assert [each.ap for each in per_class] == expected
 
 
 def test_the_protocol_of_mxnet_ssd_has_its_name():

@@ -68,6 +68,14 @@ def test_a_network_without_batch_norm_has_empty_statistics():
     assert init_variables(model, 64, seed=0)["batch_stats"] == {}
 
 
+def test_sigmoid_class_heads_begin_at_a_score_of_a_hundredth():
+    words = {"image_size": 64, "anchors_per_cell": (4,) * 4, "width": 1 / 64}
+    model = build_model(backbone="vgg16", num_classes=1, class_activation="sigmoid", **words)
+    for name, layer in init_variables(model, 64, seed=0)["params"]["heads"].items():
+        score = 1 / (1 + np.exp(-layer["bias"]))
+        np.testing.assert_allclose(score, 0.01 if name.startswith("class") else 0.5, rtol=1e-5)
+
+
 def test_new_layers_are_scaled_to_what_loud_layers_below_them_answer():
     model = build_model(
         backbone="vgg16", num_classes=3, image_size=64, anchors_per_cell=(4, 6, 6, 4), width=1 / 16
@@ -96,4 +104,15 @@ def test_new_layers_are_scaled_to_what_loud_layers_below_them_answer():
     assert all(np.log2(factor).is_integer() for factor in factors.values())
     for layer, factor in factors.items():
         scaled["params"]["backbone"][layer]["kernel"] /= np.float32(factor)
+    jax.tree.map(np.testing.assert_array_equal, scaled, variables)
+
+
+def test_a_layer_that_answers_nothing_is_left_as_it_is():
+    words = {"image_size": 64, "anchors_per_cell": (4,) * 4, "width": 1 / 64}
+    model = build_model(backbone="vgg16", num_classes=1, **words)
+    variables = init_variables(model, 64, seed=0)
+    variables["params"]["backbone"]["fc6"]["kernel"] *= 0
+    images = np.ones((1, 64, 64, 3), np.float32)
+    scaled, factors = scale_to_unit_outputs(model, variables, ("fc6",), images)
+    assert factors == {"fc6": 1.0}
     jax.tree.map(np.testing.assert_array_equal, scaled, variables)

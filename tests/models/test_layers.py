@@ -135,7 +135,8 @@ def test_l2_normalize_of_zeros_is_zero_with_a_finite_gradient():
 
 
 @pytest.mark.parametrize(
-    ("width", "full", "channels"), [(1.0, 64, 64), (0.5, 64, 32), (0.3, 64, 16), (1 / 64, 64, 8)]
+    ("width", "full", "channels"),
+    [(1.0, 64, 64), (0.5, 64, 32), (0.3, 64, 16), (0.35, 64, 24), (1 / 64, 64, 8)],
 )
 def test_width_rounds_to_multiples_of_eight(width, full, channels):
     assert ConvStyle(width=width).channels(full) == channels

@@ -208,9 +208,23 @@ def test_extra_layers_stop_where_the_next_kernel_does_not_fit():
 
 
 def test_words_of_the_normalisations_reach_the_backbone():
-    model = tiny(l2_epsilon=1e-5, batch_norm="batch", batch_norm_momentum=0.7)
+    words = {
+        "batch_norm": "batch",
+        "batch_norm_group": 4,
+        "batch_norm_epsilon": 1e-4,
+        "batch_norm_momentum": 0.7,
+        "batch_axis": "data",
+    }
+    model = tiny(l2_epsilon=1e-5, **words)
     assert model.backbone.l2_epsilon == 1e-5
-    assert model.backbone.style.batch_norm_momentum == 0.7
+    for style in (model.backbone.style, model.extras.style):
+        assert {name: getattr(style, name) for name in words} == words
+
+
+def test_the_words_of_the_heads_and_the_width_of_a_pyramid_are_those_of_the_network():
+    model = tiny(class_activation="sigmoid", fpn_channels=256, width=1 / 16)
+    assert model.heads.class_activation == "sigmoid"
+    assert model.fpn.channels == 256 / 16
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,11 @@ def test_every_size_has_the_first_ratio_and_the_first_size_every_other():
     assert_allclose(boxes[:, 2:] - boxes[:, :2], sides, rtol=1e-6)
 
 
-def test_clip_keeps_anchors_in_the_image():
+def test_anchors_reach_out_of_the_image():
     levels = even_levels(2, smallest_scale=0.4)
     free = default_boxes([(3, 3), (1, 1)], levels)
     assert free.min() < 0
     assert free.max() > 1
-    assert_allclose(default_boxes([(3, 3), (1, 1)], levels, clip=True), np.clip(free, 0, 1))
 
 
 def test_even_levels_have_the_scales_of_ssd300():
@@ -166,11 +165,23 @@ def test_mxnets_resnet_has_the_steps_of_its_maps():
     assert mxnet_levels(300, SSD300_MAPS)[4].steps == (100 / 300, 100 / 300)
 
 
-def test_legacy_levels_of_mxnet_have_rounded_sizes():
-    levels = mxnet_levels(512, SSD512_MAPS, legacy=True)
-    assert levels[1].sizes == (0.15, 0.2121)
-    assert levels[1].steps == (1 / 32, 1 / 32)
-    assert mxnet_levels(300, SSD300_MAPS, legacy=True)[0].sizes == (0.1, 0.141)
+@pytest.mark.parametrize(
+    ("image_size", "maps", "decimals"), [(300, SSD300_MAPS, 3), (512, SSD512_MAPS, 4)]
+)
+def test_legacy_levels_of_mxnet_have_rounded_sizes(image_size, maps, decimals):
+    levels = mxnet_levels(image_size, maps)
+    legacy = mxnet_levels(image_size, maps, legacy=True)
+    exact = np.array([level.sizes for level in levels])
+    np.testing.assert_array_equal([level.sizes for level in legacy], exact.round(decimals))
+    assert [each._replace(sizes=()) for each in legacy] == [
+        each._replace(sizes=()) for each in levels
+    ]
+
+
+@pytest.mark.parametrize("maps", [SSD512_MAPS, MXNET_SSD512_MAPS])
+def test_the_cells_of_ssd512_double_from_map_to_map(maps):
+    steps = [level.steps for level in mxnet_levels(512, maps)]
+    assert steps == [(8 * 2**i / 512,) * 2 for i in range(7)]
 
 
 @pytest.mark.parametrize(("count", "legacy"), [(2, False), (5, True)])
@@ -184,6 +195,8 @@ def test_gluoncv_differs_from_the_paper_at_512_pixels():
     assert vgg[0].sizes == pytest.approx((51.2 / 512, (51.2 * 76.8) ** 0.5 / 512))
     assert vgg[1:] == paper[1:]
     resnet = gluoncv_levels(512, RESNET_MAPS)
+    scales = [51.2, 102.4, 189.4, 276.4, 363.52, 450.6]
+    assert [level.sizes[0] * 512 for level in resnet] == pytest.approx(scales)
     assert resnet[-1].sizes == pytest.approx((450.6 / 512, (450.6 * 492) ** 0.5 / 512))
     assert gluoncv_levels(300, SSD300_MAPS) == paper_levels(300, SSD300_MAPS)
 
@@ -193,7 +206,10 @@ def test_levels_and_maps_must_agree():
         default_boxes([(2, 2), (1, 1)], even_levels(3))
 
 
-@pytest.mark.parametrize("wrong", [{"smallest_scale": 0.0}, {"largest_scale": 0.1}])
-def test_impossible_scales(wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [{"smallest_scale": 0.0}, {"smallest_scale": 0.6}, {"largest_scale": 0.1}, {"num_levels": 0}],
+)
+def test_impossible_levels(wrong):
     with pytest.raises(UserError, match=r"smallest_scale < largest_scale"):
-        even_levels(4, **wrong)
+        even_levels(**{"num_levels": 4} | wrong)

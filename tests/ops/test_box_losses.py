@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
+from ssd_jax.ops.boxes import iou
 
 coordinate = st.floats(0, 1, width=32)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
@@ -46,6 +47,22 @@ def test_the_aspect_ratio_costs_with_ciou_only():
     aspect = 4 / np.pi**2 * (np.arctan(2) - np.arctan(0.5)) ** 2
     expected = 2 / 3 + aspect**2 / (2 / 3 + aspect)
     assert float(overlap_loss(wide, tall, kind="ciou")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_weight_of_the_aspect_ratio_is_not_learned_through():
+    target = array((0.2, 0.1, 0.8, 0.5))[0]
+    box = array((0.1, 0.2, 0.5, 0.9))[0]
+
+    def aspect(box):
+        angle = lambda b: jnp.arctan2(b[2] - b[0], b[3] - b[1])  # noqa: E731
+        return 4 / np.pi**2 * (angle(target) - angle(box)) ** 2
+
+    def gradient(kind):
+        return jax.grad(lambda box: overlap_loss(box, target, kind=kind))(box)
+
+    weight = aspect(box) / (1 - iou(box, target) + aspect(box))
+    expected = gradient("diou") + weight * jax.grad(aspect)(box)
+    np.testing.assert_allclose(gradient("ciou"), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", BOX_LOSSES)

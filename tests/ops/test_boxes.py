@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -75,6 +76,12 @@ def test_encode_by_example():
 def test_no_offset_is_the_anchor_itself():
     anchors = grid_boxes(np.random.default_rng(0), 20)
     assert_array_equal(decode(np.zeros_like(anchors), anchors), anchors)
+
+
+@pytest.mark.parametrize(("offset", "times"), [(np.log(1000) / 0.2, 1e3), (1e30, 1e6)])
+def test_a_box_is_at_most_a_million_times_as_wide_as_its_anchor(offset, times):
+    box = decode(np.array([0, 0, offset, 0], np.float32), np.array([-0.5, 0, 0.5, 1], np.float32))
+    assert box[2] - box[0] == pytest.approx(times, rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)

@@ -29,6 +29,8 @@ def colours(brightness=0.0, contrast=1.0, saturation=1.0, hue=0.0, contrast_firs
         (colours(), [200, 100, 50]),
         (colours(brightness=-60), [140, 40, 0]),
         (colours(contrast=1.5), [255, 150, 75]),
+        (colours(brightness=100, contrast=0.5), [127.5, 100, 75]),  # after 255, 200, 150
+        (colours(contrast=1.5, saturation=0.5), [255, 202.5, 165]),  # after 255, 150, 75
         (colours(saturation=0), [200, 200, 200]),
         (colours(saturation=0.5), [200, 150, 125]),
         (colours(saturation=100), [200, 200 / 3, 0]),  # a hue of 20 degrees, a third of the way
@@ -40,6 +42,13 @@ def colours(brightness=0.0, contrast=1.0, saturation=1.0, hue=0.0, contrast_firs
 def test_distortion_of_one_colour(distortion, expected):
     picture = jnp.broadcast_to(jnp.array([200.0, 100.0, 50.0]), (4, 4, 3))
     np.testing.assert_allclose(jax.jit(distort)(picture, distortion)[0, 0], expected, atol=1e-3)
+
+
+def test_half_a_turn_of_the_hue_is_the_same_both_ways():
+    one_way, other_way = (
+        jax.jit(distort)(PICTURE.astype(np.float32), colours(hue=hue)) for hue in (180.0, -180.0)
+    )
+    np.testing.assert_allclose(one_way, other_way, atol=0.01)
 
 
 def jitter_with_opencv(picture, hue, lightness, saturation, contrast):
@@ -56,6 +65,7 @@ def jitter_with_opencv(picture, hue, lightness, saturation, contrast):
         (0, 0, 0, 1.0),
         (0, 0, 0, 1.5),
         (5, 0, 0, 1.0),
+        (0, 0, 9, 1.0),
         (0, 1, 0, 0.6),
         (-3, 0, 9, 1.0),
         (-17, 12, -30, 1.0),

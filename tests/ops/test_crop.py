@@ -119,6 +119,20 @@ def test_every_crop_keeps_to_its_limits(settings, min_iou, extent):
         assert (sides[:, 1] <= 2 * (sides[:, 0] + 1)).all()
 
 
+def test_crops_are_even_in_their_aspect():
+    settings = CENTRE._replace(scale=(0.5, 0.5), choice="first")
+    window = crops(settings, valid=NO_OBJECT, extent=(4000, 4000)).window
+    width, height = (window[:, 2:] - window[:, :2]).T
+    quarters = np.quantile(width / height, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(quarters, [0.5, 0.875, 1.25, 1.625, 2], atol=0.05)
+
+
+def test_a_crop_of_the_smallest_picture_has_pixels():
+    window = crops(CENTRE._replace(choice="first"), valid=NO_OBJECT, extent=(2, 2)).window
+    assert (window[:, 2:] > window[:, :2]).all()
+    assert (window[:, 2:] <= 2).all()
+
+
 def test_choice_is_even_among_the_crops_that_succeed_and_the_whole_image():
     assert is_whole(crops(EITHER, boxes=WHOLE)).mean() == pytest.approx(1 / 3, abs=0.03)
     # A speck never overlaps a crop by 0.5: the centre's sampler is left, or nothing.

@@ -13,9 +13,16 @@ from numpy_boxes import greedy_nms, grid_boxes
 from ssd_jax.errors import UserError
 from ssd_jax.ops import detect as detect_module
 from ssd_jax.ops.boxes import VARIANCES, encode
-from ssd_jax.ops.detect import detect
+from ssd_jax.ops.detect import class_scores, multibox_detection
 
 ANCHORS = grid_boxes(np.random.default_rng(0), 40, cells=4)
+
+
+def detect(box_deltas, class_logits, anchors, *, activation="softmax", **settings):
+    scores = class_scores(class_logits, activation=activation)
+    return multibox_detection(box_deltas, scores, anchors, **settings)
+
+
 jit_detect = jax.jit(
     detect,
     static_argnames=(
@@ -106,6 +113,11 @@ def test_a_score_at_the_threshold_is_kept_unless_strict():
     for strict in (True, False):
         got = run(np.zeros_like(ANCHORS), quarters, score=0.25, strict=strict)
         assert got.valid.any() == (not strict)
+        impossible = np.full((len(ANCHORS), 4), -1e3, np.float32)
+        words = {"activation": "sigmoid", "strict": strict}
+        assert run(np.zeros_like(ANCHORS), impossible, score=0.0, **words).valid.any() == (
+            not strict
+        )
 
 
 def test_of_equal_classes_the_first_is_the_best():
@@ -183,6 +195,15 @@ def test_boxes_are_clipped_to_the_image_when_asked():
         assert boxes.max() == 1
     deltas = np.zeros_like(ANCHORS) + np.array([0, 0, 20, 20], np.float32)
     assert np.asarray(run(deltas, logits, clip=False).boxes).max() > 1
+
+
+def test_boxes_are_compared_as_they_are_cut_to_the_image():
+    # The same part of the image; whole, they overlap by 1/5.
+    anchors = np.array([[0.5, 0, 1, 1], [0.5, 0, 3, 1]], np.float32)
+    logits = np.array([[0, 9], [0, 8]], np.float32)
+    for clip, count in ((True, 1), (False, 2)):
+        got = run(np.zeros((2, 4), np.float32), logits, anchors, clip=clip)
+        assert got.valid.sum() == count
 
 
 def test_padding_is_zero_and_marked():

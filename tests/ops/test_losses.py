@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
-from ssd_jax.ops.boxes import decode
+from ssd_jax.ops.boxes import decode, iou
 from ssd_jax.ops.losses import CLASS_LOSSES, mine_hard_negatives, multibox_loss, sigmoid_loss
 from ssd_jax.ops.matching import match
 from ssd_jax.types import Targets
@@ -134,8 +134,9 @@ def test_loss_equals_numpy(seed, share_positive):
 def test_an_offset_that_is_exactly_right_does_not_count():
     targets = random_targets(np.random.default_rng(7), share_positive=0.5)
     _, logits = random_predictions(np.random.default_rng(7))
-    off_by_one = targets.box_deltas.at[:, 0].add(1)
-    (_, sums), _ = loss_and_gradient((off_by_one, logits), targets)
+    # One part in ten million is what float32 rounds away, one in ten thousand is an error.
+    off = (targets.box_deltas * (1 + 1e-7)).at[:, 0].multiply(1 + 1e-4)
+    (_, sums), _ = loss_and_gradient((off, logits), targets)
     assert sums.num_box_errors == sums.num_positive
 
 
@@ -295,6 +296,44 @@ def test_the_box_loss_by_overlap_is_that_of_the_decoded_boxes():
         multibox_loss(deltas, logits, targets, anchors, box_loss="iou")
     with pytest.raises(UserError, match="class_loss: got 'hinge', expected one of softmax, focal"):
         multibox_loss(deltas, logits, targets, anchors, class_loss="hinge")
+
+
+@pytest.mark.parametrize("kind", CLASS_LOSSES[1:])
+def test_the_class_loss_by_sigmoid_is_that_of_the_foreground_and_the_boxes_found(kind):
+    rng = np.random.default_rng(12)
+    targets, (deltas, logits) = random_targets(rng, share_positive=0.4), random_predictions(rng)
+    deltas, anchors = 0.1 * deltas, square_anchors()
+
+    @jax.jit
+    def both(deltas):
+        words = {"class_loss": kind, "focal_alpha": 0.4, "focal_gamma": 1.5}
+        found = multibox_loss(deltas, logits, targets, anchors, **words).class_loss
+        quality = iou(decode(deltas, anchors), decode(targets.box_deltas, anchors))
+        wanted = jax.nn.one_hot(targets.class_ids, CHANNELS)[:, 1:] > 0
+        losses = sigmoid_loss(logits[:, 1:], wanted, quality, kind=kind, alpha=0.4, gamma=1.5)
+        return found, losses.sum(axis=1)
+
+    (found, losses), (gradient, _) = jax.jvp(both, (deltas,), (jnp.ones_like(deltas),))
+    assert_allclose(found, losses[targets.positive | targets.negative].sum(), rtol=1e-5)
+    assert gradient == 0  # the quality is a target, which no box learns from
+
+
+def test_a_varifocal_weight_is_not_learned_through():
+    # Of what is not wanted the loss is -log(1 - p), whose derivative by the logit is p = 3/4.
+    slope = jax.grad(
+        lambda logit: sigmoid_loss(
+            logit[None, None], jnp.array([[False]]), jnp.array([1.0]), kind="varifocal"
+        ).sum()
+    )(jnp.log(3.0))
+    assert float(slope) == pytest.approx(0.25 * (3 / 4) ** 2 * 3 / 4, rel=1e-5)
+
+
+def test_the_keywords_of_mining_reach_it():
+    targets = random_targets(np.random.default_rng(13), share_positive=0.0)
+    predictions = random_predictions(np.random.default_rng(13))
+    for minimum in (0, 5):
+        sums = multibox_loss(*predictions, targets, minimum_negatives=minimum)
+        assert sums.num_classified == minimum
 
 
 def test_label_smoothing_is_cross_entropy_with_smooth_labels():

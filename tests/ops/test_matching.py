@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -92,6 +94,13 @@ def test_an_anchor_at_the_threshold_is_positive_or_when_strict_ignored(strict):
     assert_array_equal(targets.negative, [False, False, True])
 
 
+def test_a_speck_has_an_anchor_too():
+    # 3 x 3 of 1000 x 1000 pixels, an IoU of 0.00001 with the only anchor.
+    anchors = np.array([[0, 0, 1, 1]], np.float32)
+    speck = np.array([[0.5, 0.5, 0.503, 0.503]], np.float32)
+    assert jit_match(anchors, speck, np.array([0]), np.array([True])).positive.all()
+
+
 def test_an_object_that_overlaps_no_anchor_stays_unmatched():
     anchors = np.array([[0, 0, 0.5, 0.5]] * 3, np.float32)
     far = np.array([[0.75, 0.75, 1, 1]] * 2, np.float32)
@@ -117,13 +126,29 @@ def test_padding_may_hold_anything():
     jax.tree.map(assert_array_equal, targets, jit_match(anchors, other, labels, valid))
 
 
-def test_a_sharded_batch_needs_no_communication():
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_crowds_equal_numpy(seed):
+    """Where objects lie upon each other, each waits for another, and all of it in one block."""
+    rng = np.random.default_rng(seed)
+    anchors = grid_boxes(rng, ANCHORS)
+    boxes = grid_boxes(rng, 3)[rng.integers(0, 3, 20)]
+    valid = rng.random(20) < 0.8
+    index, _ = match_reference(anchors, boxes, valid, 0.5)
+    targets = jit_match(anchors, boxes, np.arange(20), valid)
+    assert_array_equal(targets.class_ids - 1, index)
+
+
+def test_devices_match_their_images_without_each_other():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
     anchors, *objects = random_problem(0)
     batch = jax.device_put([np.stack([x] * 8) for x in objects], rows)
-    program = jax.jit(jax.vmap(match, in_axes=(None, 0, 0, 0)), out_shardings=rows)
-    text = program.lower(anchors, *batch).compile().as_text()
+    match_all = jax.vmap(functools.partial(match, anchors))
+    program = jax.jit(
+        jax.shard_map(match_all, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    )
+    text = program.lower(*batch).compile().as_text()
     assert "num_partitions=8" in text
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in text

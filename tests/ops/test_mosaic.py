@@ -54,6 +54,15 @@ def test_objects_stay_with_their_pixels_in_any_window():
     assert {1, 4} < shown  # from a single image's to all of them
 
 
+def test_windows_reach_both_ends_of_the_plane():
+    shown = set()
+    for seed in range(16):
+        images, *_ = run(seed=seed, probability=1.0, scale=(1.0, 1.0))
+        shown |= {frozenset(np.unique(image).tolist()) for image in images}
+    for half in ({0, 2}, {1, 3}, {0, 1}, {2, 3}):  # left, right, upper and lower
+        assert any(colours <= half for colours in shown)
+
+
 def test_without_a_chance_the_images_are_left_alone():
     images, boxes, valid, columns = run(probability=0.0)
     np.testing.assert_array_equal(images, IMAGES)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from ssd_jax.config import default_config, save_config
+from ssd_jax.files import write_json
 from ssd_jax.report.collect import describe_run
-from ssd_jax.reporting import write_json
-from ssd_jax.visualize import save_png
+from ssd_jax.visualize.boxes import save_png
 
 CLASSES = ("cat", "<dog>")
 

@@ -11,7 +11,7 @@ import pytest
 from made_runs import make_run
 
 from ssd_jax.cli import main
-from ssd_jax.report import compare, plots
+from ssd_jax.report import compare
 from ssd_jax.report.collect import open_run
 from ssd_jax.report.compare import (
     differing_settings,
@@ -21,6 +21,7 @@ from ssd_jax.report.compare import (
     write_comparison,
 )
 from ssd_jax.report.page import run_page, table
+from ssd_jax.visualize import curves
 
 VOID = ("meta", "img", "br")
 
@@ -131,10 +132,10 @@ def test_only_what_differs_is_compared(tmp_path):
 
 def test_a_run_that_was_evaluated_once_is_a_point_among_the_curves(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "save_plot", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(curves, "save_plot", lambda figure, path: figures.append(figure))
     records = [{"step": step, "split": "train", "loss": 1.0} for step in range(100)]
     records += [{"step": 6, "split": "val", "map_voc07": 0.5}]
-    plots.plot_runs([("a", records)], tmp_path / "a.png")
+    curves.plot_runs([("a", records)], tmp_path / "a.png")
     assert [axes.lines[0].get_marker() for axes in figures[0].axes] == ["None", "o"]
 
 

@@ -55,6 +55,17 @@ def test_recordio(root, written):
     assert (found.test, found.model) == ("", "")
 
 
+def test_a_record_file_may_lie_deeper_and_its_type_have_parameters(root, written):
+    places = {name: root / f"input/data/{name}/part/DATA.REC" for name in ("train", "validation")}
+    for place in places.values():
+        place.parent.mkdir(parents=True)
+        shutil.copy(written / "data.rec", place)
+    # One host gets all of what is sharded.
+    kind = channel("application/x-recordio; version=2", S3DistributionType="ShardedByS3Key")
+    give(root, dict.fromkeys(places, kind))
+    assert find_channels(root, hosts=1).train == str(places["train"])
+
+
 def test_images_with_json_files(root, written):
     for name in ("train", "validation"):
         for suffix in ("", "_annotation"):
@@ -104,6 +115,9 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
         }
         pairs += frame(example.image) + frame(json.dumps(annotation).encode())
     content = {"train": (written / "data.rec").read_bytes(), "validation": pairs}
+    rest = root / "pipe/.validation/rest.jpg"  # of a job that was killed
+    rest.parent.mkdir(parents=True)
+    rest.touch()
     writers = [stream(root, name, data) for name, data in content.items()]
     pipe = channel(mode="Pipe")
     give(root, {"train": pipe, "validation": pipe | {"RecordWrapperType": "RecordIO"}})
@@ -113,6 +127,22 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
     assert_same_as_recordio(found.train, written)
     assert_same_as_recordio(found.validation, written)
     assert find_channels(root) == found  # the streams are read once
+    assert {path.name for path in (root / "pipe").iterdir()} == {"train.rec", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("records", "number"),
+    [
+        ([b"\xff\xd8", b"[]"], 0),
+        ([b"\xff\xd8", b"{}", b"{}", b"{}"], 2),
+    ],
+)
+def test_a_pipe_of_other_records_is_refused(records, number, root):
+    writer = stream(root, "train", b"".join(map(frame, records)))
+    give(root, {"train": channel(mode="Pipe"), "validation": {}})
+    with pytest.raises(UserError, match=f"record {number}: expected an image, JPEG or PNG, and"):
+        find_channels(root)
+    writer.join()
 
 
 def test_a_model_and_a_shared_folder(root, written):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ssd_jax.config import default_config
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
@@ -93,6 +94,30 @@ def test_what_is_wrong_is_told_in_the_words_of_the_original(given, message):
         parse_hyperparameters(REQUIRED | given)
 
 
+@pytest.mark.parametrize(
+    ("names", "smallest", "too_small", "largest", "too_large"),
+    [
+        (
+            "num_classes num_training_samples epochs mini_batch_size label_width nms_topk "
+            "early_stopping_min_epochs early_stopping_patience",
+            *("1", "0", "999999", None),
+        ),
+        ("image_shape", "300", "299", "999999", None),
+        ("learning_rate overlap_threshold nms_threshold", "0.001", "0", "1", "1.001"),
+        ("momentum early_stopping_tolerance", "0", "-0.001", "1", "1.001"),
+        ("weight_decay", "0", "-0.001", "0.999", "1"),
+        ("lr_scheduler_factor", "0.001", "0", "0.999", "1"),
+    ],
+)
+def test_the_ranges_of_the_documentation(names, smallest, too_small, largest, too_large):
+    for name in names.split():
+        for text in (smallest, largest):
+            assert parse_hyperparameters(REQUIRED | {name: text})[name] == float(text)
+        for text in filter(None, (too_small, too_large)):
+            with pytest.raises(UserError, match=f"{name}: {text} is "):
+                parse_hyperparameters(REQUIRED | {name: text})
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(UserError) as error:
         parse_hyperparameters({"epochs": "0", "optimiser": "sgd"})
@@ -131,6 +156,17 @@ def test_there_are_as_many_evaluations_as_epochs():
     assert config.evaluate.every_steps == 2  # of 2.5
     assert config.steps == 14
     assert config.steps % config.log_every_steps == 0
+    assert config.checkpoint.select == "best"
+
+
+def test_an_epoch_has_a_step_where_images_do_not_fill_a_batch():
+    config = config_of(images=3, mini_batch_size="8", epochs="7", num_training_samples="3")
+    assert (config.evaluate.every_steps, config.steps) == (1, 7)
+    assert config.optimizer.steps_per_epoch == 1
+
+
+def test_pictures_are_kept_larger_than_the_network_sees_them():
+    assert config_of(image_shape="300").data.canvas == default_config().data.canvas > 300
 
 
 def test_logs_divide_an_epoch_evenly():
@@ -144,6 +180,7 @@ def test_a_batch_is_that_of_all_hosts_and_a_group_that_of_one_gpu():
     assert config.loss.group == config.model.batch_norm_group == 8
     assert config.optimizer.steps_per_epoch == 16551 // 64
     assert config_of(mini_batch_size="32", gpus=0).loss.group == 32
+    assert config_of(mini_batch_size="30", gpus=4).loss.group == 30  # which 4 do not divide
 
 
 @pytest.mark.parametrize(
@@ -156,8 +193,9 @@ def test_a_batch_is_that_of_all_hosts_and_a_group_that_of_one_gpu():
     ],
 )
 def test_optimizers_take_what_mxnet_is_given(name, rate, decay):
-    words = config_of(optimizer=name, lr_scheduler_step="3").optimizer
-    assert words.name == name
+    given = {"momentum": "0.5", "lr_scheduler_step": "3", "lr_scheduler_factor": "0.25"}
+    words = config_of(optimizer=name, **given).optimizer
+    assert (words.name, words.momentum, words.decay_factor) == (name, 0.5, 0.25)
     assert words.learning_rate == pytest.approx(rate)
     assert words.weight_decay == decay
     assert bool(words.rate_multipliers) == bool(words.decay_epochs) == (name != "adadelta")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from distributed.processes import finish, run_processes, start_processes, wait_until
-from sagemaker.opt_ml import channel, write_job
+from sagemaker.opt_ml import channel, write_config, write_job
 from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
 from weights.sagemaker_files import WIDTH, Made
@@ -30,7 +30,7 @@ from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
-from ssd_jax.sagemaker.train import ONNX_PACKAGES, build_config
+from ssd_jax.sagemaker.train import ONNX_PACKAGES, _class_names, _hosts, build_config
 from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
@@ -275,12 +275,37 @@ def test_another_engine_does_not_run_an_artefact_of_the_original(original, capsy
 def test_more_classes_than_the_data_have_and_a_wrong_count_of_samples(shapes, tmp_path, caplog):
     root = prepare(tmp_path, shapes)
     values = parse_hyperparameters(
-        HYPERPARAMETERS | {"num_classes": "5", "num_training_samples": "21"}
+        HYPERPARAMETERS
+        | {"num_classes": "5", "num_training_samples": "21", "kv_store": "dist_async"}
     )
     logger.propagate = True
-    config = build_config(values, find_channels(root))
+    config = build_config(values, find_channels(root), hosts=2)
     assert config.data.classes == ("cross", "ring", "triangle", "class_3", "class_4")
     assert "num_training_samples is 21, but the train channel has 20 images" in caplog.text
+    assert "kv_store dist_async has no counterpart here" in caplog.text
+
+
+def test_classes_that_are_numbers_go_on_as_numbers():
+    assert _class_names(("0", "1"), 4) == ("0", "1", "2", "3")
+
+
+def test_every_host_has_them_in_the_same_order(tmp_path):
+    write_config(tmp_path, "resourceconfig.json", {"hosts": ["b", "a"], "current_host": "b"})
+    assert _hosts(tmp_path) == (("a", "b"), "b")
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"hosts": ["a"]}, "expected current_host and the list hosts"),
+        ({"hosts": 1, "current_host": "a"}, "expected current_host and the list hosts"),
+        ({"hosts": ["a"], "current_host": "b"}, r"current_host 'b' is none of \['a'\]"),
+    ],
+)
+def test_hosts_that_make_no_sense_are_refused(resources, message, tmp_path):
+    write_config(tmp_path, "resourceconfig.json", resources)
+    with pytest.raises(UserError, match=rf"resourceconfig\.json: .*{message}"):
+        _hosts(tmp_path)
 
 
 @pytest.mark.parametrize(

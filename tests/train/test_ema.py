@@ -8,7 +8,7 @@ import pytest
 
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.ema import moving_average
-from ssd_jax.train.state import create_state
+from ssd_jax.train.state import create_state, state_shapes
 
 VARIABLES = {"params": {"kernel": np.ones((8, 2), np.float32)}, "batch_stats": {}}
 
@@ -37,6 +37,26 @@ def test_a_state_shows_its_average_and_keeps_what_it_trains():
     jax.tree.map(np.testing.assert_array_equal, again, moved)
     fresh = moved.beginning_with({"params": moved.params, "batch_stats": {}})
     np.testing.assert_array_equal(fresh.variables["params"]["kernel"], moved.params["kernel"])
+
+
+def test_an_average_that_starts_anew_is_a_copy():
+    # A state is donated, and no array can be twice.
+    state = create_state(VARIABLES, optax.sgd(0.1), make_mesh(), averaged=True)
+    fresh = state.beginning_with({"params": state.params, "batch_stats": {}})
+    assert fresh.average["params"]["kernel"] is not fresh.params["kernel"]
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+def test_the_shapes_of_a_state_are_those_of_the_state(sharding, averaged):
+    words = {"sharding": sharding, "averaged": averaged}
+    optimizer, mesh = optax.adam(0.1), make_mesh()
+    state = create_state(VARIABLES, optimizer, mesh, **words)
+    shapes = state_shapes(VARIABLES, optimizer, mesh, **words)
+    assert jax.tree.structure(shapes) == jax.tree.structure(state)
+    for shape, array in zip(jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
 def test_a_state_without_average_shows_what_it_trains():

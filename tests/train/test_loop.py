@@ -11,7 +11,7 @@ import pytest
 from same_run import MACHINE
 
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.reporting import Reporter
+from ssd_jax.run_log import Reporter
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.stopping import EarlyStopping, Progress, Stopping

@@ -169,7 +169,9 @@ def test_an_upload_that_was_cut_is_never_taken(bucket, state, another_machine, m
     fault = Fault(monkeypatch, "checkpoints/2/variables")
     with pytest.raises(UserError, match=r"not everything could be uploaded .* the line was cut"):
         run_until_the_line_is_cut(state, fault)
-    assert capsys.readouterr().err.count("an upload failed and is tried again") == 1
+    # Once for each kind of failure, and not at every try; a busy machine may add one of its own.
+    told = capsys.readouterr().err.count("an upload failed and is tried again")
+    assert 1 <= told < fault.count // storage.ATTEMPTS
     assert latest(workdir) == 2
     assert (bucket / "checkpoints/2/training").exists()
     another_machine()

@@ -87,10 +87,16 @@ def test_sgd_is_momentum_on_the_gradient_with_decay():
 def test_the_rate_in_the_momentum_outlives_a_drop_of_the_rate():
     schedule = step_schedule(0.1, decay_steps=(1,), decay_factor=0.1)
     optimizer = build_optimizer(
-        schedule, momentum=0.9, learning_rate_in_momentum=True, weight_decay=0.0
+        schedule, momentum=0.9, learning_rate_in_momentum=True, weight_decay=0.5
     )
+    got = updated(optimizer, 2)
     first, second = 0.1, 0.9 * 0.1 + 0.01  # the second step still carries the first at its rate
-    np.testing.assert_allclose(updated(optimizer, 2)["bias"], [3 + first + second], rtol=1e-6)
+    np.testing.assert_allclose(got["bias"], [3 + first + second], rtol=1e-6)
+    kernel, velocity = np.array([1.0, -2.0]), 0.0
+    for rate in (0.1, 0.01):
+        velocity = 0.9 * velocity - rate * (np.array([0.5, 0.25]) + 0.5 * kernel)
+        kernel = kernel + velocity
+    np.testing.assert_allclose(got["kernel"], kernel, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,28 @@ def test_outside_the_main_thread_only_the_time_limit_counts():
     assert answers == [(True, before)]
 
 
+def test_a_handler_that_python_does_not_know_gives_way_to_the_default():
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with Stopping() as stopping:
+            stopping._before[signal.SIGUSR1] = None  # as signal.signal calls it
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_of_several_processes_no_step_waits_for_the_answer_to_its_own_question(monkeypatch):
+    monkeypatch.setattr("ssd_jax.train.stopping.jax.process_count", lambda: 2)
+    monkeypatch.setattr("ssd_jax.train.stopping.any_process", lambda flag: flag)
+    monkeypatch.setattr("ssd_jax.train.stopping._anybody", bool)
+    with Stopping() as stopping:
+        stopping.hold()
+        before = [stopping.agreed() for _ in range(3)]
+        send("SIGTERM")
+        after = [stopping.agreed() for _ in range(3)]
+    assert (before, after) == ([False] * 3, [False, False, True])
+
+
 def test_a_longer_work_is_dropped_between_two_of_its_parts():
     with Stopping() as stopping:
         stopping.hold()

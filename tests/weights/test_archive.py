@@ -74,6 +74,12 @@ def test_an_archive_cut_short_is_refused(tmp_path, data, kept):
         read(tmp_path, data[: int(len(data) * kept)])
 
 
+@pytest.mark.parametrize("data", [b"", gzip.compress(b"")], ids=["tar", "tar.gz"])
+def test_an_archive_of_nothing_is_refused(tmp_path, data):
+    with pytest.raises(UserError, match="damaged archive: the closing block is missing"):
+        read(tmp_path, data)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, 3000), new=st.binary(min_size=1, max_size=20))
 def test_no_changed_archive_does_anything_else_than_be_read_or_refused(tmp_path, at, new):

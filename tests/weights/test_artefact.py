@@ -66,6 +66,36 @@ def test_a_vgg_has_no_batch_norm_and_other_steps(tmp_path):
     assert [level.steps for level in artefact.levels] == [level.steps for level in vgg.levels]
 
 
+def test_the_caffe_compatible_vgg_is_told_by_its_layers(tmp_path):
+    vgg = Made("vgg-16", image_size=300, num_classes=20)
+    for node in vgg.symbol["nodes"]:
+        if node["name"] == "multi_feat_2_conv_1x1_conv":
+            node["name"] = "conv8_2"
+    settings = read_artefact(vgg.write(tmp_path / "model.tar.gz")).settings
+    assert settings["model.extras"] == "paper"
+    assert settings["anchors.layout"] == "mxnet_legacy"
+
+
+def test_where_the_symbol_is_silent_it_is_as_mxnet_takes_it(resnet, tmp_path):
+    for node in resnet.symbol["nodes"]:
+        if node["op"] == "BatchNorm":
+            node["attrs"] = {"fix_gamma": "False", "use_global_stats": "True"}
+            if node["name"] == "bn_data":
+                del node["attrs"]["fix_gamma"]
+    resnet.node("_contrib_MultiBoxDetection")["attrs"] = {"nms_topk": "100"}
+    del resnet.hyperparams["overlap_threshold"]
+    settings = read_artefact(resnet.write(tmp_path / "model.tar.gz")).settings
+    assert {name: settings[name] for name in settings if name.startswith("model.batch_norm")} == {
+        "model.batch_norm": "frozen",
+        "model.batch_norm_epsilon": 1e-3,
+        "model.batch_norm_momentum": 0.9,
+    }
+    assert settings["detect.score_threshold"] == 0.01
+    assert settings["detect.iou_threshold"] == 0.5
+    assert settings["detect.force_suppress"] is False
+    assert settings["evaluate.iou_threshold"] == 0.5
+
+
 @pytest.mark.parametrize("key", ["attr", "param"])
 def test_older_symbols_call_the_arguments_otherwise(resnet, tmp_path, key):
     expected = read_artefact(resnet.write(tmp_path / "new"))
@@ -98,12 +128,14 @@ def set_argument(op, **arguments):
         (set_argument("_contrib_MultiBoxPrior", sizes="(nan, 1)"), "not understood"),
         (set_argument("_contrib_MultiBoxPrior", sizes="()", ratios="(1)"), "expected some of each"),
         (set_argument("_contrib_MultiBoxPrior", ratios="(1,-2,0.5)"), "expected some of each"),
+        (set_argument("_contrib_MultiBoxPrior", ratios="(1,0)"), "expected some of each"),
         (set_argument("_contrib_MultiBoxPrior", steps="(0.1)"), "not understood"),
         (set_argument("_contrib_MultiBoxPrior", offsets="(0.5)"), "not understood"),
         (lambda made: made.hyperparams.update(image_shape=float("inf")), "not understood"),
         (set_argument("_contrib_MultiBoxPrior", ratios="(1,2)"), r"heads of the symbol have \[4"),
         (set_argument("_contrib_MultiBoxDetection", nms_topk="-1"), "an nms_topk above 0"),
         (set_argument("_contrib_MultiBoxDetection", clip="False"), "expected an nms_topk above"),
+        (set_argument("_contrib_MultiBoxDetection", variances="(1,1,1,1)"), r"variances \(1.0, 1"),
         (set_argument("BatchNorm", eps="1e-3"), "BatchNorm layers of the symbol differ"),
         (set_argument("BatchNorm", fix_gamma="True"), "their fix_gamma is not as in mxnet-ssd"),
     ],
@@ -136,3 +168,9 @@ def test_hostile_json_is_refused(resnet, tmp_path, name, text):
     (tmp_path / "model.tar.gz").write_bytes(tar_bytes({**resnet.files(), name: text}))
     with pytest.raises(UserError, match=r"model\.tar\.gz: its symbol or hyperparams\.json is not"):
         read_artefact(tmp_path / "model.tar.gz")
+
+
+def test_json_of_any_size_is_not_read(resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssd_jax.weights.artefact._LARGEST_JSON", 100)
+    with pytest.raises(UserError, match=r"a JSON file of \d+ bytes, expected some hundred kB"):
+        read_artefact(resnet.write(tmp_path / "model.tar.gz"))

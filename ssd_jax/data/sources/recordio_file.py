@@ -14,7 +14,6 @@ import os
 import pathlib
 import stat
 import struct
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -24,6 +23,7 @@ from jaxtyping import Int, UInt32
 from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError
+from ssd_jax.files import whole_file
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -188,11 +188,8 @@ def cached_offsets(file: RecordFile, problems: Callable[[DataError], None]) -> I
 
     offsets = file.find_records(note)
     if not damaged:  # damage must be told again the next time
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-                np.save(temporary, offsets)
-            os.replace(temporary.name, path)
+        with contextlib.suppress(OSError), whole_file(path) as part:
+            np.save(part, offsets)
     return offsets
 
 

@@ -1,11 +1,9 @@
 """Any source as RecordIO: what `im2rec --pack-label --pass-through` would have written."""
 
-import contextlib
 import os
 import pathlib
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,45 +12,46 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.recordio_file import MAX_PAYLOAD, frame
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import whole_file
 
 _IR_HEADER = struct.Struct("<IfQQ")
+_OBJECT_WIDTH = 6
 
 
 def write_recordio(
     path: str | os.PathLike,
     source: Source,
     *,
-    object_width: int = 6,
     images: Iterable[bytes] | None = None,
 ) -> None:
     """Write `NAME.rec`, and `NAME.idx` and `NAME.lst` beside it; images are passed through.
 
-    With an `object_width` of 6 the difficult flag is the last number of an object, with 5 it is
-    left out. The header is `[4, B, width, height]` where the source knows the sizes of all images,
-    else `[2, B]`. An image without objects gets one of class -1 without area, which MXNet's
-    iterator wants and drops. Names that are whole numbers stay as keys, else keys count from 0.
-    `images` are the bytes of all images in order, if they are read elsewhere. Files of that name
-    are replaced when all is written.
+    The difficult flag is the last of the six numbers of an object. The header is `[4, B, width,
+    height]` where the source knows the sizes of all images, else `[2, B]`. An image without objects
+    gets one of class -1 without area, which MXNet's iterator wants and drops. Names that are whole
+    numbers stay as keys, else keys count from 0. `images` are the bytes of all images in order, if
+    they are read elsewhere. Files of that name are replaced when all is written.
     """
     path = pathlib.Path(path)
     if path.suffix != ".rec":
         raise UserError(f"{path}: expected a name that ends in .rec")
-    if object_width not in (5, 6):
-        raise UserError(f"object_width is {object_width}: expected 6 (with difficult) or 5")
     images = images or map(source.read_image, range(len(source)))
     columns = source.annotations
     sized = bool((columns.sizes > 0).all())
-    paths = _Files(*(path.with_suffix(suffix) for suffix in (".rec", ".idx", ".lst")))
-    parts = _Files(*(each.with_name(f".{each.name}.part") for each in paths))
-    try:
-        with contextlib.ExitStack() as stack:
-            record_file = stack.enter_context(parts.records.open("wb"))
-            index, listing = (
-                stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
-                for part in (parts.index, parts.listing)
-            )
+    index_path = path.with_suffix(".idx")
+    # The last one is the first in its place.
+    with (
+        whole_file(path.with_suffix(".lst")) as listing_part,
+        whole_file(index_path) as index_part,
+        whole_file(path) as record_part,
+    ):
+        with (
+            record_part.open("wb") as record_file,
+            index_part.open("w", encoding="utf-8", newline="\n") as index,
+            listing_part.open("w", encoding="utf-8", newline="\n") as listing,
+        ):
             for i, (key, image) in enumerate(zip(_keys(source.names), images, strict=True)):
-                label = _label(columns, i, object_width=object_width, sized=sized)
+                label = _label(columns, i, sized=sized)
                 payload = _IR_HEADER.pack(len(label), 0.0, key, 0) + label.tobytes() + image
                 if len(payload) > MAX_PAYLOAD:
                     raise _too_large(source.locate(i), len(payload))
@@ -62,18 +61,7 @@ def write_recordio(
                 name = " ".join(source.names[i].split())
                 listing.write(f"{key}\t{numbers}\t{name}\n")
         # Whenever this is interrupted, no index lies beside records that are not its own.
-        paths.index.unlink(missing_ok=True)
-        for part, place in zip(parts, paths, strict=True):
-            part.replace(place)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-
-class _Files(NamedTuple):
-    records: pathlib.Path
-    index: pathlib.Path
-    listing: pathlib.Path
+        index_path.unlink(missing_ok=True)
 
 
 def _keys(names: Sequence[str]) -> Iterable[int]:
@@ -83,19 +71,17 @@ def _keys(names: Sequence[str]) -> Iterable[int]:
     return range(len(names))
 
 
-def _label(
-    columns: Annotations, image: int, *, object_width: int, sized: bool
-) -> Float32[np.ndarray, "L"]:
+def _label(columns: Annotations, image: int, *, sized: bool) -> Float32[np.ndarray, "L"]:
     objects = slice(columns.offsets[image], columns.offsets[image + 1])
-    rows = np.zeros((max(1, objects.stop - objects.start), object_width), "<f4")
+    rows = np.zeros((max(1, objects.stop - objects.start), _OBJECT_WIDTH), "<f4")
     if objects.stop > objects.start:
         rows[:, 0] = columns.labels[objects]
         rows[:, 1:5] = columns.boxes[objects]
-        rows[:, 5:] = columns.difficult[objects, None]
+        rows[:, 5] = columns.difficult[objects]
     else:
         rows[0, 0] = -1
     size = columns.sizes[image, ::-1] if sized else ()
-    header = np.array([2 + len(size), object_width, *size], "<f4")
+    header = np.array([2 + len(size), _OBJECT_WIDTH, *size], "<f4")
     return np.concatenate([header, rows.ravel()])
 
 

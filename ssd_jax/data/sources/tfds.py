@@ -14,6 +14,7 @@ from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_
 from ssd_jax.data.sources.image_header import image_size
 from ssd_jax.data.sources.json_records import short_names
 from ssd_jax.errors import UserError
+from ssd_jax.types import VOC_OFFSET
 
 # The first of these that a feature of this meaning has.
 _LABELS = ("label", "type", "category")
@@ -66,7 +67,7 @@ def open_tfds(
         size = (0, 0)
         if of_voc:
             size = image_size(record[fields.image], f"{where}, record {number}")
-            box = box - [1 / size[1], 1 / size[0], 0, 0]
+            box = box - VOC_OFFSET / (size[::-1] * 2)
         names.append(_text(record[fields.name]) if fields.name else f"{number:06d}")
         sizes.append(size)
         counts.append(len(box))

@@ -25,6 +25,7 @@ from ssd_jax.data.sources.base import (
     what_is_there,
 )
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.types import VOC_OFFSET
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # A thousand objects, one of them in 1,000 bytes, are 1 MB.
@@ -90,8 +91,7 @@ def open_voc(
         sizes=sizes,
         object_counts=counts,
         written=written,
-        # Pixels count from 1 and both corners belong to the box.
-        boxes=(written - [1, 1, 0, 0]) / sides,
+        boxes=(written - VOC_OFFSET) / sides,
         labels=class_ids(class_names, classes),
         difficult=np.array([thing.difficult for thing in objects], bool),
         classes=classes,

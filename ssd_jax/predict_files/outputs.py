@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ssd_jax import visualize
 from ssd_jax.data import codes
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.prediction.inputs import Frame, Item
-from ssd_jax.reporting import to_json, write_json
+from ssd_jax.files import json_line, whole_file, write_json
+from ssd_jax.predict_files.inputs import Frame, Item
 from ssd_jax.serve.answers import normalised
-from ssd_jax.types import Detections
+from ssd_jax.types import VOC_OFFSET, Detections
+from ssd_jax.visualize.boxes import draw_boxes, save_png
 
 
 class Result(NamedTuple):
@@ -49,20 +49,6 @@ class Result(NamedTuple):
 
 
 Results = Iterator[Result]
-
-
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where to write what will be the file `path` if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # OpenCV tells what to write by the suffix, so that stays. Of the name no more, which may be as
-    # long as a name can be: of one suffix one file is written at a time.
-    part = path.with_name(f".{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
@@ -140,9 +126,8 @@ def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Re
                 f"{result.frame.item.place}: its name has a blank, which ends a name in the format "
                 "of VOC. Rename it, or choose another --format."
             )
-        corners = result.boxes_px + np.array([1, 1, 0, 0])
         for box, score, label in zip(
-            corners, result.found.scores, result.found.labels, strict=True
+            result.boxes_px + VOC_OFFSET, result.found.scores, result.found.labels, strict=True
         ):
             numbers = " ".join(f"{x:.2f}" for x in box)
             lines[label].append(f"{result.image_id} {score:.6f} {numbers}\n")
@@ -192,7 +177,7 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
             yield from _write_film(drawings, drawn_path(out, item))
         for result, drawing in drawings:
             with whole_file(drawn_path(out, item)) as part:
-                visualize.save_png(part, drawing)
+                save_png(part, drawing)
             yield result
 
 
@@ -211,18 +196,16 @@ def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:
     frame = result.frame
     place = {} if frame.number is None else {"frame": frame.number, "seconds": frame.seconds}
     found = zip(result.boxes_px, result.found.scores, result.found.labels, strict=True)
-    return to_json(
-        {
-            "image": frame.item.place,
-            **place,
-            "width": frame.size[1],
-            "height": frame.size[0],
-            "detections": [
-                {"class": classes[label], "score": score, "box_xyxy_px": box}
-                for box, score, label in found
-            ],
-        }
-    )
+    return {
+        "image": frame.item.place,
+        **place,
+        "width": frame.size[1],
+        "height": frame.size[0],
+        "detections": [
+            {"class": classes[label], "score": score, "box_xyxy_px": box}
+            for box, score, label in found
+        ],
+    }
 
 
 def _by_item(results: Results) -> Iterator[tuple[Item, Results]]:
@@ -240,13 +223,13 @@ def _transformed(out: str, item: Item) -> str:
 def _write_lines(results: Results, path: pathlib.Path, classes: Sequence[str]) -> Results:
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for result in results:
-            file.write(json.dumps(describe(result, classes), ensure_ascii=False) + "\n")
+            file.write(json_line(describe(result, classes)))
             yield result
 
 
 def _drawing(result: Result, classes: Sequence[str], score: float) -> UInt8[np.ndarray, "h w 3"]:
     shown = result.found.scores >= score
-    return visualize.draw_boxes(
+    return draw_boxes(
         result.frame.pixels(),
         result.found.boxes[shown],
         result.found.labels[shown],

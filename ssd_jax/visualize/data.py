@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from ssd_jax.data.findings import REACHING_IOU, best_ious
 from ssd_jax.data.sources.base import Source
-from ssd_jax.plots import INK, PALETTE, plot_style, save_plot
+from ssd_jax.visualize.style import INK, PALETTE, plot_style, save_plot
 
 MAX_BARS = 24
 FEWEST_BARS = 10  # so that the bars of few classes do not become walls

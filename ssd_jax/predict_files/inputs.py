@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 # Drawings have no more pixels a side than this.
 DRAWN_SIDE = 1600
+# That read and decode pictures.
+THREADS = 4
 
 
 class Item(NamedTuple):
@@ -94,7 +96,6 @@ def read_frames(
     items: Iterable[Item],
     canvas_side: int,
     *,
-    threads: int = 4,
     unreadable: Callable[[DataError], None],
 ) -> Iterator[Frame]:
     """All frames in order; pictures are read and decoded by threads, some ahead.
@@ -110,12 +111,12 @@ def read_frames(
         except OSError as error:
             return _unreadable(item, f"it cannot be read: {error.strerror or error}")
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         items = iter(items)
         ahead: list[tuple[Item, Future | None]] = []
         try:
             while True:
-                for item in islice(items, 2 * threads - len(ahead)):
+                for item in islice(items, 2 * THREADS - len(ahead)):
                     ahead.append((item, None if item.is_video else pool.submit(picture, item)))
                 if not ahead:
                     return

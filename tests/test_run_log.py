@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.errors import UserError
-from ssd_jax.reporting import Reporter, read_metrics, to_json, write_json
+from ssd_jax.run_log import Reporter, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -174,7 +174,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys):
 def test_a_log_file_says_when_the_run_will_end(tmp_path, capsys, monkeypatch):
     now = iter([0.0, 60.0, 100.0, 105.0, 120.0])
     clock = types.SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr("ssd_jax.reporting.time", clock)
+    monkeypatch.setattr("ssd_jax.run_log.time", clock)
     with Reporter(tmp_path, total_steps=5000) as report:
         for step in (10, 20, 21, 30):
             report.write(step, "train", {"loss": 1.0})
@@ -185,32 +185,9 @@ def test_a_log_file_says_when_the_run_will_end(tmp_path, capsys, monkeypatch):
     ]
 
 
-# ---- JSON files ----
-
-
-def test_write_json_replaces_the_file_in_one_piece(tmp_path):
-    path = tmp_path / "folder" / "numbers.json"
-    write_json(path, {"a": 1})
-    write_json(path, {"b": np.arange(2), "c": float("-inf"), "d": (True, "é")})
-    assert json.loads(path.read_text(encoding="utf-8")) == {
-        "b": [0, 1],
-        "c": None,
-        "d": [True, "é"],
-    }
-    with pytest.raises(TypeError):
-        write_json(path, {"not": object()})
-    assert "b" in json.loads(path.read_text(encoding="utf-8"))
-    assert [each.name for each in path.parent.iterdir()] == ["numbers.json"]
-
-
-def test_to_json_keeps_full_precision():
-    assert to_json(np.float64(1 / 3)) == 1 / 3
-    assert to_json({1: jnp.ones((2,))}) == {"1": [1.0, 1.0]}
-
-
 def test_import_stays_light():
     heavy = "{'tensorboardX', 'tqdm', 'jax', 'numpy'}"
-    code = f"import sys, ssd_jax.reporting; print({heavy} & set(sys.modules) or 'none')"
+    code = f"import sys, ssd_jax.run_log; print({heavy} & set(sys.modules) or 'none')"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -13,9 +13,9 @@ from ssd_jax.cli import main
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.evaluation.detection_files import read_detections, read_ground_truth
-from ssd_jax.prediction import inputs
-from ssd_jax.prediction.inputs import VIDEO_SUFFIXES, find_items, read_frames
-from ssd_jax.prediction.run import FORMATS, run_prediction, run_transform
+from ssd_jax.predict_files import inputs
+from ssd_jax.predict_files.inputs import VIDEO_SUFFIXES, find_items, read_frames
+from ssd_jax.predict_files.run import FORMATS, run_prediction, run_transform
 from ssd_jax.types import Detections
 
 

@@ -1,7 +1,7 @@
 """Is everybody there? Asked over plain TCP, before JAX's own runtime is started.
 
 That runtime ends the process from C++ when another one does not come in time, and does not say who.
-Process 0 keeps the roll at the coordinator's address and tells everybody how it ended.
+Process 0 keeps the list at the coordinator's address and tells everybody how it ended.
 """
 
 import json
@@ -19,7 +19,7 @@ MESSAGE_BYTES = 1 << 20
 SHOWN = 8
 
 
-def call_roll(address: str, *, count: int, process_id: int, timeout: int) -> list[str]:
+def wait_for_all(address: str, *, count: int, process_id: int, timeout: int) -> list[str]:
     """Waits until all `count` processes are there; gives their hosts, in the order of the ids.
 
     `address` is "HOST:PORT", where process 0 listens until then. `timeout` in seconds.
@@ -30,7 +30,7 @@ def call_roll(address: str, *, count: int, process_id: int, timeout: int) -> lis
     host, port = _split(address)
     deadline = time.monotonic() + timeout
     if process_id == 0:
-        return _keep_roll(port, count=count, deadline=deadline, timeout=timeout)
+        return _gather(port, count=count, deadline=deadline, timeout=timeout)
     hello = {"process": process_id, "count": count, "host": socket.gethostname()}
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -51,7 +51,7 @@ def call_roll(address: str, *, count: int, process_id: int, timeout: int) -> lis
     )
 
 
-def _keep_roll(port: int, *, count: int, deadline: float, timeout: int) -> list[str]:
+def _gather(port: int, *, count: int, deadline: float, timeout: int) -> list[str]:
     hosts = {0: socket.gethostname()}
     lines: dict[socket.socket, int | None] = {}
     problem = None
@@ -84,7 +84,7 @@ def _keep_roll(port: int, *, count: int, deadline: float, timeout: int) -> list[
 def _enter(
     line: socket.socket, lines: dict[socket.socket, int | None], hosts: dict[int, str], count: int
 ) -> str | None:
-    """Puts the process at the other end on the roll, or tells what is wrong with it."""
+    """Puts the process at the other end on the list, or tells what is wrong with it."""
     try:
         line.settimeout(ANSWER_SECONDS)
         hello = _receive(line)

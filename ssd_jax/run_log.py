@@ -4,7 +4,6 @@ Numbers that are not finite are written as null, which every JSON reader underst
 """
 
 import json
-import math
 import os
 import pathlib
 import resource
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd_jax.errors import UserError
+from ssd_jax.files import json_line, to_json, whole_file
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
@@ -93,7 +93,7 @@ class Reporter:
         if not self._active:
             return
         values = to_json(values)
-        self._lines.write(_json_text({"step": step, "split": split, **values}) + "\n")
+        self._lines.write(json_line({"step": step, "split": split, **values}))
         self._lines.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -199,40 +199,12 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file in one piece: readers see the old file or the new one, never a part."""
-    _replace(pathlib.Path(path), _json_text(to_json(value), indent=2) + "\n")
-
-
-def to_json(value: Any) -> Any:
-    """Plain Python values for JSON: arrays become lists or numbers, NaN and infinities None."""
-    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(name): to_json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _json_text(value, **options):
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, **options)
-
-
 def _drop_lines_after(path, step):
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
-    _replace(path, "".join(_json_text(record) + "\n" for record in kept))
-
-
-def _replace(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as part:
+        part.write_text("".join(map(json_line, kept)), encoding="utf-8")
 
 
 def _training_summary(values):

@@ -9,8 +9,9 @@ import numpy as np
 from ssd_jax.evaluation.errors import KINDS, VERDICTS, ErrorBreakdown
 from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
 from ssd_jax.evaluation.sizes import LIMITS, SizeResult
-from ssd_jax.plots import PALETTE, plot_style, save_plot
-from ssd_jax.visualize import plot_precision_recall
+from ssd_jax.evaluation.voc import VocResult
+from ssd_jax.visualize.boxes import DASHES
+from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 # More rows than this cannot be read; those with the most objects are shown.
 MOST_CLASSES = 30
@@ -37,6 +38,34 @@ def draw_measures(
     plot_precision_recall(evaluation.result, classes, folder / "precision_recall.png")
     plot_errors(diagnosis.errors, classes, folder / "errors.png")
     plot_sizes(diagnosis.sizes, folder / "sizes.png")
+
+
+def plot_precision_recall(
+    result: VocResult, classes: Sequence[str], path: str | os.PathLike
+) -> None:
+    """One curve for each class that has objects, with its 11-point AP in the legend."""
+    with plot_style() as new_figure:
+        figure = new_figure(8, 5)
+        axes = figure.subplots()
+        for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True)):
+            if each.ap11 is None:
+                continue
+            envelope = np.maximum.accumulate(each.precision[::-1])[::-1]
+            axes.step(
+                np.append(0, each.recall),
+                np.append(envelope[:1], envelope) if len(envelope) else [0],
+                color=PALETTE[label % len(PALETTE)],  # as in the pictures
+                linestyle=list(DASHES)[label // len(PALETTE) % len(DASHES)],
+                label=f"{each.ap11:.3f}  {name}",
+            )
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall")
+        axes.set_ylabel("best precision at this recall or a higher one")
+        axes.set_title("" if result.map11 is None else f"mAP {result.map11:.3f}")
+        protocol = result.protocol.describe("11-point")
+        figure.supxlabel(protocol, x=0.01, ha="left", fontsize=8, color="#777777")
+        if axes.lines:
+            axes.legend(title="AP", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1))
+        save_plot(figure, path)
 
 
 def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.PathLike) -> None:

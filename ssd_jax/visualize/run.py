@@ -6,15 +6,16 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ssd_jax import visualize
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.metrics import Evaluation
 from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.mosaic import Mosaic
-from ssd_jax.reporting import read_metrics
+from ssd_jax.run_log import read_metrics
 from ssd_jax.train.step import augment_batch
-from ssd_jax.types import Batch
+from ssd_jax.types import VOC_OFFSET, Batch
+from ssd_jax.visualize.boxes import detection_mosaic, save_png, training_mosaic
+from ssd_jax.visualize.curves import plot_curves
 
 SHOWN = 12
 # Large photographs are shown at this many pixels, as nobody looks at a mosaic of full ones.
@@ -45,9 +46,9 @@ def draw_augmented(
             mosaics=mosaics,
         )
     )(few)
-    visualize.save_png(
+    save_png(
         path,
-        visualize.training_mosaic(images, few.boxes, few.labels, few.valid, classes=classes),
+        training_mosaic(images, few.boxes, few.labels, few.valid, classes=classes),
     )
 
 
@@ -70,19 +71,19 @@ def draw_detections(
         pixels.append(canvas[:height, :width])
         truths.append(_normalised(evaluation.ground_truths[index], example.size))
         found.append(_normalised(evaluation.detections[index], example.size))
-    picture = visualize.detection_mosaic(
+    picture = detection_mosaic(
         pixels, truths, found, classes=source.classes, iou_threshold=iou_threshold
     )
-    visualize.save_png(path, picture)
+    save_png(path, picture)
 
 
 def draw_curves(metrics_file: pathlib.Path, path: pathlib.Path) -> None:
     """Loss, learning rate and mAP over the steps of the run."""
-    visualize.plot_curves(read_metrics(metrics_file), path)
+    plot_curves(read_metrics(metrics_file), path)
 
 
 def _normalised(record, size):
     """Boxes in the devkit's pixels, as an evaluation holds them, back to parts of the picture."""
     height, width = size
-    edges = record.boxes - np.array([1, 1, 0, 0])
+    edges = record.boxes - VOC_OFFSET
     return record._replace(boxes=(edges / [width, height, width, height]).astype(np.float32))

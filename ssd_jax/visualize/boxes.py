@@ -1,15 +1,15 @@
-"""Pictures of boxes, batches, detections and curves.
+"""Pictures of boxes, batches and detections.
 
-Pictures are uint8 RGB arrays [H, W, 3]; plots go to PNG files. Where a colour carries a meaning,
-the line style carries it too.
+They are uint8 RGB arrays [H, W, 3]. Where a colour carries a meaning, the line style carries it
+too.
 """
 
 import functools
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,11 +18,12 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
-from ssd_jax.plots import FEW_POINTS, INK, PALETTE, plot_style, save_plot
+from ssd_jax.visualize.style import INK, PALETTE
 
-AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area", "map_coco": "COCO"}
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
 DASHES = {"-": 0, "--": 9, ":": 4}
+# In pixels, of an image with names.
+SMALLEST_SIDE = 320
 
 
 class Mark(NamedTuple):
@@ -59,14 +60,13 @@ def draw_boxes(
     *,
     classes: Sequence[str],
     scores: Float[Array | np.ndarray, "K"] | None = None,
-    min_side: int = 320,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its normalised xyxy boxes, each in the colour of its class.
 
-    Lines and letters grow with the image. An image whose shorter side is below `min_side` pixels
+    Lines and letters grow with the image. An image whose shorter side is below SMALLEST_SIDE
     is enlarged to it, because names do not fit on fewer.
     """
-    return _annotate(image, _class_marks(boxes, labels, classes, scores), min_side)
+    return _annotate(image, _class_marks(boxes, labels, classes, scores), SMALLEST_SIDE)
 
 
 def mosaic(
@@ -167,70 +167,6 @@ def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, format="PNG")
-
-
-# ---- plots ----
-
-
-def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Losses, learning rate and mAP over the steps of a run, from the records of metrics.jsonl.
-
-    Losses are the values with "loss" in their name, the learning rate is `lr`, the averages are
-    those of AVERAGES. A panel without values is left out.
-    """
-    panels = {
-        "loss": _series(records, lambda name: "loss" in name),
-        "learning rate": _series(records, lambda name: name == "lr"),
-        "mAP": _series(records, lambda name: name in AVERAGES),
-    }
-    panels = {title: series for title, series in panels.items() if series}
-    if not panels:
-        raise UserError("got no loss, lr or map to plot; expected the records of a training run")
-    heights = [1 if title == "learning rate" else 3 for title in panels]
-    with plot_style() as new_figure:
-        figure = new_figure(8, 1 + 0.8 * sum(heights))
-        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
-        for axes, (title, series) in zip(grid[:, 0], panels.items(), strict=True):
-            axes.set_title(title)
-            for name, (steps, values) in series.items():
-                if title == "mAP":
-                    name = f"{name}: best {values.max():.3f}"
-                marker = "o" if len(steps) <= FEW_POINTS else None
-                axes.plot(steps, values, marker=marker, markersize=4, label=name)
-            axes.set_ylim(0, 1.02 if title == "mAP" else None)
-            if title != "learning rate":
-                axes.legend()
-        grid[-1, 0].set_xlabel("step")
-        grid[-1, 0].set_xlim(left=0)
-        save_plot(figure, path)
-
-
-def plot_precision_recall(
-    result: voc.VocResult, classes: Sequence[str], path: str | os.PathLike
-) -> None:
-    """One curve for each class that has objects, with its 11-point AP in the legend."""
-    with plot_style() as new_figure:
-        figure = new_figure(8, 5)
-        axes = figure.subplots()
-        for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True)):
-            if each.ap11 is None:
-                continue
-            envelope = np.maximum.accumulate(each.precision[::-1])[::-1]
-            axes.step(
-                np.append(0, each.recall),
-                np.append(envelope[:1], envelope) if len(envelope) else [0],
-                color=PALETTE[label % len(PALETTE)],  # as in the pictures
-                linestyle=list(DASHES)[label // len(PALETTE) % len(DASHES)],
-                label=f"{each.ap11:.3f}  {name}",
-            )
-        axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall")
-        axes.set_ylabel("best precision at this recall or a higher one")
-        axes.set_title("" if result.map11 is None else f"mAP {result.map11:.3f}")
-        protocol = result.protocol.describe("11-point")
-        figure.supxlabel(protocol, x=0.01, ha="left", fontsize=8, color="#777777")
-        if axes.lines:
-            axes.legend(title="AP", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1))
-        save_plot(figure, path)
 
 
 # ---- inside ----
@@ -345,18 +281,3 @@ def _legend(title, styles, width):
     for left, style in zip(lefts, styles, strict=True):
         pen.text((left + size * 2.6, size * 3), style.text, INK, font, anchor="lm")
     return np.asarray(picture)
-
-
-def _series(records, wanted):
-    """{name: (steps, values)} of the finite values with a wanted name; splits are told apart."""
-    series = {}
-    for record in records:
-        for name, value in record.items():
-            if wanted(name) and value is not None:
-                series.setdefault((record["split"], name), []).append((record["step"], value))
-    several = len({split for split, _ in series}) > 1
-    curves = {}
-    for (split, name), points in series.items():
-        readable = AVERAGES.get(name, name.replace("_", " "))
-        curves[f"{split} {readable}" if several else readable] = np.transpose(points)
-    return curves

@@ -9,7 +9,7 @@ import pytest
 from processes import free_port
 
 from ssd_jax.errors import UserError
-from ssd_jax.roll_call import call_roll
+from ssd_jax.rendezvous import wait_for_all
 
 HOST = socket.gethostname()
 
@@ -20,7 +20,9 @@ def called(port, callers, *, timeout=20):
     def call(caller):
         process, count = caller
         try:
-            return call_roll(f"127.0.0.1:{port}", count=count, process_id=process, timeout=timeout)
+            return wait_for_all(
+                f"127.0.0.1:{port}", count=count, process_id=process, timeout=timeout
+            )
         except UserError as error:
             return str(error)
 
@@ -93,4 +95,4 @@ def test_a_port_in_use_is_told():
 @pytest.mark.parametrize("address", ["host", "host:", ":1", "host:http"])
 def test_an_address_needs_host_and_port(address):
     with pytest.raises(UserError, match="expected HOST:PORT of process 0"):
-        call_roll(address, count=2, process_id=1, timeout=1)
+        wait_for_all(address, count=2, process_id=1, timeout=1)

@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, and values as JSON has them."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write what will be the file `path` if all goes well; its folder is made.
+
+    Readers see the old file or the new one, never a part, also where several write the same one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name that no process of any host has. Of the file's own the suffix stays, by which OpenCV
+    # tells what to write, and no more: it may be as long as a name can be.
+    part = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file in one piece, as `whole_file` does."""
+    with whole_file(pathlib.Path(path)) as part:
+        part.write_text(_json_text(value, indent=2), encoding="utf-8")
+
+
+def json_line(value: Any) -> str:
+    """A line of a file of JSON lines."""
+    return _json_text(value)
+
+
+def to_json(value: Any) -> Any:
+    """Plain Python values for JSON: arrays become lists or numbers, NaN and infinities None."""
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): to_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _json_text(value: Any, indent: int | None = None) -> str:
+    text = json.dumps(to_json(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return f"{text}\n"

@@ -1,0 +1,61 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssd_jax.files import to_json, whole_file, write_json
+
+
+def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
+    path = tmp_path / "new" / f"{'n' * 250}.json"
+    with whole_file(path) as part:
+        part.write_text("new")
+        assert not path.exists()
+        assert part.suffix == ".json"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_old_file_and_no_part(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def fail():
+        with whole_file(path) as part:
+            part.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_several_may_write_the_same_file_at_the_same_time(tmp_path):
+    path = tmp_path / "a"
+    with whole_file(path) as one, whole_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_json_replaces_the_file_in_one_piece(tmp_path):
+    path = tmp_path / "folder" / "numbers.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"b": np.arange(2), "c": float("-inf"), "d": (True, "é")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "b": [0, 1],
+        "c": None,
+        "d": [True, "é"],
+    }
+    with pytest.raises(TypeError):
+        write_json(path, {"not": object()})
+    assert "b" in json.loads(path.read_text(encoding="utf-8"))
+    assert [each.name for each in path.parent.iterdir()] == ["numbers.json"]
+
+
+def test_to_json_keeps_full_precision():
+    assert to_json(np.float64(1 / 3)) == 1 / 3
+    assert to_json({1: jnp.ones((2,))}) == {"1": [1.0, 1.0]}
