@@ -136,6 +136,13 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
     )
     assert report.layout == "an exported detector of ours, vgg16"
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(trained.variables))
+    other = values | {"num_classes": 4}
+    with pytest.raises(
+        UserError, match=r"num_classes is 4, the model channel has 3: .*model\.tar\.gz"
+    ):
+        build_config(other, find_channels(root), assignments=assignments)
+    new_heads = [*assignments, ("weights.reinitialise", "params/heads/*")]
+    assert build_config(other, find_channels(root), assignments=new_heads).weights.reinitialise
     config.preprocess.mean = (0.0, 0.0, 0.0)
     with pytest.raises(
         UserError, match=r"config\.preprocess\.mean is \(0\.0, 0\.0, 0\.0\), in that"
