@@ -89,6 +89,10 @@ def test_a_url_is_an_item(pictures, tmp_path):
     ("places", "message"),
     [
         (["nowhere.jpg"], "no such file or folder"),
+        (
+            ["ftp://me:secret@host/x.jpg"],
+            "^got a URL of ftp://, expected a path, or a URL of s3, gs, http, https",
+        ),
         (["*.jpg"], "no picture or film there"),
         (["."], "no picture or film there"),
         (["a/x.jpg", "b/x.png"], "both called x"),
@@ -294,6 +298,28 @@ def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "list_urls", lambda url: keys)
     with pytest.raises(DataError, match=r"'\.\.' is no name that a file can have"):
         find_items(["s3://bucket/pictures"])
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://b/in/*.jpg", ["a.jpg", "c.jpg"]),
+        ("s3://b/in/**/*.jpg", ["a.jpg", "c.jpg", "d.jpg"]),
+        ("s3://b/i*/sub/?.jpg", ["d.jpg"]),
+        ("s3://b/in/[ab]*", ["a.jpg", "b.png"]),
+        ("s3://b/odd[1].jpg", ["odd[1].jpg"]),
+        ("s3://b/odd[2]", ["sub/e.jpg"]),
+    ],
+)
+def test_a_glob_in_a_bucket(url, expected, monkeypatch):
+    keys = ("in/a.jpg", "in/b.png", "in/c.jpg", "in/n.txt", "in/sub/d.jpg", "odd[1].jpg")
+    keys = [f"s3://b/{key}" for key in (*keys, "odd[2]/sub/e.jpg")]
+    monkeypatch.setattr(
+        inputs, "list_urls", lambda prefix: [key for key in keys if key.startswith(f"{prefix}/")]
+    )
+    assert names(url) == expected
+    with pytest.raises(UserError, match="no picture or film there"):
+        names("s3://b/in/*.bmp")
 
 
 def test_a_name_may_be_as_long_as_its_result_can_be(pictures, tmp_path):
