@@ -71,6 +71,10 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
       UserError: the job is wrong.
       Stopped: SIGTERM; the run is saved, and the same job goes on with it.
     """
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: there is no such folder. Give the --root that holds input/, as /opt/ml does."
+        )
     log_to_stdout()
     failure = root / "output/failure"
     failure.unlink(missing_ok=True)

@@ -263,7 +263,9 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(pictures, tmp_pa
     with pytest.raises(UserError, match=r"1 of 3 pictures could not be read.*0\.jpg"):
         run_prediction(Fake(), [str(tmp_path / "0.jpg"), str(pictures)], out, format="jsonl")
     assert len((out / "detections.jsonl").read_text().splitlines()) == 2
-    assert "0.jpg" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "0.jpg" in told
+    assert "data set" not in told
 
 
 def test_neither_does_a_film_or_a_file_that_has_gone(pictures, tmp_path, capsys):
@@ -385,3 +387,25 @@ def test_nothing_that_lies_beside_a_picture_is_replaced(pictures, tmp_path):
         run_prediction(Fake(), [str(folder)], folder, draw=False)
     assert (folder / "2.json").read_text() == "annotations"
     run_prediction(Fake(), [str(folder)], folder, format="jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (
+            [".", "--format", "coco", "--annotations", "x.json"],
+            "--annotations x.json: no such file",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_before_the_detector_is_opened(words, message, tmp_path, capsys):
+    assert main(["predict", "--workdir", str(tmp_path), "--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--score", "50"], ["--min-score", "-1"], ["--score", "abc"]])
+def test_a_score_is_from_0_to_1(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--workdir", "run", "1.jpg", "--out", "out", *words])
+    assert f"argument {words[0]}: {words[1]!r} is no number from 0 to 1" in capsys.readouterr().err
