@@ -228,7 +228,9 @@ def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) ->
     for number, image in enumerate(payloads):
         if image[:2] not in _SUFFIXES:
             raise _no_pair(where, 2 * number, f"it begins with {image[:8]!r}")
-        text = next(payloads, b"")
+        text = next(payloads, None)
+        if text is None:
+            raise _no_pair(where, 2 * number + 1, "there is none")
         try:
             annotation = parse_json(text, where)
         except DataError as error:
