@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -97,13 +98,12 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
 
 def _nobody_reads() -> bool:
     """Whether what reads our output has left, as `| head` does when it has enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes again at the end.
+    ends = select.poll()
+    ends.register(sys.stdout, 0)
+    left = bool(ends.poll(0))
+    if left:  # Python flushes at the end, which would be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return left
 
 
 def _told(error: UserError | OSError) -> str:

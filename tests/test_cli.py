@@ -1,6 +1,7 @@
 """The command line as a newcomer meets it: how arguments are read, and what is answered."""
 
 import errno
+import io
 import os
 import sys
 
@@ -149,10 +150,11 @@ def test_a_wrong_value_is_told_in_words(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_nothing_is_told_where_nobody_reads(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_nothing_is_told_where_nobody_reads(buffered, tmp_path, monkeypatch, capfd):
     read, write = os.pipe()
     os.close(read)
-    with open(write, "w") as nobody:
+    with io.TextIOWrapper(open(write, "wb", -1 if buffered else 0), write_through=True) as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
         words = ["data", "shapes", str(tmp_path / "shapes"), "--train", "1", "--val", "1"]
         assert main(words) == 128 + 13

@@ -226,8 +226,9 @@ def _no_detector(source: str, names: Collection[str]) -> UserError:
             "To SageMaker's own model.tar.gz, `ssd-jax weights import` gives the folder of a run, "
             "and `ssd-jax export` makes a detector of that."
         )
-    holds = some_of(list(names)) if names else "no file"
-    return UserError(f"{source}: no exported detector there, it holds {holds}. {advice}")
+    # Of a URL, only the files of a detector were fetched.
+    holds = f", it holds {some_of(list(names))}" if names else ""
+    return UserError(f"{source}: no exported detector there{holds}. {advice}")
 
 
 def _damaged(source: str, problem: str) -> UserError:
