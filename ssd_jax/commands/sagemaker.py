@@ -61,7 +61,7 @@ class _Variable(str):
     name = ""
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()}, the environment variable {self.name},"
+        return f"{super().__repr__()} (the environment variable {self.name})"
 
 
 def _from_environment() -> dict[str, str]:

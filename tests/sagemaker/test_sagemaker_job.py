@@ -240,7 +240,7 @@ def test_a_wrong_word_in_the_environment_is_one_message(
         main(["sagemaker", "serve", "--root", str(tmp_path)])
     told = capsys.readouterr().err
     assert f"argument {option}: " in told
-    assert f"{text!r}, the environment variable {name}, " in told
+    assert f"{text!r} (the environment variable {name}) " in told
     assert expected in told
 
 
