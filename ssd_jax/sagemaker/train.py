@@ -182,7 +182,7 @@ def build_config(
         config.data[split].root = place
     config.weights.path = _weights(values, channels)
     configs.override(config, assignments)
-    if channels.model and not config.weights.reinitialise:
+    if channels.model and config.weights.path == channels.model and not config.weights.reinitialise:
         _check_model(values, channels.model)
     if values["freeze_layer_pattern"]:
         _freeze(config, values["freeze_layer_pattern"])

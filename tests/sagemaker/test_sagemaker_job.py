@@ -141,8 +141,8 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
         UserError, match=r"num_classes is 4, the model channel has 3: .*model\.tar\.gz"
     ):
         build_config(other, find_channels(root), assignments=assignments)
-    new_heads = [*assignments, ("weights.reinitialise", "params/heads/*")]
-    assert build_config(other, find_channels(root), assignments=new_heads).weights.reinitialise
+    for change in (("weights.reinitialise", "params/heads/*"), ("weights.path", "")):
+        build_config(other, find_channels(root), assignments=[*assignments, change])
     config.preprocess.mean = (0.0, 0.0, 0.0)
     with pytest.raises(
         UserError, match=r"config\.preprocess\.mean is \(0\.0, 0\.0, 0\.0\), in that"
