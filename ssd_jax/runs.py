@@ -67,12 +67,14 @@ def run_training(
     time_limit: float | None = None,
     observers: Sequence[Observer] = (),
     last_words: Callable[[Exception], object] = lambda error: None,
+    called: str | pathlib.Path | None = None,
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
     `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
     be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`,
-    `last_words` is that of the `Watchdog`.
+    `last_words` is that of the `Watchdog`. `called` is where the run is for its user, if that is
+    not `workdir`.
 
     Raises:
       UserError: the config has an impossible value, which is found first; or a part of the run
@@ -91,9 +93,12 @@ def run_training(
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_training(workdir, workdir))
-        return _run_training(
+        measured = _run_training(
             config, workdir, mesh, stopping=stopping, watchdog=watchdog, observers=observers
         )
+    _tell(where_things_are(called or workdir))
+    _tell(headline(config, measured))
+    return measured
 
 
 def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Measured:
@@ -190,8 +195,6 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         if hint and config.data.cache == "none":
             _tell(hint)
     _tell(table(measured))
-    _tell(where_things_are(workdir))
-    _tell(headline(config, measured))
     return measured
 
 
