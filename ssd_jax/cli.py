@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import select
 import sys
 import tempfile
 import traceback
@@ -28,6 +30,8 @@ from ssd_jax.huge_pages import start_with_huge_pages
 
 # EX_TEMPFAIL of BSD's sysexits.h: not an error, but to be run again.
 EXIT_STOPPED = 75
+# What a shell tells of a program that SIGPIPE ended.
+EXIT_NOBODY_READS = 128 + 13
 
 # In the order in which --help lists them.
 COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
@@ -76,8 +80,12 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     keep_compiled_programs()
     try:
-        return options.run(options, rest) or 0
+        code = options.run(options, rest) or 0
+        sys.stdout.flush()
+        return code
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_NOBODY_READS
         print(f"{options.parser.prog}: error: {_told(error)}", file=sys.stderr)
         return 2
     except Stopped as stop:
@@ -86,6 +94,16 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"{options.parser.prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads our output has left, as `| head` does when it has enough."""
+    ends = select.poll()
+    ends.register(sys.stdout, 0)
+    left = bool(ends.poll(0))
+    if left:  # Python flushes at the end, which would be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def _told(error: UserError | OSError) -> str:

@@ -131,6 +131,13 @@ def start_from(
         raise UserError(f"{error} The networks differ: {'; '.join(differing)}.") from error
 
 
+def count_classes(archive: str) -> int:
+    """Of the detector in a model.tar.gz, an exported one of ours or SageMaker's."""
+    if _is_exported(archive):
+        return len(read_folder(archive).classes)
+    return read_artefact(archive).num_classes
+
+
 def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
     """Convolutions of the backbone that the file lacked, but those whose scale a norm undoes."""
     backbone = variables["params"]["backbone"]

@@ -164,8 +164,10 @@ def write_result(
     write_page(open_run(workdir), workdir)
 
 
-def where_things_are(workdir: pathlib.Path) -> str:
-    """What a finished run has left, and what may come next."""
+def where_things_are(workdir: pathlib.Path | str) -> str:
+    """What a finished run has left in its folder or below its URL, and what may come next."""
+    # Of a URL, for only a batch transform writes to one.
+    found = "predictions" if "://" in str(workdir) else f"{workdir}/predictions"
     # As it was called, because in a virtual environment the bare name may not be on the path.
     command = sys.argv[0] if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
     return f"""
@@ -177,7 +179,7 @@ In {workdir}:
   checkpoints/    the last ones and the best one
 What next:
   {command} evaluate --workdir {workdir}
-  {command} predict --workdir {workdir} IMAGE... --out {workdir}/predictions
+  {command} predict --workdir {workdir} IMAGE... --out {found}
 """
 
 

@@ -68,14 +68,16 @@ def run_training(
     time_limit: float | None = None,
     observers: Sequence[Observer] = (),
     last_words: Callable[[Exception], object] = lambda error: None,
+    called: str | pathlib.Path | None = None,
     change: Collection[str] = (),
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
     `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
     be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`,
-    `last_words` is that of the `Watchdog`. `change` names the settings that an earlier run in
-    `workdir` goes on with as `config` has them, and not as it was begun.
+    `last_words` is that of the `Watchdog`. `called` is where the run is for its user, if that is
+    not `workdir`. `change` names the settings that an earlier run in `workdir` goes on with as
+    `config` has them, and not as it was begun.
 
     Raises:
       UserError: the config has an impossible value, which is found first; or a part of the run
@@ -96,7 +98,10 @@ def run_training(
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_training(workdir, workdir))
-        return _run_training(config, workdir, mesh, stopping, watchdog, observers, change)
+        measured = _run_training(config, workdir, mesh, stopping, watchdog, observers, change)
+    tell(where_things_are(called or workdir))
+    tell(headline(config, measured))
+    return measured
 
 
 def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) -> Measured:
@@ -201,8 +206,6 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
         if hint and config.data.cache == "none":
             tell(hint)
     tell(table(measured))
-    tell(where_things_are(workdir))
-    tell(headline(config, measured))
     return measured
 
 

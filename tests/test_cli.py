@@ -1,7 +1,9 @@
 """The command line as a newcomer meets it: how arguments are read, and what is answered."""
 
 import errno
+import io
 import os
+import sys
 
 import pytest
 
@@ -130,3 +132,30 @@ def test_shapes_are_not_mixed_with_another_set(tmp_path, capsys, smaller):
     assert draw("3", "1") == 0  # as `make quickstart` does
     assert draw(*smaller) == 2
     assert "holds another set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "abc"], "--port: 'abc' is no whole number"),
+        (["--port", "70000"], "--port: '70000' is no port, expected 0 to 65535"),
+        (["--batches", "1;4"], "--batches: '1;4' is no list of batch sizes, as 1,4"),
+        (["--queue", "-1"], "--queue: '-1' is not at least 1"),
+        (["--max-megapixels", "999"], "--max-megapixels: '999' is more than 128"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "--model", "model", *words])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_nothing_is_told_where_nobody_reads(buffered, tmp_path, monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    with io.TextIOWrapper(open(write, "wb", -1 if buffered else 0), write_through=True) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        words = ["data", "shapes", str(tmp_path / "shapes"), "--train", "1", "--val", "1"]
+        assert main(words) == 128 + 13
+    assert "Broken pipe" not in capfd.readouterr().err

@@ -12,7 +12,7 @@ from weights.sagemaker_files import Made
 from ssd_jax import config as configs
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.importing import import_weights, new_layers, start_from
+from ssd_jax.importing import count_classes, import_weights, new_layers, start_from
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.recipes import recipe_config
@@ -114,6 +114,10 @@ def test_a_training_starts_from_an_artefact_of_sagemaker(archive, imported, made
     config.anchors.scales = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
     with pytest.raises(UserError, match="the anchors of its symbol lie up to"):
         start_from(variables, archive, config=config)
+
+
+def test_an_artefact_of_sagemaker_says_how_many_classes_it_is_for(archive):
+    assert count_classes(archive) == 2
 
 
 def test_weights_of_a_run_are_for_its_own_input_and_anchors(imported, made):

@@ -24,7 +24,7 @@ from ssd_jax.experiment import build_source, describe_data
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
-from ssd_jax.outcome import measure
+from ssd_jax.outcome import Measured, measure
 from ssd_jax.run_log import read_metrics
 from ssd_jax.runs import run_evaluation, run_training
 from ssd_jax.sharding import check_divides, make_mesh
@@ -96,6 +96,17 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
     assert lines[0].startswith("val: 12 images")
     assert lines[1].split() == ["class", "11-point", "area", "COCO", "objects"]
+
+
+def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, capsys):
+    measured = Measured("val", 1, None, None, None)
+    monkeypatch.setattr("ssd_jax.runs._run_training", lambda *_, **__: measured)
+    monkeypatch.setattr("ssd_jax.runs.headline", lambda *_: "")
+    run_training(tiny_config(shapes), tmp_path, called="s3://bucket/run")
+    told = capsys.readouterr().out
+    assert "evaluate --workdir s3://bucket/run\n" in told
+    assert "--out predictions\n" in told
+    assert str(tmp_path) not in told
 
 
 def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):

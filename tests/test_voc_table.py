@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -84,11 +85,35 @@ def test_the_tasks_of_an_array_share_all_jobs(voc_table):
     assert sorted(job for share in shares for job in share) == sorted(jobs)
 
 
-def test_slurm_says_which_task_this_is(voc_table, monkeypatch):
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "43")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "40")
-    options = voc_table.build_parser().parse_args(["--out", "x"])
-    assert (options.task, options.tasks) == (3, 40)
+def slurm(**words):
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in words.items()}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "expected"),
+    [
+        ({}, "", (0, 1)),
+        (slurm(ID=43, MIN=40, MAX=79, STEP=1, COUNT=40), "", (3, 40)),
+        (slurm(ID=6, MIN=2, MAX=9, STEP=4, COUNT=2), "", (1, 2)),
+        (slurm(ID=19, MIN=7, MAX=19, STEP=1, COUNT=2), "--task 19 --tasks 40", (19, 40)),
+    ],
+)
+def test_which_task_this_is(voc_table, environment, words, expected):
+    options = voc_table.build_parser().parse_args(["--out", "x", *words.split()])
+    assert voc_table.which_task(options, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (slurm(ID=19, MIN=7, MAX=19, STEP=1, COUNT=2), r"array of 2 tasks.*--task \$SLURM_ARRAY"),
+        (slurm(ID="abc", MIN=0, MAX=1, STEP=1, COUNT=2), "SLURM_ARRAY_TASK_ID: got 'abc'"),
+        (slurm(ID=0), "SLURM_ARRAY_TASK_MIN: got None"),
+    ],
+)
+def test_an_array_that_cannot_share_the_runs_is_refused(voc_table, environment, message):
+    with pytest.raises(UserError, match=message):
+        voc_table.array_task(environment)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +121,7 @@ def test_slurm_says_which_task_this_is(voc_table, monkeypatch):
     [
         (["--scale", "2"], "expected more than 0"),
         (["--task", "2", "--tasks", "2"], "less than --tasks 2"),
+        (["--task", "2"], "expected both or none"),
         (["--config.batchsize=3"], "no such setting"),
     ],
 )
@@ -128,6 +154,27 @@ def test_the_table_of_finished_runs(voc_table, tmp_path, capsys):
     assert told[0]["curve"] == {"epochs": [1.0, 2.0], "map_voc07": [0.5, 0.78]}
     for name in ("table", "curves", "classes"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "results.jsonl: no such file"), ("{", "results.jsonl: it cannot be read")],
+)
+def test_results_that_cannot_be_read_are_one_message(content, message, voc_table, tmp_path, capsys):
+    if content:
+        (tmp_path / "results.jsonl").write_text(content)
+    assert voc_table.tables.main([str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_is_written_anew_from_the_results(voc_table, tmp_path, capsys):
+    leave_report(tmp_path, "paper_vgg16_16", 0, [0.79])
+    assert voc_table.main(["--out", str(tmp_path), "--collect"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "table.md").unlink()
+    assert voc_table.tables.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == first.strip()
+    assert (tmp_path / "table.md").is_file()
 
 
 def test_runs_on_different_images_are_not_compared_in_silence(voc_table, tmp_path):
@@ -201,12 +248,17 @@ def test_one_row_from_nothing_to_the_table(voc_table, tmp_path, capfd, one_devic
     assert cells((tmp_path / "table.md").read_text(), "paper_vgg16_16")[3] == "2"
 
 
-def test_a_dry_run_names_every_problem_before_any_time_is_spent(voc_table, tmp_path, capsys):
-    nowhere = f"--config.data.train.root={tmp_path / 'nowhere'}"
-    assert voc_table.main(["--out", str(tmp_path), "--dry-run", nowhere]) == 2
+def test_a_dry_run_names_every_problem_of_every_part(voc_table, tmp_path, capsys):
+    nowhere = [
+        f"--config.{name}={tmp_path / 'nowhere' / name}"
+        for name in ("data.train.root", "data.val.root", "weights.path")
+    ]
+    rows = ["--rows", "paper_vgg16_64", "sagemaker_vgg16_16"]
+    assert voc_table.main(["--out", str(tmp_path), "--dry-run", *rows, *nowhere]) == 2
     told = capsys.readouterr().out
-    assert told.count("PROBLEM") == 8
-    assert "0 of 8 rows can be trained" in told
+    for name in ("data.train.root", "data.val.root", "weights.path"):
+        assert len(re.findall(f"PROBLEM .*/nowhere/{re.escape(name)}", told)) == 2
+    assert "0 of 2 rows can be trained" in told
 
 
 def test_the_model_of_time_has_the_images_a_second_of_its_source(voc_table):

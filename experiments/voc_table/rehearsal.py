@@ -1,6 +1,8 @@
 """What can be known before a GPU hour is spent: data, weights, memory and time of each row."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ _GIB = 2**30
 
 
 def rehearse(rows: dict[str, ConfigDict], *, seeds: int, miniature: bool) -> list[str]:
-    """Prints what each row needs; returns what keeps rows from being trained.
+    """Prints what each row needs; returns all that keeps rows from being trained.
 
     On an accelerator, and in miniature, a step is run and timed. Elsewhere its time is modelled,
     and its memory, which depends on the machine, is told but not judged.
@@ -37,15 +39,11 @@ def rehearse(rows: dict[str, ConfigDict], *, seeds: int, miniature: bool) -> lis
     runs_here = miniature or jax.default_backend() != "cpu"
     for name, config in rows.items():
         print(name, flush=True)
-        try:
-            train, _ = (
-                _source(config, split, sources, official=not miniature)
-                for split in ("train", "val")
-            )
-            hours.append(_hours(config, train, runs_here=runs_here))
-        except UserError as error:
-            problems.append(f"{name}: {error}")
-            _tell("PROBLEM", str(error))
+        found: list[str] = []
+        needed = _hours(config, sources, found, official=not miniature, runs_here=runs_here)
+        problems += [f"{name}: {text}" for text in found]
+        if not found:
+            hours.append(needed)
     print(
         f"{len(hours)} of {len(rows)} rows can be trained: with {seeds} seeds {len(hours) * seeds} "
         f"runs, {sum(hours) * seeds:.3g} device hours"
@@ -71,14 +69,41 @@ def _source(config, split, sources, *, official) -> Source:
     return source
 
 
-def _hours(config, source: Source, *, runs_here) -> float:
-    """Device hours of a run, if the weights and the memory are there."""
+def _hours(config, sources, found: list[str], *, official, runs_here) -> float | None:
+    """Device hours of a run; what keeps it from being trained is added to `found`, all of it."""
     mesh = make_mesh()
-    network = build_network(config, len(source.classes))
-    _tell("weights", _weights(config, variable_shapes(network.model, config.model.image_size)))
-    compiled = _compiled(config, network, source, mesh)
+    network = build_network(config, len(config.data.classes))
+    train = hours = None
+    with _told(found):
+        train = _source(config, "train", sources, official=official)
+    with _told(found):
+        _source(config, "val", sources, official=official)
+    with _told(found):
+        shapes = variable_shapes(network.model, config.model.image_size)
+        _tell("weights", _weights(config, shapes))
+    with _told(found):
+        if train is not None:
+            compiled = _compiled(config, network, train, mesh)
+            _check_memory(compiled, mesh, runs_here=runs_here)
+            hours = _time(config, compiled, network, train, mesh, runs_here=runs_here)
+    if train is None:
+        _tell("memory", "it was not looked at, nor the time: both need the images to train on")
+    return hours
+
+
+@contextlib.contextmanager
+def _told(found: list[str]) -> Iterator[None]:
+    """One problem does not hide those of the other parts, each of which may take a day to mend."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        found.append(str(error))
+        _tell("PROBLEM", str(error))
+
+
+def _check_memory(compiled: Compiled, mesh: Mesh, *, runs_here) -> None:
     memory, limit = (b / _GIB for b in (step_memory(compiled).total, memory_limit(mesh)))
-    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    devices = _devices(mesh)
     if runs_here and memory > limit:
         raise UserError(
             f"memory: a step needs {memory:.2f} GiB a device, expected at most the {limit:.2f} of "
@@ -86,9 +111,15 @@ def _hours(config, source: Source, *, runs_here) -> float:
         )
     elsewhere = "" if runs_here else "; what trains plans for itself"
     _tell("memory", f"{memory:.2f} GiB a device as XLA plans for {devices}{elsewhere}")
+
+
+def _time(config, compiled: Compiled, network, source: Source, mesh: Mesh, *, runs_here) -> float:
+    """Device hours of a run."""
     if runs_here:
         seconds = mesh.size * _timed(config, compiled, network, source, mesh)
-        basis = f"the fastest of {TIMED_STEPS} steps here, on {devices}, that wait for no data"
+        basis = (
+            f"the fastest of {TIMED_STEPS} steps here, on {_devices(mesh)}, that wait for no data"
+        )
     else:
         seconds = modelled_seconds(config, network)
         basis = "a model: one H200 at 0.70 of its coarse roofline"
@@ -99,6 +130,10 @@ def _hours(config, source: Source, *, runs_here) -> float:
         f"{seconds:.3f} device seconds, from {basis}",
     )
     return seconds * steps / 3600
+
+
+def _devices(mesh: Mesh) -> str:
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def _weights(config: ConfigDict, shapes: dict) -> str:

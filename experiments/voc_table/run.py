@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import miniature
@@ -29,6 +29,11 @@ from ssd_jax.run_log import REPORT_FILE
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SEEDS, MINIATURE_SEEDS = 5, 1
+_ARRAY = "SLURM_ARRAY_TASK_"
+_OWN_NUMBERS = (
+    "Give --task and --tasks: for some tasks of --array=0-39 these are --task $SLURM_ARRAY_TASK_ID "
+    "--tasks 40."
+)
 
 
 class Row(NamedTuple):
@@ -80,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """A job array of Slurm sets --task and --tasks."""
+    """Options, beside which settings of the config may stand."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="Settings of all rows can be changed, as --config.data.cache=device.",
@@ -107,16 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="below 1, everything in miniature: this part of the images and of the epochs",
     )
-    array = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT")}
-    tasks = int(array["COUNT"] or 1)
-    parser.add_argument("--tasks", type=positive, default=tasks, help="of a job array")
-    parser.add_argument(
-        "--task",
-        type=count,
-        # Slurm may begin to count anywhere.
-        default=int(array["ID"] or 0) % tasks,
-        help="which of them this is, from 0",
-    )
+    array = "(default: as an array of Slurm says)"
+    parser.add_argument("--tasks", type=positive, metavar="N", help=f"that share the runs {array}")
+    parser.add_argument("--task", type=count, metavar="I", help=f"which this is, from 0 {array}")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="check data, weights, memory and time; train nothing"
@@ -131,8 +129,7 @@ def run(options: argparse.Namespace, assignments: Sequence[tuple[str, str]]) -> 
     """Trains what is missing of this task's share, then writes the table of all that is there."""
     if not 0 < options.scale <= 1:
         raise UserError(f"--scale: got {options.scale}, expected more than 0, at most 1.")
-    if options.task >= options.tasks:
-        raise UserError(f"--task: got {options.task}, expected less than --tasks {options.tasks}.")
+    task, tasks = which_task(options, os.environ)
     seeds = options.seeds or (SEEDS if options.scale == 1 else MINIATURE_SEEDS)
     rows = {
         name: config_of(name, assignments, scale=options.scale, out=options.out)
@@ -146,7 +143,7 @@ def run(options: argparse.Namespace, assignments: Sequence[tuple[str, str]]) -> 
 
         return 2 if rehearse(rows, seeds=seeds, miniature=options.scale < 1) else 0
     if not options.collect:
-        share = jobs(rows, seeds, task=options.task, tasks=options.tasks)
+        share = jobs(rows, seeds, task=task, tasks=tasks)
         failed = train_all(rows, share, options.out)
     print(f"\n{tables.write(records(options.out), options.out)}")
     for text in failed:
@@ -177,6 +174,41 @@ def prepare_jax(rows: dict[str, ConfigDict], scale: float) -> None:
     if scale < 1:
         # Nearly all of the time is compilation, which takes a third as long without them.
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+def which_task(options: argparse.Namespace, environment: Mapping[str, str]) -> tuple[int, int]:
+    """(which, of how many) by --task and --tasks, else by Slurm, which may count from anywhere."""
+    given = options.task, options.tasks
+    if given == (None, None):
+        return array_task(environment)
+    if None in given:
+        raise UserError("got one of --task and --tasks, expected both or none. Give the other too.")
+    if options.task >= options.tasks:
+        raise UserError(f"--task: got {options.task}, expected less than --tasks {options.tasks}.")
+    return given
+
+
+def array_task(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The same by what Slurm sets (sbatch, JOB ARRAY SUPPORT); (0, 1) outside of an array.
+
+    A part of an array that is submitted again does not say how many tasks share the runs.
+    """
+    if _ARRAY + "ID" not in environment:
+        return 0, 1
+    names = "ID", "MIN", "MAX", "STEP", "COUNT"
+    texts = {_ARRAY + name: environment.get(_ARRAY + name) for name in names}
+    for name, text in texts.items():
+        if not (text or "").isdecimal():
+            raise UserError(
+                f"{name}: got {text!r}, expected a number, as Slurm sets it. {_OWN_NUMBERS}"
+            )
+    which, first, last, step, tasks = map(int, texts.values())
+    if not step or (last - first) // step + 1 != tasks:
+        raise UserError(
+            f"got an array of {tasks} tasks from {first} to {last} in steps of {step}, expected "
+            f"one without gaps, whose tasks share all runs. {_OWN_NUMBERS}"
+        )
+    return (which - first) // step, tasks
 
 
 def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> list[Job]:

@@ -3,6 +3,7 @@
 python experiments/voc_table/tables.py DIR      # writes them anew from DIR/results.jsonl
 """
 
+import argparse
 import contextlib
 import json
 import pathlib
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file
 from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
@@ -328,7 +330,31 @@ def _picture(path, width, height):
             save_plot(figure, part)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes anew what was made of results.jsonl."""
+    parser = argparse.ArgumentParser(description=f"Writes table and figures from {RESULTS_FILE}.")
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the --out of run.py")
+    options = parser.parse_args(arguments)
+    try:
+        print(write(read_results(options.folder / RESULTS_FILE), options.folder))
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records that `write` left."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give the --out of run.py, which writes it.")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(
+            f"{path}: it cannot be read ({error}), expected a JSON object a line. Write it anew "
+            "from the runs, with run.py --collect."
+        ) from error
+
+
 if __name__ == "__main__":
-    folder = pathlib.Path(sys.argv[1])
-    text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
-    print(write([json.loads(line) for line in text.splitlines()], folder))
+    sys.exit(main())

@@ -61,11 +61,29 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
+def whole_number(text: str) -> int:
+    """Reads "12"."""
+    if not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
 def count(text: str) -> int:
     """Reads a whole number that is not negative."""
-    value = int(text)
+    value = whole_number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
+        raise argparse.ArgumentTypeError(f"{text!r} is negative")
+    return value
+
+
+def part_of_one(text: str) -> float:
+    """Reads a number from 0 to 1, as a score is."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return value
 
 
@@ -80,9 +98,9 @@ def seconds(text: str) -> float:
 
 def positive(text: str) -> int:
     """Reads a whole number of at least 1."""
-    value = int(text)
+    value = whole_number(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
     return value
 
 

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from ssd_jax.commands.common import check_detector, detector_arguments, positive, verb
+from ssd_jax.commands.common import check_detector, detector_arguments, part_of_one, positive, verb
 
 FORMATS = """\
 Formats:
@@ -48,14 +48,14 @@ def add(verbs) -> None:
     )
     predict.add_argument(
         "--score",
-        type=float,
+        type=part_of_one,
         default=0.5,
         metavar="S",
         help="lowest score that is drawn, if it is in the files (default: %(default)s)",
     )
     predict.add_argument(
         "--min-score",
-        type=float,
+        type=part_of_one,
         default=0.0,
         metavar="S",
         help="lowest score that the files have (default: all that the detector gives, which is "
@@ -74,6 +74,7 @@ def add(verbs) -> None:
 
 def _predict(options, rest):
     from ssd_jax.errors import UserError
+    from ssd_jax.predict_files.inputs import check_places
     from ssd_jax.predict_files.run import run_prediction, run_transform
 
     check_detector(options)
@@ -85,6 +86,10 @@ def _predict(options, rest):
         raise UserError("--min-score: a batch transform gives all detections. Leave it out.")
     if "://" in options.out and options.format != "transform":
         raise UserError(f"--out {options.out}: only --format transform writes to a bucket.")
+    # Before the detector is opened, which takes its time.
+    check_places(options.places)
+    if options.annotations and not options.annotations.is_file():
+        raise UserError(f"--annotations {options.annotations}: no such file. Give a COCO file.")
     if options.model:
         from ssd_jax.export.exported import open_exported
 

@@ -55,12 +55,23 @@ def add(verbs) -> None:
     serving.set_defaults(host="0.0.0.0", workdir=None, step=None, **_from_environment())
 
 
+class _Variable(str):
+    """What an environment variable says, which messages name as they show it."""
+
+    name = ""
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} (the environment variable {self.name})"
+
+
 def _from_environment() -> dict[str, str]:
-    payload = os.environ.get(PAYLOAD_VARIABLE)
-    found = {"max_megabytes": payload} if payload not in (None, "", "0") else {}
-    return found | {
-        option: os.environ[name] for name, option in VARIABLES.items() if os.environ.get(name)
-    }
+    found = {}
+    for name, option in ((PAYLOAD_VARIABLE, "max_megabytes"), *VARIABLES.items()):
+        text = _Variable(os.environ.get(name, ""))
+        text.name = name
+        if text and not (name == PAYLOAD_VARIABLE and text == "0"):
+            found[option] = text
+    return found
 
 
 def _train(options, rest):

@@ -131,16 +131,20 @@ def read_token(path: pathlib.Path | None) -> str | None:
 def _port(text: str) -> int:
     value = count(text)
     if value > LARGEST_PORT:
-        raise argparse.ArgumentTypeError(f"expected 0 to {LARGEST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, expected 0 to {LARGEST_PORT}")
     return value
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(sorted({positive(each) for each in text.split(",")}))
+    try:
+        return tuple(sorted({positive(each) for each in text.split(",")}))
+    except argparse.ArgumentTypeError as error:
+        told = f"{text!r} is no list of batch sizes, as 1,4"
+        raise argparse.ArgumentTypeError(told) from error
 
 
 def _megapixels(text: str) -> int:
     value = positive(text)
     if value > MOST_MEGAPIXELS:
-        raise argparse.ArgumentTypeError(f"expected {MOST_MEGAPIXELS} or less")
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_MEGAPIXELS}")
     return value

@@ -71,4 +71,10 @@ def _train(options, rest):
     if not faulthandler.is_enabled():
         faulthandler.enable(2)
     with workdir_to_write(options.workdir) as workdir:
-        run_training(config, workdir, time_limit=options.time_limit, change=options.change)
+        run_training(
+            config,
+            workdir,
+            time_limit=options.time_limit,
+            called=options.workdir,
+            change=options.change,
+        )

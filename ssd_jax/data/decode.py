@@ -192,7 +192,7 @@ def _unreadable(name: str, problem: str) -> DataError:
         codes.IMAGE_UNREADABLE,
         name,
         f"{problem}, expected a whole JPEG or PNG file",
-        "Replace the file, or take it out of the data set",
+        "Replace the file, or leave it out",
     )
 
 

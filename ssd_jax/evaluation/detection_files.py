@@ -262,6 +262,12 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
         ) from None
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise UserError(f"{path}: a box or a score is not finite; expected numbers")
+    if (negative := (boxes[:, 2:] < 0).any(axis=1)).any():
+        number = int(negative.argmax())
+        raise UserError(
+            f"{path}, detection {number}: got the bbox {shown(records[number]['bbox'])}, expected "
+            "left, top, width and height, of which the last two are not negative. Write no corners"
+        )
     boxes[:, 2:] += boxes[:, :2]
     return (
         _look_up(images, labelled.image_ids, "image", path),
@@ -294,6 +300,11 @@ def _read_devkit(folder: pathlib.Path, labelled: Labelled):
                     f"{path}:{number}: got {line[:80]!r}, expected an image, its score and "
                     "xmin ymin xmax ymax"
                 ) from None
+            if corners[2] < corners[0] or corners[3] < corners[1]:
+                raise UserError(
+                    f"{path}:{number}: got {line[:80]!r}, expected xmin ymin xmax ymax, which do "
+                    "not fall. Write no sizes, and corners in this order"
+                )
             rows["image"].append(words[0])
             rows["label"].append(label)
             rows["numbers"].append((score, *corners))
@@ -342,9 +353,12 @@ def _look_up(written: Sequence[Any], known: dict[int | str, int], what: str, pat
         if place is None and isinstance(key, str) and key.isdecimal():
             place = known.get(whole_number(key))
         if place is None:
+            # Each once: most have a number besides their name.
+            names = {at: str(each) for each, at in known.items() if isinstance(each, type(key))}
+            expected = list(names.values()) or [str(each) for each in known]
             raise UserError(
                 f"{path}: a detection has the {what} {key!r}, which the ground truth has not; "
-                f"expected one of {some_of([str(each) for each in known])}. Give the data set that "
+                f"expected one of {some_of(expected)}. Give the data set that "
                 "the detections were made on"
             )
         places[key] = place

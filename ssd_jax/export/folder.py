@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.data.remote import shown
+from ssd_jax.data.sources.base import some_of
 from ssd_jax.data.storage import stage
 from ssd_jax.errors import UserError
 from ssd_jax.weights.archive import is_archive, read_archive
@@ -132,11 +133,10 @@ def read_folder(source: str | os.PathLike) -> ModelFolder:
             if os.path.isfile(os.path.join(place, name))
         }
     else:
-        raise UserError(
-            f"{source}: no exported detector there. Give the folder or the .tar.gz that "
-            "`ssd-jax export` wrote."
-        )
-    meta = _read_meta(files.pop(META, memoryview(b"")), source)
+        files = dict.fromkeys(os.listdir(place) if os.path.isdir(place) else ())
+    if META not in files:
+        raise _no_detector(source, files)
+    meta = _read_meta(files.pop(META), source)
     if missing := meta["files"].keys() - files.keys():
         raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
     own = {name: files[name] for name in meta["files"]}
@@ -217,6 +217,18 @@ def _is_complete(meta: Mapping[str, Any]) -> bool:
 
 def _sha256(data: memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _no_detector(source: str, names: Collection[str]) -> UserError:
+    advice = "Give the folder or the .tar.gz that `ssd-jax export` wrote."
+    if any(name.endswith(".params") for name in names):
+        advice = (
+            "To SageMaker's own model.tar.gz, `ssd-jax weights import` gives the folder of a run, "
+            "and `ssd-jax export` makes a detector of that."
+        )
+    # Of a URL, only the files of a detector were fetched.
+    holds = f", it holds {some_of(list(names))}" if names else ""
+    return UserError(f"{source}: no exported detector there{holds}. {advice}")
 
 
 def _damaged(source: str, problem: str) -> UserError:

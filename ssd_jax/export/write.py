@@ -66,6 +66,11 @@ def export_run(
       UserError: there is something at `out` already, or the exported detector does not find what
         the run's own does.
     """
+    if (name := os.fspath(out).rstrip("/")).endswith(".tar.gz"):
+        raise UserError(
+            f"{name}: expected the name of a folder. Give --out {name.removesuffix('.tar.gz')}, "
+            "beside which the archive is made."
+        )
     words = {"step": step, "onnx": onnx, "archive": archive}
     if "://" not in os.fspath(out):
         return _export(workdir, pathlib.Path(out), **words)

@@ -1,12 +1,13 @@
 """What predictions are made of: pictures and the frames of films, from wherever they lie."""
 
 import glob
+import itertools
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 import cv2
@@ -15,7 +16,7 @@ from jaxtyping import UInt8
 
 from ssd_jax.data import codes
 from ssd_jax.data.decode import decode_image, draw_pixels
-from ssd_jax.data.remote import shown
+from ssd_jax.data.remote import SCHEMES, shown, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
@@ -116,7 +117,7 @@ def read_frames(
         ahead: list[tuple[Item, Future | None]] = []
         try:
             while True:
-                for item in islice(items, 2 * THREADS - len(ahead)):
+                for item in itertools.islice(items, 2 * THREADS - len(ahead)):
                     ahead.append((item, None if item.is_video else pool.submit(picture, item)))
                 if not ahead:
                     return
@@ -139,7 +140,21 @@ def shown_place(place: str) -> str:
     return shown(place) if is_remote(place) else place
 
 
+def check_places(places: Sequence[str]) -> None:
+    """Raises `UserError` where there can be nothing, without a look into a bucket or folder."""
+    for place in places:
+        scheme, separator, _ = place.partition("://")  # what follows may hold a password
+        if separator and not is_remote(place):
+            raise UserError(
+                f"got a URL of {scheme}://, expected a path, or a URL of {', '.join(SCHEMES)}. "
+                "Fetch it by other means."
+            )
+        if not (is_remote(place) or os.path.exists(place) or glob.has_magic(place)):
+            raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
+
+
 def _items_at(place: str) -> list[Item]:
+    check_places([place])
     if is_remote(place):
         return _remote_items(place)
     path = pathlib.Path(place)
@@ -153,8 +168,6 @@ def _items_at(place: str) -> list[Item]:
     elif path.is_file():
         return [Item(path.name, place)]
     else:
-        if not glob.has_magic(place):
-            raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
         found = sorted(glob.glob(place, recursive=True))
         items = [Item(os.path.basename(each), each) for each in found if os.path.isfile(each)]
     if not items:
@@ -165,7 +178,14 @@ def _items_at(place: str) -> list[Item]:
 def _remote_items(url: str) -> list[Item]:
     # The first is the host or bucket. Results are files of these names.
     names = safe_names(url)
-    urls = [url] if url.startswith(("http://", "https://")) else list_urls(url)
+    if url.startswith(("http://", "https://")):
+        urls = [url]
+    elif glob.has_magic(url):
+        urls, found = _glob_urls(url)
+        if found:
+            return [Item(safe_names(each)[-1], each) for each in found]
+    else:
+        urls = list_urls(url)
     if len(names) > 1 and urls == [url]:
         return [Item(names[-1], url)]
     items = [
@@ -174,6 +194,25 @@ def _remote_items(url: str) -> list[Item]:
     if not items:
         raise UserError(f"{shown(url)}: no picture or film there. Expected {_EXPECTED}.")
     return items
+
+
+def _glob_urls(url: str) -> tuple[list[str], list[str]]:
+    """(objects that are called so to the letter, else pictures and films that match the glob)."""
+    scheme, bucket, patterns = split_url(url)
+    fixed = itertools.takewhile(lambda name: not glob.has_magic(name), patterns)
+    there = list_urls(f"{scheme}://{'/'.join([bucket, *fixed])}")
+    if literal := [each for each in there if f"{each}/".startswith(f"{url.rstrip('/')}/")]:
+        return literal, []
+    return [], [each for each in there if _is_known(each) and _fits(split_url(each)[2], patterns)]
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a path matches a glob, of which ** is any number of folders."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_fits(names[start:], patterns[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 _EXPECTED = f"names that end in {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}"

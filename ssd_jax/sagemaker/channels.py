@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from ssd_jax.data.open import MANIFEST_SUFFIXES
 from ssd_jax.data.sources.base import what_is_there
-from ssd_jax.data.sources.json_records import parse_json
+from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
-from ssd_jax.errors import UserError
+from ssd_jax.errors import DataError, UserError
+from ssd_jax.same_run import has_trained
 
 RECORDIO = "application/x-recordio"
 IMAGES = ("image/jpeg", "image/png", "application/x-image")
@@ -23,6 +24,7 @@ SPLITS = ("train", "validation", "test")
 MODEL = "model"
 # Not of the original: a file system as a channel, which several hosts need for their checkpoints.
 CHECKPOINTS = "checkpoints"
+MODES = ("File", "FastFile", "Pipe")
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}
 
 
@@ -42,13 +44,13 @@ class Channels(NamedTuple):
 def read_config_file(root: pathlib.Path, name: str) -> dict[str, Any]:
     """The object in `ROOT/input/config/NAME`."""
     path = root / "input/config" / name
+    whose = "SageMaker writes it; for a job of your own, docs/sagemaker.md has an example."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file. {whose}") from error
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: it cannot be read as JSON ({error}). SageMaker writes it; for a job of your "
-            "own, docs/sagemaker.md describes it."
-        ) from error
+        raise UserError(f"{path}: it cannot be read as JSON ({error}). {whose}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: got {value!r:.60}, expected a JSON object.")
     return value
@@ -57,7 +59,8 @@ def read_config_file(root: pathlib.Path, name: str) -> dict[str, Any]:
 def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
     """What `inputdataconfig.json` and the folders under `ROOT/input/data` say.
 
-    The stream of a channel in Pipe mode is first written to `ROOT/pipe`.
+    The stream of a channel in Pipe mode is first written to `ROOT/pipe`. What lies there already
+    is taken only where the job goes on with a run, which has read the stream before.
 
     Raises:
       UserError: a channel is missing, of another kind, or does not hold what its kind says.
@@ -76,6 +79,11 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
     for name, channel in config.items():
         if not isinstance(channel, dict):
             raise _invalid(f"the channel {name} is {channel!r:.60}", "an object that describes it")
+        if (mode := channel.get("TrainingInputMode") or MODES[0]) not in MODES:
+            raise _invalid(
+                f"channel {name}, TrainingInputMode: {mode!r} is not one of {list(MODES)}",
+                "the mode of the channel, File where it is left out",
+            )
         if hosts > 1 and channel.get("S3DistributionType") == "ShardedByS3Key":
             raise _invalid(
                 f"the channel {name} has S3DistributionType ShardedByS3Key on {hosts} hosts",
@@ -108,7 +116,10 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
                 f"the channels {name} and {annotations} are in Pipe mode",
                 "File or FastFile mode for images with JSON files, or an augmented manifest",
             )
-        return str(_read_stream(folder.with_name(f"{name}_0"), root / "pipe" / name))
+        shared = CHECKPOINTS in config
+        goes_on = has_trained(root / "input/data" / CHECKPOINTS if shared else root / CHECKPOINTS)
+        pipe = folder.with_name(f"{name}_0")
+        return str(_read_stream(pipe, root / "pipe" / name, goes_on=goes_on))
     if annotations in config:
         for place in (folder, folder.with_name(annotations)):
             _check_folder(place)
@@ -151,29 +162,55 @@ def _check_folder(folder: pathlib.Path) -> None:
         raise UserError(f"{folder}: there is no such folder; {what_is_there(folder)}.")
 
 
-def _read_stream(pipe: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+def _read_stream(pipe: pathlib.Path, place: pathlib.Path, *, goes_on: bool) -> pathlib.Path:
     """The stream of an epoch as a file: `PLACE.rec`, or a folder of images with JSON files.
 
     An epoch of ours picks its images in any order, which a stream does not allow, so it is read
-    once and kept.
+    once and kept, for a run that `goes_on` too.
     """
     records, folder = place.with_name(f"{place.name}.rec"), place
-    if records.exists() or folder.exists():
+    if goes_on and (records.exists() or folder.exists()):
         return records if records.exists() else folder
     if not pipe.exists():
         raise UserError(f"{pipe}: there is no such pipe; {what_is_there(pipe)}.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = records.with_name(f".{records.name}")
-    with pipe.open("rb") as stream, part.open("wb") as file:
-        shutil.copyfileobj(stream, file, 1 << 20)
+    records.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch = place.with_name(f".{place.name}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
+    scratch.mkdir(parents=True)
+    part = scratch / "stream"
+    try:
+        with pipe.open("rb") as stream, part.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+        return _sort_out(part, records, folder, str(pipe))
+    except DataError as error:
+        # Nobody knows the copy.
+        where = error.where.replace(str(part), str(pipe))
+        raise DataError(error.code, where, error.problem, error.fix) from error
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _sort_out(
+    part: pathlib.Path, records: pathlib.Path, folder: pathlib.Path, where: str
+) -> pathlib.Path:
+    """Makes of the copy of a stream what it holds, by its first payload."""
     payloads = _payloads(part)
     first = next(payloads, b"")
+    if not first:
+        raise UserError(f"{where}: the stream is empty. Give the channel its data.")
+    if _is_json(first):
+        raise _no_pair(where, 0, "it is a JSON text")
     if first[:2] not in _SUFFIXES:
-        part.replace(records)
-        return records
-    _write_pairs(itertools.chain([first], payloads), folder, str(pipe))
-    part.unlink()
-    return folder
+        return part.replace(records)
+    pairs = _write_pairs(itertools.chain([first], payloads), part.with_name("pairs"), where)
+    return pairs.replace(folder)
+
+
+def _is_json(payload: bytes) -> bool:
+    """An object's text; a record of an image may begin with 123 numbers, { and three zeros."""
+    head = payload.lstrip()[:4]
+    return head.startswith(b"{") and b"\0" not in head
 
 
 def _payloads(path: pathlib.Path) -> Iterator[bytes]:
@@ -185,23 +222,33 @@ def _payloads(path: pathlib.Path) -> Iterator[bytes]:
     return map(file.payload, file.find_records(refuse).tolist())
 
 
-def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) -> None:
+def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) -> pathlib.Path:
     """An augmented manifest comes as an image and its annotation in turn, a record each."""
-    part = folder.with_name(f".{folder.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    folder.mkdir()
     for number, image in enumerate(payloads):
-        annotation = parse_json(next(payloads, b""), f"{where}, annotation {number}")
-        if image[:2] not in _SUFFIXES or not isinstance(annotation, dict):
-            raise UserError(
-                f"{where}, record {2 * number}: expected an image, JPEG or PNG, and then its "
-                "annotation. Give AttributeNames in that order: the image's, the label's."
-            )
+        if image[:2] not in _SUFFIXES:
+            raise _no_pair(where, 2 * number, f"it begins with {image[:8]!r}")
+        text = next(payloads, None)
+        if text is None:
+            raise _no_pair(where, 2 * number + 1, "there is none")
+        try:
+            annotation = parse_json(text, where)
+        except DataError as error:
+            raise _no_pair(where, 2 * number + 1, error.problem) from error
+        if not isinstance(annotation, dict):
+            raise _no_pair(where, 2 * number + 1, f"it is {shown(annotation)}")
         name = f"{number:07d}{_SUFFIXES[image[:2]]}"
-        (part / name).write_bytes(image)
+        (folder / name).write_bytes(image)
         text = json.dumps({"file": name, **annotation})
-        (part / name).with_suffix(".json").write_text(text)
-    part.replace(folder)
+        (folder / name).with_suffix(".json").write_text(text)
+    return folder
+
+
+def _no_pair(where: str, record: int, problem: str) -> UserError:
+    return UserError(
+        f"{where}, record {record}: {problem}; expected an image, JPEG or PNG, and then its "
+        "annotation, in turn. Give AttributeNames in that order: the image's, the label's."
+    )
 
 
 def _invalid(problem: str, expected: str) -> UserError:

@@ -75,7 +75,10 @@ def _boolean(text: str) -> bool:
 
 
 def _epochs(text: str) -> tuple[int, ...]:
-    epochs = tuple(_integer(part) for part in text.split(",") if part.strip())
+    try:
+        epochs = tuple(_integer(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        epochs = (0,)
     if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
         raise ValueError(f"{text!r} is not a list of rising epochs, as '80, 160'")
     return epochs

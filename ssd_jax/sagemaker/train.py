@@ -31,6 +31,7 @@ from ssd_jax.data.sources.base import Problems, names_are_numbers
 from ssd_jax.errors import DataError, Stopped, UserError
 from ssd_jax.experiment import evaluate_every, total_steps
 from ssd_jax.export.folder import META
+from ssd_jax.importing import count_classes
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.run_log import METRICS_FILE, read_metrics
@@ -43,6 +44,7 @@ from ssd_jax.sagemaker.hyperparameters import (
     to_config,
 )
 from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
+from ssd_jax.weights.load import HEADS
 
 # Of the first host, where the others find it.
 PORT = 12355
@@ -69,6 +71,10 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
       UserError: the job is wrong.
       Stopped: SIGTERM; the run is saved, and the same job goes on with it.
     """
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: there is no such folder. Give the --root that holds input/, as /opt/ml does."
+        )
     log_to_stdout()
     failure = root / "output/failure"
     failure.unlink(missing_ok=True)
@@ -176,6 +182,8 @@ def build_config(
         config.data[split].root = place
     config.weights.path = _weights(values, channels)
     configs.override(config, assignments)
+    if channels.model and config.weights.path == channels.model and not config.weights.reinitialise:
+        _check_model(values, channels.model)
     if values["freeze_layer_pattern"]:
         _freeze(config, values["freeze_layer_pattern"])
     check(config)
@@ -229,6 +237,17 @@ def _weights(values: Mapping[str, Any], channels: Channels) -> str:
         )
     logger.info("Start training from pretrained model 1.")
     return os.environ[variable]
+
+
+def _check_model(values: Mapping[str, Any], model: str) -> None:
+    """The original goes on with the same classes only, and the loader knows no hyperparameters."""
+    count = count_classes(model)
+    if count != values["num_classes"]:
+        raise UserError(
+            f"num_classes is {values['num_classes']}, the model channel has {count}: {model}; "
+            "give the same num_classes (and base_network), or to begin with new heads "
+            f'--config.weights.reinitialise="{HEADS!r}".'
+        )
 
 
 def _freeze(config: ConfigDict, pattern: str) -> None:

@@ -195,15 +195,16 @@ class Service:
             self._decoders, split_multipart, body, request.headers["content-type"], self._limits
         )
 
-        async def result(name, data):
+        async def result(file):
+            told = {"name": file.name, "field": file.field}
             try:
-                return {"name": name, **form(*await self._detect(data, name, request))}
+                return told | form(*await self._detect(file.data, file.name, request))
             except HTTPException as error:
-                return {"name": name, **_error(error.detail)}
+                return told | _error(error.detail)
 
         with self._accepted(len(files)):
             async with asyncio.TaskGroup() as group:
-                results = [group.create_task(result(*file)) for file in files]
+                results = [group.create_task(result(file)) for file in files]
         return {"results": [each.result() for each in results]}
 
     async def _detect(self, data, name, request):
@@ -264,8 +265,10 @@ class Service:
     def _check_token(self, request: Request) -> None:
         if self._token is None:
             return
-        given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+        # RFC 9110, 11.1 and 11.4: the scheme in letters of any case, blanks, the token.
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(given.lstrip(" ").encode("latin-1"), self._token.encode())
+        if scheme.lower() != "bearer" or not same:
             raise HTTPException(
                 401,
                 "expected the header `Authorization: Bearer TOKEN` with this server's token.",

@@ -93,7 +93,8 @@ def _invocations(limits: Limits) -> dict[str, Any]:
     operation = _operation(
         f"Detects objects in a JPEG or PNG of at most {limits.bytes:,} bytes and "
         f"{limits.pixels:,} pixels, turned as its EXIF data says. Of a multipart request every "
-        "file is a picture. Every detection is given, also those of a low score.",
+        "file is a picture, and other fields are left out. Every detection is given, also those of "
+        "a low score.",
         _json(
             {
                 "anyOf": [
@@ -193,8 +194,11 @@ _SCHEMAS = {
                 "`error`.",
                 "items": {
                     "type": "object",
-                    "properties": {"name": _text()},
-                    "required": ["name"],
+                    "properties": {
+                        "name": {**_text(), "description": "Of the file."},
+                        "field": {**_text(), "description": "Of the form, which sent the file."},
+                    },
+                    "required": ["name", "field"],
                 },
             }
         }

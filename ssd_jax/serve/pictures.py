@@ -17,6 +17,8 @@ from starlette.requests import Request
 from ssd_jax.data.decode import decode_image
 
 MULTIPART = "multipart/form-data"
+# Of one request, besides its files.
+MOST_FIELDS = 32
 # What a picture may be called. What it is, its first bytes tell.
 PICTURE_TYPES = (
     "image/jpeg",
@@ -129,9 +131,17 @@ def media_type(request: Request) -> str:
     return name
 
 
-def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[tuple[str, bytes]]:
-    """The (file name, bytes) of every file, in order; 400 if there is none, or anything else."""
-    files, ended = [], []
+class Sent(NamedTuple):
+    """A file of a multipart request, under its own name and that of its field."""
+
+    name: str
+    field: str
+    data: bytes
+
+
+def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent]:
+    """Every file, in order; 400 if there is none. Fields that are no files are left out."""
+    files, fields, ended = [], [], []
 
     # Refused when they come, because a body has room for more of them than can be looked at.
     def take_file(file):
@@ -143,14 +153,17 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[tupl
                 "Send them in several requests.",
             )
 
-    def refuse_field(field):
-        got = f"a part {_text(field.field_name)!r} that is no file"
-        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
+    def leave_out(field):
+        fields.append(_text(field.field_name))
+        if len(fields) > MOST_FIELDS:
+            raise HTTPException(
+                400, f"got more than {MOST_FIELDS} parts that are no files. Leave them out."
+            )
 
     try:
         parser = python_multipart.multipart.create_form_parser(
             {"Content-Type": content_type.encode("latin-1")},
-            refuse_field,
+            leave_out,
             take_file,
             {"MAX_MEMORY_FILE_SIZE": limits.bytes},
         )
@@ -160,12 +173,16 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[tupl
     except FormParserError as error:
         raise HTTPException(400, f"the multipart body cannot be read: {error}.") from error
     if not files:
-        raise HTTPException(400, "got no part, expected files: a filename with each part.")
+        got = f"no file, but {', '.join(map(repr, fields))[:100]}" if fields else "no part"
+        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
     if not ended:
         raise HTTPException(
             400, "the multipart body ends before its closing boundary. Send all of it."
         )
-    return [(_text(file.file_name), file.file_object.getvalue()) for file in files]
+    return [
+        Sent(_text(file.file_name), _text(file.field_name), file.file_object.getvalue())
+        for file in files
+    ]
 
 
 def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:

@@ -186,8 +186,9 @@ def _advice(report: LoadReport) -> str:
     advice = []
     if any(path.startswith("params/heads/") for path in report.misshaped):
         advice.append(
-            "The heads of the file are for other classes or anchors: to begin with new ones, give "
-            f"--reinit-heads, or reinitialise={HEADS!r}."
+            "The heads of the file are for other classes or anchors. To begin with new ones, train "
+            f'with --config.weights.reinitialise="{HEADS!r}", or import with `ssd-jax weights '
+            "import --reinit-heads`."
         )
     if any(not path.startswith("params/heads/") for path in report.misshaped):
         advice.append(

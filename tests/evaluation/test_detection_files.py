@@ -260,6 +260,7 @@ def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
         ([result(7, 18, [0, 0, 1, 1], score=[0.5])], "detection 0: "),
         ([result("9" * 5000, 18, [0, 0, 1, 1])], "which the ground truth has not"),
         ([result(7, 18, [0, 0, 1, float("nan")])], "not finite"),
+        ([result(7, 18, [3, 3, 0, 0]), result(7, 18, [9, 9, 2, -1])], r"detection 1: .*negative"),
         (
             [result(7, 18, [0.1, 0.2, 0.9, 0.7])] * 2,
             "all 2 boxes .* expected pixels. Multiply",
@@ -278,7 +279,16 @@ def test_wrong_results_are_refused(value, message, instances, tmp_path):
     ("name", "content", "message"),
     [
         ("comp4_det_test_ring.txt", "000000 0.5 1 1 9", ":1: got '000000 0.5 1 1 9', expected"),
-        ("comp4_det_test_ring.txt", "nowhere 0.5 1 1 9 9", "the image 'nowhere'"),
+        (
+            "comp4_det_test_ring.txt",
+            "nowhere 0.5 1 1 9 9",
+            r"the image 'nowhere', which the ground truth has not; expected one of 0000\d\d, 0000",
+        ),
+        (
+            "comp4_det_test_ring.txt",
+            "\n000000 0.5 5 1 4 9",
+            ":2: got '000000 0.5 5 1 4 9', expected",
+        ),
         ("comp4_det_test_lamp.txt", "", "no class of the ground truth"),
         ("comp3_det_test_ring.txt", "", "got 2 files of class ring"),
         ("comp4_det_test_ring.txt", None, "got 0 files of class ring"),

@@ -387,6 +387,12 @@ def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("out", ["x.tar.gz", "s3://bucket/x.tar.gz"])
+def test_a_detector_is_not_called_as_its_archive(out, tiny_run):
+    with pytest.raises(UserError, match=r"expected the name of a folder. Give --out \S*x, beside"):
+        write.export_run(tiny_run, out)
+
+
 def test_nothing_is_overwritten(tiny_run, model):
     with pytest.raises(UserError, match="there is something there"):
         write.export_run(tiny_run, model)

@@ -106,6 +106,26 @@ def test_impossible_settings_are_refused(folder, section, message):
         read_folder(folder).config()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("notes.txt", r"no exported detector there, it holds .*notes\.txt.*`ssd-jax export` wrote"),
+        ("model_algo_1-0000.params", r"it holds .*\.params.*`ssd-jax weights import`.*`ssd-jax ex"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_holds_no_detector_is_not_called_damaged(name, message, packed, tmp_path):
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / name).touch()
+    if packed:
+        write_archive(source, tmp_path / "model.tar.gz")
+        source = tmp_path / "model.tar.gz"
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(source)
+    assert "damaged" not in str(error.value)
+
+
 def test_a_pickle_is_no_weights(folder):
     (folder / WEIGHTS).write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
     write_meta(folder)

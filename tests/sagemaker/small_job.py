@@ -1,18 +1,23 @@
-"""A whole job that is quick: its hyperparameters, settings, data and command."""
+"""A whole job that is quick, the example of docs/sagemaker.md: its files, settings and command."""
 
-from sagemaker.opt_ml import channel, write_job
+import json
+import pathlib
+import re
+
+from sagemaker.opt_ml import write_config
 
 from ssd_jax.data.convert import run_convert
 
-HYPERPARAMETERS = {
-    "base_network": "vgg-16",
-    "use_pretrained_model": "0",
-    "num_classes": "3",
+PAGE = pathlib.Path(__file__).parents[2] / "docs/sagemaker.md"
+# By their names, which stand before them.
+EXAMPLE = {
+    name: json.loads(text)
+    for name, text in re.findall(
+        r"config/(\w+\.json)`[^`]*```json\n(.*?)```", PAGE.read_text(), re.DOTALL
+    )
+}
+HYPERPARAMETERS = EXAMPLE["hyperparameters.json"] | {
     "num_training_samples": "20",
-    "mini_batch_size": "8",
-    "epochs": "2",
-    "lr_scheduler_step": "1",
-    "optimizer": "rmsprop",
     # All but the heads, which spares the compiler most of the gradient.
     "freeze_layer_pattern": "^(conv|fc|relu4_3_scale|multi_feat_._conv_.x._conv).*",
 }
@@ -36,11 +41,9 @@ def prepare(root, shapes, **changes):
         folder = root / "input/data" / name
         folder.mkdir(parents=True)
         run_convert(str(shapes), str(folder / "data.rec"), split=(split,))
-    write_job(
-        root,
-        channels={name: channel() for name in ("train", "validation")},
-        hyperparameters=HYPERPARAMETERS | changes,
-    )
+    changed = {"hyperparameters.json": HYPERPARAMETERS | changes}
+    for name, content in (EXAMPLE | changed).items():
+        write_config(root, name, content)
     return root
 
 

@@ -1,5 +1,6 @@
 """Every kind of input channel becomes a location with the same images and boxes."""
 
+import itertools
 import json
 import os
 import shutil
@@ -98,9 +99,10 @@ def stream(root, name, content):
     return writer
 
 
-def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
+def pairs_of(written):
+    """(image, annotation) of each image, as an augmented manifest streams them."""
     source = open_data(str(written / "data.rec"))
-    pairs = b""
+    pairs = []
     for index in range(len(source)):
         example = source[index]
         height, width = example.size
@@ -113,7 +115,12 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
                 for label, (x, y, X, Y) in zip(example.labels.tolist(), boxes, strict=True)
             ],
         }
-        pairs += frame(example.image) + frame(json.dumps(annotation).encode())
+        pairs.append((frame(example.image), frame(json.dumps(annotation).encode())))
+    return pairs
+
+
+def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
+    pairs = b"".join(itertools.chain(*pairs_of(written)))
     content = {"train": (written / "data.rec").read_bytes(), "validation": pairs}
     rest = root / "pipe/.validation/rest.jpg"  # of a job that was killed
     rest.parent.mkdir(parents=True)
@@ -126,23 +133,58 @@ def test_pipes_of_records_and_of_an_augmented_manifest(root, written):
         writer.join()
     assert_same_as_recordio(found.train, written)
     assert_same_as_recordio(found.validation, written)
-    assert find_channels(root) == found  # the streams are read once
+    (root / "checkpoints/checkpoints/4").mkdir(parents=True)
+    assert find_channels(root) == found  # the streams are read once by a run
     assert {path.name for path in (root / "pipe").iterdir()} == {"train.rec", "validation"}
 
 
+def test_without_a_run_to_go_on_with_a_stream_is_read_anew(root, written):
+    pipe, pairs = root / "input/data/train_0", pairs_of(written)
+    give(root, {"train": channel(mode="Pipe"), "validation": channel(mode="Pipe")})
+    (root / "input/data/validation_0").write_bytes((written / "data.rec").read_bytes())
+    for content, images in ((pairs, 12), (pairs[:5], 5)):
+        pipe.write_bytes(b"".join(itertools.chain(*content)))
+        assert len(open_data(find_channels(root).train)) == images
+    pipe.write_bytes((written / "data.rec").read_bytes())
+    assert find_channels(root).train == str(root / "pipe/train.rec")
+    assert not (root / "pipe/train").exists()
+
+
+ORDER = r"expected an image, JPEG or PNG, and then its annotation.*AttributeNames"
+
+
 @pytest.mark.parametrize(
-    ("records", "number"),
+    ("content", "message"),
     [
-        ([b"\xff\xd8", b"[]"], 0),
-        ([b"\xff\xd8", b"{}", b"{}", b"{}"], 2),
+        (lambda pairs: [each for pair in pairs for each in pair[::-1]], f"record 0: .*{ORDER}"),
+        (lambda pairs: [image for image, _ in pairs], f"record 1: the JSON cannot.*{ORDER}"),
+        (lambda pairs: [text for _, text in pairs], f"record 0: it is a JSON text; {ORDER}"),
+        (
+            lambda pairs: [*pairs[0], pairs[1][1], pairs[1][1]],
+            f"record 2: it begins with .*{ORDER}",
+        ),
+        (lambda pairs: [*pairs[0], pairs[1][0]], f"record 3: there is none; {ORDER}"),
+        (lambda pairs: [b"no records at all"], "train_0, byte 0: .* expected RecordIO"),
+        (lambda pairs: [pairs[0][0][:-8]], "train_0, byte 0: .* is cut at byte"),
+        (lambda pairs: [], "train_0: the stream is empty"),
     ],
 )
-def test_a_pipe_of_other_records_is_refused(records, number, root):
-    writer = stream(root, "train", b"".join(map(frame, records)))
-    give(root, {"train": channel(mode="Pipe"), "validation": {}})
-    with pytest.raises(UserError, match=f"record {number}: expected an image, JPEG or PNG, and"):
+def test_a_stream_that_cannot_be_used_leaves_nothing(content, message, root, written):
+    (root / "input/data/train_0").write_bytes(b"".join(content(pairs_of(written))))
+    give(root, {"train": channel(mode="Pipe"), "validation": channel(mode="Pipe")})
+    with pytest.raises(UserError, match=message) as error:
         find_channels(root)
-    writer.join()
+    assert str(root / "input/data/train_0") in str(error.value)
+    assert str(root / "pipe") not in str(error.value)
+    assert not list((root / "pipe").iterdir())
+
+
+def test_a_record_whose_label_is_as_long_as_a_brace_is_no_json(root):
+    record = frame((123).to_bytes(4, "little") + bytes(600))
+    for name in ("train", "validation"):
+        (root / f"input/data/{name}_0").write_bytes(record)
+    give(root, dict.fromkeys(("train", "validation"), channel(mode="Pipe")))
+    assert find_channels(root).train == str(root / "pipe/train.rec")
 
 
 def test_a_model_and_a_shared_folder(root, written):
@@ -177,6 +219,10 @@ def test_a_model_and_a_shared_folder(root, written):
         ),
         ({"train": channel(mode="Pipe"), "validation": {}}, "no such pipe"),
         (
+            {"train": channel(mode="PIPE"), "validation": {}},
+            r"TrainingInputMode: 'PIPE' is not one of \['File', 'FastFile', 'Pipe'\]",
+        ),
+        (
             {"train": channel(S3DistributionType="ShardedByS3Key"), "validation": {}},
             "ShardedByS3Key on 2 hosts",
         ),
@@ -187,6 +233,13 @@ def test_channels_that_cannot_be_used(channels, message, root):
     give(root, channels)
     with pytest.raises(UserError, match=message):
         find_channels(root, hosts=2)
+
+
+def test_a_config_that_is_not_there_is_named(root):
+    with pytest.raises(
+        UserError, match=r"inputdataconfig\.json: there is no such file\. .*example"
+    ):
+        find_channels(root)
 
 
 def test_a_config_that_is_no_json_is_named(root):

@@ -48,6 +48,12 @@ def test_what_the_user_did_wrong_stands_in_the_failure_file(
     assert not (root / "model").exists()
 
 
+def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
+    assert main(["sagemaker", "train", "--root", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tells_it(
     shapes, tmp_path, capsys, monkeypatch
 ):

@@ -1,5 +1,7 @@
 """The hyperparameters of the original: texts in, our config out."""
 
+import pathlib
+
 import pytest
 
 from ssd_jax.config import default_config
@@ -13,6 +15,7 @@ from ssd_jax.sagemaker.hyperparameters import (
     to_config,
 )
 
+PAGE = pathlib.Path(__file__).parents[2] / "docs/sagemaker.md"
 REQUIRED = {"num_classes": "20", "num_training_samples": "16551"}
 # The row of the published table that was trained on one GPU.
 PUBLISHED = REQUIRED | {
@@ -79,7 +82,8 @@ def test_defaults_are_those_of_the_documentation():
         ({"learning_rate": "nan"}, "'nan' is not of type 'number'"),
         ({"lr_scheduler_factor": "1"}, "1 is greater than or equal to the maximum of 1"),
         ({"lr_scheduler_step": "160, 80"}, "'160, 80' is not a list of rising epochs"),
-        ({"lr_scheduler_step": "8,x"}, "lr_scheduler_step: 'x' is not of type 'integer'"),
+        ({"lr_scheduler_step": "80;160"}, "'80;160' is not a list of rising epochs, as '80, 160'"),
+        ({"lr_scheduler_step": "1.5"}, "'1.5' is not a list of rising epochs"),
         ({"optimizer": "adamw"}, r"'adamw' is not one of \['sgd', 'adam', 'rmsprop', 'adadelta'\]"),
         ({"momentum": "1.1"}, "1.1 is greater than the maximum of 1"),
         ({"weight_decay": "1"}, "1 is greater than or equal to the maximum of 1"),
@@ -134,6 +138,28 @@ def test_every_hyperparameter_reads_its_own_default():
     texts = {name: str(rule.default) for name, rule in RULES.items() if rule.default is not None}
     texts["lr_scheduler_step"] = ""
     assert parse_hyperparameters(REQUIRED | texts) == parse_hyperparameters(REQUIRED)
+
+
+KINDS = {int: "integer", float: "number", bool: "`True`, `False`", str: "text",
+         tuple: "rising epochs, as `80, 160`"}  # fmt: skip
+
+
+def row_of(name, rule):
+    """The line of the table in docs/sagemaker.md."""
+    kind = KINDS[int if rule.default is None else type(rule.default)]
+    low = "" if rule.minimum is None else f"{'above' if rule.above else 'from'} {rule.minimum:g}"
+    high = "" if rule.maximum is None else f"{'below' if rule.below else 'to'} {rule.maximum:g}"
+    chosen = [f"`{each}`" for each in rule.choices]
+    values = ", ".join(chosen or filter(None, (kind, low, high)))
+    defaults = {None: "required", (): "none", "": "none"}
+    return f"| `{name}` | {values} | {defaults.get(rule.default, f'`{rule.default}`')} |"
+
+
+def test_the_page_has_all_names_ranges_and_defaults():
+    lines = PAGE.read_text().splitlines()
+    begin = lines.index("| name | values | default |") + 2
+    assert lines[begin : begin + len(RULES)] == [row_of(*rule) for rule in RULES.items()]
+    assert not lines[begin + len(RULES)]
 
 
 def test_the_published_row_is_the_recipe():

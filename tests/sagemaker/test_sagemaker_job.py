@@ -136,6 +136,13 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
     )
     assert report.layout == "an exported detector of ours, vgg16"
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(trained.variables))
+    other = values | {"num_classes": 4}
+    with pytest.raises(
+        UserError, match=r"num_classes is 4, the model channel has 3: .*model\.tar\.gz"
+    ):
+        build_config(other, find_channels(root), assignments=assignments)
+    for change in (("weights.reinitialise", "params/heads/*"), ("weights.path", "")):
+        build_config(other, find_channels(root), assignments=[*assignments, change])
     config.preprocess.mean = (0.0, 0.0, 0.0)
     with pytest.raises(
         UserError, match=r"config\.preprocess\.mean is \(0\.0, 0\.0, 0\.0\), in that"
@@ -216,11 +223,25 @@ def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
     }
 
 
-def test_a_wrong_word_in_the_environment_is_one_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SSD_JAX_BATCHES", "many")
+@pytest.mark.parametrize(
+    ("name", "text", "option", "expected"),
+    [
+        ("SSD_JAX_BATCHES", "many", "--batches", "is no list of batch sizes, as 1,4"),
+        ("SSD_JAX_QUEUE", "abc", "--queue", "is no whole number"),
+        ("SSD_JAX_MAX_MEGAPIXELS", "0", "--max-megapixels", "is not at least 1"),
+        ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6.5", "--max-megabytes", "is no whole number"),
+    ],
+)
+def test_a_wrong_word_in_the_environment_is_one_message(
+    name, text, option, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(name, text)
     with pytest.raises(SystemExit, match="2"):
         main(["sagemaker", "serve", "--root", str(tmp_path)])
-    assert "argument --batches: invalid" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"argument {option}: " in told
+    assert f"{text!r} (the environment variable {name}) " in told
+    assert expected in told
 
 
 def test_a_batch_transform_with_the_model_of_the_job(job, answer, tmp_path):

@@ -71,7 +71,13 @@ def test_it_is_not_healthy_before_it_is_warm():
 
 @pytest.mark.parametrize(
     ("given", "status"),
-    [({}, 401), ({"Authorization": "Bearer wröng"}, 401), ({"Authorization": "Bearer key"}, 200)],
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wröng"}, 401),
+        ({"Authorization": "Basic key"}, 401),
+        ({"Authorization": "Bearer key"}, 200),
+        ({"Authorization": "bearer  key"}, 200),
+    ],
 )
 def test_a_token(given, status):
     service = Service(PaintedEngine(), batches=[1], token="key")

@@ -158,6 +158,7 @@ def test_several_pictures_in_one_request(server):
     assert answer.status_code == 200
     first, second, third = answer.json()["results"]
     assert (first["name"], second["name"], third["name"]) == ("a", "b", "c")
+    assert {each["field"] for each in (first, second, third)} == {"pictures"}
     assert first["prediction"][0][1] == pytest.approx(0.2)
     assert "b: 10 bytes" in second["error"]
     assert third["prediction"][0][1] == pytest.approx(0.4)
@@ -170,7 +171,18 @@ def test_too_many_pictures_or_parts_that_are_none(server):
     assert (answer.status_code, "more than 3 pictures, expected 3" in answer.text) == (400, True)
     fields = {"name": (None, "value")}
     answer = server.client.post("/invocations", files=fields)
-    assert (answer.status_code, "'name' that is no file" in answer.text) == (400, True)
+    assert (answer.status_code, "got no file, but 'name', expected" in answer.text) == (400, True)
+    many = {f"name{number}": (None, "value") for number in range(33)}
+    answer = server.client.post("/invocations", files=many)
+    assert (answer.status_code, "more than 32 parts" in answer.text) == (400, True)
+
+
+def test_a_field_beside_the_pictures_is_left_out(server):
+    parts = {"note": (None, "value"), "one": ("a.png", picture()), "two": ("b.png", picture())}
+    answer = server.client.post("/invocations", files=parts)
+    assert answer.status_code == 200
+    found = [(each["name"], each["field"]) for each in answer.json()["results"]]
+    assert found == [("a.png", "one"), ("b.png", "two")]
 
 
 def test_metadata_and_parameters(server):

@@ -258,14 +258,17 @@ def test_a_url_on_the_command_line(bucket, shapes, tmp_path, monkeypatch):
     file.write_text(
         f"from tiny import tiny_config\nget_config = lambda: tiny_config({str(shapes)!r})"
     )
-    monkeypatch.setattr(
-        runs,
-        "run_training",
-        lambda config, workdir, **_: save_config(config, workdir / "config.json"),
-    )
+    called = []
+
+    def train(config, workdir, **words):
+        save_config(config, workdir / "config.json")
+        called.append(words["called"])
+
+    monkeypatch.setattr(runs, "run_training", train)
     evaluated = []
     monkeypatch.setattr(runs, "run_evaluation", lambda _, workdir, **__: evaluated.append(workdir))
     assert main(["train", "--config", str(file), "--workdir", URL]) == 0
     assert read_config(bucket / "config.json").steps == 6
+    assert called == [URL]
     assert main(["evaluate", "--workdir", URL]) == 0
     assert content(evaluated[0]) == content(bucket)

@@ -67,5 +67,5 @@ def _neither(data: bytes, where: str) -> DataError:
         codes.IMAGE_UNREADABLE,
         where,
         f"{len(data):,} bytes that start with {data[:4]!r}, expected a whole JPEG or PNG file",
-        "Replace the file, or take it out of the data set",
+        "Replace the file, or leave it out",
     )
