@@ -11,6 +11,7 @@ from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.report.collect import Run
+from ssd_jax.visualize import plot_curves
 
 PAGE_FILE = "report.html"
 # (file in pictures/, title); those that a run has not drawn are left out.
@@ -70,10 +71,11 @@ def run_page(run: Run) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">run {escape(run.name)}, recipe {escape(config.recipe)}, '
         f"seed {config.seed}, step {report['step']:,}</p>",
+        f"<p><strong>{run.unfinished.capitalize()}</strong></p>" if run.unfinished else "",
         f'<p class="score">{_number(_chosen(report, config))}</p>',
         f"<p>{escape(headline.split(' = ')[0])}</p>",
         f'<p class="quiet">{escape(str(protocol["map11"]))}; split {escape(protocol["split"])}, '
-        f"fingerprint {escape(protocol['fingerprint'])}</p>",
+        f"fingerprint {escape(protocol['fingerprint'] or 'not told')}</p>",
         "<h2>To repeat it</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
         f'<p class="quiet">where the run was started, from which relative paths of data count. '
@@ -98,6 +100,8 @@ def run_page(run: Run) -> str:
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
     """The page of a run, report.html, in `out`."""
+    if run.unfinished and run.records:  # a finished one has drawn them
+        plot_curves(run.records, run.workdir / "pictures" / "curves.png")
     path = out / PAGE_FILE
     path.write_text(run_page(run), encoding="utf-8")
     return path
@@ -185,6 +189,9 @@ def _classes(report):
 
 
 def _data(splits: Mapping[str, Mapping[str, Any]]):
+    if not all("images" in facts for facts in splits.values()):
+        rows = [(split, facts["fingerprint"]) for split, facts in splits.items()]
+        return table(("split", "fingerprint"), rows)
     rows = []
     for split, facts in splits.items():
         left_out = ", ".join(f"{code} {count}" for code, count in facts["left_out"].items())

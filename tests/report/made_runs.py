@@ -47,3 +47,18 @@ def make_run(folder, *, score=0.5, fingerprint="abc", **changes):
     for name in ("curves.png", "examples_worst.png"):
         save_png(folder / "pictures" / name, picture)
     return folder
+
+
+def make_unfinished_run(folder, *, map_voc07=0.5, **changes):
+    """A run that was evaluated at step 12, and has told of step 15 since."""
+    make_run(folder, **changes)
+    for path in (folder / "report.json", *(folder / "pictures").iterdir()):
+        path.unlink()
+    averages = {f"ap_voc07/{name}": map_voc07 for name in CLASSES}
+    with (folder / "metrics.jsonl").open("a") as lines:
+        for step, split, values in (
+            (12, "val", {"map_voc07": map_voc07, **averages, "seconds": 1.0}),
+            (15, "train", {"loss": 0.2, "lr": 0.1}),
+        ):
+            lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+    return folder
