@@ -33,7 +33,8 @@ class Reporter:
     afresh. With `active=False`, for all processes but the first, nothing is written.
 
     On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds. Each
-    of `observers` is called with what `write` has written.
+    of `observers` is called with what `write` has written. An epoch has `steps_per_epoch` steps,
+    which need not be whole.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Reporter:
         *,
         total_steps: int,
         start_step: int = 0,
+        steps_per_epoch: float | None = None,
         active: bool = True,
         line_seconds: float = 10.0,
         observers: Sequence[Observer] = (),
@@ -49,6 +51,7 @@ class Reporter:
         self._workdir = pathlib.Path(workdir)
         self._total_steps = total_steps
         self._start_step = start_step
+        self._steps_per_epoch = steps_per_epoch
         self._active = active
         self._line_seconds = line_seconds
         self._observers = observers
@@ -84,7 +87,7 @@ class Reporter:
             self._progress.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Record named values after `step` steps.
+        """Record named values after `step` steps, with the epoch and the time (Unix, seconds).
 
         Of the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
         (the share of the time spent waiting for data, 0 to 1). The values of any other split are
@@ -93,7 +96,10 @@ class Reporter:
         if not self._active:
             return
         values = to_json(values)
-        self._lines.write(_json_text({"step": step, "split": split, **values}) + "\n")
+        when = {"time": round(time.time(), 3)}
+        if self._steps_per_epoch:
+            when["epoch"] = round(step / self._steps_per_epoch, 6)
+        self._lines.write(_json_text({"step": step, "split": split, **when, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -104,7 +110,7 @@ class Reporter:
             shown = [f"{name} {_short(v)}" for name, v in values.items() if "/" not in name]
             self._progress.print("  ".join([f"step {step}", split, *shown]))
         for observer in self._observers:
-            observer(step, split, values)
+            observer(step, split, when | values)
 
 
 def memory_in_use() -> dict[str, float]:

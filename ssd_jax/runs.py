@@ -18,7 +18,7 @@ from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.evaluation.metrics import summary
+from ssd_jax.evaluation.metrics import speed, summary
 from ssd_jax.importing import check_weights, new_layers, start_from
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
@@ -124,7 +124,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         evaluation = evaluate_variables(
             config, predict, variables, source=sources["val"], mesh=mesh, watch=watched
         )
-        return from_first(summary(evaluation, source.classes))
+        return from_first(summary(evaluation, source.classes)), speed(evaluation)
 
     total_steps = experiment.total_steps(config, len(source))
     early_stopping = experiment.build_early_stopping(config, len(source))
@@ -145,6 +145,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
                     workdir,
                     total_steps=total_steps,
                     start_step=start_step,
+                    steps_per_epoch=len(source) / config.batch_size,
                     active=jax.process_index() == 0,
                     observers=observers,
                 ) as reporter,

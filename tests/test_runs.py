@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,7 +37,14 @@ def test_a_run_leaves_its_folder_complete(tiny_run):
     training = [record for record in records if record["split"] == "train"]
     assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "class_loss", "box_loss", "lr", "data_wait"} <= training[0].keys()
-    assert [r["step"] for r in records if r["split"] == "val"] == [4, 6]
+    # 20 images in batches of 8.
+    assert [record["epoch"] for record in training] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2, 2.4])
+    times = [record["time"] for record in records]
+    assert times == sorted(times)
+    validation = [record for record in records if record["split"] == "val"]
+    assert [record["step"] for record in validation] == [4, 6]
+    for record in validation:
+        assert record["images_per_second"] == pytest.approx(12 / record["seconds"])
     report = json.loads((tiny_run / "report.json").read_text())
     assert report["metrics"]["map_voc07"] == records[-1]["map_voc07"]
     assert report["protocol"]["images"] == 12
@@ -93,6 +101,22 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
     assert lines[0].startswith("val: 12 images")
     assert lines[1].split() == ["class", "11-point", "area", "COCO", "objects"]
+
+
+def test_an_evaluation_tells_how_long_it_took(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run), "--out", str(tmp_path)]) == 0
+    assert re.search(
+        r"step 6, split val, in \d+\.\d s \(\d+\.\d images/s, com", capsys.readouterr().out
+    )
+    written, report = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "evaluation.json", tiny_run / "report.json")
+    )
+    assert written["how"]["images_per_second"] == pytest.approx(12 / written["how"]["seconds"])
+    # All else is the outcome, which is the same.
+    assert {name: report[name] for name in written if name != "how"} == {
+        name: value for name, value in written.items() if name != "how"
+    }
 
 
 def test_predict_writes_json_and_a_drawing(tiny_run, shapes, tmp_path):

@@ -22,6 +22,7 @@ class Evaluation(NamedTuple):
     `result` is the devkit's. `counted` asks for difficult objects too, as where their flag was lost
     on the way (the VOC notebooks of SageMaker); `mxnet` is mxnet-ssd's own metric, errors included.
     `coco` is None where it was not asked for. `image_sizes` are (height, width) in pixels.
+    `seconds` is what the network and the metrics took, None where no network was run.
     """
 
     result: VocResult
@@ -31,6 +32,7 @@ class Evaluation(NamedTuple):
     ground_truths: list[GroundTruth]
     detections: list[ScoredBoxes]
     image_sizes: Int[np.ndarray, "I 2"]
+    seconds: float | None = None
 
 
 class Diagnosis(NamedTuple):
@@ -110,6 +112,14 @@ def summary(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float |
     if coco:
         values |= {f"ap_coco/{n}": ap for n, ap in zip(classes, coco.per_class, strict=True)}
     return values
+
+
+def speed(evaluation: Evaluation) -> dict[str, float]:
+    """`seconds` and `images_per_second`: all that may differ between two equal evaluations."""
+    if evaluation.seconds is None:
+        return {}
+    rate = len(evaluation.detections) / evaluation.seconds
+    return {"seconds": evaluation.seconds, "images_per_second": rate}
 
 
 def results_dict(

@@ -26,7 +26,7 @@ def train(
     *,
     progress: Progress,
     total_steps: int,
-    evaluate: Callable[[TrainState], dict[str, float]],
+    evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, float]]],
     save: Callable[[TrainState, dict[str, float] | None, Progress], None],
     reporter: Reporter,
     stopping: Stopping,
@@ -40,9 +40,9 @@ def train(
 
     `program(step)` is the function that takes the step of that number. The last state is evaluated
     and saved. `batches` gives (names of the samples, batch on the mesh) and stands at `state.step`
-    already: the data position is the step. `state` is donated to the first step. `save` gets what
-    `evaluate` has measured on the same state, or None, and replaces what it saved of the same step
-    before.
+    already: the data position is the step. `state` is donated to the first step. `evaluate` gives
+    the metrics, and how fast it was. `save` gets the metrics of the same state, or None, and
+    replaces what it saved of the same step before.
 
     Raises:
       Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
@@ -75,11 +75,11 @@ def train(
             if evaluating and not asked_to_stop:
                 watchdog.enter("evaluation", step)
                 try:
-                    measured = evaluate(state)
+                    measured, speed = evaluate(state)
                 except Stopped:
                     asked_to_stop = True
                 else:
-                    reporter.write(step, "val", measured)
+                    reporter.write(step, "val", measured | speed)
                     progress = progress._replace(evaluated_step=step)
                     if early_stopping:
                         progress = early_stopping.note(progress, measured)
