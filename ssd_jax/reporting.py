@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 EVALUATION_FILE = "evaluation.json"
 TENSORBOARD_FOLDER = "tensorboard"
+# The split of the steps before a run diverged, one by one; a run that goes on takes them back.
+DIVERGED = "diverged"
 
 # Called with step, split and values.
 Observer = Callable[[int, str, Mapping[str, Any]], None]
@@ -90,8 +92,8 @@ class Reporter:
         """Record named values after `step` steps, with the epoch and the time (Unix, seconds).
 
         Of the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
-        (the share of the time spent waiting for data, 0 to 1). The values of any other split are
-        printed, but for names with a slash, which are details such as "ap/dog".
+        (the share of the time spent waiting for data, 0 to 1). The values of any other split but
+        DIVERGED are printed, without names with a slash, which are details such as "ap/dog".
         """
         if not self._active:
             return
@@ -106,7 +108,7 @@ class Reporter:
                 self._events.add_scalar(f"{split}/{name}", value, step)
         if split == "train":
             self._progress.show(step, _training_summary(values))
-        else:
+        elif split != DIVERGED:
             shown = [f"{name} {_short(v)}" for name, v in values.items() if "/" not in name]
             self._progress.print("  ".join([f"step {step}", split, *shown]))
         for observer in self._observers:
@@ -230,7 +232,8 @@ def _json_text(value, **options):
 def _drop_lines_after(path, step):
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
+    told = read_metrics(path) if step else []
+    kept = [each for each in told if each["step"] <= step and each["split"] != DIVERGED]
     _replace(path, "".join(_json_text(record) + "\n" for record in kept))
 
 

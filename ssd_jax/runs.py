@@ -41,6 +41,7 @@ from ssd_jax.reporting import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
+from ssd_jax.train.divergence import divergence
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
@@ -160,6 +161,12 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
                     evaluate=evaluate,
                     save=lambda state, measured, progress: checkpoints.save(
                         state, measured, classes=source.classes, progress=progress._asdict()
+                    ),
+                    diverged=functools.partial(
+                        divergence,
+                        workdir=workdir,
+                        source=source,
+                        clip_norm=config.optimizer.clip_norm,
                     ),
                     reporter=reporter,
                     stopping=stopping,

@@ -52,7 +52,7 @@ FLOORS = (
         "visualize_data",
         "visualize_evaluation",
     ),
-    ("train.step", "train.compiled", "train.checkpoint", "doctor_report"),
+    ("train.step", "train.compiled", "train.checkpoint", "train.divergence", "doctor_report"),
     ("train.loop", "gallery", "report"),
     ("network", "experiment"),
     ("detector", "training_data"),

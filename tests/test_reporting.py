@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.errors import UserError
-from ssd_jax.reporting import Reporter, read_metrics, to_json, write_json
+from ssd_jax.reporting import DIVERGED, Reporter, read_metrics, to_json, write_json
 
 
 class Terminal(io.StringIO):
@@ -81,6 +81,15 @@ def test_a_resumed_run_reads_as_one_unbroken_run(tmp_path):
     run(tmp_path, [2, 4, 6, 8])
     run(tmp_path, [6, 8, 10], start_step=4)
     assert steps_of(tmp_path) == [2, 4, 6, 8, 10]
+
+
+def test_what_told_of_a_divergence_is_taken_back_by_a_run_that_goes_on(tmp_path, capsys):
+    run(tmp_path, [2, 4])
+    with Reporter(tmp_path, total_steps=10, start_step=4) as report:
+        report.write(5, DIVERGED, {"loss": float("inf")})
+    assert "diverged" not in capsys.readouterr().err
+    run(tmp_path, [6], start_step=5)
+    assert steps_of(tmp_path) == [2, 4, 6]
 
 
 def test_a_run_from_step_zero_starts_afresh(tmp_path):

@@ -17,6 +17,7 @@ from tiny import tiny_config, write_vgg16
 
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
+from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.locks import only_training
@@ -177,9 +178,35 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     arguments += [str(tmp_path / "run"), "--config.optimizer.learning_rate=1e30"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "step 2: the loss is nan" in message
-    assert "000" in message
-    assert "clip_norm" in message
+    assert "step 2: the loss is nan, so training stops (" in message
+    for text in ("class_loss nan", "box_loss nan", "lr 1e+30", "gradient_norm nan", "clip_norm=10"):
+        assert text in message
+    assert str(tmp_path / "run/nonfinite.json") in message
+
+    left = json.loads((tmp_path / "run/nonfinite.json").read_text())
+    assert left["step"] == 2
+    assert (left["values"]["loss"], left["values"]["lr"]) == ("nan", pytest.approx(1e30))
+    assert left["parameters"]["not_finite"]["backbone"] > 0
+    assert len(left["images"]) == 8
+    source = open_voc(shapes, ("train",))
+    for image in left["images"]:
+        assert image["image"] in message
+        example = source[list(source.names).index(image["image"])]
+        height, width = example.size
+        pixels = np.reshape(image["boxes_xyxy_px"], (-1, 4)) / [width, height, width, height]
+        np.testing.assert_allclose(pixels, example.boxes, atol=1e-3)
+        assert image["labels"] == [source.classes[label] for label in example.labels]
+
+    told = read_metrics(tmp_path / "run/metrics.jsonl")[-1]
+    assert (told["step"], told["split"], told["loss"]) == (2, "diverged", None)
+    assert main(["report", "compare", str(tmp_path / "run")]) == 0
+    assert "run (unfinished, diverged at step 2)" in capsys.readouterr().out
+
+
+def test_who_clips_the_gradient_is_not_told_to(shapes, tmp_path):
+    config = tiny_config(shapes, optimizer__learning_rate=1e30, optimizer__clip_norm=5.0)
+    with pytest.raises(UserError, match=r"Lower the learning rate, and look at these images"):
+        run_training(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ssd_jax.caches import cache_folder
 from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
-from ssd_jax.reporting import METRICS_FILE, REPORT_FILE, read_metrics
+from ssd_jax.reporting import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
@@ -51,7 +51,9 @@ def open_run(place: str | pathlib.Path) -> Run:
         report = json.loads(path.read_text(encoding="utf-8"))
     else:
         report = _report_so_far(config, workdir, records)
-        unfinished = f"unfinished, step {max((each['step'] for each in records), default=0)}"
+        diverged = "diverged at " if any(each["split"] == DIVERGED for each in records) else ""
+        last_step = max((each["step"] for each in records), default=0)
+        unfinished = f"unfinished, {diverged}step {last_step}"
     return Run(workdir.resolve().name, str(place), workdir, config, report, records, unfinished)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.report.collect import Run
+from ssd_jax.reporting import DIVERGED
 from ssd_jax.visualize import plot_curves
 
 PAGE_FILE = "report.html"
@@ -100,8 +101,10 @@ def run_page(run: Run) -> str:
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
     """The page of a run, report.html, in `out`."""
-    if run.unfinished and run.records:  # a finished one has drawn them
-        plot_curves(run.records, run.workdir / "pictures" / "curves.png")
+    # A finished run has drawn them; what diverged would leave no room for the rest.
+    records = [record for record in run.records if record["split"] != DIVERGED]
+    if run.unfinished and records:
+        plot_curves(records, run.workdir / "pictures" / "curves.png")
     path = out / PAGE_FILE
     path.write_text(run_page(run), encoding="utf-8")
     return path
