@@ -48,7 +48,8 @@ def measure(
 ) -> Measured:
     """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
 
-    Without `split` it is the test split, or the validation split where there is no other.
+    Without `split` it is the test split, or the validation split where there is no other. No split
+    is augmented.
     """
     split = split or ("test" if config.data.test.root else "val")
     mesh = mesh or make_mesh()

@@ -24,6 +24,7 @@ FLOORS = (
         "evaluation.coco",
         "evaluation.sizes",
         "evaluation.errors",
+        "evaluation.thresholds",
         "evaluation.metrics",
         "sharding",
     ),
@@ -68,7 +69,8 @@ FLOORS = (
 ALONE = ("ops", "data.sources", "models", "config", "reporting", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
-               "evaluation.errors", "evaluation.metrics", "evaluation.detection_files")  # fmt: skip
+               "evaluation.errors", "evaluation.thresholds", "evaluation.metrics",
+               "evaluation.detection_files")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -101,7 +101,24 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
     assert lines[0].startswith("val: 12 images")
-    assert lines[1].split() == ["class", "11-point", "area", "COCO", "objects"]
+    assert lines[1].split()[:5] == ["class", "11-point", "area", "COCO", "objects"]
+
+
+def test_the_training_split_is_measured_without_augmentation(tiny_run, shapes, capsys):
+    command = ["evaluate", "--workdir", str(tiny_run), "--split"]
+    assert main([*command, "train"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("train: 20 images")
+    assert "step 6, split train" in out
+    config = read_config(tiny_run / "config.json")
+    config.data.val.image_sets = ("train",)
+    as_val, as_train = (
+        measure(config, tiny_run, split=split, mesh=make_mesh(jax.devices()[:1])).evaluation
+        for split in ("val", "train")
+    )
+    assert as_train.result.map == as_val.result.map
+    assert main([*command, "all"]) == 2
+    assert "got all, expected one of train, val and test" in capsys.readouterr().err
 
 
 def test_an_evaluation_tells_how_long_it_took(tiny_run, tmp_path, capsys):

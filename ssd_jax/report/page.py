@@ -181,14 +181,29 @@ def _metrics(report):
 
 def _classes(report):
     metrics, rows = report["metrics"], []
+    thresholds = report.get("thresholds", {}).get("per_class", {})
     for name in report["classes"]:
+        best = thresholds.get(name) or {}
         area = metrics.get(f"ap_voc12/{name}")
         width = 100 * (area or 0)
         bar = Html(
             f'<span class="track"><span class="bar" style="width:{width:.0f}%"></span></span>'
         )
-        rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar))
-    return "<h3>Classes</h3>" + table(("class", "AP 11-point", "AP area", ""), rows)
+        worth = (best.get(key) for key in ("f1", "score", "precision", "recall"))
+        rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar, *worth))
+    heads = ("class", "AP 11-point", "AP area", "", "best F1", "at score", "precision", "recall")
+    return "<h3>Classes</h3>" + table(heads, rows) + _common_threshold(report)
+
+
+def _common_threshold(report):
+    common = report.get("thresholds", {}).get("all")
+    if not common:
+        return ""
+    return (
+        f'<p class="quiet">One score for all classes: {common["score"]:.3f}, with an F1 of '
+        f"{common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
+        f"{common['recall']:.3f}.</p>"
+    )
 
 
 def _data(splits: Mapping[str, Mapping[str, Any]]):

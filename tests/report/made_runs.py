@@ -39,6 +39,14 @@ def make_run(folder, *, score=0.5, fingerprint="abc", **changes):
                          "fingerprint": fingerprint},
             "step": 10,
             "classes": CLASSES,
+            "thresholds": {
+                "iou_threshold": 0.5,
+                "all": {"score": 0.375, "f1": 0.8125, "precision": 0.875, "recall": 0.75},
+                "per_class": {
+                    "cat": {"score": 0.4375, "f1": 0.6875, "precision": 0.5625, "recall": 0.9375},
+                    "<dog>": None,
+                },
+            },
             "data": {"train": split, "val": split},
             **describe_run(config, folder),
         },

@@ -71,6 +71,17 @@ def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
     assert "<dog>" not in page
 
 
+def test_the_page_says_from_which_score_on_detections_are_right(folder):
+    page = run_page(open_run(folder))
+    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.438", "0.562", "0.938"))
+    assert cells in page
+    assert "One score for all classes: 0.375, with an F1 of 0.812" in page
+    report = json.loads((folder / "report.json").read_text())
+    del report["thresholds"]  # as before there were any
+    (folder / "report.json").write_text(json.dumps(report))
+    assert "One score" not in run_page(open_run(folder))
+
+
 def test_drawings_stay_sharp_and_photographs_become_small(folder):
     fetched = read(run_page(open_run(folder))).fetched
     assert [re.match(r"data:image/(\w+)", each)[1] for each in fetched] == ["png", "jpeg"]
