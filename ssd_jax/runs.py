@@ -18,7 +18,7 @@ from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.evaluation.metrics import summary
+from ssd_jax.evaluation.metrics import speed, summary
 from ssd_jax.importing import check_weights, new_layers, start_from
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
@@ -41,6 +41,7 @@ from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
 from ssd_jax.same_run import has_trained, settle_config
 from ssd_jax.sharding import each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
+from ssd_jax.train.divergence import divergence
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
@@ -130,7 +131,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
         evaluation = evaluate_variables(
             config, predict, variables, source=sources["val"], mesh=mesh, watch=watched
         )
-        return from_first(summary(evaluation, source.classes))
+        return from_first(summary(evaluation, source.classes)), speed(evaluation)
 
     total_steps = experiment.total_steps(config, len(source))
     early_stopping = experiment.build_early_stopping(config, len(source))
@@ -151,6 +152,7 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
                     workdir,
                     total_steps=total_steps,
                     start_step=start_step,
+                    steps_per_epoch=len(source) / config.batch_size,
                     active=jax.process_index() == 0,
                     observers=observers,
                 ) as reporter,
@@ -165,6 +167,12 @@ def _run_training(config, workdir, mesh, *, stopping, watchdog, observers) -> Me
                     evaluate=evaluate,
                     save=lambda state, measured, progress: checkpoints.save(
                         state, measured, classes=source.classes, progress=progress._asdict()
+                    ),
+                    diverged=functools.partial(
+                        divergence,
+                        workdir=workdir,
+                        source=source,
+                        clip_norm=config.optimizer.clip_norm,
                     ),
                     reporter=reporter,
                     stopping=stopping,
