@@ -73,7 +73,8 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
     lines = [f"{split + ':':6} {source.describe()}" for split, source in sources.items()]
     for split, source in sources.items():
         warnings = [
-            f"{count:,} x {code} ({codes.WARNINGS[code]})"
+            # A single finding may be about many images: "1 x SSD178 (images without objects)".
+            (f"{count:,} x " if count > 1 else "") + f"{code} ({codes.WARNINGS[code]})"
             for code, count in (source.findings or {}).items()
             if code in codes.WARNINGS
         ]

@@ -51,7 +51,8 @@ def measure(
 ) -> Measured:
     """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
 
-    Without `split` it is the test split, or the validation split where there is no other.
+    Without `split` it is the test split, or the validation split where there is no other. No split
+    is augmented.
     """
     split = split or ("test" if config.data.test.root else "val")
     mesh = mesh or make_mesh()
@@ -100,7 +101,11 @@ def headline(config: ConfigDict, measured: Measured) -> str:
 def table(measured: Measured) -> str:
     """All metrics, and the protocol."""
     rows = metrics.table(measured.evaluation, measured.diagnosis, measured.source.classes)
-    return f"{rows}\nstep {measured.step}, split {measured.split}"
+    speed = metrics.speed(measured.evaluation)
+    return (
+        f"{rows}\nstep {measured.step}, split {measured.split}, in {speed['seconds']:.1f} s "
+        f"({speed['images_per_second']:.1f} images/s, compilation included)"
+    )
 
 
 def data_report(source: Source) -> dict[str, Any]:
@@ -117,7 +122,8 @@ def data_report(source: Source) -> dict[str, Any]:
 
 def write_evaluation(config: ConfigDict, folder: pathlib.Path, measured: Measured) -> None:
     """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder."""
-    write_json(folder / EVALUATION_FILE, report(config, measured))
+    how = {"how": metrics.speed(measured.evaluation)}
+    write_json(folder / EVALUATION_FILE, report(config, measured) | how)
     draw_measures(measured.evaluation, measured.diagnosis, folder, classes=measured.source.classes)
 
 

@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 EVALUATION_FILE = "evaluation.json"
 TENSORBOARD_FOLDER = "tensorboard"
+# The split of the steps before a run diverged, one by one; a run that goes on takes them back.
+DIVERGED = "diverged"
 
 # Called with step, split and values.
 Observer = Callable[[int, str, Mapping[str, Any]], None]
@@ -33,7 +35,8 @@ class Reporter:
     afresh. With `active=False`, for all processes but the first, nothing is written.
 
     On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds. Each
-    of `observers` is called with what `write` has written.
+    of `observers` is called with what `write` has written. An epoch has `steps_per_epoch` steps,
+    which need not be whole.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Reporter:
         *,
         total_steps: int,
         start_step: int = 0,
+        steps_per_epoch: float | None = None,
         active: bool = True,
         line_seconds: float = 10.0,
         observers: Sequence[Observer] = (),
@@ -49,6 +53,7 @@ class Reporter:
         self._workdir = pathlib.Path(workdir)
         self._total_steps = total_steps
         self._start_step = start_step
+        self._steps_per_epoch = steps_per_epoch
         self._active = active
         self._line_seconds = line_seconds
         self._observers = observers
@@ -84,27 +89,30 @@ class Reporter:
             self._progress.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Record named values after `step` steps.
+        """Record named values after `step` steps, with the epoch and the time (Unix, seconds).
 
         Of the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
-        (the share of the time spent waiting for data, 0 to 1). The values of any other split are
-        printed, but for names with a slash, which are details such as "ap/dog".
+        (the share of the time spent waiting for data, 0 to 1). The values of any other split but
+        DIVERGED are printed, without names with a slash, which are details such as "ap/dog".
         """
         if not self._active:
             return
         values = to_json(values)
-        self._lines.write(json_line({"step": step, "split": split, **values}))
+        when = {"time": round(time.time(), 3)}
+        if self._steps_per_epoch:
+            when["epoch"] = round(step / self._steps_per_epoch, 6)
+        self._lines.write(json_line({"step": step, "split": split, **when, **values}))
         self._lines.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{split}/{name}", value, step)
         if split == "train":
             self._progress.show(step, _training_summary(values))
-        else:
+        elif split != DIVERGED:
             shown = [f"{name} {_short(v)}" for name, v in values.items() if "/" not in name]
             self._progress.print("  ".join([f"step {step}", split, *shown]))
         for observer in self._observers:
-            observer(step, split, values)
+            observer(step, split, when | values)
 
 
 def memory_in_use() -> dict[str, float]:
@@ -202,7 +210,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _drop_lines_after(path, step):
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
+    told = read_metrics(path) if step else []
+    kept = [each for each in told if each["step"] <= step and each["split"] != DIVERGED]
     with whole_file(path) as part:
         part.write_text("".join(map(json_line, kept)), encoding="utf-8")
 

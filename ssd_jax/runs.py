@@ -13,13 +13,12 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
-from ssd_jax.config import CONFIG_FILE, save_config
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
-from ssd_jax.evaluation.metrics import summary
+from ssd_jax.evaluation.metrics import speed, summary
 from ssd_jax.importing import check_weights, new_layers, start_from
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
@@ -37,11 +36,11 @@ from ssd_jax.outcome import (
     write_result,
 )
 from ssd_jax.report.collect import waiting_hint
-from ssd_jax.report.starts import record_start
 from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
-from ssd_jax.same_run import describe_changes, has_trained, settle_config
+from ssd_jax.same_run import describe_changes, has_trained, note, settle_config
 from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
+from ssd_jax.train.divergence import divergence
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
@@ -132,7 +131,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
         evaluation = evaluate_variables(
             config, predict, variables, source=sources["val"], mesh=mesh, watch=watched
         )
-        return from_first(summary(evaluation, source.classes))
+        return from_first(summary(evaluation, source.classes)), speed(evaluation)
 
     total_steps = experiment.total_steps(config, len(source))
     early_stopping = experiment.build_early_stopping(config, len(source))
@@ -143,14 +142,10 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
             tell(line)
         goes_on = start_step < total_steps or progress.evaluated_step < start_step
         with together():
-            # Not before the state is there: what cannot be done leaves the run as it was. The start
-            # comes first, so that no change is without its record.
+            # Not before the state is there: what cannot be done leaves the run as it was.
             if jax.process_index() == 0:
-                if goes_on or changes:
-                    about = {"data": {name: each.fingerprint for name, each in sources.items()}}
-                    about |= {"weights": weights, "changes": changes}
-                    record_start(workdir, step=start_step, **about)
-                save_config(config, workdir / CONFIG_FILE)
+                new = goes_on or bool(changes)
+                note(config, workdir, sources, weights, changes, step=start_step, is_start=new)
         if goes_on:
             if jax.process_index() == 0 and not start_step:
                 _draw_first_batch(config, workdir, source)
@@ -162,6 +157,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
                     workdir,
                     total_steps=total_steps,
                     start_step=start_step,
+                    steps_per_epoch=len(source) / config.batch_size,
                     active=jax.process_index() == 0,
                     observers=observers,
                 ) as reporter,
@@ -176,6 +172,12 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
                     evaluate=evaluate,
                     save=lambda state, measured, progress: checkpoints.save(
                         state, measured, classes=source.classes, progress=progress._asdict()
+                    ),
+                    diverged=functools.partial(
+                        divergence,
+                        workdir=workdir,
+                        source=source,
+                        clip_norm=config.optimizer.clip_norm,
                     ),
                     reporter=reporter,
                     stopping=stopping,

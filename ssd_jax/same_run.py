@@ -15,7 +15,7 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
-from ssd_jax.report.starts import data_at_start
+from ssd_jax.report.starts import data_at_start, record_start
 
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
@@ -125,6 +125,23 @@ def settle_config(
             )
     _check_state(config, changes, sources["train"], mesh)
     return changes
+
+
+def note(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    sources: Mapping[str, Source],
+    weights: dict[str, Any] | None,
+    changes: Mapping[str, Change],
+    *,
+    step: int,
+    is_start: bool,
+) -> None:
+    """Writes config.json; the start comes first, so that no change is without its record."""
+    if is_start:
+        data = {name: each.fingerprint for name, each in sources.items()}
+        record_start(workdir, step=step, weights=weights, data=data, changes=changes)
+    configs.save_config(config, workdir / CONFIG_FILE)
 
 
 def describe_changes(

@@ -9,7 +9,14 @@ from ssd_jax.detector import load_trained
 from ssd_jax.run_log import read_metrics
 from ssd_jax.sharding import make_mesh
 
-MACHINE = ("images_per_second", "data_wait", "host_memory_gib", "device_memory_gib")
+MACHINE = (
+    "time",
+    "seconds",
+    "images_per_second",
+    "data_wait",
+    "host_memory_gib",
+    "device_memory_gib",
+)
 
 
 def final_variables(config, workdir):

@@ -109,7 +109,12 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     summary, warning = experiment.describe_data(config, {"train": source})
     assert summary.startswith("train: 20 images")
     assert warning.startswith("train: the doctor warns of ")
-    assert "1 x SSD179 (class without objects)" in warning
+    assert " SSD179 (class without objects)" in warning
+    assert "1 x " not in warning
+    source.findings = {"SSD174": 1234, "SSD178": 1}
+    _, warning = experiment.describe_data(config, {"train": source})
+    told = "of 1,234 x SSD174 (image that stands twice), SSD178 (images without objects); "
+    assert told in warning
     command = f"ssd-jax doctor {shapes} --split train --classes cross,ring,triangle,lamp"
     assert f"`{command}` shows them" in warning
     config.data.doctor = False

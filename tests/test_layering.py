@@ -24,6 +24,7 @@ FLOORS = (
         "evaluation.coco",
         "evaluation.sizes",
         "evaluation.errors",
+        "evaluation.thresholds",
         "evaluation.metrics",
         "sharding",
     ),
@@ -60,7 +61,7 @@ FLOORS = (
         "visualize.data",
         "visualize.evaluation",
     ),
-    ("train.step", "train.compiled", "train.checkpoint", "doctor_report"),
+    ("train.step", "train.compiled", "train.checkpoint", "train.divergence", "doctor_report"),
     ("train.loop", "visualize.run", "report"),
     ("network", "experiment"),
     ("detector", "training_data"),
@@ -76,7 +77,8 @@ FLOORS = (
 ALONE = ("ops", "data.sources", "models", "config", "run_log", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
-               "evaluation.errors", "evaluation.metrics", "evaluation.detection_files")  # fmt: skip
+               "evaluation.errors", "evaluation.thresholds", "evaluation.metrics",
+               "evaluation.detection_files")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.errors import UserError
-from ssd_jax.run_log import Reporter, read_metrics
+from ssd_jax.run_log import DIVERGED, Reporter, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -31,15 +31,30 @@ def run(workdir, steps, *, start_step=0):
 # ---- metrics.jsonl ----
 
 
-def test_one_flat_json_object_a_line(tmp_path):
-    with Reporter(tmp_path / "new" / "folder", total_steps=20) as report:
+@pytest.fixture
+def at_noon(monkeypatch):
+    """The clock stands still."""
+    clock = types.SimpleNamespace(monotonic=lambda: 0.0, time=lambda: 43200.12345)
+    monkeypatch.setattr("ssd_jax.run_log.time", clock)
+
+
+def test_one_flat_json_object_a_line(tmp_path, at_noon):
+    told = []
+    with Reporter(
+        tmp_path / "new" / "folder",
+        total_steps=20,
+        steps_per_epoch=2.5,
+        observers=[lambda *what: told.append(what)],
+    ) as report:
         report.write(10, "train", {"loss": np.float32(0.5), "lr": jnp.float32(0.25)})
         report.write(20, "val", {"map11": 0.9, "ap/dog": None})
     lines = (tmp_path / "new" / "folder" / "metrics.jsonl").read_text().splitlines()
+    first, second = {"time": 43200.123, "epoch": 4.0}, {"time": 43200.123, "epoch": 8.0}
     assert [json.loads(line) for line in lines] == [
-        {"step": 10, "split": "train", "loss": 0.5, "lr": 0.25},
-        {"step": 20, "split": "val", "map11": 0.9, "ap/dog": None},
+        {"step": 10, "split": "train", **first, "loss": 0.5, "lr": 0.25},
+        {"step": 20, "split": "val", **second, "map11": 0.9, "ap/dog": None},
     ]
+    assert told[1] == (20, "val", {**second, "map11": 0.9, "ap/dog": None})
     assert read_metrics(tmp_path / "new" / "folder" / "metrics.jsonl")[1]["ap/dog"] is None
 
 
@@ -49,13 +64,14 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
         assert steps_of(tmp_path) == [1]
 
 
-def test_numbers_that_are_not_finite_become_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path, at_noon):
     with Reporter(tmp_path, total_steps=2) as report:
         report.write(1, "train", {"loss": float("nan"), "lr": np.float32("inf")})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {
         "step": 1,
         "split": "train",
+        "time": 43200.123,
         "loss": None,
         "lr": None,
     }
@@ -65,6 +81,15 @@ def test_a_resumed_run_reads_as_one_unbroken_run(tmp_path):
     run(tmp_path, [2, 4, 6, 8])
     run(tmp_path, [6, 8, 10], start_step=4)
     assert steps_of(tmp_path) == [2, 4, 6, 8, 10]
+
+
+def test_what_told_of_a_divergence_is_taken_back_by_a_run_that_goes_on(tmp_path, capsys):
+    run(tmp_path, [2, 4])
+    with Reporter(tmp_path, total_steps=10, start_step=4) as report:
+        report.write(5, DIVERGED, {"loss": float("inf")})
+    assert "diverged" not in capsys.readouterr().err
+    run(tmp_path, [6], start_step=5)
+    assert steps_of(tmp_path) == [2, 4, 6]
 
 
 def test_a_run_from_step_zero_starts_afresh(tmp_path):
@@ -173,7 +198,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys):
 
 def test_a_log_file_says_when_the_run_will_end(tmp_path, capsys, monkeypatch):
     now = iter([0.0, 60.0, 100.0, 105.0, 120.0])
-    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    clock = types.SimpleNamespace(monotonic=lambda: next(now), time=lambda: 0.0)
     monkeypatch.setattr("ssd_jax.run_log.time", clock)
     with Reporter(tmp_path, total_steps=5000) as report:
         for step in (10, 20, 21, 30):

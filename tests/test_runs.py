@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tiny import tiny_config, write_vgg16
 
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
+from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_source, describe_data
@@ -39,7 +41,14 @@ def test_a_run_leaves_its_folder_complete(tiny_run):
     training = [record for record in records if record["split"] == "train"]
     assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "class_loss", "box_loss", "lr", "data_wait"} <= training[0].keys()
-    assert [r["step"] for r in records if r["split"] == "val"] == [4, 6]
+    # 20 images in batches of 8.
+    assert [record["epoch"] for record in training] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2, 2.4])
+    times = [record["time"] for record in records]
+    assert times == sorted(times)
+    validation = [record for record in records if record["split"] == "val"]
+    assert [record["step"] for record in validation] == [4, 6]
+    for record in validation:
+        assert record["images_per_second"] == pytest.approx(12 / record["seconds"])
     report = json.loads((tiny_run / "report.json").read_text())
     assert report["metrics"]["map_voc07"] == records[-1]["map_voc07"]
     assert report["protocol"]["images"] == 12
@@ -95,7 +104,40 @@ def test_the_evaluate_verb_prints_the_headline_last(tiny_run, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("mAP@.5 (VOC07 11-point) = 0.")
     assert lines[0].startswith("val: 12 images")
-    assert lines[1].split() == ["class", "11-point", "area", "COCO", "objects"]
+    assert lines[1].split()[:5] == ["class", "11-point", "area", "COCO", "objects"]
+
+
+def test_the_training_split_is_measured_without_augmentation(tiny_run, shapes, capsys):
+    command = ["evaluate", "--workdir", str(tiny_run), "--split"]
+    assert main([*command, "train"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("train: 20 images")
+    assert "step 6, split train" in out
+    config = read_config(tiny_run / "config.json")
+    config.data.val.image_sets = ("train",)
+    as_val, as_train = (
+        measure(config, tiny_run, split=split, mesh=make_mesh(jax.devices()[:1])).evaluation
+        for split in ("val", "train")
+    )
+    assert as_train.result.map == as_val.result.map
+    assert main([*command, "all"]) == 2
+    assert "got all, expected one of train, val and test" in capsys.readouterr().err
+
+
+def test_an_evaluation_tells_how_long_it_took(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run), "--out", str(tmp_path)]) == 0
+    assert re.search(
+        r"step 6, split val, in \d+\.\d s \(\d+\.\d images/s, com", capsys.readouterr().out
+    )
+    written, report = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "evaluation.json", tiny_run / "report.json")
+    )
+    assert written["how"]["images_per_second"] == pytest.approx(12 / written["how"]["seconds"])
+    # All else is the outcome, which is the same.
+    assert {name: report[name] for name in written if name != "how"} == {
+        name: value for name, value in written.items() if name != "how"
+    }
 
 
 def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, capsys):
@@ -167,9 +209,36 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     arguments += [str(tmp_path / "run"), "--config.optimizer.learning_rate=1e30"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "step 2: the loss is nan" in message
-    assert "000" in message
-    assert "--config.optimizer.clip_norm=10, with --change optimizer.clip_norm" in message
+    assert "step 2: the loss is nan, so training stops (" in message
+    for text in ("class_loss nan", "box_loss nan", "lr 1e+30", "gradient_norm nan", "clip_norm=10",
+                 "with --change optimizer.clip_norm"):  # fmt: skip
+        assert text in message
+    assert str(tmp_path / "run/nonfinite.json") in message
+
+    left = json.loads((tmp_path / "run/nonfinite.json").read_text())
+    assert left["step"] == 2
+    assert (left["values"]["loss"], left["values"]["lr"]) == ("nan", pytest.approx(1e30))
+    assert left["parameters"]["not_finite"]["backbone"] > 0
+    assert len(left["images"]) == 8
+    source = open_voc(shapes, ("train",))
+    for image in left["images"]:
+        assert image["image"] in message
+        example = source[list(source.names).index(image["image"])]
+        height, width = example.size
+        pixels = np.reshape(image["boxes_xyxy_px"], (-1, 4)) / [width, height, width, height]
+        np.testing.assert_allclose(pixels, example.boxes, atol=1e-3)
+        assert image["labels"] == [source.classes[label] for label in example.labels]
+
+    told = read_metrics(tmp_path / "run/metrics.jsonl")[-1]
+    assert (told["step"], told["split"], told["loss"]) == (2, "diverged", None)
+    assert main(["report", "compare", str(tmp_path / "run")]) == 0
+    assert "run (unfinished, diverged at step 2)" in capsys.readouterr().out
+
+
+def test_who_clips_the_gradient_is_not_told_to(shapes, tmp_path):
+    config = tiny_config(shapes, optimizer__learning_rate=1e30, optimizer__clip_norm=5.0)
+    with pytest.raises(UserError, match=r"Lower the learning rate, and look at these images"):
+        run_training(config, tmp_path)
 
 
 @pytest.mark.parametrize(

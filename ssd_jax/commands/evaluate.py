@@ -36,7 +36,7 @@ def add(verbs) -> None:
     names_argument(
         evaluate,
         "--split",
-        "val or test of a run (default: as its report); splits of --ground-truth",
+        "train, val or test of a run (default: as its report); splits of --ground-truth",
     )
     names_argument(evaluate, "--classes", "of --ground-truth, in the order of their ids")
     evaluate.add_argument(
@@ -63,8 +63,10 @@ def _evaluate(options, rest):
         if given:
             other = "--workdir" if options.workdir else "--detections"
             raise UserError(f"{name} has no meaning with {other}. Leave it out.")
-    if options.workdir and options.split not in ([], ["val"], ["test"]):
-        raise UserError(f"--split: got {', '.join(options.split)}, expected val or test.")
+    if options.workdir and options.split not in ([], ["train"], ["val"], ["test"]):
+        raise UserError(
+            f"--split: got {', '.join(options.split)}, expected one of train, val and test."
+        )
     if options.workdir:
         _evaluate_run(options, rest)
     else:

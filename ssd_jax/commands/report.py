@@ -1,6 +1,13 @@
 """`ssd-jax report page` and `ssd-jax report compare`."""
 
-from ssd_jax.commands.common import folder_or_url, folder_to_fill, place_in, verb, workdir
+from ssd_jax.commands.common import (
+    folder_or_url,
+    folder_to_fill,
+    local_path,
+    place_in,
+    verb,
+    workdir,
+)
 
 
 def add(verbs) -> None:
@@ -13,7 +20,7 @@ def add(verbs) -> None:
         kinds,
         "page",
         _page,
-        "write report.html of a finished run anew",
+        "write report.html of a run, finished or not, anew",
         example="ssd-jax report page --workdir runs/bccd",
     )
     workdir(page, "folder of a run, or s3://...", type=folder_or_url)
@@ -23,7 +30,9 @@ def add(verbs) -> None:
         _compare,
         "put runs side by side: metrics, settings that differ, curves",
         example="ssd-jax report compare runs/a runs/b --out comparison/",
-        note="A Markdown table is printed; --out gets a page and a picture as well.",
+        note="A Markdown table is printed; --out gets a page and a picture as well.\n"
+        "Runs that differ in their seed only are one column: the mean [lowest, highest].\n"
+        "Those that have not finished are told by their last evaluation.",
     )
     compare.add_argument(
         "workdirs",
@@ -34,6 +43,12 @@ def add(verbs) -> None:
     )
     compare.add_argument(
         "--out", metavar="DIR", type=folder_or_url, help="for the page, a folder or s3://..."
+    )
+    compare.add_argument(
+        "--json",
+        metavar="FILE",
+        type=local_path,
+        help="write a line for each run: the settings that differ, and its metrics",
     )
 
 
@@ -48,10 +63,12 @@ def _page(options, rest):
 
 def _compare(options, rest):
     from ssd_jax.report.collect import open_run
-    from ssd_jax.report.compare import markdown, write_comparison
+    from ssd_jax.report.compare import markdown, write_comparison, write_records
 
     runs = [open_run(folder) for folder in options.workdirs]
     print(markdown(runs))
+    if options.json:
+        write_records(runs, options.json)
     if options.out:
         with folder_to_fill(options.out) as out:
             path = write_comparison(runs, out)

@@ -10,6 +10,11 @@ from jaxtyping import Float, Int
 from ssd_jax.evaluation.coco import CocoObjects, CocoResult, evaluate_coco
 from ssd_jax.evaluation.errors import ErrorBreakdown, error_breakdown
 from ssd_jax.evaluation.sizes import SizeResult, average_precision_by_size
+from ssd_jax.evaluation.thresholds import (
+    best_common_threshold,
+    best_threshold,
+    thresholds_dict,
+)
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
 from ssd_jax.types import VOC_OFFSET
 
@@ -20,6 +25,7 @@ class Evaluation(NamedTuple):
     `result` is the devkit's. `counted` asks for difficult objects too, as where their flag was lost
     on the way (the VOC notebooks of SageMaker); `mxnet` is mxnet-ssd's own metric, errors included.
     `coco` is None where it was not asked for. `image_sizes` are (height, width) in pixels.
+    `seconds` is what the network and the metrics took, None where no network was run.
     """
 
     result: VocResult
@@ -29,6 +35,7 @@ class Evaluation(NamedTuple):
     ground_truths: list[GroundTruth]
     detections: list[ScoredBoxes]
     image_sizes: Int[np.ndarray, "I 2"]
+    seconds: float | None = None
 
 
 class Diagnosis(NamedTuple):
@@ -110,6 +117,14 @@ def summary(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float |
     return values
 
 
+def speed(evaluation: Evaluation) -> dict[str, float]:
+    """`seconds` and `images_per_second`: all that may differ between two equal evaluations."""
+    if evaluation.seconds is None:
+        return {}
+    rate = len(evaluation.detections) / evaluation.seconds
+    return {"seconds": evaluation.seconds, "images_per_second": rate}
+
+
 def results_dict(
     evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]
 ) -> dict[str, Any]:
@@ -120,6 +135,7 @@ def results_dict(
         "classes": list(classes),
         "coco": evaluation.coco.to_dict() if evaluation.coco else None,
         **diagnosis.to_dict(classes),
+        "thresholds": thresholds_dict(evaluation.result, classes),
     }
 
 
@@ -136,16 +152,25 @@ def headline(evaluation: Evaluation, metric: str) -> str:
 
 
 def table(evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]) -> str:
-    """Average precision of each class, then COCO's numbers, sizes and errors, and the protocol."""
+    """Average precision of each class with its best score, COCO's numbers, sizes and errors."""
     result, coco = evaluation.result, evaluation.coco
     width = max(map(len, ("class", *classes)))
     per_class = coco.per_class if coco else [None] * len(classes)
-    lines = [f"{'class':{width}}  11-point   area   COCO  objects"]
+    lines = [
+        f"{'class':{width}}  11-point   area   COCO  objects  best F1  at score  precision  recall"
+    ]
     for name, of_class, ap in zip(classes, result.per_class, per_class, strict=True):
         averages = f"{_number(of_class.ap11)}  {_number(of_class.ap)}  {_number(ap)}"
-        lines.append(f"{name:{width}}     {averages}  {of_class.npos:7,}")
+        score, f1, precision, recall = map(_number, best_threshold(of_class) or [None] * 4)
+        worth = f"{f1:>9}{score:>10}{precision:>11}{recall:>8}"
+        lines.append(f"{name:{width}}     {averages}  {of_class.npos:7,}{worth}")
     means = (result.map11, result.map, coco and coco.numbers["AP"])
     lines.append(f"{'mean':{width}}     {'  '.join(map(_number, means))}")
+    if common := best_common_threshold(result.per_class):
+        lines.append(
+            f"one score for all classes: {common.score:.3f}, with an F1 of {common.f1:.3f}, a "
+            f"precision of {common.precision:.3f} and a recall of {common.recall:.3f}"
+        )
     lines.append(
         f"with difficult objects asked for {_number(evaluation.counted.map11)}, by mxnet-ssd's own "
         f"metric {_number(evaluation.mxnet.map11)} (11-point)"

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def evaluate(
     `with_coco` measures COCO's metric too, which takes seconds for thousands of images. The batches
     are pulled through `watch`, which may end the evaluation by an exception.
     """
+    began = perf_counter()
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     batches = evaluation_batches(
         source,
@@ -75,7 +77,7 @@ def evaluate(
             ground_truths.append(_ground_truth(truth, row))
             detections.append(_scored_boxes(found, truth.size[row], row))
             sizes.append(truth.size[row])
-    return measure_detections(
+    evaluation = measure_detections(
         ground_truths,
         detections,
         np.array(sizes),
@@ -83,6 +85,7 @@ def evaluate(
         iou_threshold=iou_threshold,
         with_coco=with_coco,
     )
+    return evaluation._replace(seconds=perf_counter() - began)
 
 
 def _ground_truth(batch: Batch, row: int) -> GroundTruth:

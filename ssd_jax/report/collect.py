@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
 from ssd_jax.config import CONFIG_FILE, default_config, stored_settings
-from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import read_starts
-from ssd_jax.run_log import METRICS_FILE, REPORT_FILE, read_metrics
+from ssd_jax.run_log import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
@@ -25,9 +24,10 @@ MUCH_WAITING = 0.1
 
 
 class Run(NamedTuple):
-    """A finished run: its settings, the content of report.json, and every line of its metrics.
+    """A run: its settings, the content of report.json, and every line of its metrics.
 
     `place` is where it lies, as that was given; `workdir` is the folder itself, or a copy of it.
+    `unfinished` is "unfinished, step 300" for a run that has not finished, else "".
     """
 
     name: str
@@ -36,21 +36,55 @@ class Run(NamedTuple):
     config: ConfigDict
     report: dict[str, Any]
     records: list[dict[str, Any]]
+    unfinished: str = ""
 
 
 def open_run(place: str | pathlib.Path) -> Run:
-    """Reads the folder of a finished run, or what lies behind its URL; of any version."""
+    """Reads the folder of a run, or what lies behind its URL; of any version.
+
+    One that is still running, was stopped or has diverged is told by its last evaluation.
+    """
     workdir = workdir_to_read(place, checkpoints=False)
     config = config_of_any_version(workdir / CONFIG_FILE)
-    path = workdir / REPORT_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{place}: no {REPORT_FILE} there, so the run has not finished. Go on with it, "
-            "`ssd-jax train` with the same --workdir."
-        )
-    report = json.loads(path.read_text(encoding="utf-8"))
-    records = read_metrics(workdir / METRICS_FILE)
-    return Run(workdir.resolve().name, str(place), workdir, config, report, records)
+    records = _records(workdir)
+    path, unfinished = workdir / REPORT_FILE, ""
+    if path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        report = _report_so_far(config, workdir, records)
+        diverged = "diverged at " if any(each["split"] == DIVERGED for each in records) else ""
+        last_step = max((each["step"] for each in records), default=0)
+        unfinished = f"unfinished, {diverged}step {last_step}"
+    return Run(workdir.resolve().name, str(place), workdir, config, report, records, unfinished)
+
+
+def _report_so_far(
+    config: ConfigDict, workdir: pathlib.Path, records: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What report.json would say, as far as it is known before a run has finished."""
+    evaluated = [record for record in records if record["split"] == "val"]
+    last = evaluated[-1] if evaluated else {"step": 0}
+    starts = read_starts(workdir)
+    fingerprints = starts[-1].get("data", {}) if starts else {}
+    return {
+        "headline": f"map_{config.evaluate.metric}",
+        "metrics": {k: value for k, value in last.items() if k.startswith(("map_", "ap_"))},
+        "protocol": {
+            "map11": "the last evaluation of the training",
+            "split": "val",
+            "fingerprint": fingerprints.get("val", ""),
+        },
+        "classes": [name.partition("/")[2] for name in last if name.startswith("ap_voc07/")],
+        "step": last["step"],
+        "seed": config.seed,
+        "data": {split: {"fingerprint": value} for split, value in fingerprints.items()},
+        **describe_run(config, workdir),
+    }
+
+
+def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / METRICS_FILE
+    return read_metrics(path) if path.is_file() else []
 
 
 def config_of_any_version(path: pathlib.Path) -> ConfigDict:
@@ -67,8 +101,7 @@ def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
     "how" is what may differ between two runs of the same outcome: machine, speed, memory.
     """
-    metrics = workdir / METRICS_FILE
-    records = read_metrics(metrics) if metrics.is_file() else []
+    records = _records(workdir)
     starts = read_starts(workdir)
     return {
         "config": config.to_dict(),

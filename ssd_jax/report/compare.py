@@ -1,7 +1,11 @@
 """Runs side by side: what they were told otherwise, and what came out."""
 
+import json
 import pathlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
 
 from ssd_jax.config import flat_items
 from ssd_jax.report.collect import Run
@@ -11,11 +15,42 @@ from ssd_jax.visualize.curves import plot_runs
 COMPARISON_FILE = "comparison.html"
 CURVES_FILE = "comparison.png"
 
+# Runs that differ in their seed only; a run that has not finished is alone.
+Group = list[Run]
+
 
 def run_names(runs: Sequence[Run]) -> list[str]:
     """The name of each run, or its place as it was given where another run has the same name."""
     names = [run.name for run in runs]
     return [run.name if names.count(run.name) == 1 else run.place for run in runs]
+
+
+def group_by_seed(runs: Sequence[Run]) -> list[Group]:
+    """The runs that differ in `seed` only together, where the first of them stands.
+
+    A second run of the same seed, as of other code, opens another group.
+    """
+    groups: dict[str, Group] = {}
+    seen: Counter[str] = Counter()
+    for number, run in enumerate(runs):
+        settings = {name: value for name, value in flat_items(run.config) if name != "seed"}
+        measured = [run.report["protocol"].get(name) for name in ("split", "fingerprint")]
+        key = repr((settings, measured, number if run.unfinished else None))
+        repeated = f"{key} {run.config.seed}"
+        groups.setdefault(f"{key} {seen[repeated]}", []).append(run)
+        seen[repeated] += 1
+    return list(groups.values())
+
+
+def group_names(groups: Sequence[Group]) -> list[str]:
+    """As "a", "a, b", or "a .. e" for five; of an unfinished run also how far it came."""
+    names = iter(run_names(_all(groups)))
+    found = []
+    for group in groups:
+        first, *others = [next(names) for _ in group]
+        joined = first if not others else f"{first}{' .. ' if others[1:] else ', '}{others[-1]}"
+        found.append(joined + (f" ({group[0].unfinished})" if group[0].unfinished else ""))
+    return found
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
@@ -29,20 +64,54 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def metric_rows(runs: Sequence[Run]) -> dict[str, list[int | float | None]]:
-    """The metrics that any of the runs has, then average precision by class."""
+def setting_rows(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """The settings that differ, as text; of a group all its seeds."""
+    rows = {}
+    for name, values in differing_settings(_all(groups)).items():
+        left = iter(values)
+        of_groups = [dict.fromkeys(str(next(left)) for _ in group) for group in groups]
+        rows[name] = [", ".join(texts) for texts in of_groups]
+    return rows
+
+
+def metric_rows(groups: Sequence[Group]) -> dict[str, list[list[float]]]:
+    """The metrics that any of the runs has, then average precision by class: each run's value."""
     names: dict[str, None] = {}
-    for run in runs:
+    for run in _all(groups):
         names |= dict.fromkeys(run.report["metrics"])
     ordered = sorted(names, key=lambda name: "/" in name)
-    return {name: [run.report["metrics"].get(name) for run in runs] for name in ordered}
+    return {name: [_values(group, name) for group in groups] for name in ordered}
+
+
+def _values(group: Group, name: str) -> list[float]:
+    values = (run.report["metrics"].get(name) for run in group)
+    return [value for value in values if value is not None]
+
+
+def _all(groups: Iterable[Group]) -> list[Run]:
+    return [run for group in groups for run in group]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """As "0.52", or "0.52 [0.50, 0.55]": the mean, the lowest and the highest of several."""
+    if not values:
+        return "-"
+    mean, low, high = (f"{f(values):.{digits}f}" for f in (fmean, min, max))
+    return mean if len(values) == 1 else f"{mean} [{low}, {high}]"
+
+
+def _cell(values: Sequence[float]) -> float | str | None:
+    """For `table`, which sets numbers right."""
+    if len(values) < 2:
+        return values[0] if values else None
+    return spread(values, 3)
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """Why the figures of the runs cannot be compared, if they cannot."""
     found = []
     for name, text in (("fingerprint", "other images or objects"), ("split", "other splits")):
-        values = {str(run.report["protocol"].get(name)) for run in runs}
+        values = {str(run.report["protocol"].get(name)) for run in runs} - {""}  # not told
         if len(values) > 1:
             found.append(f"measured on {text}: {', '.join(sorted(values))}")
     return found
@@ -50,34 +119,69 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """Metrics and differing settings as a table."""
-    lines = ["| | " + " | ".join(run_names(runs)) + " |"]
-    lines.append("| --- |" + " --- |" * len(runs))
-    for name, values in metric_rows(runs).items():
+    groups = group_by_seed(runs)
+    lines = ["| | " + " | ".join(group_names(groups)) + " |"]
+    lines.append("| --- |" + " --- |" * len(groups))
+    if len(groups) < len(runs):
+        lines.append(f"| runs | {' | '.join(str(len(group)) for group in groups)} |")
+    for name, columns in metric_rows(groups).items():
         if "/" not in name:
-            texts = ["-" if value is None else f"{value:.4f}" for value in values]
-            lines.append(f"| {name} | {' | '.join(texts)} |")
-    for name, values in differing_settings(runs).items():
-        lines.append(f"| `{name}` | {' | '.join(f'`{value}`' for value in values)} |")
+            lines.append(f"| {name} | {' | '.join(spread(each, 4) for each in columns)} |")
+    for name, texts in setting_rows(groups).items():
+        lines.append(f"| `{name}` | {' | '.join(f'`{text}`' for text in texts)} |")
     lines += [f"\nNot comparable: {text}." for text in warnings(runs)]
     return "\n".join(lines)
+
+
+def flat_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One flat object a run: its name and place, the settings that differ, and its metrics.
+
+    A setting that is no single value is text, so that tables can be grouped by it.
+    """
+    differing = differing_settings(runs)
+    return [
+        {
+            "run": name,
+            "place": run.place,
+            "unfinished": bool(run.unfinished),
+            "step": run.report["step"],
+            **{setting: _single(values[i]) for setting, values in differing.items()},
+            **run.report["metrics"],
+        }
+        for i, (name, run) in enumerate(zip(run_names(runs), runs, strict=True))
+    ]
+
+
+def _single(value: object) -> object:
+    return value if isinstance(value, int | float | str | None) else str(value)
+
+
+def write_records(runs: Sequence[Run], path: pathlib.Path) -> None:
+    """`flat_records` as JSON, an object a line."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in flat_records(runs)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     """comparison.html and the curves over each other, in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    names = run_names(runs)
-    curves = [(name, run.records) for name, run in zip(names, runs, strict=True)]
+    groups = group_by_seed(runs)
+    names = group_names(groups)
+    curves = [
+        (name, [run.records for run in group]) for name, group in zip(names, groups, strict=True)
+    ]
     plot_runs(curves, out / CURVES_FILE)
+    metrics = [(name, *map(_cell, columns)) for name, columns in metric_rows(groups).items()]
     parts = [
         f"<h1>{len(runs)} runs side by side</h1>",
         *(f"<p>Not comparable: {text}.</p>" for text in warnings(runs)),
         "<h2>Results</h2>",
-        table(("metric", *names), [(name, *row) for name, row in metric_rows(runs).items()]),
+        table(("metric", *names), [("runs", *map(len, groups)), *metrics]),
+        '<p class="quiet">Of runs that differ in their seed only: the mean, and in brackets and as '
+        "a band the lowest and the highest.</p>",
         "<h2>Settings that differ</h2>",
-        table(
-            ("setting", *names),
-            [(name, *map(str, row)) for name, row in differing_settings(runs).items()],
-        ),
+        table(("setting", *names), [(name, *row) for name, row in setting_rows(groups).items()]),
         "<h2>Curves</h2>",
         picture(out / CURVES_FILE, "curves"),
     ]

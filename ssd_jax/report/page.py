@@ -11,6 +11,8 @@ from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.report.collect import Run
+from ssd_jax.run_log import DIVERGED
+from ssd_jax.visualize.curves import plot_curves
 
 PAGE_FILE = "report.html"
 # (file in pictures/, title); those that a run has not drawn are left out.
@@ -70,10 +72,11 @@ def run_page(run: Run) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">run {escape(run.name)}, recipe {escape(config.recipe)}, '
         f"seed {config.seed}, step {report['step']:,}</p>",
+        f"<p><strong>{run.unfinished.capitalize()}</strong></p>" if run.unfinished else "",
         f'<p class="score">{_number(_chosen(report, config))}</p>',
         f"<p>{escape(headline.split(' = ')[0])}</p>",
         f'<p class="quiet">{escape(str(protocol["map11"]))}; split {escape(protocol["split"])}, '
-        f"fingerprint {escape(protocol['fingerprint'])}</p>",
+        f"fingerprint {escape(protocol['fingerprint'] or 'not told')}</p>",
         "<h2>To repeat it</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
         f'<p class="quiet">where the run was started, from which relative paths of data count. '
@@ -98,6 +101,10 @@ def run_page(run: Run) -> str:
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
     """The page of a run, report.html, in `out`."""
+    # A finished run has drawn them; what diverged would leave no room for the rest.
+    records = [record for record in run.records if record["split"] != DIVERGED]
+    if run.unfinished and records:
+        plot_curves(records, run.workdir / "pictures" / "curves.png")
     path = out / PAGE_FILE
     path.write_text(run_page(run), encoding="utf-8")
     return path
@@ -174,17 +181,35 @@ def _metrics(report):
 
 def _classes(report):
     metrics, rows = report["metrics"], []
+    thresholds = report.get("thresholds", {}).get("per_class", {})
     for name in report["classes"]:
+        best = thresholds.get(name) or {}
         area = metrics.get(f"ap_voc12/{name}")
         width = 100 * (area or 0)
         bar = Html(
             f'<span class="track"><span class="bar" style="width:{width:.0f}%"></span></span>'
         )
-        rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar))
-    return "<h3>Classes</h3>" + table(("class", "AP 11-point", "AP area", ""), rows)
+        worth = (best.get(key) for key in ("f1", "score", "precision", "recall"))
+        rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar, *worth))
+    heads = ("class", "AP 11-point", "AP area", "", "best F1", "at score", "precision", "recall")
+    return "<h3>Classes</h3>" + table(heads, rows) + _common_threshold(report)
+
+
+def _common_threshold(report):
+    common = report.get("thresholds", {}).get("all")
+    if not common:
+        return ""
+    return (
+        f'<p class="quiet">One score for all classes: {common["score"]:.3f}, with an F1 of '
+        f"{common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
+        f"{common['recall']:.3f}.</p>"
+    )
 
 
 def _data(splits: Mapping[str, Mapping[str, Any]]):
+    if not all("images" in facts for facts in splits.values()):
+        rows = [(split, facts["fingerprint"]) for split, facts in splits.items()]
+        return table(("split", "fingerprint"), rows)
     rows = []
     for split, facts in splits.items():
         left_out = ", ".join(f"{code} {count}" for code, count in facts["left_out"].items())

@@ -1,13 +1,14 @@
 """The training loop: evaluate, save, pull, step, report. Everything else is one call away."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import jax
 
-from ssd_jax.errors import Stopped, UserError
-from ssd_jax.run_log import Reporter, memory_in_use
+from ssd_jax.errors import Stopped
+from ssd_jax.run_log import DIVERGED, Reporter, memory_in_use
 from ssd_jax.train.meter import Meter
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import Metrics
@@ -26,8 +27,9 @@ def train(
     *,
     progress: Progress,
     total_steps: int,
-    evaluate: Callable[[TrainState], dict[str, float]],
+    evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, float]]],
     save: Callable[[TrainState, dict[str, float] | None, Progress], None],
+    diverged: Callable[[int, Sequence[str], dict[str, float], TrainState], Exception],
     reporter: Reporter,
     stopping: Stopping,
     watchdog: Watchdog,
@@ -40,28 +42,35 @@ def train(
 
     `program(step)` is the function that takes the step of that number. The last state is evaluated
     and saved. `batches` gives (names of the samples, batch on the mesh) and stands at `state.step`
-    already: the data position is the step. `state` is donated to the first step. `save` gets what
-    `evaluate` has measured on the same state, or None, and replaces what it saved of the same step
-    before.
+    already: the data position is the step. `state` is donated to the first step. `evaluate` gives
+    the metrics, and how fast it was. `save` gets the metrics of the same state, or None, and
+    replaces what it saved of the same step before. `diverged` gives what is raised when a value of
+    a step is not finite, from its number, samples and values, and the newest state.
 
     Raises:
       Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
         done again when the run goes on.
-      UserError: the loss is not finite; names the step and the samples.
+      Exception: what `diverged` gave; the steps since the last report are told one by one.
     """
     start = int(jax.device_get(state.step))
     meter = Meter(progress.unread)
     sent: deque[tuple[int, Sequence[str], Metrics]] = deque()
+    unread: list[tuple[int, dict[str, float]]] = []
 
     def report(in_flight: int) -> None:
         while len(sent) > in_flight:
             step, names, metrics = sent.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            _stop_unless_finite(step, names, values)
+            unread.append((step, values))
+            if not all(map(math.isfinite, values.values())):
+                for each, told in unread:
+                    reporter.write(each, DIVERGED, told)
+                raise diverged(step, names, values, state)
             meter.add(values, images=len(names) * jax.process_count())
             reporter.advance(step)
             if _due(log_every, step) or step == total_steps:
                 reporter.write(step, "train", meter.read() | memory_in_use())
+                unread.clear()
 
     for step in range(start, total_steps + 1):
         # The order matters: what is saved stands exactly before the next batch.
@@ -75,11 +84,11 @@ def train(
             if evaluating and not asked_to_stop:
                 watchdog.enter("evaluation", step)
                 try:
-                    measured = evaluate(state)
+                    measured, speed = evaluate(state)
                 except Stopped:
                     asked_to_stop = True
                 else:
-                    reporter.write(step, "val", measured)
+                    reporter.write(step, "val", measured | speed)
                     progress = progress._replace(evaluated_step=step)
                     if early_stopping:
                         progress = early_stopping.note(progress, measured)
@@ -106,15 +115,3 @@ def train(
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _stop_unless_finite(step: int, names: Sequence[str], values: dict[str, float]) -> None:
-    if all(value - value == 0 for value in values.values()):
-        return
-    raise UserError(
-        f"step {step}: the loss is {values['loss']} with a gradient of norm "
-        f"{values['gradient_norm']}, so training stops. The batch held {', '.join(names)}. Look at "
-        "these images and their boxes, and lower the learning rate or clip the gradient: "
-        "--config.optimizer.clip_norm=10, with --change optimizer.clip_norm to go on from the last "
-        "checkpoint."
-    )

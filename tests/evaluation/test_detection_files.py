@@ -106,7 +106,7 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
         (["--workdir", "x", "--ground-truth", "y"], "--ground-truth has no meaning with --workdir"),
         (["--detections", "x", "--step", "1"], "--step has no meaning with --detections"),
         (["--detections", "x", "--config.seed=1"], "--config has no meaning with --detections"),
-        (["--workdir", "x", "--split", "train"], "got train, expected val or test"),
+        (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, message, capsys):

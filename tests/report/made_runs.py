@@ -39,6 +39,14 @@ def make_run(folder, *, score=0.5, fingerprint="abc", **changes):
                          "fingerprint": fingerprint},
             "step": 10,
             "classes": CLASSES,
+            "thresholds": {
+                "iou_threshold": 0.5,
+                "all": {"score": 0.375, "f1": 0.8125, "precision": 0.875, "recall": 0.75},
+                "per_class": {
+                    "cat": {"score": 0.4375, "f1": 0.6875, "precision": 0.5625, "recall": 0.9375},
+                    "<dog>": None,
+                },
+            },
             "data": {"train": split, "val": split},
             **describe_run(config, folder),
         },
@@ -46,4 +54,19 @@ def make_run(folder, *, score=0.5, fingerprint="abc", **changes):
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     for name in ("curves.png", "examples_worst.png"):
         save_png(folder / "pictures" / name, picture)
+    return folder
+
+
+def make_unfinished_run(folder, *, map_voc07=0.5, **changes):
+    """A run that was evaluated at step 12, and has told of step 15 since."""
+    make_run(folder, **changes)
+    for path in (folder / "report.json", *(folder / "pictures").iterdir()):
+        path.unlink()
+    averages = {f"ap_voc07/{name}": map_voc07 for name in CLASSES}
+    with (folder / "metrics.jsonl").open("a") as lines:
+        for step, split, values in (
+            (12, "val", {"map_voc07": map_voc07, **averages, "seconds": 1.0}),
+            (15, "train", {"loss": 0.2, "lr": 0.1}),
+        ):
+            lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
     return folder

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from made_runs import make_run
+from made_runs import make_run, make_unfinished_run
 
 from ssd_jax.errors import UserError
 from ssd_jax.report import starts
@@ -155,8 +155,24 @@ def test_a_run_behind_a_url_is_repeated_from_its_config_alone(tmp_path, monkeypa
     assert staged.report["how"]["repeat"] == command
 
 
-def test_an_unfinished_run_is_refused(tmp_path):
-    folder = make_run(tmp_path / "pets")
-    (folder / "report.json").unlink()
-    with pytest.raises(UserError, match=r"no report\.json there, so the run has not finished"):
-        open_run(folder)
+def test_an_unfinished_run_is_told_by_its_last_evaluation(tmp_path):
+    folder = make_unfinished_run(tmp_path / "pets", map_voc07=0.25)
+    starts.record_start(folder, step=0, weights=None, data={"train": "a1", "val": "b2"})
+    run = open_run(folder)
+    assert run.unfinished == "unfinished, step 15"
+    assert (run.report["step"], run.report["classes"]) == (12, ["cat", "<dog>"])
+    assert run.report["metrics"]["map_voc07"] == 0.25
+    assert run.report["protocol"]["fingerprint"] == "b2"
+    assert open_run(make_run(tmp_path / "finished")).unfinished == ""
+
+
+def test_a_run_that_has_told_nothing_yet_is_one_too(tmp_path):
+    folder = make_unfinished_run(tmp_path / "pets")
+    (folder / "metrics.jsonl").unlink()
+    run = open_run(folder)
+    assert (run.unfinished, run.report["metrics"]) == ("unfinished, step 0", {})
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json there"):
+        open_run(tmp_path)

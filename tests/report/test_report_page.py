@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
+from made_runs import make_run, make_unfinished_run
 
 from ssd_jax.cli import main
 from ssd_jax.report import compare
 from ssd_jax.report.collect import open_run
 from ssd_jax.report.compare import (
     differing_settings,
+    flat_records,
     markdown,
     run_names,
     warnings,
@@ -96,6 +97,17 @@ def test_the_page_leads_to_what_differs_from_the_commit(code, shown, folder):
     assert f"<td>{shown}</td>" in run_page(open_run(folder))
 
 
+def test_the_page_says_from_which_score_on_detections_are_right(folder):
+    page = run_page(open_run(folder))
+    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.438", "0.562", "0.938"))
+    assert cells in page
+    assert "One score for all classes: 0.375, with an F1 of 0.812" in page
+    report = json.loads((folder / "report.json").read_text())
+    del report["thresholds"]  # as before there were any
+    (folder / "report.json").write_text(json.dumps(report))
+    assert "One score" not in run_page(open_run(folder))
+
+
 def test_drawings_stay_sharp_and_photographs_become_small(folder):
     fetched = read(run_page(open_run(folder))).fetched
     assert [re.match(r"data:image/(\w+)", each)[1] for each in fetched] == ["png", "jpeg"]
@@ -112,22 +124,99 @@ def test_numbers_stand_right_and_nothing_is_a_dash():
 
 def test_only_what_differs_is_compared(tmp_path):
     a, b = (
-        open_run(make_run(tmp_path / name, score=score, seed=seed))
-        for name, score, seed in (("a", 0.5, 0), ("b", 0.75, 1))
+        open_run(make_run(tmp_path / name, score=score, batch_size=size))
+        for name, score, size in (("a", 0.5, 8), ("b", 0.75, 16))
     )
-    assert differing_settings([a, b]) == {"seed": [0, 1]}
+    assert differing_settings([a, b]) == {"batch_size": [8, 16]}
     assert warnings([a, b]) == []
     assert markdown([a, b]).splitlines() == [
         "| | a | b |",
         "| --- | --- | --- |",
         "| map_voc07 | 0.5000 | 0.7500 |",
         "| map_voc12 | - | - |",
-        "| `seed` | `0` | `1` |",
+        "| `batch_size` | `8` | `16` |",
     ]
     page = write_comparison([a, b], tmp_path / "out").read_text()
     read(page)
-    assert "0.750" in page
-    assert "seed" in page
+    assert "<td class=number>0.750</td>" in page
+    assert "batch_size" in page
+
+
+def seeds_and_another(folder):
+    """Three seeds of one setting, one of another, and one that is still running."""
+    made = [
+        make_run(folder / f"seed{seed}", score=score, seed=seed)
+        for seed, score in enumerate((0.5, 0.75, 0.625))
+    ]
+    made.insert(1, make_run(folder / "fast", score=0.25, optimizer__learning_rate=0.5))
+    made.append(make_unfinished_run(folder / "late", map_voc07=0.125, seed=3))
+    return [open_run(each) for each in made]
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_column(tmp_path):
+    runs = seeds_and_another(tmp_path)
+    assert markdown(runs).splitlines() == [
+        "| | seed0 .. seed2 | fast | late (unfinished, step 15) |",
+        "| --- | --- | --- | --- |",
+        "| runs | 3 | 1 | 1 |",
+        "| map_voc07 | 0.6250 [0.5000, 0.7500] | 0.2500 | 0.1250 |",
+        "| map_voc12 | - | - | - |",
+        "| `optimizer.learning_rate` | `0.001` | `0.5` | `0.001` |",
+        "| `seed` | `0, 1, 2` | `0` | `3` |",
+    ]
+    page = write_comparison(runs, tmp_path / "out").read_text()
+    read(page)
+    assert "0.625 [0.500, 0.750]" in page
+    assert "late (unfinished, step 15)" in page
+
+
+def test_the_curve_of_some_seeds_is_their_mean_in_a_band(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "save_plot", lambda figure, path: figures.append(figure))
+    runs = [
+        [{"step": step, "split": "train", "loss": loss} for step in range(1, last)]
+        for loss, last in ((1.0, 4), (2.0, 9))
+    ]
+    curves.plot_runs([("a, b", runs), ("a", runs[:1])], tmp_path / "a.png")
+    axes = figures[0].axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[1, 1.5], [2, 1.5], [3, 1.5]],  # the steps that all have come to
+        [[1, 1], [2, 1], [3, 1]],
+    ]
+    (band,) = axes.collections
+    assert band.get_datalim(axes.transData).get_points().tolist() == [[1, 1], [3, 2]]
+
+
+def test_runs_as_lines_that_pandas_reads(tmp_path, capsys):
+    folders = [run.place for run in seeds_and_another(tmp_path)]
+    table = tmp_path / "tables/runs.jsonl"
+    assert main(["report", "compare", *folders, "--json", str(table)]) == 0
+    records = [json.loads(line) for line in table.read_text().splitlines()]
+    assert [record["run"] for record in records] == ["seed0", "fast", "seed1", "seed2", "late"]
+    fast, late = records[1], records[-1]
+    assert (fast["optimizer.learning_rate"], fast["seed"], fast["map_voc07"]) == (0.5, 0, 0.25)
+    assert (late["unfinished"], late["step"], late["map_voc07"]) == (True, 12, 0.125)
+    assert "batch_size" not in fast
+    assert not any(isinstance(value, list | dict) for value in fast.values())
+
+
+def test_a_setting_of_several_values_is_one_text(tmp_path):
+    runs = [
+        open_run(make_run(tmp_path / str(n), optimizer__decay_epochs=(n, n + 1))) for n in (1, 2)
+    ]
+    assert flat_records(runs)[1]["optimizer.decay_epochs"] == "(2, 3)"
+
+
+def test_the_page_of_an_unfinished_run_says_so(tmp_path):
+    folder = make_unfinished_run(tmp_path / "pets", map_voc07=0.375)
+    assert main(["report", "page", "--workdir", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    (curves,) = read(page).fetched
+    assert curves.startswith("data:image/png")
+    for text in ("Unfinished, step 15", "step 12", "0.375", "&lt;dog&gt;"):
+        assert text in page, text
+    (folder / "metrics.jsonl").unlink()
+    assert main(["report", "page", "--workdir", str(folder)]) == 0
 
 
 def test_a_run_that_was_evaluated_once_is_a_point_among_the_curves(tmp_path, monkeypatch):
@@ -135,14 +224,14 @@ def test_a_run_that_was_evaluated_once_is_a_point_among_the_curves(tmp_path, mon
     monkeypatch.setattr(curves, "save_plot", lambda figure, path: figures.append(figure))
     records = [{"step": step, "split": "train", "loss": 1.0} for step in range(100)]
     records += [{"step": 6, "split": "val", "map_voc07": 0.5}]
-    curves.plot_runs([("a", records)], tmp_path / "a.png")
+    curves.plot_runs([("a", [records])], tmp_path / "a.png")
     assert [axes.lines[0].get_marker() for axes in figures[0].axes] == ["None", "o"]
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [Path("a/seed0"), Path("b/seed0"), Path("b/seed1")]
-    runs = [open_run(make_run(folder)) for folder in folders]
+    runs = [open_run(make_run(path, batch_size=n)) for n, path in enumerate(folders, 1)]
     assert markdown(runs).startswith("| | a/seed0 | b/seed0 | seed1 |\n")
     drawn = []
     monkeypatch.setattr(compare, "plot_runs", lambda curves, path: drawn.extend(curves))

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ class Run:
         self.words |= {"total_steps": total_steps, **changes}
         self.metric = metric
         self.loss = lambda step: step / 3
+        self.gradient_norm = lambda step: 1.0
         self.saved = {}
         self.recorder = Recorder()
         self.at_step = self.at_evaluation = lambda step: None
@@ -57,12 +59,16 @@ class Run:
                 for part in stopping.between(range(3)):
                     if part == 1:
                         self.at_evaluation(int(state.step))
-                return {"map": self.metric(int(state.step))}
+                return {"map": self.metric(int(state.step))}, {"seconds": perf_counter()}
 
             def step(state, batch):
                 assert batch == state.step
                 self.at_step(int(state.step))
-                metrics = {"loss": np.float32(self.loss(state.step + 1)), "gradient_norm": 1.0}
+                number = state.step + 1
+                metrics = {
+                    "loss": np.float32(self.loss(number)),
+                    "gradient_norm": self.gradient_norm(number),
+                }
                 return state.replace(step=state.step + 1), metrics
 
             numbers = itertools.count(start)
@@ -74,6 +80,9 @@ class Run:
             def save(state, measured, progress):
                 self.saved[int(state.step)] = (measured, json.dumps(progress._asdict()))
 
+            def diverged(step, names, values, state):
+                return UserError(f"step {step}: {names} gave {values}, then step {state.step}")
+
             return train(
                 TrainState(step=np.int32(start), params={}, batch_stats={}, opt_state=()),
                 program,
@@ -81,6 +90,7 @@ class Run:
                 progress=progress,
                 evaluate=evaluate,
                 save=save,
+                diverged=diverged,
                 reporter=self.recorder,
                 stopping=stopping,
                 watchdog=watchdog,
@@ -183,8 +193,19 @@ def test_early_stopping_remembers_what_it_counted(step):
     assert run.saved == saved
 
 
-def test_a_loss_that_is_not_finite_names_step_and_images():
+def test_a_value_that_is_not_finite_ends_the_run_and_tells_the_steps_before():
     run = Run()
-    run.loss = lambda step: np.nan if step == 5 else 1.0
-    with pytest.raises(UserError, match=r"step 5: the loss is nan.*The batch held image 4\."):
+    run.loss = lambda step: np.inf if step == 7 else step / 4
+    # It is read late, before the evaluation of step 8.
+    with pytest.raises(UserError, match=r"step 7: \['image 6'\] gave .*'loss': inf.*then step 8"):
+        run.train()
+    told = [(each["step"], each["loss"]) for each in run.recorder.records[2:]]
+    assert told == [(5, 1.25), (6, 1.5), (7, np.inf)]  # step 4 was told of before
+    assert {each["split"] for each in run.recorder.records[2:]} == {"diverged"}
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_too():
+    run = Run()
+    run.gradient_norm = lambda step: np.nan if step == 5 else 1.0
+    with pytest.raises(UserError, match=r"step 5: .*'gradient_norm': nan"):
         run.train()
