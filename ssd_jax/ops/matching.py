@@ -61,38 +61,42 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
 
     As if the pair of largest IoU among free anchors and free objects were taken again and again; of
     equal ones that of the lowest anchor, then of the lowest object. A round takes every pair that
-    is first both for its anchor and for its object, which nothing that comes before it can part.
-    So the rounds are not as many as the objects, but as the longest chain of objects that each
-    wait for the next: two or three, and all of them only where boxes are the same.
+    is first both for its anchor and for its object, which nothing that comes before it can part: two
+    or three rounds mostly, and up to two an object where boxes lie upon each other.
 
     Anchors are searched in about sqrt(A) blocks, of which the largest IoU is kept for each object.
     Once an anchor is taken it is only a bound, until the block is its object's first again.
     """
     num_anchors, num_objects = iou.shape
     side = int(np.ceil(np.sqrt(num_anchors)))
-    padded = jnp.pad(iou, ((0, side * side - num_anchors), (0, 0)), constant_values=-1)
+    known = jnp.where(iou > _SMALLEST_IOU, iou, -1)  # a NaN would win and never be taken
+    padded = jnp.pad(known, ((0, side * side - num_anchors), (0, 0)), constant_values=-1)
     blocks = padded.reshape(side, side, num_objects)
+    # Each takes a pair or lowers a bound. It cannot be reached, unless XLA computes `blocks` and
+    # their maxima apart and rounds them otherwise: then two objects might wait for each other.
+    most_rounds = num_objects**2 + 1
 
     def searching(state):
-        own_anchor, bounds = state
-        return jnp.any((own_anchor < 0) & (bounds.max(axis=0) > _SMALLEST_IOU))
+        round, own_anchor, bounds = state
+        return (round < most_rounds) & jnp.any((own_anchor < 0) & (bounds.max(axis=0) > 0))
 
     def take_pairs(state):
-        own_anchor, bounds = state
+        round, own_anchor, bounds = state
         block = bounds.argmax(axis=0)
         rows = block * side + jnp.arange(side)[:, None]
         taken = (rows[:, :, None] == own_anchor).any(axis=2)
         candidates = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
         candidates = jnp.where(taken, -1, candidates)
-        best, anchor = candidates.max(axis=0), block * side + candidates.argmax(axis=0)
+        best, row = candidates.max(axis=0), candidates.argmax(axis=0)
         bounds = jnp.where(jnp.arange(side)[:, None] == block, best, bounds)
         free = own_anchor < 0
-        first_for_object = free & (best > _SMALLEST_IOU) & (bounds.argmax(axis=0) == block)
-        rivals = jnp.where(free, iou[anchor], -1)
+        first_for_object = free & (best > 0) & (bounds.argmax(axis=0) == block)
+        rivals = jnp.where(free, blocks[block, row], -1)
         first_for_anchor = rivals.argmax(axis=1) == jnp.arange(num_objects)
-        return jnp.where(first_for_object & first_for_anchor, anchor, own_anchor), bounds
+        pairs = first_for_object & first_for_anchor
+        return round + 1, jnp.where(pairs, block * side + row, own_anchor), bounds
 
     # Derived from the input, so that the loop's types agree inside `jax.shard_map`.
     nobody = jnp.full_like(iou[0], -1, dtype=jnp.int32)
-    own_anchor, _ = jax.lax.while_loop(searching, take_pairs, (nobody, blocks.max(axis=1)))
-    return own_anchor
+    start = 0, nobody, blocks.max(axis=1)
+    return jax.lax.while_loop(searching, take_pairs, start)[1]

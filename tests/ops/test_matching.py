@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy_boxes import grid_boxes, iou_table
 
 from ssd_jax.ops.boxes import decode
-from ssd_jax.ops.matching import match
+from ssd_jax.ops.matching import greedy_pairs, match
 
 ANCHORS, OBJECTS = 50, 6
 MXNET = {"strict": True, "empty_is_negative": False}
@@ -137,6 +137,20 @@ def test_crowds_equal_numpy(seed):
     index, _ = match_reference(anchors, boxes, valid, 0.5)
     targets = jit_match(anchors, boxes, np.arange(20), valid)
     assert_array_equal(targets.class_ids - 1, index)
+
+
+@pytest.mark.parametrize(
+    ("iou", "own_anchor"),
+    [
+        ([[np.nan, 0.6], [0.1, 0.2]], [1, 0]),  # what is unknown is no overlap
+        ([[0.3, 0.9, 0.5], [0.2, 0.8, 0.7]], [-1, 0, 1]),  # more objects than anchors
+        (np.full((3, 2), 0.5), [0, 1]),
+        (np.zeros((3, 2)), [-1, -1]),
+        ([[0.9], [np.inf]], [1]),
+    ],
+)
+def test_pairs(iou, own_anchor):
+    assert_array_equal(jax.jit(greedy_pairs)(np.asarray(iou, np.float32)), own_anchor)
 
 
 def test_devices_match_their_images_without_each_other():
