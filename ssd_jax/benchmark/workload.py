@@ -103,10 +103,12 @@ def _made_up(canvas: int) -> Source:
 
 
 def with_objects(batch: Batch, objects: int) -> Batch:
-    """The batch with so many objects in each image, those it has again and again."""
+    """The batch with so many objects in each image, of its labels, anywhere."""
+    corners = np.random.default_rng(0).random((len(batch.valid), objects, 2, 2), np.float32)
+    boxes = np.sort(corners, axis=2).reshape(len(corners), objects, 4)
     pick = np.arange(objects) % batch.valid.shape[1]
-    taken = {name: getattr(batch, name)[:, pick] for name in ("boxes", "labels", "difficult")}
-    return batch._replace(**taken, valid=np.ones((len(batch.valid), objects), bool))
+    taken = {name: getattr(batch, name)[:, pick] for name in ("labels", "difficult")}
+    return batch._replace(boxes=boxes, **taken, valid=np.ones(boxes.shape[:2], bool))
 
 
 def make_program(traced: Traced, call: Callable, images: int) -> Program:

@@ -83,10 +83,11 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
     def take_pairs(state):
         round, own_anchor, bounds = state
         block = bounds.argmax(axis=0)
-        rows = block * side + jnp.arange(side)[:, None]
-        taken = (rows[:, :, None] == own_anchor).any(axis=2)
+        # As a product, which is quicker than to look for each candidate among the taken ones.
+        own_block, own_row = (jax.nn.one_hot(i, side) for i in jnp.divmod(own_anchor, side))
+        taken = own_row.T @ own_block
         candidates = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
-        candidates = jnp.where(taken, -1, candidates)
+        candidates = jnp.where(taken[:, block] > 0, -1, candidates)
         best, row = candidates.max(axis=0), candidates.argmax(axis=0)
         bounds = jnp.where(jnp.arange(side)[:, None] == block, best, bounds)
         free = own_anchor < 0
