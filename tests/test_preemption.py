@@ -24,7 +24,7 @@ from ssd_jax.errors import Stopped, UserError
 from ssd_jax.evaluation import run as evaluation_run
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
-from ssd_jax.train import loop
+from ssd_jax.train.meter import Meter
 
 # From the signal to the end of the process; SageMaker gives 120 seconds, Slurm 30.
 IN_TIME = 30
@@ -52,7 +52,7 @@ def test_a_signal_in_training_in_evaluation_and_in_measuring(
     """One run, stopped four times; threads and how often it is saved may change meanwhile."""
     # It is evaluated at steps 4 and 6, in 2 batches each, and then measured in 2 more.
     for place, call, changes, step in (
-        ((loop, "_stop_unless_finite"), 2, {"data__threads": 2}, 3),
+        ((Meter, "add"), 2, {"data__threads": 2}, 3),
         ((evaluation_run, "put_batch"), 1, {"data__threads": 2}, 4),
         ((evaluation_run, "put_batch"), 3, {"checkpoint__every_steps": 5}, 6),
         ((evaluation_run, "put_batch"), 3, {}, 6),

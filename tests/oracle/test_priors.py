@@ -21,17 +21,22 @@ def test_default_boxes_are_the_operators_in_every_bit(path):
         calls = json.loads(str(vector["spec"]))
         shapes = [tuple(call.pop("fmap")) for call in calls]
         (clip,) = {call.pop("clip") == "True" for call in calls}
-        got = default_boxes(shapes, [level(**call) for call in calls], clip=clip)
-        np.testing.assert_array_equal(got, vector["anchors"])
+        got = default_boxes(shapes, [level(**call) for call in calls])
+        np.testing.assert_array_equal(clipped(got, clip), vector["anchors"])
     elif "n" in vector:
         for i in range(vector["n"]):
             case = {key: vector[key].tolist() for key in vector if key.startswith(f"c{i}_")}
             words = {key.partition("_")[2]: words for key, words in case.items()}
             expected, shape, clip = (words.pop(key) for key in ("anchors", "hw", "clip"))
-            got = default_boxes([tuple(shape)], [level(**words)], clip=clip)
-            np.testing.assert_array_equal(got, np.float32(expected))
+            got = default_boxes([tuple(shape)], [level(**words)])
+            np.testing.assert_array_equal(clipped(got, clip), np.float32(expected))
     else:
         pytest.skip(f"{path.name} does not say what the operator was called with")
+
+
+def clipped(anchors, clip):
+    """None of our networks cuts its anchors to the image, which the operator can."""
+    return anchors.clip(0, 1) if clip else anchors
 
 
 def level(sizes, ratios, steps, offsets=(0.5, 0.5), name=None):
