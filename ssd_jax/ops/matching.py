@@ -61,8 +61,8 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
 
     As if the pair of largest IoU among free anchors and free objects were taken again and again; of
     equal ones that of the lowest anchor, then of the lowest object. A round takes every pair that
-    is first both for its anchor and for its object, which nothing that comes before it can part: two
-    or three rounds mostly, and up to two an object where boxes lie upon each other.
+    is first both for its anchor and for its object, which nothing that comes before it can part:
+    two or three rounds mostly, and up to two an object where boxes lie upon each other.
 
     Anchors are searched in about sqrt(A) blocks, of which the largest IoU is kept for each object.
     Once an anchor is taken it is only a bound, until the block is its object's first again.
