@@ -122,7 +122,7 @@ class OnPictures:
         size of which a program is compiled.
 
         Raises:
-          UserError: a picture is no such thing, or is not in a list.
+          UserError: a picture is no such thing, or is not in a list; `batch_size` is below 1.
           DataError: a picture does not decode.
         """
         alone = isinstance(images, bytes | bytearray | str | os.PathLike)
@@ -131,6 +131,8 @@ class OnPictures:
                 f"images: got a single {type(images).__name__}, expected a list of pictures. Put "
                 "it in brackets: detector([picture])."
             )
+        if batch_size < 1:
+            raise UserError(f"batch_size: got {batch_size}, expected at least 1.")
         found = []
         for start in range(0, len(images), batch_size):
             canvas = np.zeros((batch_size, self.canvas, self.canvas, 3), np.uint8)

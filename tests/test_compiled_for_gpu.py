@@ -28,12 +28,18 @@ PROGRAM = """HloModule jit_step
   ROOT %both = (s32[], f32[8]{0}) tuple(%next, %new)
 }
 
+%again (state: (s32[], f32[8])) -> pred[] {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  %count = s32[] get-tuple-element(%state), index=0
+  ROOT %more = pred[] fusion(%count), kind=kLoop
+}
+
 ENTRY %main (a: bf16[4,8]) -> (f32[8]) {
   %a = bf16[4,8]{1,0} parameter(0)
   %sum.1 = (f32[8]{0}, s32[]) fusion(%a), kind=kInput, metadata={op_name="jit(step)/loss/add"}
   %first = f32[8]{0} get-tuple-element(%sum.1), index=0
-  %loop = (s32[], f32[8]{0}) while(%sum.1), body=%body, metadata={op_name="jit(step)/loss/mine"}, \
-backend_config={"known_trip_count":{"n":"10"}}
+  %loop = (s32[], f32[8]{0}) while(%sum.1), condition=%again, body=%body, \
+metadata={op_name="jit(step)/loss/mine"}, backend_config={"known_trip_count":{"n":"10"}}
   ROOT %out = f32[8]{0} fusion(%first, %sum.1), kind=kLoop
 }
 """
@@ -50,6 +56,14 @@ def test_the_bytes_of_each_kernel(script):
 def test_the_launches_of_loops(script):
     loops = script.loops_of(script.computations(PROGRAM))
     assert loops == [script.Loop("jit(step)/loss/mine", rounds=10, launches_a_round=2)]
+    assert loops[0].launches == 20
+
+
+def test_a_loop_whose_rounds_depend_on_data_launches_its_condition_once_more(script):
+    program = PROGRAM.replace("known_trip_count", "nothing_known")
+    (loop,) = script.loops_of(script.computations(program))
+    assert loop == script.Loop("jit(step)/loss/mine", None, launches_a_round=3, launches_to_end=1)
+    assert loop.launches == 4
 
 
 def test_the_bytes_of_shapes(script):

@@ -81,6 +81,7 @@ WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.deco
                "evaluation.detection_files")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+TESTS = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
 
 
 def module(path):
@@ -164,6 +165,6 @@ def test_flax_stays_in_the_models_and_the_state():
     assert all(inside(u, ("models", "train", "network")) for u in users), users
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=str)
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400

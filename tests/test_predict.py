@@ -93,6 +93,12 @@ def test_batches_find_what_single_pictures_do():
     jax.tree.map(np.testing.assert_array_equal, found, detector(pictures))
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_picture(batch_size):
+    with pytest.raises(UserError, match=f"batch_size: got {batch_size}, expected at least 1"):
+        Mean()([], batch_size=batch_size)
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [

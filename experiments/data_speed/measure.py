@@ -113,9 +113,7 @@ def task_function(task, path):
         record_bytes = path.stat().st_size // RECORDS
     if task == "batches":
         form = {"canvas": CANVAS, "max_objects": max_objects(source)}
-        iterator = train_batches(
-            source, batch_size=BATCH_SIZE, seed=0, num_threads=1, prefetch=2, **form
-        )
+        iterator = train_batches(source, batch_size=BATCH_SIZE, seed=0, num_threads=1, **form)
     functions = {f.__name__: f for f in (pread, images, examples, decode, batches)}
     return functions[task], IMAGES if task in IMAGE_TASKS else RECORDS
 

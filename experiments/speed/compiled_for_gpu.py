@@ -6,9 +6,10 @@
 
 Compiles for minutes, executes nothing, and prints as JSON the memory that XLA has planned, the
 bytes that the kernels read and write, the kernels that move most, and how many are launched, those
-of a loop once a round. The bytes are those of arguments and results, each once: what caches keep is
-not taken off, and what a kernel reads twice not added. XLA chooses no kernels by trying them, as it
-does on a GPU; times are not to be had here.
+of a loop once a round. A loop whose rounds depend on data is counted with one, and with its
+condition, which is launched once more than there are rounds. The bytes are those of arguments and
+results, each once: what caches keep is not taken off, and what a kernel reads twice not added. XLA
+chooses no kernels by trying them, as it does on a GPU; times are not to be had here.
 """
 
 import argparse
@@ -37,6 +38,7 @@ _KERNEL = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z-]+)\((.*)")
 _STAGE = re.compile(r'op_name="([^"]*)"')
 _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
 _BODY = re.compile(r"body=%?([\w.-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # They name what is there.
 _FREE = {"get-tuple-element", "parameter", "tuple", "bitcast", "constant"}
@@ -61,11 +63,21 @@ def mesh_without_devices(count: int) -> jax.sharding.Mesh:
 
 
 class Loop(NamedTuple):
-    """A loop of a compiled program; `rounds` is None where they depend on data."""
+    """A loop of a compiled program; `rounds` is None where they depend on data.
+
+    Then each round asks the condition first, and `launches_to_end` ask it for the last time.
+    """
 
     stage: str
     rounds: int | None
     launches_a_round: int
+    launches_to_end: int = 0
+
+    @property
+    def launches(self) -> int:
+        """All of them; of one round where the rounds depend on data."""
+        rounds = 1 if self.rounds is None else self.rounds
+        return rounds * self.launches_a_round + self.launches_to_end
 
 
 def computations(program: str) -> dict[str, list[str]]:
@@ -99,15 +111,15 @@ def kernels_of(lines: list[str]) -> list[Kernel]:
 
 def loops_of(found: dict[str, list[str]]) -> list[Loop]:
     """Those of the entry computation; none of ours has another inside."""
-    return [
-        Loop(
-            _stage(line),
-            int(rounds[1]) if (rounds := _ROUNDS.search(line)) else None,
-            len(kernels_of(found[body[1]])),
-        )
-        for line in found[""]
-        if (body := _BODY.search(line))
-    ]
+    return [_loop(line, found) for line in found[""] if _BODY.search(line)]
+
+
+def _loop(line: str, found: dict[str, list[str]]) -> Loop:
+    body = len(kernels_of(found[_BODY.search(line)[1]]))
+    if rounds := _ROUNDS.search(line):
+        return Loop(_stage(line), int(rounds[1]), body)
+    condition = len(kernels_of(found[_CONDITION.search(line)[1]]))
+    return Loop(_stage(line), None, body + condition, condition)
 
 
 def _stage(line: str) -> str:
@@ -151,8 +163,7 @@ def main():
     compiled = traced.lower(lowering_platforms=("cuda",)).compile()
     found = computations(compiled.as_text())
     kernels, loops = kernels_of(found[""]), loops_of(found)
-    launches = [len(kernels) - len(loops)]
-    launches += [loop.launches_a_round * (loop.rounds or 1) for loop in loops]
+    launches = len(kernels) - len(loops) + sum(loop.launches for loop in loops)
     moved = sorted(kernels, key=lambda kernel: -kernel.written - kernel.read)
     told = {
         "config": options.config,
@@ -161,7 +172,7 @@ def main():
         "jax": jax.__version__,
         "memory_gib": {k: v / 2**30 for k, v in step_memory(compiled)._asdict().items()},
         "kernels": len(kernels),
-        "launches": sum(launches),
+        "launches": launches,
         "loops": [loop._asdict() for loop in loops],
         "gigabytes": sum(kernel.written + kernel.read for kernel in kernels) / 1e9,
         "most": [kernel._asdict() for kernel in moved[: options.rows]],

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
 
+# What runs an exported model, as `export.engines` knows it; that imports JAX.
+ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
+
 SETTINGS = """\
 Any setting of the config can be changed on the command line, for example
   --config.batch_size=16 --config.optimizer.learning_rate=5e-4 --config.model.dtype=bfloat16
@@ -78,12 +81,13 @@ def count(text: str) -> int:
 
 def part_of_one(text: str) -> float:
     """Reads a number from 0 to 1, as a score is."""
+    wrong = argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     try:
         value = float(text)
-    except ValueError:
-        value = -1.0
+    except ValueError as error:
+        raise wrong from error
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise wrong
     return value
 
 
@@ -210,10 +214,18 @@ def engine_argument(parser):
     """What runs the network of an exported detector."""
     parser.add_argument(
         "--engine",
+        type=engine_name,
         metavar="NAME",
-        help="what runs an exported model: jax, onnxruntime, openvino, openvino-bf16 "
+        help=f"what runs an exported model: {', '.join(ENGINES[1:])} "
         "(default: auto, the fastest here that computes in float32)",
     )
+
+
+def engine_name(text: str) -> str:
+    """Reads the name of an engine."""
+    if text not in ENGINES:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(ENGINES)}")
+    return text
 
 
 def check_detector(options) -> None:

@@ -92,7 +92,7 @@ def _serve(options, rest):
     if options.engine not in (None, "auto", "jax"):
         raise UserError(
             f"{model}: it holds an artefact of SageMaker's own algorithm, which the engine jax "
-            f"runs, and not {options.engine}. For that, convert its model.tar.gz with `ssd-jax "
+            f"runs, and not {options.engine!r}. For that, convert its model.tar.gz with `ssd-jax "
             "weights import` and `ssd-jax export --onnx` first."
         )
     with imported_original(model) as run:

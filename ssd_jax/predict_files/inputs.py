@@ -143,11 +143,16 @@ def shown_place(place: str) -> str:
 def check_places(places: Sequence[str]) -> None:
     """Raises `UserError` where there can be nothing, without a look into a bucket or folder."""
     for place in places:
-        scheme, separator, _ = place.partition("://")  # what follows may hold a password
+        scheme, separator, rest = place.partition("://")  # what follows may hold a password
         if separator and not is_remote(place):
             raise UserError(
                 f"got a URL of {scheme}://, expected a path, or a URL of {', '.join(SCHEMES)}. "
                 "Fetch it by other means."
+            )
+        in_bucket = is_remote(place) and scheme not in ("http", "https")
+        if in_bucket and glob.has_magic(rest.partition("/")[0]):
+            raise UserError(
+                f"{shown(place)}: a wildcard in the name of a bucket. Give its whole name."
             )
         if not (is_remote(place) or os.path.exists(place) or glob.has_magic(place)):
             raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
@@ -203,6 +208,8 @@ def _glob_urls(url: str) -> tuple[list[str], list[str]]:
     there = list_urls(f"{scheme}://{'/'.join([bucket, *fixed])}")
     if literal := [each for each in there if f"{each}/".startswith(f"{url.rstrip('/')}/")]:
         return literal, []
+    if url.endswith("/"):  # a glob of folders, here as in `glob.glob`
+        return [], []
     return [], [each for each in there if _is_known(each) and _fits(split_url(each)[2], patterns)]
 
 

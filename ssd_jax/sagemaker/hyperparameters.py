@@ -75,12 +75,13 @@ def _boolean(text: str) -> bool:
 
 
 def _epochs(text: str) -> tuple[int, ...]:
+    wrong = ValueError(f"{text!r} is not a list of rising epochs, as '80, 160'")
     try:
         epochs = tuple(_integer(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        epochs = (0,)
+    except ValueError as error:
+        raise wrong from error
     if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
-        raise ValueError(f"{text!r} is not a list of rising epochs, as '80, 160'")
+        raise wrong
     return epochs
 
 

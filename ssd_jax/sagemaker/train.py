@@ -244,9 +244,10 @@ def _check_model(values: Mapping[str, Any], model: str) -> None:
     count = count_classes(model)
     if count != values["num_classes"]:
         raise UserError(
-            f"num_classes is {values['num_classes']}, the model channel has {count}: {model}; "
-            "give the same num_classes (and base_network), or to begin with new heads "
-            f'--config.weights.reinitialise="{HEADS!r}".'
+            f"num_classes is {values['num_classes']}, but the detector in the model channel has "
+            f"{count}: {model}. Give num_classes {count}, or leave the channel out. Outside "
+            f"SageMaker, `ssd-jax sagemaker train --config.weights.reinitialise='{HEADS[0]}'` "
+            "begins with new heads."
         )
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ssd_jax.data.decode import decode_image
+from ssd_jax.data.sources.base import some_of
 
 MULTIPART = "multipart/form-data"
 # Of one request, besides its files.
@@ -173,7 +174,8 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent
     except FormParserError as error:
         raise HTTPException(400, f"the multipart body cannot be read: {error}.") from error
     if not files:
-        got = f"no file, but {', '.join(map(repr, fields))[:100]}" if fields else "no part"
+        names = some_of([repr(name[:100]) for name in set(fields)])
+        got = f"no file, but {names}" if fields else "no part"
         raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
     if not ended:
         raise HTTPException(

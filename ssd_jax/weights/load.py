@@ -187,7 +187,7 @@ def _advice(report: LoadReport) -> str:
     if any(path.startswith("params/heads/") for path in report.misshaped):
         advice.append(
             "The heads of the file are for other classes or anchors. To begin with new ones, train "
-            f'with --config.weights.reinitialise="{HEADS!r}", or import with `ssd-jax weights '
+            f"with --config.weights.reinitialise='{HEADS[0]}', or import with `ssd-jax weights "
             "import --reinit-heads`."
         )
     if any(not path.startswith("params/heads/") for path in report.misshaped):

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from ssd_jax.cli import main
+from ssd_jax.commands import common
 from ssd_jax.config import read_config, save_config
 from ssd_jax.data.decode import decode_image
 from ssd_jax.detector import Detector
@@ -307,10 +308,11 @@ def test_unknown_engines_are_refused(model):
         open_exported(model, engine="tensorrt")
 
 
-def test_predict_takes_the_engine_that_it_is_told(model, tmp_path, capsys):
-    words = ["--engine", "tensorrt", "photo.jpg", "--out", str(tmp_path)]
-    assert main(["predict", "--model", str(model), *words]) == 2
-    assert "predict: error: engine: got 'tensorrt'" in capsys.readouterr().err
+def test_predict_knows_the_engines_before_it_reads_a_model(capsys):
+    assert set(common.ENGINES) == {"auto", *engines._BUILDERS}
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--model", "m", "--engine", "tensorrt", "photo.jpg", "--out", "o"])
+    assert "argument --engine: 'tensorrt' is none of auto, jax" in capsys.readouterr().err
 
 
 def test_predict_tells_its_engine_and_why(model, pictures, tmp_path, capsys):

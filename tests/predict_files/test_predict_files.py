@@ -310,6 +310,7 @@ def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
         ("s3://b/in/[ab]*", ["a.jpg", "b.png"]),
         ("s3://b/odd[1].jpg", ["odd[1].jpg"]),
         ("s3://b/odd[2]", ["sub/e.jpg"]),
+        ("s3://b/odd[2]/", ["sub/e.jpg"]),
     ],
 )
 def test_a_glob_in_a_bucket(url, expected, monkeypatch):
@@ -319,8 +320,14 @@ def test_a_glob_in_a_bucket(url, expected, monkeypatch):
         inputs, "list_urls", lambda prefix: [key for key in keys if key.startswith(f"{prefix}/")]
     )
     assert names(url) == expected
-    with pytest.raises(UserError, match="no picture or film there"):
-        names("s3://b/in/*.bmp")
+    for nothing in ("s3://b/in/*.bmp", "s3://b/in/*.jpg/"):
+        with pytest.raises(UserError, match="no picture or film there"):
+            names(nothing)
+
+
+def test_a_bucket_has_its_whole_name():
+    with pytest.raises(UserError, match=r"^s3://b\*/a\.jpg: a wildcard in the name of a bucket"):
+        names("s3://b*/a.jpg")
 
 
 def test_a_name_may_be_as_long_as_its_result_can_be(pictures, tmp_path):

@@ -1,13 +1,11 @@
 """A whole training job under a folder of its own, and the endpoint of what it leaves."""
 
-import functools
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from importlib.util import find_spec
 
@@ -18,14 +16,12 @@ from distributed.processes import finish, run_processes, start_processes, wait_u
 from sagemaker.opt_ml import channel, write_config, write_job
 from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
-from weights.sagemaker_files import WIDTH, Made
 
-from ssd_jax.cli import build_parser, main
-from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
+from ssd_jax.cli import main
 from ssd_jax.config import read_config, split_assignments
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
-from ssd_jax.importing import import_weights, start_from
+from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
@@ -138,7 +134,7 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(trained.variables))
     other = values | {"num_classes": 4}
     with pytest.raises(
-        UserError, match=r"num_classes is 4, the model channel has 3: .*model\.tar\.gz"
+        UserError, match=r"num_classes is 4, but .* has 3: .*model\.tar\.gz\. Give num_classes 3"
     ):
         build_config(other, find_channels(root), assignments=assignments)
     for change in (("weights.reinitialise", "params/heads/*"), ("weights.path", "")):
@@ -176,121 +172,12 @@ def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch
     np.testing.assert_allclose(got.json()["prediction"], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("environment", "options", "expected"),
-    [
-        ({}, "", (None, None, 64, 20, 64)),
-        ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0"}, "", (None, None, 64, 20, 64)),
-        (
-            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_BATCHES": "1,2", "SSD_JAX_QUEUE": "9"},
-            "",
-            ("openvino", (1, 2), 9, 20, 64),
-        ),
-        (
-            {"SSD_JAX_MAX_MEGABYTES": "7", "SSD_JAX_MAX_MEGAPIXELS": "8"}
-            | {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"},
-            "",
-            (None, None, 64, 7, 8),
-        ),
-        (
-            {"SSD_JAX_ENGINE": "openvino", "SSD_JAX_QUEUE": "none"},
-            "--engine onnxruntime --batches 4 --queue 3 --max-megabytes 2 --max-megapixels 1",
-            ("onnxruntime", (4,), 3, 2, 1),
-        ),
-    ],
-)
-def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
-    environment, options, expected, tmp_path, monkeypatch
-):
-    for name in (*VARIABLES, PAYLOAD_VARIABLE):
-        monkeypatch.setenv(name, environment.get(name, ""))
-    asked = {}
-
-    def opened(**words):
-        raise UserError(f"opened {asked.update(words)}")
-
-    monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
-    words = ["sagemaker", "serve", "--root", str(tmp_path), *options.split()]
-    names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
-    given = build_parser().parse_args(words)
-    assert tuple(getattr(given, name) for name in names) == expected
-    assert main(words) == 2
-    assert asked == {
-        "model": tmp_path / "model",
-        "workdir": None,
-        "engine": expected[0] or "auto",
-        "step": None,
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "option", "expected"),
-    [
-        ("SSD_JAX_BATCHES", "many", "--batches", "is no list of batch sizes, as 1,4"),
-        ("SSD_JAX_QUEUE", "abc", "--queue", "is no whole number"),
-        ("SSD_JAX_MAX_MEGAPIXELS", "0", "--max-megapixels", "is not at least 1"),
-        ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6.5", "--max-megabytes", "is no whole number"),
-    ],
-)
-def test_a_wrong_word_in_the_environment_is_one_message(
-    name, text, option, expected, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv(name, text)
-    with pytest.raises(SystemExit, match="2"):
-        main(["sagemaker", "serve", "--root", str(tmp_path)])
-    told = capsys.readouterr().err
-    assert f"argument {option}: " in told
-    assert f"{text!r} (the environment variable {name}) " in told
-    assert expected in told
-
-
 def test_a_batch_transform_with_the_model_of_the_job(job, answer, tmp_path):
     picture, expected = answer
     words = ["--format", "transform", "--out", str(tmp_path)]
     assert main(["predict", "--model", str(job[0] / "model"), str(picture), *words]) == 0
     got = json.loads((tmp_path / f"{picture.name}.out").read_text())
     np.testing.assert_allclose(got["prediction"], expected, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """`/opt/ml` of an endpoint that was given an artefact of the original."""
-    root = tmp_path_factory.mktemp("original")
-    archive = Made("vgg-16", image_size=300, num_classes=2).write(root / "model.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(root / "volume", filter="data")
-    (root / "model").mkdir()
-    for path in (root / "volume").iterdir():  # as volumes are mounted
-        (root / "model" / path.name).symlink_to(path)
-    return root
-
-
-def test_an_artefact_of_the_original_is_served(original, monkeypatch):
-    answers = []
-
-    def answer(engine, **words):
-        canvas = np.zeros((1, engine.canvas, engine.canvas, 3), np.uint8)
-        answers.append(
-            (
-                engine.engine,
-                engine.classes,
-                engine.predict(canvas, np.array([[300, 300]], np.int32)),
-            )
-        )
-
-    thin = functools.partial(import_weights, assignments=[("model.width", str(WIDTH))])
-    monkeypatch.setattr("ssd_jax.importing.import_weights", thin)
-    monkeypatch.setattr("ssd_jax.serve.server.serve", answer)
-    assert main(["sagemaker", "serve", "--root", str(original)]) == 0
-    ((engine, classes, found),) = answers
-    assert (engine, classes) == ("jax", ("class_0", "class_1"))
-    assert found.valid.any()
-
-
-def test_another_engine_does_not_run_an_artefact_of_the_original(original, capsys):
-    words = ["sagemaker", "serve", "--root", str(original), "--engine", "onnxruntime"]
-    assert main(words) == 2
-    assert "ssd-jax weights import" in capsys.readouterr().err
 
 
 def test_more_classes_than_the_data_have_and_a_wrong_count_of_samples(shapes, tmp_path, caplog):

@@ -172,6 +172,10 @@ def test_too_many_pictures_or_parts_that_are_none(server):
     fields = {"name": (None, "value")}
     answer = server.client.post("/invocations", files=fields)
     assert (answer.status_code, "got no file, but 'name', expected" in answer.text) == (400, True)
+    parts = [(name, (None, "value")) for name in ("f", "f", "x" * 60, "y" * 60)]
+    answer = server.client.post("/invocations", files=parts)
+    expected = f"got no file, but 'f', '{'x' * 60}', '{'y' * 60}', expected files"
+    assert (answer.status_code, expected in answer.text) == (400, True)
     many = {f"name{number}": (None, "value") for number in range(33)}
     answer = server.client.post("/invocations", files=many)
     assert (answer.status_code, "more than 32 parts" in answer.text) == (400, True)
