@@ -15,7 +15,7 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
-from ssd_jax.report.starts import data_at_start, record_start
+from ssd_jax.report.starts import data_of_last_start, record_start
 
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
@@ -101,7 +101,7 @@ def settle_config(
                 "folder as --workdir, or leave --change out."
             )
         return {}
-    before = data_at_start(workdir)
+    before = data_of_last_start(workdir)
     # The same data may lie elsewhere by now.
     free = {*HARDWARE, *(f"data.{split}.root" for split in before)}
     changes = find_changes(config, path, free=free)

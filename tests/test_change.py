@@ -10,7 +10,8 @@ from tiny import tiny_config
 
 from ssd_jax.cli import main
 from ssd_jax.config import read_config, save_config
-from ssd_jax.errors import UserError
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.report.collect import open_run
 from ssd_jax.report.starts import read_starts
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
@@ -22,9 +23,10 @@ def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def go_on(shapes, run, change=(), **changes):
+def go_on(shapes, run, change=(), observers=(), **changes):
     mesh = make_mesh(jax.devices()[:1])
-    return run_training(tiny_config(shapes, **changes), run, mesh=mesh, change=change)
+    config = tiny_config(shapes, **changes)
+    return run_training(config, run, mesh=mesh, change=change, observers=observers)
 
 
 def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
@@ -55,6 +57,17 @@ def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
     # The same command again, as a scheduler gives it, finds nothing more to do.
     go_on(shapes, run, change, **words)
     assert len(read_starts(run)) == 2
+
+
+def test_a_finished_run_that_goes_on_and_stops_is_unfinished(shapes, run):
+    def stop(step, split, values):
+        raise Stopped("as an observer may")
+
+    with pytest.raises(Stopped):
+        go_on(shapes, run, ["steps"], observers=[stop], steps=8)
+    found = open_run(run)
+    assert found.unfinished == "unfinished, step 7"
+    assert (found.config.steps, found.report["step"]) == (8, 6)
 
 
 def test_a_finished_run_is_measured_anew_with_other_settings(shapes, run):

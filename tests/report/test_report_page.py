@@ -22,6 +22,7 @@ from ssd_jax.report.compare import (
     write_comparison,
 )
 from ssd_jax.report.page import run_page, table
+from ssd_jax.report.starts import record_start
 from ssd_jax.visualize import curves
 
 VOID = ("meta", "img", "br")
@@ -215,8 +216,16 @@ def test_the_page_of_an_unfinished_run_says_so(tmp_path):
     assert curves.startswith("data:image/png")
     for text in ("Unfinished, step 15", "step 12", "0.375", "&lt;dog&gt;"):
         assert text in page, text
+    assert not list((folder / "pictures").iterdir())  # it is read, and may belong to others
     (folder / "metrics.jsonl").unlink()
     assert main(["report", "page", "--workdir", str(folder)]) == 0
+
+
+def test_a_run_that_goes_on_shows_no_pictures_of_its_former_end(folder):
+    record_start(folder, step=10, weights=None, data={})
+    page = run_page(open_run(folder))
+    assert page.count("data:image/") == 1
+    assert "Worst" not in page
 
 
 def test_a_run_that_was_evaluated_once_is_a_point_among_the_curves(tmp_path, monkeypatch):
