@@ -157,10 +157,9 @@ def _single(value: object) -> object:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def write_records(runs: Sequence[Run], path: pathlib.Path) -> None:
+def record_lines(runs: Sequence[Run]) -> str:
     """`flat_records` as JSON, an object a line."""
-    with whole_file(path) as part:
-        part.write_text("".join(map(json_line, flat_records(runs))), encoding="utf-8")
+    return "".join(map(json_line, flat_records(runs)))
 
 
 def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
+from ssd_jax.evaluation.thresholds import shown_score
 from ssd_jax.files import whole_file
 from ssd_jax.report.collect import Run
 from ssd_jax.run_log import DIVERGED
@@ -204,7 +205,8 @@ def _classes(report):
         bar = Html(
             f'<span class="track"><span class="bar" style="width:{width:.0f}%"></span></span>'
         )
-        worth = (best.get(key) for key in ("f1", "score", "precision", "recall"))
+        f1, precision, recall = map(best.get, ("f1", "precision", "recall"))
+        worth = (f1, shown_score(best.get("score")), precision, recall)
         rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar, *worth))
     heads = ("class", "AP 11-point", "AP area", "", "best F1", "at score", "precision", "recall")
     return "<h3>Classes</h3>" + table(heads, rows) + _common_threshold(report)
@@ -215,8 +217,8 @@ def _common_threshold(report):
     if not common:
         return ""
     return (
-        f'<p class="quiet">One score for all classes: {common["score"]:.3f}, with an F1 of '
-        f"{common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
+        f'<p class="quiet">One score for all classes: {shown_score(common["score"]):.3f}, with an '
+        f"F1 of {common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
         f"{common['recall']:.3f}.</p>"
     )
 

@@ -79,9 +79,9 @@ def test_each_number_has_the_name_of_its_protocol(protocols_apart):
 
 def test_the_table_has_the_numbers_of_each_protocol(protocols_apart):
     lines = table(protocols_apart, diagnose(protocols_apart), CLASSES).splitlines()
-    assert lines[2].split() == ["dog", "0.545", "0.500", "0.505", "2"]
+    assert lines[2].split()[:5] == ["dog", "0.545", "0.500", "0.505", "2"]
     assert lines[3].split() == ["mean", "0.773", "0.750", "0.302"]
-    assert lines[4] == (
+    assert lines[5] == (
         "with difficult objects asked for 0.682, by mxnet-ssd's own metric 0.182 (11-point)"
     )
 

@@ -1,5 +1,6 @@
 """The pages: whole, without a network, and right in a real browser."""
 
+import contextlib
 import html.parser
 import json
 import re
@@ -100,7 +101,7 @@ def test_the_page_leads_to_what_differs_from_the_commit(code, shown, folder):
 
 def test_the_page_says_from_which_score_on_detections_are_right(folder):
     page = run_page(open_run(folder))
-    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.438", "0.562", "0.938"))
+    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.437", "0.562", "0.938"))
     assert cells in page
     assert "One score for all classes: 0.375, with an F1 of 0.812" in page
     report = json.loads((folder / "report.json").read_text())
@@ -199,6 +200,25 @@ def test_runs_as_lines_that_pandas_reads(tmp_path, capsys):
     assert (late["unfinished"], late["step"], late["map_voc07"]) == (True, 12, 0.125)
     assert "batch_size" not in fast
     assert not any(isinstance(value, list | dict) for value in fast.values())
+
+
+def test_the_lines_of_runs_are_the_last_that_is_printed(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", "compare", str(folder), "--out", "out", "--json", "-"]
+    assert main(words) == 0
+    *_, place, last = capsys.readouterr().out.splitlines()
+    assert (place, json.loads(last)["run"]) == ("out/comparison.html", "pets")
+    assert not (tmp_path / "-").exists()
+
+
+def test_files_are_written_before_anything_is_printed(folder, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with contextlib.suppress(BrokenPipeError):
+        main(["report", "compare", str(folder), "--json", str(tmp_path / "runs.jsonl")])
+    assert (tmp_path / "runs.jsonl").is_file()
 
 
 def test_a_setting_of_several_values_is_one_text(tmp_path):
