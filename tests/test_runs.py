@@ -210,9 +210,9 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     arguments += [str(tmp_path / "run"), "--config.optimizer.learning_rate=1e30"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "step 2: loss nan, " in message
+    assert "step 2: box_loss nan, " in message
     assert ", so training stops (lr 1e+30; parameters" in message
-    for text in ("class_loss nan", "box_loss nan", "gradient_norm nan", "learning_rate=1e+29)",
+    for text in ("class_loss nan", " loss nan", "gradient_norm nan", "learning_rate=1e+29)",
                  "clip_norm=10 --change optimizer.clip_norm)"):  # fmt: skip
         assert text in message
     assert str(tmp_path / "run/nonfinite.json") in message
