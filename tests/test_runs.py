@@ -212,8 +212,8 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "step 2: box_loss nan, " in message
     assert ", so training stops (lr 1e+30; parameters" in message
-    for text in ("class_loss nan", " loss nan", "gradient_norm nan", "learning_rate=1e+29)",
-                 "clip_norm=10 --change optimizer.clip_norm)"):  # fmt: skip
+    for text in ("class_loss nan", " loss nan", "gradient_norm nan", "learning_rate=1e+29",
+                 "clip_norm=10"):  # fmt: skip
         assert text in message
     assert str(tmp_path / "run/nonfinite.json") in message
 
