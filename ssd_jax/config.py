@@ -319,7 +319,8 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     if unknown := sorted(settings.keys() - dict(flat_items(config)).keys()):
         raise UserError(
             f"{path}: ssd_jax {__version__} has no setting {', '.join(unknown)}. The run is of "
-            f"{_started_with(path.parent)}: go back to that. `ssd-jax report` shows it anyway."
+            f"{_started_with(path.parent)}: go back to that. "
+            f"`ssd-jax report page --workdir {path.parent}` shows it anyway."
         )
     try:
         config.update_from_flattened_dict(settings)

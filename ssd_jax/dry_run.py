@@ -4,11 +4,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
+from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
 from ssd_jax.config import flat_items
 from ssd_jax.config_check import check
 from ssd_jax.network import build_network
 from ssd_jax.recipes import recipe_changes
-from ssd_jax.runs import check_without_data, compiled_steps, open_sources, tell
+from ssd_jax.runs import compiled_steps
 from ssd_jax.sharding import check_divides, make_mesh
 
 
@@ -34,6 +35,7 @@ def tell_plan(config: ConfigDict, *, mesh: Mesh | None = None) -> None:
     source = sources["train"]
     for line in experiment.describe_data(config, sources):
         tell(line)
+    check_cache(config, source, mesh)
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)

@@ -12,6 +12,7 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
+from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
@@ -19,10 +20,10 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
-from ssd_jax.importing import check_weights, new_layers, start_from
+from ssd_jax.importing import new_layers, start_from
 from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
-from ssd_jax.network import anchors_at, build_network, build_predict
+from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
     PICTURES,
     Measured,
@@ -37,8 +38,16 @@ from ssd_jax.outcome import (
 )
 from ssd_jax.report.collect import waiting_hint
 from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
-from ssd_jax.same_run import describe_changes, has_trained, note, settle_config
+from ssd_jax.same_run import (
+    Change,
+    allowed_changes,
+    check_goes_on,
+    describe_changes,
+    describe_unchanged,
+    record_and_save,
+)
 from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
+from ssd_jax.train.checkpoint_manifest import has_trained
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.divergence import divergence
 from ssd_jax.train.loop import train
@@ -47,7 +56,6 @@ from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.training_data import (
-    describe_cache,
     device_cache_bytes,
     host_batches,
     mesh_batches,
@@ -104,12 +112,13 @@ def run_training(
 
 
 def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) -> Measured:
-    sources = _shared_sources(config, workdir)
+    changes = _shared_changes(config, workdir, change)
+    sources = _shared_sources(config)
     source = sources["train"]
     watchdog.mesh = mesh
-    _check_cache(config, source, mesh)
+    check_cache(config, source, mesh)
     with together():
-        changes = settle_config(config, workdir, sources, mesh=mesh, change=change)
+        check_goes_on(config, workdir, sources, changes, mesh=mesh)
 
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
@@ -142,10 +151,13 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
             tell(line)
         goes_on = start_step < total_steps or progress.evaluated_step < start_step
         with together():
-            # Not before the state is there: what cannot be done leaves the run as it was.
+            # Not before the state is there: where it cannot be, the run stays as it was. Steps that
+            # do not fit into memory are found later; the same --change takes their settings back.
             if jax.process_index() == 0:
                 new = goes_on or bool(changes)
-                note(config, workdir, sources, weights, changes, step=start_step, is_start=new)
+                record_and_save(
+                    config, workdir, sources, weights, changes, step=start_step, is_start=new
+                )
         if goes_on:
             if jax.process_index() == 0 and not start_step:
                 _draw_first_batch(config, workdir, source)
@@ -177,6 +189,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
                         divergence,
                         workdir=workdir,
                         source=source,
+                        learning_rate=config.optimizer.learning_rate,
                         clip_norm=config.optimizer.clip_norm,
                     ),
                     reporter=reporter,
@@ -211,40 +224,28 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     return measured
 
 
-def _shared_sources(config, workdir) -> dict[str, Source]:
-    """The splits by name, the same on all processes, which share the folder of the run."""
+def _shared_changes(config, workdir, change) -> dict[str, Change]:
+    """What is known without data, the same on all processes, which share the folder of the run."""
     with together() as facts:
         facts |= run_facts(config)
         check_without_data(config, reads_weights=not has_trained(workdir))
+    check_shared(workdir)
+    with together():
+        changes = allowed_changes(config, workdir, change)
+    for line in describe_unchanged(config, change, changes):
+        tell(line)
+    return changes
+
+
+def _shared_sources(config) -> dict[str, Source]:
+    """The splits by name, the same on all processes."""
+    with together() as facts:
         sources = open_sources(config)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
-    check_shared(workdir)
     for line in experiment.describe_data(config, sources):
         tell(line)
     return sources
-
-
-def check_without_data(config: ConfigDict, *, reads_weights: bool = True) -> None:
-    """Finds now what else would be found when all pictures have been looked at."""
-    network = build_network(config, 1)  # the anchors are the same for any number of classes
-    build_predict(config, network)
-    for size in experiment.training_sizes(config):
-        anchors_at(config, network, size)
-    # Process 0 alone, because the disk of another one may be late to show the run to go on with.
-    if jax.process_index() == 0 and config.weights.path and reads_weights:
-        check_weights(config.weights.path)
-    for split in ("train", "val"):
-        if not config.data[split].root.strip():
-            experiment.build_source(config, split)  # which says what is missing
-
-
-def _check_cache(config, source, mesh) -> None:
-    """Refuses a cache that the devices do not hold."""
-    if config.data.cache != "none":
-        with together():
-            told = describe_cache(config, source, mesh)
-        tell(told)
 
 
 def _go_on(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
@@ -334,23 +335,6 @@ def _draw_first_batch(config, workdir, source) -> None:
     )
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
-    """The splits by name; a mistake in any of them is found now and costs no training."""
-    source = experiment.build_source(config, "train")
-    validation = experiment.build_source(config, "val", classes=source.classes)
-    decides = config.checkpoint.select == "best" or config.early_stopping.enabled
-    if decides and not validation.object_counts.any():
-        raise UserError(
-            f"config.checkpoint.select: got {config.checkpoint.select!r}, and early_stopping."
-            f"enabled: {config.early_stopping.enabled}, but the val split has no object to measure "
-            "by. Give another val split, or select 'last' without early stopping."
-        )
-    sources = {"train": source, "val": validation}
-    if config.data.test.root:
-        sources["test"] = experiment.build_source(config, "test", classes=source.classes)
-    return sources
-
-
 def run_evaluation(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -390,9 +374,3 @@ def compiled_steps(
         tell(at + memory_report(programs[size], mesh, kept=kept))
     sizes = tuple(steps)
     return lambda step: programs[image_size_of(step, sizes, seed=config.seed)]
-
-
-def tell(text: object) -> None:
-    """Prints on one process of all."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

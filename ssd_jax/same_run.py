@@ -15,7 +15,8 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
-from ssd_jax.report.starts import data_at_start, record_start
+from ssd_jax.report.starts import data_of_last_start, record_start
+from ssd_jax.train.divergence import NONFINITE_FILES
 
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
@@ -47,17 +48,11 @@ class Change(NamedTuple):
     now: Any
 
 
-def has_trained(workdir: pathlib.Path) -> bool:
-    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
-    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
-    return any(name.isdigit() and int(name) for name in names)
-
-
 def changed_settings(
     config: ConfigDict, path: pathlib.Path, *, free: Collection[str] = HARDWARE
 ) -> str:
     """What differs from the config in the file, but for what is `free`; "" if nothing does."""
-    return "; ".join(told(find_changes(config, path, free=free)))
+    return "; ".join(in_words(find_changes(config, path, free=free)))
 
 
 def find_changes(
@@ -72,50 +67,89 @@ def find_changes(
     }
 
 
-def told(changes: Mapping[str, Change]) -> Iterator[str]:
+def in_words(changes: Mapping[str, Change]) -> Iterator[str]:
     """Each change in words, with the reason why it cannot be, if there is one."""
     for name, (was, now) in changes.items():
         reason = _why_fixed(name)
         yield f"config.{name} was {was!r} and is now {now!r}" + (f" ({reason})" if reason else "")
 
 
-def settle_config(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    sources: dict[str, Source],
-    *,
-    mesh: Mesh,
-    change: Collection[str] = (),
+def allowed_changes(
+    config: ConfigDict, workdir: pathlib.Path, change: Collection[str] = ()
 ) -> dict[str, Change]:
     """The settings that change from here on; {} for a new run. `change` names those that may.
 
+    Needs no data. `check_goes_on` finds what only the data tell.
+
     Raises:
-      UserError: the run in the folder is another one, and in what.
+      UserError: a name is no setting; the run in the folder is another one, and in what.
     """
     _check_names(config, change)
-    path = workdir / CONFIG_FILE
-    if not (path.is_file() and any(workdir.glob("checkpoints/[0-9]*"))):
+    if not _can_go_on(workdir):
         if change:
-            raise UserError(
-                f"--change: there is no run in {workdir} whose settings could change. Give its "
-                "folder as --workdir, or leave --change out."
-            )
+            raise UserError(_nothing_to_change(workdir))
         return {}
-    before = data_at_start(workdir)
     # The same data may lie elsewhere by now.
-    free = {*HARDWARE, *(f"data.{split}.root" for split in before)}
-    changes = find_changes(config, path, free=free)
+    free = {*HARDWARE, *(f"data.{split}.root" for split in data_of_last_start(workdir))}
+    # What is named is recorded, even if it could have changed silently.
+    free -= {name for name in change if not _why_fixed(name)}
+    changes = find_changes(config, workdir / CONFIG_FILE, free=free)
     if refused := {n: c for n, c in changes.items() if n not in change or _why_fixed(n)}:
-        named = (
-            ""
-            if any(map(_why_fixed, refused))
-            else f"add --change {','.join(changes)} to have it so from here on, "
+        raise UserError(_another_config(workdir, changes, refused))
+    return changes
+
+
+def _can_go_on(workdir: pathlib.Path) -> bool:
+    """Also with imported weights, whose checkpoint is of step 0."""
+    return (workdir / CONFIG_FILE).is_file() and any(workdir.glob("checkpoints/[0-9]*"))
+
+
+def _nothing_to_change(workdir: pathlib.Path) -> str:
+    if (workdir / CONFIG_FILE).is_file():
+        return (
+            f"--change: the run in {workdir} has no checkpoint yet, so it begins anew with the "
+            "settings that are given. Leave --change out."
         )
-        raise UserError(
-            f"{workdir}: the run there was started with another config: {'; '.join(told(refused))}."
-            f" Go on with the same one, {named}or choose another --workdir, and with it "
-            f"--config.weights.path={workdir} to begin with the weights of this run."
-        )
+    return (
+        f"--change: there is no run in {workdir} whose settings could change. Give its "
+        "folder as --workdir, or leave --change out."
+    )
+
+
+def _another_config(
+    workdir: pathlib.Path, changes: Mapping[str, Change], refused: Mapping[str, Change]
+) -> str:
+    named = (
+        ""
+        if any(map(_why_fixed, refused))
+        else f"add --change {','.join(changes)} to have it so from here on, "
+    )
+    return (
+        f"{workdir}: the run there was started with another config: "
+        f"{'; '.join(in_words(refused))}. Go on with the same one, {named}or choose another "
+        f"--workdir, and with it --config.weights.path={workdir} to begin with the weights of this "
+        "run."
+    )
+
+
+def check_goes_on(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    sources: Mapping[str, Source],
+    changes: Mapping[str, Change],
+    *,
+    mesh: Mesh,
+) -> None:
+    """Refuses data and `changes` that the run in the folder, if there is one, cannot go on with.
+
+    Raises:
+      UserError: the data are others, or the optimizer's state would not fit.
+    """
+    if not _can_go_on(workdir):
+        return
+    before = data_of_last_start(workdir)
+    if any(name.startswith("data.test.") for name in changes):
+        before.pop("test", None)  # other data are what is asked for
     for split, source in sources.items():
         if source.fingerprint != before.get(split, source.fingerprint):
             raise UserError(
@@ -124,10 +158,19 @@ def settle_config(
                 "Go on with the same data, or choose another --workdir."
             )
     _check_state(config, changes, sources["train"], mesh)
-    return changes
 
 
-def note(
+def describe_unchanged(
+    config: ConfigDict, change: Collection[str], changes: Mapping[str, Change]
+) -> list[str]:
+    """Lines for the log: what is named to change and has no new value."""
+    values = dict(configs.flat_items(config))
+    return [
+        f"--change {name}: it is {values[name]!r} already" for name in change if name not in changes
+    ]
+
+
+def record_and_save(
     config: ConfigDict,
     workdir: pathlib.Path,
     sources: Mapping[str, Source],
@@ -137,10 +180,15 @@ def note(
     step: int,
     is_start: bool,
 ) -> None:
-    """Writes config.json; the start comes first, so that no change is without its record."""
+    """Writes config.json; the start comes first, so that no change is without its record.
+
+    What an earlier start left of a step that was not finite goes.
+    """
     if is_start:
         data = {name: each.fingerprint for name, each in sources.items()}
         record_start(workdir, step=step, weights=weights, data=data, changes=changes)
+        for path in workdir.glob(NONFINITE_FILES):
+            path.unlink(missing_ok=True)
     configs.save_config(config, workdir / CONFIG_FILE)
 
 
@@ -150,7 +198,7 @@ def describe_changes(
     """Lines for the log of a run that goes on at `step` with other settings."""
     if not changes:
         return []
-    lines = [f"from here on: {each}" for each in told(changes)]
+    lines = [f"from here on: {each}" for each in in_words(changes)]
     rates = [
         float(experiment.build_schedule(each, images)(step))
         for each in (_former(config, changes), config)
@@ -197,7 +245,7 @@ def _check_state(
 
     if of_optimizer and structure(config) != structure(_former(config, changes)):
         raise UserError(
-            f"--change: {'; '.join(told(of_optimizer))}: what the optimizer remembers of the "
-            "steps before would be of another shape. Leave its kind as it was, or choose another "
+            f"--change: {'; '.join(in_words(of_optimizer))}: what the optimizer remembers of the "
+            "steps before would be of another shape. Leave it as it was, or choose another "
             "--workdir and begin with the weights of this run (config.weights.path)."
         )

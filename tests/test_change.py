@@ -8,9 +8,11 @@ import pytest
 from same_run import losses, steps_on_disk
 from tiny import tiny_config
 
+from ssd_jax import runs
 from ssd_jax.cli import main
 from ssd_jax.config import read_config, save_config
-from ssd_jax.errors import UserError
+from ssd_jax.errors import Stopped, UserError
+from ssd_jax.report.collect import open_run
 from ssd_jax.report.starts import read_starts
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
@@ -22,9 +24,10 @@ def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def go_on(shapes, run, change=(), **changes):
+def go_on(shapes, run, change=(), observers=(), **changes):
     mesh = make_mesh(jax.devices()[:1])
-    return run_training(tiny_config(shapes, **changes), run, mesh=mesh, change=change)
+    config = tiny_config(shapes, **changes)
+    return run_training(config, run, mesh=mesh, change=change, observers=observers)
 
 
 def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
@@ -55,6 +58,18 @@ def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
     # The same command again, as a scheduler gives it, finds nothing more to do.
     go_on(shapes, run, change, **words)
     assert len(read_starts(run)) == 2
+    assert "--change steps: it is 8 already" in capsys.readouterr().out
+
+
+def test_a_finished_run_that_goes_on_and_stops_is_unfinished(shapes, run):
+    def stop(step, split, values):
+        raise Stopped("as an observer may")
+
+    with pytest.raises(Stopped):
+        go_on(shapes, run, ["steps"], observers=[stop], steps=8)
+    found = open_run(run)
+    assert found.unfinished == "unfinished, step 7"
+    assert (found.config.steps, found.report["step"]) == (8, 6)
 
 
 def test_a_finished_run_is_measured_anew_with_other_settings(shapes, run):
@@ -102,6 +117,46 @@ def test_a_folder_without_a_run_has_nothing_to_change(shapes, tmp_path):
     with pytest.raises(UserError, match="--change: there is no run in"):
         go_on(shapes, tmp_path, ["steps"])
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_without_a_checkpoint_begins_anew_without_a_change(shapes, tmp_path):
+    save_config(tiny_config(shapes), tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"has no checkpoint yet, .* Leave --change out"):
+        go_on(shapes, tmp_path, ["steps"])
+
+
+@pytest.mark.parametrize("change", [["stpes"], []])
+def test_a_wrong_change_is_found_before_the_data_are_read(change, shapes, run, monkeypatch):
+    monkeypatch.setattr(runs, "open_sources", lambda _: pytest.fail("read"))
+    with pytest.raises(UserError, match="--change"):
+        go_on(shapes, run, change, steps=8)
+
+
+def test_a_test_split_may_come_and_change_and_is_guarded_in_between(shapes, run):
+    sets = {"data__test__root": str(shapes), "data__test__image_sets": ("val",)}
+    go_on(shapes, run, ["data.test.root", "data.test.image_sets"], **sets)
+    assert set(read_starts(run)[-1]["changes"]) == {"data.test.root", "data.test.image_sets"}
+    lines = (run / "starts.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["data"]["test"] = "another"
+    (run / "starts.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    with pytest.raises(UserError, match="of test have the fingerprint"):
+        go_on(shapes, run, **sets)
+    sets["data__test__image_sets"] = ("train",)
+    go_on(shapes, run, ["data.test.image_sets"], **sets)
+    assert json.loads((run / "report.json").read_text())["protocol"]["split"] == "test"
+
+
+def test_a_named_setting_of_the_hardware_is_recorded(shapes, run):
+    go_on(shapes, run, ["log_every_steps"], log_every_steps=3)
+    assert list(read_starts(run)[-1]["changes"]) == ["log_every_steps"]
+
+
+def test_the_next_start_removes_what_was_left_of_a_step_that_was_not_finite(shapes, run):
+    for name in ("nonfinite.json", "nonfinite_process_1.json"):
+        (run / name).touch()
+    go_on(shapes, run, ["steps"], steps=7)
+    assert not list(run.glob("nonfinite*"))
 
 
 def test_the_verb_takes_the_names(shapes, run, capsys):

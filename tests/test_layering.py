@@ -66,6 +66,7 @@ FLOORS = (
     ("network", "experiment"),
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
+    ("before_training",),
     ("runs", "dry_run", "serve", "roofline", "benchmark"),
     ("predict_files",),
     ("sagemaker",),

@@ -4,7 +4,7 @@ import os
 import re
 
 from ssd_jax.children import SMALL_MEMORY
-from ssd_jax.commands.common import local_path, positive, refuse_misplaced, verb
+from ssd_jax.commands.common import is_printed, local_path, positive, refuse_misplaced, verb
 
 NOTE = """\
 Without --find-batch and --against it measures training step, evaluation and prediction, their
@@ -143,7 +143,7 @@ def _benchmark(options, rest):
         result = {"config": options.config}
         result |= measure(work, rounds=rounds, profile=options.profile) | start
         print(table(result))
-    if str(options.json) == "-":
+    if is_printed(options.json):
         print(json_line(result), end="")
     elif options.json:
         write_json(options.json, result)

@@ -52,6 +52,11 @@ def location(parser, name, metavar):
     names_argument(parser, "--classes", "names in the order of their ids")
 
 
+def is_printed(path: pathlib.Path | None) -> bool:
+    """Whether `--json -` was given: then the figures are the last that is printed."""
+    return str(path) == "-"
+
+
 def names_argument(parser, option, text):
     """An option that takes names with commas between them, and may be repeated."""
     parser.add_argument(

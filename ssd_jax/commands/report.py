@@ -3,6 +3,7 @@
 from ssd_jax.commands.common import (
     folder_or_url,
     folder_to_fill,
+    is_printed,
     local_path,
     place_in,
     verb,
@@ -48,7 +49,8 @@ def add(verbs) -> None:
         "--json",
         metavar="FILE",
         type=local_path,
-        help="write a line for each run: the settings that differ, and its metrics",
+        help="write a line for each run: the settings that differ, and its metrics; - prints them "
+        "last",
     )
 
 
@@ -62,14 +64,20 @@ def _page(options, rest):
 
 
 def _compare(options, rest):
+    from ssd_jax.files import whole_file
     from ssd_jax.report.collect import open_run
-    from ssd_jax.report.compare import markdown, write_comparison, write_records
+    from ssd_jax.report.compare import markdown, record_lines, write_comparison
 
     runs = [open_run(folder) for folder in options.workdirs]
-    print(markdown(runs))
-    if options.json:
-        write_records(runs, options.json)
+    # Printed when all is written: who reads may have had enough, as `head` has.
+    printed = [markdown(runs)]
+    if options.json and not is_printed(options.json):
+        with whole_file(options.json) as part:
+            part.write_text(record_lines(runs), encoding="utf-8")
     if options.out:
         with folder_to_fill(options.out) as out:
             path = write_comparison(runs, out)
-        print(place_in(options.out, path.name))
+        printed.append(place_in(options.out, path.name))
+    print(*printed, sep="\n")
+    if is_printed(options.json):
+        print(record_lines(runs), end="")

@@ -5,6 +5,7 @@ from ssd_jax.commands.common import (
     folder_or_url,
     join_cluster,
     names_argument,
+    refuse_misplaced,
     seconds,
     verb,
     workdir,
@@ -54,7 +55,10 @@ def _train(options, rest):
     from ssd_jax import config as configs
     from ssd_jax.config_check import check
 
-    if not (options.workdir or options.dry_run):
+    if options.dry_run:
+        given = {"--change": options.change, "--time-limit": options.time_limit}
+        refuse_misplaced(given, "with --dry-run")
+    elif not options.workdir:
         options.parser.error("the following arguments are required: --workdir")
     config = configs.load_config(options.config)
     configs.override(config, configs.split_assignments(rest))

@@ -13,6 +13,7 @@ from ssd_jax.evaluation.sizes import SizeResult, average_precision_by_size
 from ssd_jax.evaluation.thresholds import (
     best_common_threshold,
     best_threshold,
+    shown_score,
     thresholds_dict,
 )
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes, VocResult, evaluate_voc
@@ -161,15 +162,17 @@ def table(evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]) 
     ]
     for name, of_class, ap in zip(classes, result.per_class, per_class, strict=True):
         averages = f"{_number(of_class.ap11)}  {_number(of_class.ap)}  {_number(ap)}"
-        score, f1, precision, recall = map(_number, best_threshold(of_class) or [None] * 4)
+        best, *others = best_threshold(of_class) or [None] * 4
+        score, f1, precision, recall = map(_number, (shown_score(best), *others))
         worth = f"{f1:>9}{score:>10}{precision:>11}{recall:>8}"
         lines.append(f"{name:{width}}     {averages}  {of_class.npos:7,}{worth}")
     means = (result.map11, result.map, coco and coco.numbers["AP"])
     lines.append(f"{'mean':{width}}     {'  '.join(map(_number, means))}")
     if common := best_common_threshold(result.per_class):
         lines.append(
-            f"one score for all classes: {common.score:.3f}, with an F1 of {common.f1:.3f}, a "
-            f"precision of {common.precision:.3f} and a recall of {common.recall:.3f}"
+            f"one score for all classes: {shown_score(common.score):.3f}, with an F1 of "
+            f"{common.f1:.3f}, a precision of {common.precision:.3f} and a recall of "
+            f"{common.recall:.3f}"
         )
     lines.append(
         f"with difficult objects asked for {_number(evaluation.counted.map11)}, by mxnet-ssd's own "

@@ -4,6 +4,7 @@ F1 is the harmonic mean of precision and recall (van Rijsbergen 1979), here of t
 average precision comes from: the same matches, and difficult objects by the same rule.
 """
 
+import decimal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -76,3 +77,10 @@ def _best(
         precision=float(right[best] / shown[best]),
         recall=float(right[best] / objects),
     )
+
+
+def shown_score(score: float | None) -> float | None:
+    """With three digits, rounded down: above the score itself fewer detections would be taken."""
+    if score is None:
+        return None
+    return float(decimal.Decimal(float(score)).quantize(decimal.Decimal("0.001"), "ROUND_DOWN"))

@@ -27,7 +27,7 @@ class Run(NamedTuple):
     """A run: its settings, the content of report.json, and every line of its metrics.
 
     `place` is where it lies, as that was given; `workdir` is the folder itself, or a copy of it.
-    `unfinished` is "unfinished, step 300" for a run that has not finished, else "".
+    `unfinished` is "unfinished, step 300" for a run that has not finished, or goes on, else "".
     """
 
     name: str
@@ -47,15 +47,23 @@ def open_run(place: str | pathlib.Path) -> Run:
     workdir = workdir_to_read(place, checkpoints=False)
     config = config_of_any_version(workdir / CONFIG_FILE)
     records = _records(workdir)
-    path, unfinished = workdir / REPORT_FILE, ""
-    if path.is_file():
-        report = json.loads(path.read_text(encoding="utf-8"))
-    else:
+    report, unfinished = _last_report(workdir), ""
+    if report is None:
         report = _report_so_far(config, workdir, records)
         diverged = "diverged at " if any(each["split"] == DIVERGED for each in records) else ""
         last_step = max((each["step"] for each in records), default=0)
         unfinished = f"unfinished, {diverged}step {last_step}"
     return Run(workdir.resolve().name, str(place), workdir, config, report, records, unfinished)
+
+
+def _last_report(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The content of report.json, None where there is none or the run was started again since."""
+    path = workdir / REPORT_FILE
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    told = report["how"]["starts"]
+    return report if all(start in told for start in read_starts(workdir)) else None
 
 
 def _report_so_far(
@@ -88,7 +96,10 @@ def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def config_of_any_version(path: pathlib.Path) -> ConfigDict:
-    """The settings of a run to look at, also those that are unknown here."""
+    """The settings of a run to look at, also those that are unknown here.
+
+    Those that the run did not have, because they came later, have today's defaults.
+    """
     tree = default_config().to_dict()
     for name, value in stored_settings(path).items():
         *groups, last = name.split(".")

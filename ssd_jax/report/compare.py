@@ -1,6 +1,5 @@
 """Runs side by side: what they were told otherwise, and what came out."""
 
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ssd_jax.config import flat_items
+from ssd_jax.files import json_line, whole_file
 from ssd_jax.report.collect import Run
 from ssd_jax.report.page import document, picture, table
 from ssd_jax.visualize.curves import plot_runs
@@ -56,7 +56,8 @@ def group_names(groups: Sequence[Group]) -> list[str]:
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     """The settings that are not the same in all runs, with the value of each run.
 
-    Runs of other versions may lack one, which is None.
+    A setting that is younger than a run has today's default there; one that only another version
+    knows is None in the runs that lack it.
     """
     settings = [dict(flat_items(run.config)) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
@@ -156,16 +157,13 @@ def _single(value: object) -> object:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def write_records(runs: Sequence[Run], path: pathlib.Path) -> None:
+def record_lines(runs: Sequence[Run]) -> str:
     """`flat_records` as JSON, an object a line."""
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in flat_records(runs)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
+    return "".join(map(json_line, flat_records(runs)))
 
 
 def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
     """comparison.html and the curves over each other, in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     groups = group_by_seed(runs)
     names = group_names(groups)
     curves = [
@@ -186,5 +184,6 @@ def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
         picture(out / CURVES_FILE, "curves"),
     ]
     path = out / COMPARISON_FILE
-    path.write_text(document("Runs side by side", parts), encoding="utf-8")
+    with whole_file(path) as part:
+        part.write_text(document("Runs side by side", parts), encoding="utf-8")
     return path

@@ -3,6 +3,7 @@
 import base64
 import io
 import pathlib
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
+from ssd_jax.evaluation.thresholds import shown_score
+from ssd_jax.files import whole_file
 from ssd_jax.report.collect import Run
 from ssd_jax.run_log import DIVERGED
 from ssd_jax.visualize.curves import plot_curves
@@ -84,7 +87,7 @@ def run_page(run: Run) -> str:
         "<h2>Result</h2>",
         _metrics(report),
         _classes(report),
-        *_pictures(run.workdir / "pictures"),
+        *_pictures(run),
         "<h2>Data</h2>",
         _data(report["data"]),
         "<h2>Settings</h2>",
@@ -101,12 +104,9 @@ def run_page(run: Run) -> str:
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
     """The page of a run, report.html, in `out`."""
-    # A finished run has drawn them; what diverged would leave no room for the rest.
-    records = [record for record in run.records if record["split"] != DIVERGED]
-    if run.unfinished and records:
-        plot_curves(records, run.workdir / "pictures" / "curves.png")
     path = out / PAGE_FILE
-    path.write_text(run_page(run), encoding="utf-8")
+    with whole_file(path) as part:
+        part.write_text(run_page(run), encoding="utf-8")
     return path
 
 
@@ -153,16 +153,32 @@ def picture(path: pathlib.Path, text: str, *, photograph: bool = False) -> str:
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{encoded}">'
 
 
-def _pictures(folder):
+def _pictures(run):
+    folder = run.workdir / "pictures"
+    # What else lies there was measured when the run finished an earlier time.
+    current = ("augmented.png",) if run.unfinished else [name for name, *_ in PICTURES + EXAMPLES]
+    if run.unfinished:
+        yield from _curves_so_far(run.records)
     for name, title in PICTURES:
-        if (folder / name).is_file():
+        if name in current and (folder / name).is_file():
             yield f"<h2>{title}</h2>{picture(folder / name, title)}"
-    shown = [each for each in EXAMPLES if (folder / each[0]).is_file()]
+    shown = [each for each in EXAMPLES if each[0] in current and (folder / each[0]).is_file()]
     if shown:
         yield "<h2>Images</h2>"
     for name, title, text in shown:
         image = picture(folder / name, title, photograph=True)
         yield f'<h3>{title}</h3><p class="quiet">{text}</p>{image}'
+
+
+def _curves_so_far(records):
+    """The curves of a run that has not drawn them yet, whose folder stays as it is."""
+    # What diverged would leave no room for the rest.
+    records = [record for record in records if record["split"] != DIVERGED]
+    if records:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "curves.png"
+            plot_curves(records, path)
+            yield f"<h2>Curves</h2>{picture(path, 'Curves')}"
 
 
 def _chosen(report, config):
@@ -189,7 +205,8 @@ def _classes(report):
         bar = Html(
             f'<span class="track"><span class="bar" style="width:{width:.0f}%"></span></span>'
         )
-        worth = (best.get(key) for key in ("f1", "score", "precision", "recall"))
+        f1, precision, recall = map(best.get, ("f1", "precision", "recall"))
+        worth = (f1, shown_score(best.get("score")), precision, recall)
         rows.append((name, metrics.get(f"ap_voc07/{name}"), area, bar, *worth))
     heads = ("class", "AP 11-point", "AP area", "", "best F1", "at score", "precision", "recall")
     return "<h3>Classes</h3>" + table(heads, rows) + _common_threshold(report)
@@ -200,8 +217,8 @@ def _common_threshold(report):
     if not common:
         return ""
     return (
-        f'<p class="quiet">One score for all classes: {common["score"]:.3f}, with an F1 of '
-        f"{common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
+        f'<p class="quiet">One score for all classes: {shown_score(common["score"]):.3f}, with an '
+        f"F1 of {common['f1']:.3f}, a precision of {common['precision']:.3f} and a recall of "
         f"{common['recall']:.3f}.</p>"
     )
 

@@ -53,8 +53,10 @@ def record_start(
         "data": data,
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
-    with (workdir / STARTS_FILE).open("a", encoding="utf-8") as lines:
-        lines.write(json_line(record))
+    lines = map(json_line, [*read_starts(workdir), record])
+    # Not appended: to a line that was cut off this one would be lost too.
+    with whole_file(workdir / STARTS_FILE) as part:
+        part.write_text("".join(lines), encoding="utf-8")
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -71,10 +73,10 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
-def data_at_start(workdir: pathlib.Path) -> dict[str, str]:
-    """The fingerprint of each split that the run began with; {} where that is not told."""
-    begun = [start for start in read_starts(workdir) if start["step"] == 0]
-    return begun[-1].get("data", {}) if begun else {}
+def data_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
+    """The fingerprint of each split at the last start that tells them; {} where none does."""
+    told = [start["data"] for start in read_starts(workdir) if start.get("data")]
+    return told[-1] if told else {}
 
 
 def command_line(arguments: Sequence[str]) -> str | None:

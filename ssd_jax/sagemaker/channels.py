@@ -16,7 +16,7 @@ from ssd_jax.data.sources.base import what_is_there
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.same_run import has_trained
+from ssd_jax.train.checkpoint_manifest import has_trained
 
 RECORDIO = "application/x-recordio"
 IMAGES = ("image/jpeg", "image/png", "application/x-image")

@@ -71,3 +71,9 @@ def _sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def has_trained(workdir: pathlib.Path) -> bool:
+    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
+    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
+    return any(name.isdigit() and int(name) for name in names)

@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssd_jax.cluster import exchange
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.files import write_json
+from ssd_jax.train.checkpoint_manifest import has_trained
 from ssd_jax.train.state import TrainState
 
 NONFINITE_FILE = "nonfinite.json"
+# Those of all processes.
+NONFINITE_FILES = "nonfinite*.json"
 
 
 def divergence(
@@ -24,15 +28,18 @@ def divergence(
     *,
     workdir: pathlib.Path,
     source: Source,
+    learning_rate: float,
     clip_norm: float | None,
 ) -> UserError:
     """The error that ends a run whose `step` gave `values`, of which some are not finite.
 
-    Leaves nonfinite.json with the images of the batch; each process has its own. `state` is the one
-    at hand, of the same step or a little later. All processes must come here, for its parameters
-    may lie on all of them.
+    Leaves nonfinite.json with the images of the batch; of further processes each has its own, and
+    the message names the images of all. `state` is the one at hand, of the same step or a little
+    later. All processes must come here, for its parameters may lie on all of them.
     """
     groups = not_finite_groups(state.params)
+    # Before anything is written, which may fail on one of them.
+    everyones = [name for each in exchange(list(names)) for name in each]
     number = jax.process_index()
     path = workdir / (f"nonfinite_process_{number}.json" if number else NONFINITE_FILE)
     write_json(
@@ -44,16 +51,36 @@ def divergence(
             "images": [_annotated(source, name) for name in dict.fromkeys(names)],
         },
     )
-    others = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "loss")
     broken = ", ".join(name for name, count in groups.items() if count) or "none"
-    clip = "--config.optimizer.clip_norm=10, after a checkpoint with --change optimizer.clip_norm"
-    clipping = "" if clip_norm else f" or clip the gradient ({clip})"
     return UserError(
-        f"step {step}: the loss is {values['loss']:g}, so training stops ({others}; parameters "
-        f"that are not finite after step {int(state.step)}: {broken}). The batch held "
-        f"{', '.join(names)}. Lower the learning rate{clipping}, and look at these images and "
-        f"their boxes, which {path} has; the end of metrics.jsonl has the steps before."
+        f"step {step}: {_told(values, finite=False)}, so training stops "
+        f"({_told(values, finite=True)}; parameters that are not finite after step "
+        f"{int(state.step)}: {broken}). The batch held {', '.join(everyones)}. "
+        f"{_what_helps(workdir, learning_rate, clip_norm)}, and look at these images and their "
+        f"boxes, which {_files(workdir)} has; the end of metrics.jsonl has the steps before."
     )
+
+
+def _told(values: Mapping[str, float], *, finite: bool) -> str:
+    told = (f"{name} {each:g}" for name, each in values.items() if math.isfinite(each) == finite)
+    return ", ".join(told) or "nothing is finite"
+
+
+def _files(workdir: pathlib.Path) -> str:
+    further = " (of further processes nonfinite_process_N.json)" if jax.process_count() > 1 else ""
+    return f"{workdir / NONFINITE_FILE}{further}"
+
+
+def _what_helps(workdir: pathlib.Path, learning_rate: float, clip_norm: float | None) -> str:
+    """With the options for a run that begins anew, or for one that goes on from a checkpoint."""
+    trained = has_trained(workdir)
+
+    def options(name, value):
+        return f"--config.{name}={value:g}" + (f" --change {name}" if trained else "")
+
+    lower = f"Lower the learning rate ({options('optimizer.learning_rate', learning_rate / 10)})"
+    clip = options("optimizer.clip_norm", 10)
+    return lower if clip_norm else f"{lower} or clip the gradient ({clip})"
 
 
 def not_finite_groups(params: Any) -> dict[str, int]:

@@ -55,22 +55,22 @@ def train(
     start = int(jax.device_get(state.step))
     meter = Meter(progress.unread)
     sent: deque[tuple[int, Sequence[str], Metrics]] = deque()
-    unread: list[tuple[int, dict[str, float]]] = []
+    untold: list[tuple[int, dict[str, float]]] = []
 
     def report(in_flight: int) -> None:
         while len(sent) > in_flight:
             step, names, metrics = sent.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            unread.append((step, values))
+            untold.append((step, values))
             if not all(map(math.isfinite, values.values())):
-                for each, told in unread:
+                for each, told in untold:
                     reporter.write(each, DIVERGED, told)
                 raise diverged(step, names, values, state)
             meter.add(values, images=len(names) * jax.process_count())
             reporter.advance(step)
             if _due(log_every, step) or step == total_steps:
                 reporter.write(step, "train", meter.read() | memory_in_use())
-                unread.clear()
+                untold.clear()
 
     for step in range(start, total_steps + 1):
         # The order matters: what is saved stands exactly before the next batch.

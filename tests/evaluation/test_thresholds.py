@@ -5,7 +5,7 @@ import pytest
 from scenes import found, truth
 
 from ssd_jax.evaluation.metrics import diagnose, measure_detections, results_dict, table
-from ssd_jax.evaluation.thresholds import best_common_threshold, best_threshold
+from ssd_jax.evaluation.thresholds import best_common_threshold, best_threshold, shown_score
 from ssd_jax.evaluation.voc import evaluate_voc
 
 BOXES = [[1.0, 1, 20, 20], [31, 1, 50, 20], [61, 1, 80, 20]]
@@ -68,3 +68,9 @@ def test_the_table_and_the_json_have_them():
     assert lines[2].split()[5:] == ["-"] * 4
     assert len(lines[1]) <= len(lines[0]) <= 80
     assert "one score for all classes: 0.750, with an F1 of 0.667" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(("score", "shown"), [(0.4379, 0.437), (0.9999, 0.999), (0.25, 0.25)])
+def test_a_score_is_shown_so_that_its_own_detection_is_taken(score, shown):
+    assert shown_score(score) == shown
+    assert shown_score(None) is None

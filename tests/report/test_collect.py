@@ -53,9 +53,10 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     starts.record_start(
         tmp_path, step=0, weights={"source": "vgg16.safetensors"}, data={"train": "a1"}
     )
-    starts.record_start(tmp_path, step=7, weights=None, data={"train": "b2"})
     with (tmp_path / starts.STARTS_FILE).open("a") as lines:
         lines.write('{"time": "20')
+    # The next start is not lost to the line that was cut off.
+    starts.record_start(tmp_path, step=7, weights=None, data={"train": "a1", "test": "c3"})
     first, second = starts.read_starts(tmp_path)
     assert (first["step"], second["step"]) == (0, 7)
     assert first["command"] == "ssd-jax train --workdir 'my run'"
@@ -65,7 +66,7 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert first["environment"]["driver"]
     assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"
     assert "/somewhere" not in json.dumps(first)
-    assert starts.data_at_start(tmp_path) == {"train": "a1"}
+    assert starts.data_of_last_start(tmp_path) == {"train": "a1", "test": "c3"}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,13 @@ def test_an_unfinished_run_is_told_by_its_last_evaluation(tmp_path):
     assert run.report["metrics"]["map_voc07"] == 0.25
     assert run.report["protocol"]["fingerprint"] == "b2"
     assert open_run(make_run(tmp_path / "finished")).unfinished == ""
+
+
+def test_a_finished_run_that_was_started_again_is_not_told_by_its_old_report(tmp_path):
+    folder = make_run(tmp_path / "pets")
+    starts.record_start(folder, step=10, weights=None, data={"val": "b2"})
+    run = open_run(folder)
+    assert (run.unfinished, run.report["protocol"]["fingerprint"]) == ("unfinished, step 10", "b2")
 
 
 def test_a_run_that_has_told_nothing_yet_is_one_too(tmp_path):

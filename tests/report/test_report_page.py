@@ -1,5 +1,6 @@
 """The pages: whole, without a network, and right in a real browser."""
 
+import contextlib
 import html.parser
 import json
 import re
@@ -22,6 +23,7 @@ from ssd_jax.report.compare import (
     write_comparison,
 )
 from ssd_jax.report.page import run_page, table
+from ssd_jax.report.starts import record_start
 from ssd_jax.visualize import curves
 
 VOID = ("meta", "img", "br")
@@ -99,7 +101,7 @@ def test_the_page_leads_to_what_differs_from_the_commit(code, shown, folder):
 
 def test_the_page_says_from_which_score_on_detections_are_right(folder):
     page = run_page(open_run(folder))
-    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.438", "0.562", "0.938"))
+    cells = "".join(f"<td class=number>{x}</td>" for x in ("0.688", "0.437", "0.562", "0.938"))
     assert cells in page
     assert "One score for all classes: 0.375, with an F1 of 0.812" in page
     report = json.loads((folder / "report.json").read_text())
@@ -200,6 +202,25 @@ def test_runs_as_lines_that_pandas_reads(tmp_path, capsys):
     assert not any(isinstance(value, list | dict) for value in fast.values())
 
 
+def test_the_lines_of_runs_are_the_last_that_is_printed(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", "compare", str(folder), "--out", "out", "--json", "-"]
+    assert main(words) == 0
+    *_, place, last = capsys.readouterr().out.splitlines()
+    assert (place, json.loads(last)["run"]) == ("out/comparison.html", "pets")
+    assert not (tmp_path / "-").exists()
+
+
+def test_files_are_written_before_anything_is_printed(folder, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with contextlib.suppress(BrokenPipeError):
+        main(["report", "compare", str(folder), "--json", str(tmp_path / "runs.jsonl")])
+    assert (tmp_path / "runs.jsonl").is_file()
+
+
 def test_a_setting_of_several_values_is_one_text(tmp_path):
     runs = [
         open_run(make_run(tmp_path / str(n), optimizer__decay_epochs=(n, n + 1))) for n in (1, 2)
@@ -215,8 +236,16 @@ def test_the_page_of_an_unfinished_run_says_so(tmp_path):
     assert curves.startswith("data:image/png")
     for text in ("Unfinished, step 15", "step 12", "0.375", "&lt;dog&gt;"):
         assert text in page, text
+    assert not list((folder / "pictures").iterdir())  # it is read, and may belong to others
     (folder / "metrics.jsonl").unlink()
     assert main(["report", "page", "--workdir", str(folder)]) == 0
+
+
+def test_a_run_that_goes_on_shows_no_pictures_of_its_former_end(folder):
+    record_start(folder, step=10, weights=None, data={})
+    page = run_page(open_run(folder))
+    assert page.count("data:image/") == 1
+    assert "Worst" not in page
 
 
 def test_a_run_that_was_evaluated_once_is_a_point_among_the_curves(tmp_path, monkeypatch):
