@@ -235,6 +235,8 @@ def _check_state(
 ) -> None:
     """Refuses changes after which what the optimizer remembers would be of another shape."""
     of_optimizer = {name: each for name, each in changes.items() if name.startswith("optimizer.")}
+    if not of_optimizer:
+        return
     network = build_network(config, len(source.classes))
 
     def structure(config):
@@ -243,7 +245,7 @@ def _check_state(
         state = experiment.build_state_shapes(config, network, optimizer, mesh)
         return jax.tree.structure(state)
 
-    if of_optimizer and structure(config) != structure(_former(config, changes)):
+    if structure(config) != structure(_former(config, changes)):
         raise UserError(
             f"--change: {'; '.join(in_words(of_optimizer))}: what the optimizer remembers of the "
             "steps before would be of another shape. Leave it as it was, or choose another "

@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+from ssd_jax.config import load_config
+
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "speed"
 
 
@@ -56,12 +58,13 @@ def test_another_device_has_no_baseline(check, tmp_path):
 
 
 def test_a_baseline_is_of_a_config_a_device_and_its_cores(monkeypatch):
-    guard = script("check")
+    guard, config = script("check"), load_config(str(FOLDER.parents[1] / "configs/quickstart.py"))
     monkeypatch.setattr("ssd_jax.hardware.cores", lambda: 2)
-    subject = guard.subject_of(guard.default_config("cpu"), "cpu")
-    assert subject in json.loads((FOLDER / "baseline.json").read_text())
-    gpu = guard.subject_of(guard.default_config("gpu"), "NVIDIA H200")
-    assert gpu == "voc0712_vgg16_512 on NVIDIA H200"
+    baselines = json.loads((FOLDER / "baseline.json").read_text())
+    assert guard.subject_of("quickstart", config, "cpu") in baselines
+    config.model.dtype = "bfloat16"
+    of_gpu = guard.subject_of("quickstart", config, "NVIDIA H200")
+    assert of_gpu == f"quickstart, bfloat16, batch {config.batch_size}, NVIDIA H200"
 
 
 def test_growth_is_drawn_beside_proportion(tmp_path):

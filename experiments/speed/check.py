@@ -4,8 +4,9 @@
 
 Ends with exit code 1 when a ratio is worse by more than 15 %, twice in a row. --write makes what is
 measured the baseline, baseline.json. There is one for each config, kind of device and, of CPUs,
-number of cores, because their ratios differ. Without --config it is quickstart's on CPUs, elsewhere
-SSD512 with VGG16 in bfloat16, in batches of 64.
+number of cores, because their ratios differ. On CPUs the default is quickstart's: on a GPU a
+small network would tell how quickly kernels are launched, so there it is SSD512 with VGG16 in
+bfloat16, in batches of 64.
 """
 
 import argparse
@@ -77,7 +78,9 @@ def contests_of(path):
     jax.config.update("jax_num_cpu_devices", 1)
     mesh = make_mesh(jax.devices()[:1])
     device = mesh.devices.flat[0]
-    config = load_config(path or default_config(device.platform))
+    default = "quickstart.py" if device.platform == "cpu" else "voc0712_vgg16_512.py"
+    file = pathlib.Path(path or HERE.parents[1] / "configs" / default)
+    config = load_config(str(file))
     if not path and device.platform != "cpu":
         config.batch_size, config.model.dtype = 64, "bfloat16"
     work = make_workload(config, mesh)
@@ -89,21 +92,15 @@ def contests_of(path):
         "evaluation batch": (evaluate_program(work).call, forward),
         "decoded pictures": decoding(work),
     }
-    return contests, subject_of(path or default_config(device.platform), device.device_kind)
+    return contests, subject_of(file.stem, config, device.device_kind)
 
 
-def default_config(platform):
-    """Small on CPUs; on a GPU a small network would measure how quickly kernels are launched."""
-    name = "quickstart.py" if platform == "cpu" else "voc0712_vgg16_512.py"
-    return str(HERE.parents[1] / "configs" / name)
-
-
-def subject_of(path, device_kind):
+def subject_of(name, config, device_kind):
     """What a baseline is of."""
     from ssd_jax.hardware import cores
 
     with_cores = f", {cores()} cores" if device_kind == "cpu" else ""
-    return f"{pathlib.Path(path).stem} on {device_kind}{with_cores}"
+    return f"{name}, {config.model.dtype}, batch {config.batch_size}, {device_kind}{with_cores}"
 
 
 def decoding(work):

@@ -77,11 +77,11 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
     most_rounds = num_objects**2 + 1
 
     def searching(state):
-        round, own_anchor, bounds = state
-        return (round < most_rounds) & jnp.any((own_anchor < 0) & (bounds.max(axis=0) > 0))
+        rounds, own_anchor, bounds = state
+        return (rounds < most_rounds) & jnp.any((own_anchor < 0) & (bounds.max(axis=0) > 0))
 
     def take_pairs(state):
-        round, own_anchor, bounds = state
+        rounds, own_anchor, bounds = state
         block = bounds.argmax(axis=0)
         # As a product, which is quicker than to look for each candidate among the taken ones.
         own_block, own_row = (jax.nn.one_hot(i, side) for i in jnp.divmod(own_anchor, side))
@@ -95,7 +95,7 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
         rivals = jnp.where(free, blocks[block, row], -1)
         first_for_anchor = rivals.argmax(axis=1) == jnp.arange(num_objects)
         pairs = first_for_object & first_for_anchor
-        return round + 1, jnp.where(pairs, block * side + row, own_anchor), bounds
+        return rounds + 1, jnp.where(pairs, block * side + row, own_anchor), bounds
 
     # Derived from the input, so that the loop's types agree inside `jax.shard_map`.
     nobody = jnp.full_like(iou[0], -1, dtype=jnp.int32)
