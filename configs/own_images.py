@@ -11,6 +11,7 @@ and ImageNet weights at weights/vgg16.safetensors (docs/weights.md) take SSD300:
 from ml_collections import ConfigDict
 
 from ssd_jax.config import default_config
+from ssd_jax.errors import UserError
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -46,5 +47,5 @@ def get_config(variant: str = "small") -> ConfigDict:
             }
         )
     else:
-        raise ValueError(f"variant: got {variant!r}, expected small or vgg16")
+        raise UserError(f"variant: got {variant!r}, expected small or vgg16")
     return config

@@ -8,7 +8,7 @@ import sys
 
 from ssd_jax.hardware import instructions
 
-# Of all compiled programs together; those that were not used for longest go first.
+# Of all compiled programs together, in bytes; the least recently used go first.
 LARGEST_COMPILE_CACHE = 4 * 2**30
 # The small programs around a large one take longer to look up than to compile.
 LEAST_COMPILE_SECONDS = 0.1

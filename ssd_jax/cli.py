@@ -38,7 +38,7 @@ COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
             doctor, convert, data, weights, benchmark)  # fmt: skip
 
 
-# For which it pays to start anew with large pages.
+# Verbs that run long enough to repay a restart with huge pages.
 LONG_COMPUTATIONS = (["train"], ["evaluate"], ["benchmark"], ["sagemaker", "train"])
 
 

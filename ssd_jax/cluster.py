@@ -30,9 +30,9 @@ from ssd_jax.sharding import any_process, use_cpu_cores
 
 # Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# Until then another process has ended the wait, or JAX has noticed that it died.
+# In effect for ever: long before, another process ends the wait or JAX sees that one died.
 A_DAY_MS = 24 * 60 * 60 * 1000
-# Of a value in a message.
+# Most characters of a value that a message shows.
 SHOWN_LETTERS = 200
 # For the others to say that they fail for the same reason, before process 0 takes them with it.
 GRACE_SECONDS = 2.0

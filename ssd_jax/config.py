@@ -1,4 +1,4 @@
-"""The settings of an experiment: defaults, overrides from the command line, checks.
+"""The settings of an experiment: defaults, files, and overrides from the command line.
 
 A run's parts are put together from them in `network.py` and `experiment.py`; below these nothing
 reads a config.
@@ -313,8 +313,9 @@ def save_config(config: ConfigDict, path: pathlib.Path) -> None:
         part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def read_config(path: pathlib.Path) -> ConfigDict:
+def read_config(path: str | pathlib.Path) -> ConfigDict:
     """Reads what `save_config` wrote; what came into being since has its default."""
+    path = pathlib.Path(path)
     settings, config = stored_settings(path), default_config()
     if unknown := sorted(settings.keys() - dict(flat_items(config)).keys()):
         raise UserError(

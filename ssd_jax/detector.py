@@ -13,6 +13,7 @@ from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, build_network, build_predict
 from ssd_jax.predict import OnPictures
+from ssd_jax.run_log import CHECKPOINTS_FOLDER
 from ssd_jax.sharding import make_mesh, replicated
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.types import Detections
@@ -48,7 +49,7 @@ def open_checkpoints(
 ) -> Checkpoints:
     """The checkpoints of the run in `workdir`, the best by the config's metric."""
     return Checkpoints(
-        pathlib.Path(workdir) / "checkpoints",
+        pathlib.Path(workdir) / CHECKPOINTS_FOLDER,
         metric=f"map_{config.evaluate.metric}",
         keep_latest=config.checkpoint.keep_latest,
         read_only=read_only,

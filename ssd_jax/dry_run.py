@@ -1,6 +1,5 @@
 """What is known of a run before its first step, told without a run."""
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
@@ -13,7 +12,7 @@ from ssd_jax.runs import compiled_steps
 from ssd_jax.sharding import check_divides, make_mesh
 
 
-def tell_plan(config: ConfigDict, *, mesh: Mesh | None = None) -> None:
+def tell_plan(config: ConfigDict) -> None:
     """Prints settings, data, network, warnings and memory of a run; trains and leaves nothing.
 
     The doctor does not look at the images, and weights to begin with are looked for, not read.
@@ -21,7 +20,7 @@ def tell_plan(config: ConfigDict, *, mesh: Mesh | None = None) -> None:
     Raises:
       UserError: the run could not begin.
     """
-    mesh = mesh or make_mesh()
+    mesh = make_mesh()
     check(config)
     check_divides(config.batch_size, mesh)
     changes = recipe_changes(config)

@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
-from ssd_jax.data.storage import cache_folder
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, anchors_at
@@ -23,7 +23,7 @@ from ssd_jax.ops.colour import Distort, Jitter
 from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.sharding import BATCH_AXIS
-from ssd_jax.train import optimizer
+from ssd_jax.train import optimizer as optimizers
 from ssd_jax.train.state import TrainState, create_state, state_shapes
 from ssd_jax.train.step import Augment, Loss, augment_batch, batch_loss, train_step
 from ssd_jax.train.stopping import EarlyStopping
@@ -145,66 +145,66 @@ def evaluate_every(config: ConfigDict, images: int) -> int | None:
 
 def build_early_stopping(config: ConfigDict, images: int) -> EarlyStopping | None:
     """The rule that may end the run early, None without one."""
-    words = config.early_stopping
-    if not words.enabled:
+    settings = config.early_stopping
+    if not settings.enabled:
         return None
     return EarlyStopping(
         metric=f"map_{config.evaluate.metric}",
-        patience=words.patience,
-        tolerance=words.tolerance,
-        minimum_step=steps_of(words.minimum_epochs, images, config.batch_size),
+        patience=settings.patience,
+        tolerance=settings.tolerance,
+        minimum_step=steps_of(settings.minimum_epochs, images, config.batch_size),
     )
 
 
 def build_schedule(config: ConfigDict, images: int) -> optax.Schedule:
     """Learning rate as a function of the step."""
-    words = config.optimizer
-    if words.schedule == "one_cycle":
-        return optimizer.one_cycle_schedule(
-            words.learning_rate, total_steps=total_steps(config, images)
+    settings = config.optimizer
+    if settings.schedule == "one_cycle":
+        return optimizers.one_cycle_schedule(
+            settings.learning_rate, total_steps=total_steps(config, images)
         )
-    if words.schedule == "cosine":
-        return optimizer.cosine_schedule(
-            words.learning_rate,
+    if settings.schedule == "cosine":
+        return optimizers.cosine_schedule(
+            settings.learning_rate,
             total_steps=total_steps(config, images),
-            warmup_steps=words.warmup_steps,
+            warmup_steps=settings.warmup_steps,
         )
-    return optimizer.step_schedule(
-        words.learning_rate,
+    return optimizers.step_schedule(
+        settings.learning_rate,
         decay_steps=_decay_steps(config, images),
-        decay_factor=words.decay_factor,
-        warmup_steps=words.warmup_steps,
+        decay_factor=settings.decay_factor,
+        warmup_steps=settings.warmup_steps,
     )
 
 
 def _decay_steps(config: ConfigDict, images: int) -> list[int]:
-    words = config.optimizer
-    if words.decay_epochs is None:
+    settings = config.optimizer
+    if settings.decay_epochs is None:
         return [round(part * total_steps(config, images)) for part in _DECAY_PARTS]
-    epoch = words.steps_per_epoch or images / config.batch_size
-    return [round(epochs * epoch) for epochs in words.decay_epochs]
+    epoch = settings.steps_per_epoch or images / config.batch_size
+    return [round(epochs * epoch) for epochs in settings.decay_epochs]
 
 
 def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
     """What is likely to be a mistake: a rate that never falls, is hardly reached, or too high."""
-    words, total = config.optimizer, total_steps(config, images)
+    settings, total = config.optimizer, total_steps(config, images)
     warnings = []
     behind = [step for step in _decay_steps(config, images) if step >= total]
-    if words.schedule == "step" and words.decay_epochs and behind:
+    if settings.schedule == "step" and settings.decay_epochs and behind:
         warnings.append(
             f"the learning rate would fall at step {behind[0]}, and the run ends at step {total}: "
-            f"config.optimizer.decay_epochs = {words.decay_epochs} are those of a longer run. "
+            f"config.optimizer.decay_epochs = {settings.decay_epochs} are those of a longer run. "
             "Leave them out (None) to have it fall after 2/3 and 5/6 of the run"
         )
-    if words.schedule != "one_cycle" and words.warmup_steps > _LONGEST_WARMUP * total:
+    if settings.schedule != "one_cycle" and settings.warmup_steps > _LONGEST_WARMUP * total:
         warnings.append(
-            f"the learning rate is warmed up in {words.warmup_steps} of the {total} steps: "
+            f"the learning rate is warmed up in {settings.warmup_steps} of the {total} steps: "
             f"consider --config.optimizer.warmup_steps={max(1, round(total * _LONGEST_WARMUP / 2))}"
         )
-    if words.name == "sgd" and words.learning_rate > _HIGHEST_RATE * config.batch_size:
+    if settings.name == "sgd" and settings.learning_rate > _HIGHEST_RATE * config.batch_size:
         usual = _USUAL_RATE * config.batch_size
         warnings.append(
-            f"the learning rate {words.learning_rate:g} is high for batches of "
+            f"the learning rate {settings.learning_rate:g} is high for batches of "
             f"{config.batch_size}: rates go with the batch, and the published ones are 0.001 to "
             f"0.002 for 32 images. Consider --config.optimizer.learning_rate={usual:.2g}"
         )
@@ -218,7 +218,7 @@ def stand_in_schedule(config: ConfigDict) -> optax.Schedule:
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that the config names."""
-    words = (
+    names = (
         "name",
         "momentum",
         "learning_rate_in_momentum",
@@ -228,7 +228,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         "clip_norm",
         "gradient_scale",
     )
-    return optimizer.build_optimizer(schedule, **{word: config.optimizer[word] for word in words})
+    return optimizers.build_optimizer(schedule, **{name: config.optimizer[name] for name in names})
 
 
 def build_state(
@@ -311,23 +311,23 @@ def build_steps(
 
 def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]:
     """The keywords of `train.step.augment_batch`; what can never happen is left out."""
-    words = config.augment.to_dict()
-    del words["image_sizes"]
-    fill = words["expand"].pop("fill") or config.preprocess.mean
+    settings = config.augment.to_dict()
+    del settings["image_sizes"]
+    fill = settings["expand"].pop("fill") or config.preprocess.mean
     parts = {
-        "distort": Distort(**words.pop("distort")),
-        "jitter": Jitter(**words.pop("jitter")),
-        "expand": Expand(**words.pop("expand")),
-        "crop": Crop(**words.pop("crop")),
+        "distort": Distort(**settings.pop("distort")),
+        "jitter": Jitter(**settings.pop("jitter")),
+        "expand": Expand(**settings.pop("expand")),
+        "crop": Crop(**settings.pop("crop")),
     }
-    mosaics = Mosaic(**words.pop("mosaic"))
+    mosaics = Mosaic(**settings.pop("mosaic"))
     never = [name for name, part in parts.items() if not part.probability]
     if not parts["crop"].min_ious:
         never.append("crop")
     return {
         "seed": config.seed,
         "image_size": image_size,
-        "settings": Augmentation(**words, **parts | dict.fromkeys(never)),
+        "settings": Augmentation(**settings, **parts | dict.fromkeys(never)),
         "fill": fill,
         "mosaics": mosaics if mosaics.probability else None,
     }

@@ -21,13 +21,11 @@ from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
-from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, REPORT_FILE
+from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER, REPORT_FILE
 from ssd_jax.sharding import each_device_alone, make_mesh
 from ssd_jax.training_data import decoding_threads
 from ssd_jax.visualize.evaluation import draw_measures
 from ssd_jax.visualize.run import SHOWN, draw_curves, draw_detections
-
-PICTURES = "pictures"
 
 
 class Measured(NamedTuple):
@@ -131,7 +129,7 @@ def write_result(
     config: ConfigDict, workdir: pathlib.Path, measured: Measured, sources: dict[str, Source]
 ) -> None:
     """Leaves report.json, report.html and the pictures of a finished run in its folder."""
-    pictures = workdir / PICTURES
+    pictures = workdir / PICTURES_FOLDER
     examples = choose_examples(
         measured.evaluation.ground_truths,
         measured.evaluation.detections,

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, no_type_check
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +107,21 @@ def make_predict(
 Picture = bytes | str | os.PathLike | UInt8[np.ndarray, "H W 3"]
 
 
+@runtime_checkable
+class AnyDetector(Protocol):
+    """A run's `Detector` or an exported one; `canvas` is the side in pixels."""
+
+    classes: tuple[str, ...]
+    canvas: int
+
+    def predict(
+        self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
+    ) -> Detections:
+        """Detections of decoded pictures, padded to the same number for each."""
+
+
 class OnPictures:
-    """Makes what detects in decoded pictures, as `serve.engine.AnyDetector`, take any pictures."""
+    """Makes what detects in decoded pictures, as `AnyDetector`, take any pictures."""
 
     @no_type_check  # of jaxtyping in tests: the errors below are its own
     def __call__(

@@ -15,7 +15,7 @@ from ssd_jax.errors import UserError
 # Within which a connection is made, and whoever made it says who they are.
 ANSWER_SECONDS = 5.0
 MESSAGE_BYTES = 1 << 20
-# Of a list in a message.
+# Most entries of a list that a message spells out.
 SHOWN = 8
 
 

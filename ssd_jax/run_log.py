@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard events, a progress bar and the final report.
+"""What a run tells: JSON lines, TensorBoard events and a progress bar.
 
 Numbers that are not finite are written as null, which every JSON reader understands.
 """
@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 EVALUATION_FILE = "evaluation.json"
 TENSORBOARD_FOLDER = "tensorboard"
+CHECKPOINTS_FOLDER = "checkpoints"
+PICTURES_FOLDER = "pictures"
 # The split of the steps before a run diverged, one by one; a run that goes on takes them back.
 DIVERGED = "diverged"
 

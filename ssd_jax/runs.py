@@ -25,7 +25,6 @@ from ssd_jax.locks import only_training
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
 from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
-    PICTURES,
     Measured,
     data_report,
     evaluate_variables,
@@ -37,7 +36,7 @@ from ssd_jax.outcome import (
     write_result,
 )
 from ssd_jax.report.collect import waiting_hint
-from ssd_jax.run_log import METRICS_FILE, Observer, Reporter, read_metrics
+from ssd_jax.run_log import METRICS_FILE, PICTURES_FOLDER, Observer, Reporter, read_metrics
 from ssd_jax.same_run import (
     Change,
     allowed_changes,
@@ -329,7 +328,7 @@ def _draw_first_batch(config, workdir, source) -> None:
     first_size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
     draw_augmented(
         next(host_batches(config, source, start_step=0, num_threads=0)),
-        workdir / PICTURES / "augmented.png",
+        workdir / PICTURES_FOLDER / "augmented.png",
         classes=source.classes,
         **experiment.augmentation_settings(config, first_size),
     )

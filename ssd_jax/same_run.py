@@ -48,11 +48,9 @@ class Change(NamedTuple):
     now: Any
 
 
-def changed_settings(
-    config: ConfigDict, path: pathlib.Path, *, free: Collection[str] = HARDWARE
-) -> str:
-    """What differs from the config in the file, but for what is `free`; "" if nothing does."""
-    return "; ".join(in_words(find_changes(config, path, free=free)))
+def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
+    """What differs from the config in the file, but for HARDWARE; "" if nothing does."""
+    return "; ".join(in_words(find_changes(config, path, free=HARDWARE)))
 
 
 def find_changes(

@@ -40,6 +40,7 @@ FLOORS = (
         "evaluation.detection_files",
     ),
     (
+        "answers",
         "weights",
         "predict",
         "visualize.boxes",

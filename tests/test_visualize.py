@@ -12,11 +12,11 @@ from ssd_jax.visualize.boxes import (
     DIFFICULT,
     FALSE,
     MISSED,
-    detection_mosaic,
+    detection_grid,
     draw_boxes,
-    mosaic,
+    image_grid,
     save_png,
-    training_mosaic,
+    training_grid,
 )
 from ssd_jax.visualize.curves import plot_curves
 from ssd_jax.visualize.evaluation import plot_precision_recall
@@ -110,7 +110,7 @@ def test_no_box_leaves_the_image_as_it_is():
 
 def test_mosaic_places_images_row_by_row():
     tiles = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)]
-    picture = mosaic(tiles, columns=2, gap=2)
+    picture = image_grid(tiles, columns=2, gap=2)
     assert picture.shape == (10, 14, 3)
     assert picture[0, 0, 0] == 10
     assert picture[0, 8, 0] == 20
@@ -121,7 +121,7 @@ def test_mosaic_places_images_row_by_row():
 
 def test_mosaic_centres_smaller_images():
     tiles = [np.zeros((4, 4, 3), np.uint8), np.zeros((2, 8, 3), np.uint8)]
-    picture = mosaic(tiles, columns=1, gap=0)
+    picture = image_grid(tiles, columns=1, gap=0)
     assert picture.shape == (6, 8, 3)
     assert np.all(picture[:4, :2] == 255)
     assert np.all(picture[:4, 2:6] == 0)
@@ -129,7 +129,7 @@ def test_mosaic_centres_smaller_images():
 
 def test_mosaic_of_nothing_is_refused():
     with pytest.raises(UserError, match="no image"):
-        mosaic([], columns=2)
+        image_grid([], columns=2)
 
 
 def test_training_mosaic_draws_only_valid_boxes():
@@ -137,7 +137,7 @@ def test_training_mosaic_draws_only_valid_boxes():
     boxes = np.stack([np.concatenate([BOX, ELSEWHERE])] * 3)
     labels = np.array([[0, 1]] * 3)
     valid = np.array([[True, False]] * 3)
-    picture = training_mosaic(images, boxes, labels, valid, classes=CLASSES, columns=2)
+    picture = training_grid(images, boxes, labels, valid, classes=CLASSES, columns=2)
     assert picture.shape == (648, 648, 3)
     assert has(picture, PALETTE[0])
     assert not has(picture, PALETTE[1])
@@ -162,7 +162,7 @@ def body(picture, *, height=200):
     ],
 )
 def test_detection_mosaic_tells_the_outcomes_apart(found, label, difficult, left, right):
-    picture = detection_mosaic(
+    picture = detection_grid(
         [grey()],
         [GroundTruth(BOX, LABEL, np.array([difficult]))],
         [ScoredBoxes(found, np.array([0.9]), label)],
@@ -175,7 +175,7 @@ def test_detection_mosaic_tells_the_outcomes_apart(found, label, difficult, left
 
 
 def test_detection_mosaic_leaves_out_low_scores():
-    picture = detection_mosaic(
+    picture = detection_grid(
         [grey(), grey()],
         [GroundTruth(BOX[:0], LABEL[:0], np.zeros(0, bool))] * 2,
         [ScoredBoxes(BOX, np.array([0.4]), LABEL)] * 2,

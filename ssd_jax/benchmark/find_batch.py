@@ -24,7 +24,10 @@ _QUICK_ON_CPU = {"xla_backend_optimization_level": 0}
 
 
 class FoundBatch(NamedTuple):
-    """About the largest batch of a device, and what was compiled on the way: images -> bytes."""
+    """The largest batch that fits a device, to within _CLOSE.
+
+    `measured` has what was compiled on the way: images -> bytes that their step needs.
+    """
 
     per_device: int
     devices: int

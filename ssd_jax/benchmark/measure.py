@@ -59,9 +59,10 @@ def measure(work: Workload, *, rounds: int, profile: pathlib.Path | None = None)
         "batch_size": train.images,
         "anchors": len(work.network.anchors),
         "programs": {
-            name: _figures(program, seconds[name], machine, devices)
+            name: _figures(
+                program, seconds[name], machine, 1 if name == "predict" else work.mesh.size
+            )
             for name, program in whole.items()
-            for devices in [1 if name == "predict" else work.mesh.size]
         },
         "against_bare": {
             "train": compared(seconds["bare_train"], seconds["train"]),

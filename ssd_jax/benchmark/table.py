@@ -45,7 +45,7 @@ def table(result: Mapping[str, Any]) -> str:
         "where the roofline of a step goes: "
         + ", ".join(f"{row['layer']} {row['share']:.1%}" for row in result["layers"]),
         "compiled in: "
-        + ", ".join(f"{n} {row['compile_seconds']:.2f} s" for n, row in _programs(result)),
+        + ", ".join(f"{n} {row['compile_seconds']:.2f} s" for n, row in result["programs"].items()),
         "memory: " + ", ".join(f"{n} {gib:.2f}" for n, gib in result["memory"].items()),
     ]
     for name, start in result.get("start", {}).items():
@@ -65,10 +65,6 @@ def comparison_table(result: Mapping[str, Any]) -> str:
         for name, seconds in zip(result["names"], result["median_seconds"], strict=True)
     ]
     return "\n".join([*rows, f"the second takes {_ratio(result)} times as long"])
-
-
-def _programs(result):
-    return result["programs"].items()
 
 
 def _ratio(compared):

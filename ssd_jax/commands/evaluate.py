@@ -6,6 +6,7 @@ from ssd_jax.commands.common import (
     join_cluster,
     local_path,
     names_argument,
+    refuse_misplaced,
     step,
     verb,
 )
@@ -59,10 +60,7 @@ def _evaluate(options, rest):
         "--step": options.detections and options.step,
         "--config": options.detections and rest,
     }
-    for name, given in misplaced.items():
-        if given:
-            other = "--workdir" if options.workdir else "--detections"
-            raise UserError(f"{name} has no meaning with {other}. Leave it out.")
+    refuse_misplaced(misplaced, "with --workdir" if options.workdir else "with --detections")
     if options.workdir and options.split not in ([], ["train"], ["val"], ["test"]):
         raise UserError(
             f"--split: got {', '.join(options.split)}, expected one of train, val and test."

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssd_jax.data import codes
+from ssd_jax.data.sources.image_file import image_unreadable
 from ssd_jax.errors import DataError
 from ssd_jax.types import Batch, Example
 
@@ -62,15 +63,15 @@ def draw_image(
             "Scale the image down",
         )
     if not header.complete:
-        raise _unreadable(name, f"the {header.kind} file ends early ({len(data):,} bytes)")
+        raise image_unreadable(name, f"the {header.kind} file ends early ({len(data):,} bytes)")
 
     factor = _reduction(header, canvas_side)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED_FLAGS[factor])
     except cv2.error as error:
-        raise _unreadable(name, f"the {header.kind} data is damaged ({error})") from error
+        raise image_unreadable(name, f"the {header.kind} data is damaged ({error})") from error
     if picture is None:
-        raise _unreadable(name, f"the {header.kind} data is damaged")
+        raise image_unreadable(name, f"the {header.kind} data is damaged")
 
     as_stored = picture.shape[:2] == _divided(header.size, factor)
     size = header.size if as_stored else header.size[::-1]  # turned by its EXIF orientation
@@ -166,7 +167,7 @@ def _read_header(data: bytes, name: str) -> _Header:
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
         return _Header((height, width), "PNG", data.rfind(b"IEND") >= 0)
-    raise _unreadable(name, f"{len(data):,} bytes that start with {data[:4]!r}")
+    raise image_unreadable(name, f"{len(data):,} bytes that start with {data[:4]!r}")
 
 
 def _read_jpeg_header(data: bytes, name: str) -> _Header:
@@ -184,16 +185,7 @@ def _read_jpeg_header(data: bytes, name: str) -> _Header:
             height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
             size = (height, width)
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise _unreadable(name, f"a JPEG header without an image ({len(data):,} bytes)")
-
-
-def _unreadable(name: str, problem: str) -> DataError:
-    return DataError(
-        codes.IMAGE_UNREADABLE,
-        name,
-        f"{problem}, expected a whole JPEG or PNG file",
-        "Replace the file, or leave it out",
-    )
+    raise image_unreadable(name, f"a JPEG header without an image ({len(data):,} bytes)")
 
 
 def _size_disagrees(example: Example, size: tuple[int, int]) -> DataError:

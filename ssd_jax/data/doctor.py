@@ -34,7 +34,7 @@ from ssd_jax.data.findings import (
     index_findings,
 )
 from ssd_jax.data.sources.base import Annotations, Source
-from ssd_jax.data.sources.image_header import exif_orientation
+from ssd_jax.data.sources.image_file import exif_orientation
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import whole_file

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from ssd_jax.data import codes
-from ssd_jax.data.remote import shown
+from ssd_jax.data.remote import shown_url
 from ssd_jax.data.sources.base import Problems, Source, combine, names_are_numbers, what_is_there
 from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.data.sources.json_folder import open_json_folder
@@ -276,8 +276,8 @@ def _staged(location: str, *, with_neighbours: bool) -> pathlib.Path:
     folder, _, name = location.rpartition("/")
     if location.startswith("http"):
         raise UserError(
-            f"{shown(location)}: the images of this file cannot be found, for a web server has no "
-            "folders. Download them and give the local path"
+            f"{shown_url(location)}: the images of this file cannot be found, for a web server "
+            "has no folders. Download them and give the local path"
         )
     return stage(folder) / name
 

@@ -10,6 +10,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes, storage
 from ssd_jax.errors import DataError, UserError
 
@@ -84,7 +85,7 @@ def _archive(
     if base_url is not None:
         url = f"{base_url.rstrip('/')}/{name}"
     if folder is None:
-        path = storage.cache_folder() / "voc" / name
+        path = cache_folder() / "voc" / name
         return storage.fetch(url, path, size=size, sha256=sha256, progress=progress)
     path = pathlib.Path(folder) / name
     if not path.is_file():

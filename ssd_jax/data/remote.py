@@ -56,8 +56,9 @@ class WebServer:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
                 raise UserError(
-                    f"{shown(url)}: the server does not say how long the file is, so a cut could "
-                    "not be told from its end. Download it by other means and give the local path."
+                    f"{shown_url(url)}: the server does not say how long the file is, so a cut "
+                    "could not be told from its end. Download it by other means and give the local "
+                    "path."
                 )
             version = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
             return RemoteObject(url, int(length), version)
@@ -147,7 +148,7 @@ def open_to_write(url: str) -> Bucket:
     """What answers for a URL, if files can be put there."""
     store = open_store(url)
     if not isinstance(store, Bucket):
-        raise UserError(f"{shown(url)}: cannot be written to, expected s3:// or gs://")
+        raise UserError(f"{shown_url(url)}: cannot be written to, expected s3:// or gs://")
     return store
 
 
@@ -162,7 +163,7 @@ def split_url(url: str) -> tuple[str, str, list[str]]:
     return scheme, host, [name for name in path.split("/") if name]
 
 
-def shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """A URL for messages: without what may be a password or a signature."""
     scheme, host, names = split_url(url)
     return f"{scheme}://{'/'.join([host, *names])}"

@@ -27,7 +27,7 @@ from ssd_jax.data.remote import (
     WebServer,
     open_store,
     open_to_write,
-    shown,
+    shown_url,
     split_url,
 )
 from ssd_jax.errors import DataError, UserError
@@ -82,30 +82,30 @@ def stage(
     *,
     names: Collection[str] | None = None,
     cache: str | os.PathLike | None = None,
-    progress: bool = True,
 ) -> pathlib.Path:
     """A local copy of an object, or of all objects below a prefix; what is there is not read again.
 
     With `names`, of a prefix only the objects of these names.
+
     A changed object gets a new place, so that a path that was returned never changes its content.
     """
     store = open_store(url)
     remote = _persistently(lambda: store.describe(url), url)
     if remote is not None:
         path = _place(url, [remote], cache)
-        _transfer_all(store, {path: remote}, progress=progress)
+        _transfer_all(store, {path: remote}, progress=True)
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
     if names is not None:
         remotes = [each for each in remotes if each.url[len(url.rstrip("/")) + 1 :] in names]
-    return download(url, remotes, cache=cache, progress=progress)
+    return download(url, remotes, cache=cache)
 
 
 def list_objects(url: str) -> list[RemoteObject]:
     """All objects below a prefix, by name; none where there is no such prefix."""
     store = open_store(url)
     if not isinstance(store, Bucket):
-        raise UserError(f"{shown(url)}: has no folders to list, expected s3:// or gs://")
+        raise UserError(f"{shown_url(url)}: has no folders to list, expected s3:// or gs://")
     return _persistently(lambda: store.list(url), url)
 
 
@@ -226,7 +226,7 @@ def _transfer_all(
         )
     bar = tqdm(
         total=total,
-        desc=path.name if len(plan) == 1 else f"{len(plan):,} files",
+        desc=next(iter(plan)).name if len(plan) == 1 else f"{len(plan):,} files",
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
@@ -346,7 +346,7 @@ def _persistently(
         except FileNotFoundError as error:
             raise DataError(
                 codes.OBJECT_MISSING,
-                shown(url),
+                shown_url(url),
                 f"there is no such object, prefix or bucket ({error})",
                 "Correct the address",
             ) from error
@@ -360,7 +360,7 @@ def _persistently(
             if failures == ATTEMPTS:
                 raise DataError(
                     codes.TRANSFER_FAILED,
-                    shown(url),
+                    shown_url(url),
                     f"{ATTEMPTS} tries failed, the last with {type(error).__name__}: {error}",
                     "Check the address, the endpoint and the network, and run it again: "
                     "it goes on where it stopped",
@@ -371,7 +371,7 @@ def _persistently(
 def _refused(url: str, error: Exception) -> DataError:
     return DataError(
         codes.ACCESS_REFUSED,
-        shown(url),
+        shown_url(url),
         f"access was refused ({error})",
         "Check the credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and "
         "AWS_ENDPOINT_URL, for S3 (FSSPEC_S3_ANON=true reads public buckets), "
@@ -382,7 +382,7 @@ def _refused(url: str, error: Exception) -> DataError:
 def _disagrees(where: str, problem: str) -> DataError:
     return DataError(
         codes.CONTENT_DISAGREES,
-        shown(where) if is_remote(where) else where,
+        shown_url(where) if is_remote(where) else where,
         problem,
         "Delete a local copy and try again, or ask where the file comes from",
     )
@@ -390,5 +390,5 @@ def _disagrees(where: str, problem: str) -> DataError:
 
 def _unsafe(url: str, problem: str) -> DataError:
     return DataError(
-        codes.NAME_UNSAFE, shown(url), problem, "Rename the object, or copy it by other means"
+        codes.NAME_UNSAFE, shown_url(url), problem, "Rename the object, or copy it by other means"
     )

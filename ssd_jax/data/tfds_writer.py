@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.sources.base import Source
-from ssd_jax.data.sources.image_header import image_suffix
+from ssd_jax.data.sources.image_file import image_suffix
 from ssd_jax.data.writers import file_stems, in_parallel, nothing_left, too_thin
 from ssd_jax.errors import DataError, UserError
 

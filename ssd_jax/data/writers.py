@@ -18,7 +18,7 @@ import numpy as np
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Source
-from ssd_jax.data.sources.image_header import image_size, image_suffix
+from ssd_jax.data.sources.image_file import image_size, image_suffix
 from ssd_jax.data.sources.recordio_writer import write_recordio
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.types import VOC_OFFSET, Example

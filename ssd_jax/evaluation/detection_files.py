@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import NORMALISED_BOXES_END, Source, look_normalised, some_of
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
-from ssd_jax.data.sources.image_header import image_size
+from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import (
     box,
     flag,

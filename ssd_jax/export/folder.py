@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
-from ssd_jax.data.remote import shown
+from ssd_jax.data.remote import shown_url
 from ssd_jax.data.sources.base import some_of
 from ssd_jax.data.storage import stage
 from ssd_jax.errors import UserError
@@ -123,7 +123,7 @@ def read_folder(source: str | os.PathLike) -> ModelFolder:
     """
     source = place = os.fspath(source)
     if "://" in source:
-        place, source = stage(source, names=(META, *_FILES)), shown(source)
+        place, source = stage(source, names=(META, *_FILES)), shown_url(source)
     if is_archive(place):
         files = read_archive(place)
     elif os.path.isfile(os.path.join(place, META)):

@@ -108,7 +108,7 @@ def _first_value(
 
 
 def _he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Arxiv:1502.01852, equation 10."""
+    """He et al. 2015, arXiv:1502.01852, equation 10."""
     scale = np.float32(np.sqrt(2 / np.prod(shape[:-1])))
     return scale * rng.standard_normal(shape, dtype=np.float32)
 

@@ -16,13 +16,13 @@ from jaxtyping import UInt8
 
 from ssd_jax.data import codes
 from ssd_jax.data.decode import decode_image, draw_pixels
-from ssd_jax.data.remote import SCHEMES, shown, split_url
+from ssd_jax.data.remote import SCHEMES, shown_url, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-# Of pictures that are not read.
+# Of picture formats that are not read.
 OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 # Drawings have no more pixels a side than this.
 DRAWN_SIDE = 1600
@@ -137,7 +137,7 @@ def read_frames(
 
 def shown_place(place: str) -> str:
     """A place for messages, without what may be a password in a URL."""
-    return shown(place) if is_remote(place) else place
+    return shown_url(place) if is_remote(place) else place
 
 
 def check_places(places: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ def check_places(places: Sequence[str]) -> None:
         in_bucket = is_remote(place) and scheme not in ("http", "https")
         if in_bucket and glob.has_magic(rest.partition("/")[0]):
             raise UserError(
-                f"{shown(place)}: a wildcard in the name of a bucket. Give its whole name."
+                f"{shown_url(place)}: a wildcard in the name of a bucket. Give its whole name."
             )
         if not (is_remote(place) or os.path.exists(place) or glob.has_magic(place)):
             raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
@@ -197,7 +197,7 @@ def _remote_items(url: str) -> list[Item]:
         Item("/".join(safe_names(each)[len(names) :]), each) for each in urls if _is_known(each)
     ]
     if not items:
-        raise UserError(f"{shown(url)}: no picture or film there. Expected {_EXPECTED}.")
+        raise UserError(f"{shown_url(url)}: no picture or film there. Expected {_EXPECTED}.")
     return items
 
 

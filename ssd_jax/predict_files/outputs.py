@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ssd_jax.answers import normalised
 from ssd_jax.data import codes
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
@@ -24,7 +25,6 @@ from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import json_line, whole_file, write_json
 from ssd_jax.predict_files.inputs import Frame, Item
-from ssd_jax.serve.answers import normalised
 from ssd_jax.types import VOC_OFFSET, Detections
 from ssd_jax.visualize.boxes import draw_boxes, save_png
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.predict import AnyDetector
 from ssd_jax.predict_files import outputs
 from ssd_jax.predict_files.inputs import Frame, Item, find_items, read_frames
 from ssd_jax.predict_files.outputs import Result, Results
-from ssd_jax.serve.engine import AnyDetector
 from ssd_jax.types import Detections
 
 FORMATS = {

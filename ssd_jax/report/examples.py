@@ -13,7 +13,7 @@ SHOWN_SCORE = 0.5
 SHOWN = 4
 
 
-class Example(NamedTuple):
+class ShownImage(NamedTuple):
     """What was right and wrong in one image, among the detections that score `SHOWN_SCORE`."""
 
     image: int
@@ -30,7 +30,7 @@ def choose_examples(
     num_classes: int,
     iou_threshold: float = 0.5,
     count: int = SHOWN,
-) -> dict[str, list[Example]]:
+) -> dict[str, list[ShownImage]]:
     """The best, the worst and the most confused images, by kind; a kind may have none.
 
     The best have the fewest mistakes (wrong detections and missed objects), and of these the most
@@ -58,7 +58,7 @@ def choose_examples(
         per_image(judged.missed, image_of_object),
         strict=True,
     )
-    examples = [Example(*column) for column in columns]
+    examples = [ShownImage(*column) for column in columns]
 
     def first(among, key):
         return sorted(among, key=key, reverse=True)[:count]

@@ -14,12 +14,12 @@ from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.evaluation.thresholds import shown_score
 from ssd_jax.files import whole_file
 from ssd_jax.report.collect import Run
-from ssd_jax.run_log import DIVERGED
+from ssd_jax.run_log import DIVERGED, PICTURES_FOLDER
 from ssd_jax.visualize.curves import plot_curves
 
 PAGE_FILE = "report.html"
 # (file in pictures/, title); those that a run has not drawn are left out.
-PICTURES = (
+PICTURE_TITLES = (
     ("curves.png", "Curves"),
     ("precision_recall.png", "Precision and recall"),
     ("errors.png", "Errors"),
@@ -154,12 +154,13 @@ def picture(path: pathlib.Path, text: str, *, photograph: bool = False) -> str:
 
 
 def _pictures(run):
-    folder = run.workdir / "pictures"
+    folder = run.workdir / PICTURES_FOLDER
     # What else lies there was measured when the run finished an earlier time.
-    current = ("augmented.png",) if run.unfinished else [name for name, *_ in PICTURES + EXAMPLES]
+    drawn = [name for name, *_ in PICTURE_TITLES + EXAMPLES]
+    current = ("augmented.png",) if run.unfinished else drawn
     if run.unfinished:
         yield from _curves_so_far(run.records)
-    for name, title in PICTURES:
+    for name, title in PICTURE_TITLES:
         if name in current and (folder / name).is_file():
             yield f"<h2>{title}</h2>{picture(folder / name, title)}"
     shown = [each for each in EXAMPLES if each[0] in current and (folder / each[0]).is_file()]

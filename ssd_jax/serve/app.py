@@ -17,9 +17,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ssd_jax.answers import normalised, pixels
 from ssd_jax.errors import DataError
 from ssd_jax.hardware import cores
-from ssd_jax.serve.answers import normalised, pixels
 from ssd_jax.serve.batching import Batcher
 from ssd_jax.serve.engine import Engine
 from ssd_jax.serve.openapi import openapi_document
@@ -169,7 +169,7 @@ class Service:
         self._check_token(request)
         self._check_ready()
         given = media_type(request)
-        form = _pixel_form if _wants_pixels(request) else _normalised_form
+        form = pixels if _wants_pixels(request) else _normalised_form
         with self._memory.share() as take:
             body = await read_body(request, take, self._limits)
             request.scope["told"]["bytes"] = len(body)
@@ -278,10 +278,6 @@ class Service:
 
 def _normalised_form(found, size):
     return normalised(found)
-
-
-def _pixel_form(found, size):
-    return pixels(found, size)
 
 
 def _wants_pixels(request: Request) -> bool:

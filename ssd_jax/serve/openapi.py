@@ -3,7 +3,7 @@
 from typing import Any
 
 from ssd_jax import __version__
-from ssd_jax.serve.answers import NORMALISED, PIXELS
+from ssd_jax.answers import NORMALISED, PIXELS
 from ssd_jax.serve.pictures import MULTIPART, Limits
 
 _NUMBER = {"type": "number"}
@@ -154,11 +154,11 @@ def _text():
     return {"type": "string"}
 
 
-def _object(properties, *, optional=()):
+def _object(properties):
     return {
         "type": "object",
         "properties": properties,
-        "required": [name for name in properties if name not in optional],
+        "required": list(properties),
         "additionalProperties": False,
     }
 

@@ -21,7 +21,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE, find_damage, write_manifest
 from ssd_jax.train.state import TrainState
 
-# What a failing disk raises here, and tensorstore for it.
+# Raised by a failing disk, directly or through tensorstore.
 _DISK_ERRORS = (OSError, ValueError)
 _ITEMS = ("variables", "training", "classes", "progress")
 _DELETED = "deleted"

@@ -16,16 +16,17 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
+from ssd_jax.caches import cache_folder
 from ssd_jax.cluster import together
-from ssd_jax.data.remote import RemoteObject, open_store, shown, split_url
-from ssd_jax.data.storage import cache_folder, download, is_remote, list_objects, upload
+from ssd_jax.data.remote import RemoteObject, open_store, shown_url, split_url
+from ssd_jax.data.storage import download, is_remote, list_objects, upload
 from ssd_jax.errors import UserError
 from ssd_jax.locks import only_training
+from ssd_jax.run_log import CHECKPOINTS_FOLDER
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
 
 # Seconds between two looks at what has changed. Files that grow are sent whole each time.
 PERIOD = 30.0
-CHECKPOINTS = "checkpoints"
 
 
 @contextlib.contextmanager
@@ -54,7 +55,7 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
                 # A folder of its own, because the other one is replaced by what the store has.
                 beside = folder.with_name(f"{folder.name}.held")
                 beside.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(only_training(beside, shown(url)))
+                stack.enter_context(only_training(beside, shown_url(url)))
                 stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
         yield folder
         # The others wait for the upload: JAX ends all of them where one leaves minutes later. Those
@@ -73,7 +74,7 @@ def workdir_to_read(location: str | pathlib.Path, *, checkpoints: bool = True) -
     url = str(location).rstrip("/")
     remotes = _whole(url, list_objects(url))
     if not remotes:
-        raise UserError(f"{shown(url)}: nothing is there. Give the --workdir of a run.")
+        raise UserError(f"{shown_url(url)}: nothing is there. Give the --workdir of a run.")
     if not checkpoints:
         remotes = [each for each in remotes if not _step_of(_name(url, each))]
     return download(url, remotes)
@@ -109,8 +110,8 @@ class _Mirror:
             self._upload()
         except Exception as error:
             message = (
-                f"{shown(self._url)}: not everything could be uploaded ({error}). The run is whole "
-                f"in {self._folder}; the same command on this machine goes on with the upload."
+                f"{shown_url(self._url)}: not everything could be uploaded ({error}). The run is "
+                f"whole in {self._folder}; the same command here goes on with the upload."
             )
             if kind is None:
                 raise UserError(message) from error
@@ -124,7 +125,7 @@ class _Mirror:
                 told = ""
             except Exception as error:  # Nothing that a store does ends the run.
                 if str(error) != told:
-                    _warn(f"{shown(self._url)}: an upload failed and is tried again: {error}")
+                    _warn(f"{shown_url(self._url)}: an upload failed and is tried again: {error}")
                 told = str(error)
 
     def _upload(self) -> None:
@@ -146,7 +147,7 @@ class _Mirror:
             self._remove_step(step)
 
     def _upload_step(self, step: str, manifest: bytes) -> None:
-        folder = self._folder / CHECKPOINTS / step
+        folder = self._folder / CHECKPOINTS_FOLDER / step
         if step in self._remote_steps:
             self._remove_step(step)
         self._remote_steps.add(step)
@@ -165,7 +166,7 @@ class _Mirror:
 
     def _remove_step(self, step: str) -> None:
         self._steps.pop(step, None)
-        remotes = list_objects(f"{self._url}/{CHECKPOINTS}/{step}")
+        remotes = list_objects(f"{self._url}/{CHECKPOINTS_FOLDER}/{step}")
         store = open_store(self._url)
         for remote in sorted(remotes, key=lambda each: not each.url.endswith(f"/{MANIFEST_FILE}")):
             store.remove(remote.url)
@@ -199,7 +200,7 @@ def _whole(url: str, remotes: Sequence[RemoteObject]) -> list[RemoteObject]:
         each
         for each in remotes
         if not (step := _step_of(_name(url, each)))
-        or f"{CHECKPOINTS}/{step}/{MANIFEST_FILE}" in names
+        or f"{CHECKPOINTS_FOLDER}/{step}/{MANIFEST_FILE}" in names
     ]
 
 
@@ -211,13 +212,13 @@ def _step_of(name: str) -> str | None:
     """The step that a file of this name belongs to, if it is one of a checkpoint."""
     first, _, rest = name.partition("/")
     step, separator, _ = rest.partition("/")
-    return step if first == CHECKPOINTS and separator and step.isdigit() else None
+    return step if first == CHECKPOINTS_FOLDER and separator and step.isdigit() else None
 
 
 def _manifests(folder: pathlib.Path) -> dict[str, bytes]:
     """Of every checkpoint that is finished, by its step."""
     found = {}
-    for path in folder.glob(f"{CHECKPOINTS}/[0-9]*/{MANIFEST_FILE}"):
+    for path in folder.glob(f"{CHECKPOINTS_FOLDER}/[0-9]*/{MANIFEST_FILE}"):
         with contextlib.suppress(FileNotFoundError):  # The run keeps it no longer.
             found[path.parent.name] = path.read_bytes()
     return {step: manifest for step, manifest in found.items() if step.isdigit()}
@@ -234,7 +235,7 @@ def _small_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {
         name.as_posix(): path
         for name, path in sorted(paths.items())
-        if name.parts[0] != CHECKPOINTS and not path.name.startswith(".")
+        if name.parts[0] != CHECKPOINTS_FOLDER and not path.name.startswith(".")
     }
 
 

@@ -69,7 +69,7 @@ def draw_boxes(
     return _annotate(image, _class_marks(boxes, labels, classes, scores), SMALLEST_SIDE)
 
 
-def mosaic(
+def image_grid(
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]], *, columns: int, gap: int = 8
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Images row by row on white; smaller ones are centred in their row and column."""
@@ -91,7 +91,7 @@ def mosaic(
     return picture
 
 
-def training_mosaic(
+def training_grid(
     images: Float[Array | np.ndarray, "B S S 3"] | UInt8[Array | np.ndarray, "B S S 3"],
     boxes: Float[Array | np.ndarray, "B G 4"],
     labels: Int[Array | np.ndarray, "B G"],
@@ -107,10 +107,10 @@ def training_mosaic(
         draw_boxes(image, box[keep], label[keep], classes=classes)
         for image, box, label, keep in zip(pixels, boxes, labels, valid, strict=True)
     ]
-    return mosaic(tiles, columns=columns)
+    return image_grid(tiles, columns=columns)
 
 
-def detection_mosaic(
+def detection_grid(
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     ground_truths: Sequence[voc.GroundTruth],
     detections: Sequence[voc.ScoredBoxes],
@@ -154,11 +154,11 @@ def detection_mosaic(
             _annotate(image, _restyled(truth_marks, truth_styles)),
             _annotate(image, _restyled(found_marks, found_styles)),
         ]
-        pairs.append(mosaic(halves, columns=2, gap=4))
-    picture = mosaic(pairs, columns=columns, gap=24)
+        pairs.append(image_grid(halves, columns=2, gap=4))
+    picture = image_grid(pairs, columns=columns, gap=24)
     title = f"Left: ground truth. Right: detections that score at least {score_threshold:g}."
     header = _legend(title, (CORRECT, FALSE, MISSED, DIFFICULT), picture.shape[1])
-    picture = mosaic([header, picture], columns=1, gap=0)
+    picture = image_grid([header, picture], columns=1, gap=0)
     return np.pad(picture, ((0, 16), (16, 16), (0, 0)), constant_values=255)
 
 

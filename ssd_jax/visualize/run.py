@@ -14,7 +14,7 @@ from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.run_log import read_metrics
 from ssd_jax.train.step import augment_batch
 from ssd_jax.types import VOC_OFFSET, Batch
-from ssd_jax.visualize.boxes import detection_mosaic, save_png, training_mosaic
+from ssd_jax.visualize.boxes import detection_grid, save_png, training_grid
 from ssd_jax.visualize.curves import plot_curves
 
 SHOWN = 12
@@ -48,7 +48,7 @@ def draw_augmented(
     )(few)
     save_png(
         path,
-        training_mosaic(images, few.boxes, few.labels, few.valid, classes=classes),
+        training_grid(images, few.boxes, few.labels, few.valid, classes=classes),
     )
 
 
@@ -71,7 +71,7 @@ def draw_detections(
         pixels.append(canvas[:height, :width])
         truths.append(_normalised(evaluation.ground_truths[index], example.size))
         found.append(_normalised(evaluation.detections[index], example.size))
-    picture = detection_mosaic(
+    picture = detection_grid(
         pixels, truths, found, classes=source.classes, iou_threshold=iou_threshold
     )
     save_png(path, picture)

@@ -8,7 +8,7 @@ import zlib
 
 from ssd_jax.errors import UserError
 
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = 512
 _LARGEST = 2**31  # bytes, unpacked; the detectors of SageMaker have a sixteenth of it
 _MOST_MEMBERS = 1000
@@ -21,7 +21,7 @@ def is_archive(path: str | os.PathLike) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.read(_BLOCK)
-    return head.startswith(_GZIP_MAGIC) or _is_header(head)
+    return head.startswith(GZIP_MAGIC) or _is_header(head)
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, memoryview]:
@@ -32,7 +32,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, memoryview]:
     """
     path = os.fspath(path)
     with open(path, "rb") as file:
-        packed = file.read(2) == _GZIP_MAGIC
+        packed = file.read(2) == GZIP_MAGIC
         file.seek(0)
         if not packed:
             return _members(_mapped(file), path)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ssd_jax.errors import UserError
 from ssd_jax.ops.anchors import AnchorLevel
+from ssd_jax.ops.boxes import VARIANCES
 from ssd_jax.weights.archive import read_archive
 from ssd_jax.weights.mxnet_params import parse_mxnet_params
 from ssd_jax.weights.readers import WeightFile, file_sha256
@@ -38,7 +39,6 @@ _NETWORKS = {
         "anchors.layout": "mxnet_legacy",
     },
 }
-_VARIANCES = (0.1, 0.1, 0.2, 0.2)
 
 
 class Artefact(NamedTuple):
@@ -224,11 +224,11 @@ def _batch_norm(nodes: Sequence[Node]) -> dict[str, object]:
 def _detection(node: Node) -> dict[str, object]:
     arguments = node.arguments
     kept = int(arguments.get("nms_topk", -1))
-    variances = _numbers(arguments.get("variances", str(_VARIANCES)))
-    if kept <= 0 or variances != _VARIANCES or not _flag(arguments, "clip", "True"):
+    variances = _numbers(arguments.get("variances", str(VARIANCES)))
+    if kept <= 0 or variances != VARIANCES or not _flag(arguments, "clip", "True"):
         raise UserError(
             f"the detection of the symbol has nms_topk {kept}, variances {variances} and clip "
-            f"{arguments.get('clip', 'True')}; expected an nms_topk above 0, {_VARIANCES} and True."
+            f"{arguments.get('clip', 'True')}; expected an nms_topk above 0, {VARIANCES} and True."
         )
     return {
         "detect.score_threshold": float(arguments.get("threshold", 0.01)),

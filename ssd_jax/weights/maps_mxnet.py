@@ -10,10 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ssd_jax.weights.maps import Input, NameMap, Target, norm_targets, oihw_to_hwio, unchanged
-
-_VGG16_BLOCKS = (2, 2, 3, 3, 3)  # convolutions in each
-_RESNET50_BLOCKS = (3, 4, 6, 3)  # blocks in each stage
-_NEW_IN_SSD = ("params/extras/*", "params/heads/*", "batch_stats/extras/*", "*/fpn/*")
+from ssd_jax.weights.maps_resnet import BLOCKS, NEW_IN_SSD
+from ssd_jax.weights.maps_vgg import VGG16_CONVOLUTIONS
 
 _Entries = Iterator[tuple[str, Target]]
 
@@ -31,9 +29,8 @@ def _batch_norm(name: str, path: str) -> _Entries:
 
 
 def _vgg16(fc6: str, fc7: str) -> _Entries:
-    for block, convolutions in enumerate(_VGG16_BLOCKS, start=1):
-        for index in range(1, convolutions + 1):
-            yield from _convolution(f"conv{block}_{index}", f"backbone/conv{block}_{index}")
+    for conv in VGG16_CONVOLUTIONS:
+        yield from _convolution(conv, f"backbone/{conv}")
     yield from _convolution(fc6, "backbone/fc6")
     yield from _convolution(fc7, "backbone/fc7")
 
@@ -49,14 +46,13 @@ def _resnet50_v2() -> _Entries:
     yield from norm.items()
     yield from _convolution("conv0", "backbone/conv0", bias=False)
     yield from _batch_norm("bn0", "backbone/bn0")
-    for stage, blocks in enumerate(_RESNET50_BLOCKS, start=1):
-        for block in range(1, blocks + 1):
-            unit, path = f"stage{stage}_unit{block}", f"backbone/stage{stage}_block{block}"
-            for index in (1, 2, 3):
-                yield from _batch_norm(f"{unit}_bn{index}", f"{path}/bn{index}")
-                yield from _convolution(f"{unit}_conv{index}", f"{path}/conv{index}", bias=False)
-            if block == 1:
-                yield from _convolution(f"{unit}_sc", f"{path}/shortcut", bias=False)
+    for stage, block in BLOCKS:
+        unit, path = f"stage{stage}_unit{block}", f"backbone/stage{stage}_block{block}"
+        for index in (1, 2, 3):
+            yield from _batch_norm(f"{unit}_bn{index}", f"{path}/bn{index}")
+            yield from _convolution(f"{unit}_conv{index}", f"{path}/conv{index}", bias=False)
+        if block == 1:
+            yield from _convolution(f"{unit}_sc", f"{path}/shortcut", bias=False)
 
 
 def _extras(count: int) -> _Entries:
@@ -132,14 +128,14 @@ RESNET50_V2_SSD = NameMap(
 VGG16_REDUCED_BASE = NameMap(
     name="vgg16_reduced of mxnet-ssd, ImageNet",
     targets=dict(_vgg16("fc6", "fc7")),
-    not_in_file=("params/backbone/conv4_3_norm/*", "*_bn/*", *_NEW_IN_SSD),
+    not_in_file=("params/backbone/conv4_3_norm/*", "*_bn/*", *NEW_IN_SSD),
     **_VGG16,
 )
 
 RESNET50_V2_BASE = NameMap(
     name="resnet-50 v2 of MXNet, ImageNet",
     targets=dict(_resnet50_v2()),
-    not_in_file=_NEW_IN_SSD,
+    not_in_file=NEW_IN_SSD,
     **_RESNET50_V2,
 )
 

@@ -9,11 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ssd_jax.errors import UserError
+from ssd_jax.weights.archive import GZIP_MAGIC
 from ssd_jax.weights.hub import HUB, fetch
 from ssd_jax.weights.keras_h5 import HDF5_MAGIC, read_keras_arrays
 from ssd_jax.weights.mxnet_params import LIST_MAGIC, parse_mxnet_params
-
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class WeightFile(NamedTuple):
@@ -48,7 +47,7 @@ def read_weights(source: str | os.PathLike) -> WeightFile:
             tensors, own = parse_mxnet_params(memoryview(mapped), path), {}
         elif head == HDF5_MAGIC:
             tensors, own = read_keras_arrays(path), {}
-        elif head.startswith(_GZIP_MAGIC):
+        elif head.startswith(GZIP_MAGIC):
             raise UserError(
                 f"{path}: an archive, expected a file of weights. Import a model.tar.gz of "
                 f"SageMaker with `ssd-jax weights import {path} --out DIR`."

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
-from ssd_jax.report.examples import Example, choose_examples
+from ssd_jax.report.examples import ShownImage, choose_examples
 
 BOX, ELSEWHERE = [1.0, 1, 20, 20], [50.0, 50, 70, 70]
 
@@ -29,7 +29,7 @@ def test_the_best_the_worst_and_the_most_confused():
         found((BOX, 1, 0.4)),  # scores too little to be shown
     ]
     examples = choose_examples(truths, detections, num_classes=2)
-    assert examples["best"] == [Example(0, correct=1, wrong=0, confused=0, missed=0)]
+    assert examples["best"] == [ShownImage(0, correct=1, wrong=0, confused=0, missed=0)]
     assert [example.image for example in examples["worst"]] == [2, 1, 3]
     assert [example.image for example in examples["most_confused"]] == [1]
 

@@ -17,6 +17,7 @@ from sagemaker.opt_ml import channel, write_config, write_job
 from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
 
+from ssd_jax.answers import normalised
 from ssd_jax.cli import main
 from ssd_jax.config import read_config, split_assignments
 from ssd_jax.detector import Detector, load_trained
@@ -27,7 +28,6 @@ from ssd_jax.sagemaker.channels import find_channels
 from ssd_jax.sagemaker.hyperparameters import parse_hyperparameters
 from ssd_jax.sagemaker.log import EpochLog, logger
 from ssd_jax.sagemaker.train import ONNX_PACKAGES, _class_names, _hosts, build_config
-from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.app import Service
 from ssd_jax.sharding import make_mesh
 

@@ -10,8 +10,8 @@ from painted import PaintedEngine
 from running import picture
 from starlette.exceptions import HTTPException
 
+from ssd_jax.answers import normalised, pixels
 from ssd_jax.serve import telemetry
-from ssd_jax.serve.answers import normalised, pixels
 from ssd_jax.serve.app import Service
 from ssd_jax.serve.pictures import Limits, Memory, decode
 from ssd_jax.types import Detections

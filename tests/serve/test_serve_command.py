@@ -8,6 +8,7 @@ import pytest
 from painted import PaintedEngine
 from running import running
 
+from ssd_jax.answers import normalised
 from ssd_jax.cli import build_parser, main
 from ssd_jax.commands import serve
 from ssd_jax.data.decode import decode_image
@@ -15,7 +16,6 @@ from ssd_jax.data.open import open_data
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
 from ssd_jax.serve import server
-from ssd_jax.serve.answers import normalised
 from ssd_jax.serve.opening import RunEngine, default_batches
 
 

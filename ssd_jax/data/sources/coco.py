@@ -12,6 +12,7 @@ import numpy as np
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.data.sources.json_records import (
     Box,
     box,
@@ -21,7 +22,6 @@ from ssd_jax.data.sources.json_records import (
     listed_twice,
     member,
     path_inside,
-    read_file,
     read_json,
     short_names,
     shown,

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Problems, Source
+from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.data.sources.json_records import (
     check_folder,
     listed_twice,
     member,
     path_inside,
-    read_file,
     read_json,
     short_names,
     text,
@@ -56,9 +56,8 @@ def open_json_folder(
             value = read_json(path)
             reference = str(pathlib.PurePosixPath(text(value, "file", str(path))))
             repeated = reference in named
-            named.add(
-                reference
-            )  # before the rest is read: a bad annotation is one problem, not two
+            # Before the rest is read: a bad annotation is then one problem, not two.
+            named.add(reference)
             if repeated:
                 raise listed_twice(str(path), reference)
             image = path_inside(images, reference, str(path))

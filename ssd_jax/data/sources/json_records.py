@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ssd_jax.data import codes
+from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, image_missing
 from ssd_jax.errors import DataError
 
 # Ten thousand objects, one of them in 200 bytes, are 2 MB.
 MAX_RECORD_BYTES = 8 * 2**20
-MAX_PIXELS_OF_A_SIDE = 2**24
 # Farther out, a number is a mistake, and its squares and products would overflow.
 LARGEST_COORDINATE = 1e9
 
@@ -191,20 +191,6 @@ def path_inside(folder: pathlib.Path, reference: str, where: str) -> pathlib.Pat
     if not found:
         raise image_missing(str(path), f"{where} names it and there is no such file")
     return path
-
-
-def read_file(path: pathlib.Path) -> bytes:
-    """The bytes of an image that was there when the annotations were read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        problem = f"the image was there when training began and cannot be read now ({error})"
-        raise image_missing(str(path), problem) from error
-
-
-def image_missing(where: str, problem: str) -> DataError:
-    """The error of an image that is not there."""
-    return DataError(codes.IMAGE_MISSING, where, problem, "Add the image, or take its record out")
 
 
 def listed_twice(where: str, reference: str) -> DataError:

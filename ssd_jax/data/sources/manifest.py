@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Problems, Source
+from ssd_jax.data.sources.image_file import image_missing, read_file
 from ssd_jax.data.sources.json_records import (
     MAX_RECORD_BYTES,
-    image_missing,
     listed_twice,
     parse_json,
-    read_file,
     short_names,
     text,
     unreadable,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
-from ssd_jax.data.sources.image_header import image_size
+from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import short_names
 from ssd_jax.errors import UserError
 from ssd_jax.types import VOC_OFFSET

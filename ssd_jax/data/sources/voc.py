@@ -24,13 +24,13 @@ from ssd_jax.data.sources.base import (
     some_of,
     what_is_there,
 )
+from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, read_file
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.types import VOC_OFFSET
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # A thousand objects, one of them in 1,000 bytes, are 1 MB.
 MAX_ANNOTATION_BYTES = 8 * 2**20
-MAX_PIXELS_OF_A_SIDE = 2**24
 
 
 def open_voc(
@@ -76,15 +76,7 @@ def open_voc(
         return f"{records[image].annotation}, object {number} ({name})"
 
     def read_image(index: int) -> bytes:
-        try:
-            return records[index].image.read_bytes()
-        except OSError as error:
-            raise DataError(
-                codes.IMAGE_MISSING,
-                str(records[index].image),
-                f"the image was there when training began and cannot be read now ({error})",
-                "Put it back",
-            ) from error
+        return read_file(records[index].image)
 
     source = build_source(
         names=tuple(record.name for record in records),

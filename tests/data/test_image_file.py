@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data.sources.image_header import exif_orientation, image_size, image_suffix
+from ssd_jax.data.sources.image_file import exif_orientation, image_size, image_suffix
 from ssd_jax.errors import DataError
 
 JPEG, PNG = (

@@ -1,6 +1,7 @@
-"""What the header of an image tells: its kind, its size, which way it is turned."""
+"""A file of an image, before it is decoded: its bytes, its kind, its size, how it is turned."""
 
 import io
+import pathlib
 
 from PIL import Image, UnidentifiedImageError
 
@@ -11,7 +12,33 @@ _EXIF_ORIENTATION = 0x0112
 # The size of a value by its EXIF type; a short is legal, the signed and the long are met too.
 _EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
+# Of a size that an annotation states.
+MAX_PIXELS_OF_A_SIDE = 2**24
 _FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """The bytes of an image that was there when the annotations were read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        problem = f"the image was there when its annotation was read and is not now ({error})"
+        raise image_missing(str(path), problem) from error
+
+
+def image_missing(where: str, problem: str) -> DataError:
+    """The error of an image that is not there."""
+    return DataError(codes.IMAGE_MISSING, where, problem, "Add the image, or take its record out")
+
+
+def image_unreadable(where: str, problem: str) -> DataError:
+    """The error of bytes that are no whole image."""
+    return DataError(
+        codes.IMAGE_UNREADABLE,
+        where,
+        f"{problem}, expected a whole JPEG or PNG file",
+        "Replace the file, or leave it out",
+    )
 
 
 def image_suffix(data: bytes, where: str) -> str:
@@ -63,9 +90,4 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 
 def _neither(data: bytes, where: str) -> DataError:
-    return DataError(
-        codes.IMAGE_UNREADABLE,
-        where,
-        f"{len(data):,} bytes that start with {data[:4]!r}, expected a whole JPEG or PNG file",
-        "Replace the file, or leave it out",
-    )
+    return image_unreadable(where, f"{len(data):,} bytes that start with {data[:4]!r}")
