@@ -42,11 +42,12 @@ def keep_compiled_programs() -> None:
 
 
 def keep_no_compiled_programs() -> None:
-    """For a run on several hosts, before its first program; a folder that the user gave is used.
+    """For a run of several processes, before its first program; a folder the user gave is used.
 
-    Hosts need not share the user's cache folder, and only process 0 of a run writes what JAX keeps.
-    At the next start process 0 alone would find the programs, and the others, which compile them,
-    would wait for its part of trying out kernels on a GPU, which XLA divides among all processes.
+    They need not share the user's cache folder, on one host neither where each is in a container,
+    and only process 0 writes what JAX keeps. At the next start it alone would find the programs,
+    and the others, which compile them, would wait for its part of trying out kernels on a GPU,
+    which XLA divides among all processes.
     """
     import jax
 

@@ -55,10 +55,11 @@ def start(
 ) -> None:
     """Makes this process one of a run, if it is; call it before anything else of JAX.
 
-    What is not given comes from the cluster that JAX finds; without one the process is alone. Where
-    all is given no cluster is asked, not for the devices of this process either: those are all that
-    it sees, or JAX_LOCAL_DEVICE_IDS. `coordinator` is HOST:PORT of process 0, `timeout` in seconds.
-    On CPUs the cores of a host are divided among its processes as `sharding.use_cpu_cores` says.
+    What is not given comes from the cluster that JAX finds; without one the process is alone. The
+    devices of a process are JAX_LOCAL_DEVICE_IDS, or all that it sees; but of several that a
+    cluster has started on one host, the k-th has the k-th device. On CPUs the cores of a host are
+    divided among its processes as `sharding.use_cpu_cores` says. `coordinator` is HOST:PORT of
+    process 0, `timeout` in seconds.
 
     Raises:
       UserError: not all processes came in time, on each that did; or they were started wrongly.
@@ -77,18 +78,19 @@ def start(
             f"{num_processes}."
         )
     hosts = wait_for_all(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
-    if len(set(hosts)) > 1:
-        keep_no_compiled_programs()
+    on_this_host = hosts.count(socket.gethostname())
+    keep_no_compiled_programs()
+    # Its handler, set from C++, would swallow SIGTERM wherever `train.stopping` does not listen.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,
         num_processes,
         process_id,
         initialization_timeout=timeout,
-        cluster_detection_method=None if asks_cluster else "deactivate",
+        # A cluster gives the k-th process of a host the k-th device, also where there is only one.
+        cluster_detection_method=None if asks_cluster and on_this_host > 1 else "deactivate",
     )
-    use_cpu_cores(
-        batch_size, processes=num_processes, on_this_host=hosts.count(socket.gethostname())
-    )
+    use_cpu_cores(batch_size, processes=num_processes, on_this_host=on_this_host)
     _connect(hosts)
 
 
@@ -125,7 +127,14 @@ def _connect(hosts: Sequence[str]) -> None:
     JAX waits two minutes for the devices of the others, and Gloo half a minute for their first
     collective, but later for as long as it takes: this way data may take its time on one of them.
     """
-    devices = collections.Counter(device.process_index for device in jax.devices())
+    try:
+        devices = collections.Counter(device.process_index for device in jax.devices())
+    except Exception as error:
+        raise UserError(
+            f"{socket.gethostname()}: the devices of this process cannot be opened ({error!r}). Of "
+            "several processes on a host each must see all its GPUs (Slurm: --gpus-per-node, not "
+            "--gpus-per-task), or be given its own by JAX_LOCAL_DEVICE_IDS."
+        ) from error
     if len(set(devices.values())) > 1:
         counts = ", ".join(f"{devices[i]} on process {i} ({host})" for i, host in enumerate(hosts))
         raise UserError(
@@ -231,8 +240,9 @@ def leave(code: int) -> None:
 
     A normal exit would wait for the others, which may be waiting for this one.
     """
-    if jax.process_index() == 0:
-        time.sleep(GRACE_SECONDS)
+    with contextlib.suppress(Exception):  # where the devices cannot be opened
+        if jax.process_index() == 0:
+            time.sleep(GRACE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -371,6 +372,23 @@ def test_the_batch_is_one_that_groups_divide_and_that_fits(
     assert sizes == [64, 96]
     with pytest.raises(UserError, match=r"a step with 2 images a device needs .* at most 0\.00"):
         find_batch.find_batch(config, two_devices, classes=3, objects=3, limit=1000)
+
+
+def test_a_batch_that_does_not_compile_does_not_fit(config, two_devices, monkeypatch, capsys):
+    def compile_step(step, state, batch, mesh, *, options):
+        if batch.canvas.shape[0] > 2 * most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no algorithm worked\nmore")
+        return None
+
+    monkeypatch.setattr(find_batch, "compile_step", compile_step)
+    monkeypatch.setattr(find_batch, "step_memory", lambda plan: SimpleNamespace(total=5))
+    most = 8
+    words = {"classes": 3, "objects": 3, "limit": 1000}
+    assert find_batch.find_batch(config, two_devices, **words).per_device == most
+    assert "does not compile: RESOURCE_EXHAUSTED: no algorithm worked\n" in capsys.readouterr().out
+    most = 0
+    with pytest.raises(UserError, match="a step with 2 images a device does not compile"):
+        find_batch.find_batch(config, two_devices, **words)
 
 
 @pytest.mark.long

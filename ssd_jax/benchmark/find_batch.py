@@ -90,7 +90,11 @@ def find_batch(
             images * mesh.size, canvas=config.data.canvas, max_objects=objects, mesh=mesh
         )
         print(f"{images:6} images a device: ", end="", flush=True)
-        plan = compile_step(step, state, batch, mesh, options=options)
+        try:
+            plan = compile_step(step, state, batch, mesh, options=options)
+        except jax.errors.JaxRuntimeError as error:  # a GPU tries kernels while it compiles
+            print(f"does not compile: {str(error).splitlines()[0]}", flush=True)
+            return limit + 1
         measured[images] = step_memory(plan).total
         print(f"{measured[images] / _GIB:8.2f} GiB", flush=True)
         return measured[images]
@@ -98,9 +102,11 @@ def find_batch(
     start = max(1, config.batch_size // mesh.size // unit)
     most = largest_within(needed, limit, start=start, close=_CLOSE)
     if not most:
+        known = unit in measured
+        needs = f"needs {measured[unit] / _GIB:.2f} GiB" if known else "does not compile"
         raise UserError(
-            f"memory: a step with {unit} images a device needs {measured[unit] / _GIB:.2f} GiB, "
-            f"expected at most {limit / _GIB:.2f} GiB. Lower config.model.image_size, or take "
+            f"memory: a step with {unit} images a device {needs}, expected at most "
+            f"{limit / _GIB:.2f} GiB. Lower config.model.image_size, or take "
             "config.model.dtype=bfloat16 or config.sharding=fsdp."
         )
     return FoundBatch(most * unit, mesh.size, limit, measured)

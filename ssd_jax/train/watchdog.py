@@ -83,7 +83,7 @@ class Watchdog:
             if jax.process_count() == 1:
                 raise
             self._tell(traceback.format_exc(), error)
-            leave(EXIT_STALLED)
+            leave(EXIT_STALLED if _may_be_of_another(error) else 1)
 
     def enter(self, phase: str, step: int | None = None) -> None:
         """Begins a phase, and so ends the one before."""
@@ -131,6 +131,11 @@ class Watchdog:
             writer = threading.Thread(target=last, daemon=True)
             writer.start()
             writer.join(timeout=10)
+
+
+def _may_be_of_another(error: Exception) -> bool:
+    """Whether the loss of another process may be behind it; then the same start may go well."""
+    return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _write(file: int | pathlib.Path, text: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from processes import free_port, run_processes, told, training
 from tiny import tiny_config
 
-from ssd_jax.cluster import disagreement, from_first, start, together
+from ssd_jax.cluster import _connect, disagreement, from_first, leave, start, together
 from ssd_jax.config import save_config
 from ssd_jax.errors import UserError
 from ssd_jax.sharding import make_mesh, use_cpu_cores
@@ -193,19 +193,46 @@ def settings_of_jax(monkeypatch):
     return chosen
 
 
-@pytest.mark.parametrize(("hosts", "kept"), [(["a", "a"], True), (["a", "b"], False)])
-def test_compiled_programs_are_kept_on_one_host_only(hosts, kept, monkeypatch):
-    told = []
+@pytest.mark.parametrize(
+    ("hosts", "given", "detects"),
+    [
+        (["here", "here"], {}, None),  # the k-th of a host has the k-th device
+        (["here", "there"], {}, "deactivate"),  # alone on its host, it has all
+        (["here", "here"], {"coordinator": "h:1", "process_id": 0}, "deactivate"),
+    ],
+)
+def test_what_jax_is_told_of_a_process(hosts, given, detects, monkeypatch):
+    told, chosen = [], {}
     for name, does in {
+        "_found": lambda *_: ("h:1", 2, 0),
         "wait_for_all": lambda *_, **words: hosts,
-        "keep_no_compiled_programs": lambda: told.append("none"),
-        "jax.distributed.initialize": lambda *_, **words: told.append("joined"),
+        "socket.gethostname": lambda: "here",
+        "jax.config.update": chosen.__setitem__,
+        "keep_no_compiled_programs": lambda: told.append("keeps none"),
+        "jax.distributed.initialize": lambda *_, **words: told.append(words),
         "use_cpu_cores": lambda *_, **words: None,
         "_connect": lambda hosts: None,
     }.items():
         monkeypatch.setattr(f"ssd_jax.cluster.{name}", does)
-    start(batch_size=8, coordinator="h:1", num_processes=2, process_id=0)
-    assert told == (["joined"] if kept else ["none", "joined"])
+    start(batch_size=8, num_processes=2, **given)
+    keeps, joins = told
+    assert keeps == "keeps none"
+    assert joins["cluster_detection_method"] == detects
+    assert chosen == {"jax_enable_preemption_service": False}
+
+
+def test_devices_that_cannot_be_opened_end_the_process(monkeypatch):
+    def fail():
+        raise RuntimeError("no such device")
+
+    codes = []
+    monkeypatch.setattr("jax.devices", fail)
+    monkeypatch.setattr("jax.process_index", fail)
+    monkeypatch.setattr("os._exit", codes.append)
+    with pytest.raises(UserError, match=r"cannot be opened .*no such device.* --gpus-per-node"):
+        _connect(["here", "there"])
+    leave(2)
+    assert codes == [2]
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from ssd_jax.errors import UserError
 from ssd_jax.train.watchdog import EXIT_STALLED, Watchdog
 
 # A process of its own, for it is ended; {body} goes through the phases of a run.
@@ -83,3 +86,22 @@ def test_each_phase_has_a_limit_of_its_own(tmp_path, monkeypatch):
             assert watchdog.limit(phase) == (3600.0 if step < 3 else later)
             watchdog.enter(phase, step)
             now[0] += seconds
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("INTERNAL: NCCL: unhandled system error"), 70),  # another one is gone
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1),
+        (TypeError("no such argument"), 1),
+        (UserError("no such image"), 2),
+    ],
+)
+def test_what_would_fail_again_is_not_worth_another_try(error, code, tmp_path, monkeypatch):
+    codes = []
+    monkeypatch.setattr("ssd_jax.train.watchdog.leave", codes.append)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    dog = Watchdog(tmp_path, factor=0.0, minimum_seconds=1.0, first_seconds=1.0)
+    with dog.no_waiting():
+        raise error
+    assert codes == [code]
