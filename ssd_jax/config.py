@@ -212,14 +212,14 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def load_config(path: str) -> ConfigDict:
+def load_config(path: str | pathlib.Path) -> ConfigDict:
     """The config of a file: `FILE.py`, `FILE.py:variant`, or the config.json of a run.
 
     A Python file has `get_config()`, which may take the variant.
     """
-    if path.endswith(".json"):
-        return read_config(pathlib.Path(path))
-    name, _, variant = path.partition(":")
+    if str(path).endswith(".json"):
+        return read_config(path)
+    name, _, variant = str(path).partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
         seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
@@ -307,7 +307,7 @@ def _parsed(text: str, kind: type) -> object:
     return value
 
 
-def save_config(config: ConfigDict, path: pathlib.Path) -> None:
+def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:
     """Writes the resolved config as JSON; the file is there whole or not at all."""
     with whole_file(path) as part:
         part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

@@ -29,11 +29,19 @@ class Trained(NamedTuple):
 
 
 def load_trained(
-    config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh, step: str | None = None
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    step: str | int | None = None,
 ) -> Trained:
-    """The checkpoint that `step` names: last, best, a number, or None for the config's choice."""
+    """The checkpoint that `step` names: last, best, a number, or None for the config's choice.
+
+    The variables lie on every device of `mesh`, by default all that there are.
+    """
+    mesh = mesh or make_mesh()
     with open_checkpoints(config, workdir, read_only=True) as checkpoints:
-        chosen = checkpoints.select(step or config.checkpoint.select)
+        chosen = checkpoints.select(config.checkpoint.select if step is None else step)
         classes = checkpoints.classes(chosen)
         network = build_network(config, len(classes))
         like = jax.tree.map(
@@ -45,7 +53,7 @@ def load_trained(
 
 
 def open_checkpoints(
-    config: ConfigDict, workdir: pathlib.Path, *, read_only: bool = False
+    config: ConfigDict, workdir: str | pathlib.Path, *, read_only: bool = False
 ) -> Checkpoints:
     """The checkpoints of the run in `workdir`, the best by the config's metric."""
     return Checkpoints(
@@ -67,7 +75,7 @@ class Detector(OnPictures):
         self._predict = jax.jit(build_predict(config, trained.network))
 
     @classmethod
-    def load(cls, workdir: str | pathlib.Path, *, step: str | None = None) -> "Detector":
+    def load(cls, workdir: str | pathlib.Path, *, step: str | int | None = None) -> "Detector":
         """The detector that a training run left in `workdir`; `step` as in `load_trained`."""
         workdir = pathlib.Path(workdir)
         config = read_config(workdir / CONFIG_FILE)

@@ -11,11 +11,12 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Where to write what will be the file `path` if all goes well; its folder is made.
 
     Readers see the old file or the new one, never a part, also where several write the same one.
     """
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name that no process of any host has. Of the file's own the suffix stays, by which OpenCV
     # tells what to write, and no more: it may be as long as a name can be.
@@ -29,7 +30,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file in one piece, as `whole_file` does."""
-    with whole_file(pathlib.Path(path)) as part:
+    with whole_file(path) as part:
         part.write_text(_json_text(value, indent=2), encoding="utf-8")
 
 

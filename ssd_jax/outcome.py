@@ -37,13 +37,18 @@ class Measured(NamedTuple):
     evaluation: Evaluation
     diagnosis: Diagnosis
 
+    def __repr__(self) -> str:
+        """A line; the arrays inside are of all images."""
+        result = metrics.headline(self.evaluation, "voc07")
+        return f"<Measured on {self.split} at step {self.step}: {result}>"
+
 
 def measure(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: str | pathlib.Path,
     *,
     split: str | None = None,
-    step: str | None = None,
+    step: str | int | None = None,
     mesh: Mesh | None = None,
     watch: Callable[[Iterator], Iterator] = iter,
 ) -> Measured:

@@ -120,7 +120,8 @@ def _another_config(
     named = (
         ""
         if any(map(_why_fixed, refused))
-        else f"add --change {','.join(changes)} to have it so from here on, "
+        else f"add --change {','.join(changes)} (in Python change={tuple(changes)}) to have it so "
+        "from here on, "
     )
     return (
         f"{workdir}: the run there was started with another config: "

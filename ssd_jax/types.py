@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 # What PASCAL VOC writes are edges in pixels plus this: its pixels count from 1, and both corners of
 # a box belong to it.
 VOC_OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
+# In pixels: where boxes end that are parts of a side, also those of a centre and a size.
+NORMALISED_BOXES_END = 1.5
 
 
 class Example(NamedTuple):

@@ -82,7 +82,7 @@ def test_a_finished_run_is_measured_anew_with_other_settings(shapes, run):
 @pytest.mark.parametrize(
     ("change", "changes", "message"),
     [
-        ((), {"steps": 8}, r"steps was 6 and is now 8\. .*--change steps to have it so"),
+        ((), {"steps": 8}, r"steps was 6 and is now 8\. .*--change steps \(in Python change="),
         (("steps",), {"steps": 8, "loss__box_weight": 2.0}, r"another config: config\.loss\.box_"),
         (("seed",), {"seed": 1}, r"seed was 0 and is now 1 \(the order of the images"),
         (("batch_size",), {"batch_size": 4}, r"\(the place in the data is step times batch_size"),
@@ -102,7 +102,7 @@ def test_what_cannot_change_leaves_the_run_as_it_was(change, changes, message, s
     with pytest.raises(UserError, match=message) as error:
         go_on(shapes, run, change, **changes)
     # Where no change helps, none is recommended.
-    assert ("--change steps to" in str(error.value)) == (not change)
+    assert ("--change steps (in" in str(error.value)) == (not change)
     assert {path: path.read_bytes() for path in before} == before
     assert steps_on_disk(run) == steps
 

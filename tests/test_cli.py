@@ -5,6 +5,7 @@ import io
 import os
 import sys
 
+import cv2
 import pytest
 
 from ssd_jax.cli import build_parser, main, program
@@ -132,6 +133,16 @@ def test_shapes_are_not_mixed_with_another_set(tmp_path, capsys, smaller):
     assert draw("3", "1") == 0  # as `make quickstart` does
     assert draw(*smaller) == 2
     assert "holds another set" in capsys.readouterr().err
+
+
+def test_shapes_have_the_size_that_is_asked_for(tmp_path, capsys):
+    few = ["data", "shapes", str(tmp_path), "--train", "1", "--val", "0"]
+    assert main([*few, "--image-size", "48"]) == 0
+    image = cv2.imread(tmp_path / "JPEGImages/000000.jpg")
+    assert 40 <= max(image.shape[:2]) <= 48
+    with pytest.raises(SystemExit, match="2"):
+        main([*few, "--image-size", "4"])
+    assert "--image-size: '4' is below 32 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """`ssd-jax data shapes` and `ssd-jax data prepare`."""
 
+import argparse
 import pathlib
 
-from ssd_jax.commands.common import count, local_path, verb
+from ssd_jax.commands.common import count, local_path, positive, verb
 from ssd_jax.errors import UserError
+
+# Of drawn images: on fewer pixels the shapes have no form.
+SMALLEST_SIDE = 32
 
 
 def add(verbs) -> None:
@@ -23,6 +27,9 @@ def add(verbs) -> None:
     )
     shapes.add_argument("--val", type=count, default=300, metavar="N", help="images (%(default)s)")
     shapes.add_argument("--seed", type=count, default=0, help="(%(default)s)")
+    shapes.add_argument(
+        "--image-size", type=_side, default=192, metavar="N", help="pixels (%(default)s)"
+    )
     prepare = kinds.add_parser(
         "prepare", help="prepare a published data set", description="Prepare a data set."
     ).add_subparsers(dest="name", metavar="NAME", required=True)
@@ -42,6 +49,13 @@ def add(verbs) -> None:
     voc.add_argument("--years", nargs="+", default=("2007", "2012"), choices=("2007", "2012"))
 
 
+def _side(text: str) -> int:
+    side = positive(text)
+    if side < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is below {SMALLEST_SIDE} pixels")
+    return side
+
+
 def _data_shapes(options, rest):
     from tqdm import tqdm
 
@@ -53,6 +67,7 @@ def _data_shapes(options, rest):
         train=options.train,
         val=options.val,
         seed=options.seed,
+        image_size=options.image_size,
         progress=lambda indices: tqdm(indices, desc="drawing", disable=None),
     )
     print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import NORMALISED_BOXES_END, Source, look_normalised, some_of
+from ssd_jax.data.sources.base import Source, look_normalised, some_of
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import (
@@ -34,7 +34,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.evaluation.coco import CocoObjects
 from ssd_jax.evaluation.metrics import annotated_pixels
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
-from ssd_jax.types import VOC_OFFSET
+from ssd_jax.types import NORMALISED_BOXES_END, VOC_OFFSET
 
 _WRONG = (KeyError, TypeError, ValueError, OverflowError)
 _RESULT = "expected image_id, category_id, bbox (left, top, width, height) and score"

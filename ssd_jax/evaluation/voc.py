@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from ssd_jax.errors import UserError
+from ssd_jax.types import NORMALISED_BOXES_END
 
 IouRule = Literal[">=", ">"]
 DifficultRule = Literal["ignored", "counted"]
@@ -136,7 +137,13 @@ def evaluate_voc(
     `plus_one` measures boxes in whole pixels, xmax - xmin + 1, as the devkit does. The devkit
     compares by ">=", py-faster-rcnn's voc_eval.py and mxnet-ssd by ">". `difficult` "counted"
     treats difficult objects as all others.
+
+    Raises:
+      UserError: `plus_one` with boxes that are normalised; in pixels they are with
+        `metrics.devkit_pixels`.
     """
+    if plus_one:
+        _check_in_pixels([*ground_truths, *detections])
     if difficult == "counted":
         ground_truths = [
             truth._replace(difficult=np.zeros_like(truth.difficult)) for truth in ground_truths
@@ -170,6 +177,16 @@ def evaluate_voc(
             iou_threshold, iou_rule, plus_one, difficult, counting, len(ground_truths)
         ),
     )
+
+
+def _check_in_pixels(records: Sequence[GroundTruth | ScoredBoxes]) -> None:
+    ends = [record.boxes[:, 2:].max() for record in records if len(record.boxes)]
+    # A box of one pixel in the corner, counted from 1, ends at 1, too.
+    if ends and max(ends) < NORMALISED_BOXES_END and any(end != round(end) for end in ends):
+        raise UserError(
+            f"evaluate_voc: got boxes that end at {max(ends):.3g}, expected pixels. Give "
+            "`evaluation.metrics.devkit_pixels` of normalised boxes, or `plus_one=False`."
+        )
 
 
 def match_detections(

@@ -5,38 +5,52 @@ with NumPy takes less than a second.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Array, Float
 
+from ssd_jax.models.layers import TRACED_INIT, GroupedBatchNorm, L2Normalize
 from ssd_jax.models.ssd import SSD
 
 
 def variable_shapes(model: SSD, image_size: int) -> dict[str, dict]:
     """The tree of `init_variables` with a `jax.ShapeDtypeStruct` at each leaf."""
-    shapes = jax.eval_shape(
-        lambda key, images: model.init(key, images, train=False),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32),
-    )
-    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    return jax.eval_shape(_linen_variables(model, image_size), jax.random.key(0))
 
 
 def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]:
-    """Give {"params", "batch_stats"} as float32 NumPy arrays, a function of (seed, path) each.
+    """Give {"params", "batch_stats"} as NumPy arrays, a function of (seed, path) each.
 
     Kernels of the backbone are He normal by fan-in, those of the other layers Xavier uniform as in
     the paper. `batch_stats` is empty without BatchNorm. Class heads whose activation is "sigmoid"
     begin at a score of 0.01, so that the many negatives do not drown the rest at first (Lin et al.
-    2017, arXiv:1708.02002, section 4.1).
+    2017, arXiv:1708.02002, section 4.1). This holds for the layers of this package; what another
+    module has keeps the initialiser that it was given.
     """
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _first_value(tuple(entry.key for entry in path), leaf.shape, seed),
-        variable_shapes(model, image_size),
-    )
+    layers: dict[tuple[str, ...], nn.Module] = {}
+
+    def note(call, args, kwargs, context):
+        if _has_rule(context.module):
+            layers[context.module.path] = context.module
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        shapes = variable_shapes(model, image_size)
+    values, others = {}, []
+    for path, leaf in traverse_util.flatten_dict(shapes, keep_empty_nodes=True).items():
+        if leaf is traverse_util.empty_node:
+            values[path] = leaf
+        elif layer := layers.get(path[1:-1]):
+            values[path] = _first_value(layer, path, leaf.shape, seed)
+        else:
+            others.append(path)
+    values |= _own_values(model, image_size, others, seed)
+    variables = traverse_util.unflatten_dict(values)
     if model.heads.class_activation == "sigmoid":
         for name, layer in variables["params"]["heads"].items():
             if name.startswith("class_"):
@@ -88,23 +102,51 @@ def scale_to_unit_outputs(
     return {**variables, "params": {**variables["params"], "backbone": backbone}}, factors
 
 
+def _linen_variables(model: SSD, image_size: int) -> Callable[[Array], dict[str, dict]]:
+    def variables(key):
+        images = jnp.zeros((1, image_size, image_size, 3))
+        made = model.init(key, images, train=False)
+        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+
+    return variables
+
+
+def _own_values(
+    model: SSD, image_size: int, paths: Sequence[tuple[str, ...]], seed: int
+) -> dict[tuple[str, ...], np.ndarray]:
+    """What Linen makes of the leaves at `paths`; compiled, without the network behind them."""
+    if not paths:
+        return {}
+    variables = _linen_variables(model, image_size)
+
+    def leaves(key):
+        flat = traverse_util.flatten_dict(variables(key))
+        return [flat[path] for path in paths]
+
+    # Written to in place by `weights`, which JAX's own arrays would refuse.
+    made = map(np.array, jax.device_get(jax.jit(leaves)(jax.random.key(seed))))
+    return dict(zip(paths, made, strict=True))
+
+
+def _has_rule(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv):
+        return module.kernel_init is TRACED_INIT
+    return isinstance(module, GroupedBatchNorm | L2Normalize)
+
+
 def _first_value(
-    path: tuple[str, ...], shape: tuple[int, ...], seed: int
+    layer: nn.Module, path: tuple[str, ...], shape: tuple[int, ...], seed: int
 ) -> Float[np.ndarray, "..."]:
-    match path:
-        case (*_, "kernel"):
+    match path[-1]:
+        case "kernel":
             rng = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
             return _he_normal(rng, shape) if "backbone" in path else _xavier_uniform(rng, shape)
-        case (*_, "conv4_3_norm", "scale"):
-            return np.full(shape, 20.0, np.float32)
-        case (*_, "conv3_bn", "scale"):
-            # A residual block begins as its shortcut: arXiv:1706.02677, section 5.1.
-            return np.zeros(shape, np.float32)
-        case (*_, "scale" | "var"):
+        case "scale":
+            return np.full(shape, layer.initial_scale, np.float32)
+        case "var":
             return np.ones(shape, np.float32)
-        case (*_, "bias" | "mean"):
+        case _:  # a bias or a mean
             return np.zeros(shape, np.float32)
-    raise ValueError(f"no first value is defined for {'/'.join(path)}")
 
 
 def _he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from ssd_jax.models.convolution import convolution
 from ssd_jax.models.groups import group_size, group_sums
 
-# Of kernels in `model.init`, whose values `initialise.init_variables` replaces. Flax traces it at
-# every start, and Linen's own takes four times as long.
+# Marks the kernels that `initialise.init_variables` makes by its own rule. Flax traces it at every
+# start, and Linen's own takes four times as long.
 TRACED_INIT = nn.initializers.he_uniform()
 
 
@@ -52,12 +52,14 @@ def conv_layer(
     dilation: int = 1,
     padding: int | None = None,
     relu: bool = True,
+    norm_scale: float = 1.0,
 ) -> Float[Array, "B _ _ _"]:
     """Convolution, then BatchNorm if the style has it, then ReLU; inside a compact method.
 
     The modules are `name` and `name_bn`, so the convolutions have the same place in the tree with
     and without BatchNorm. `padding` None keeps the size at stride 1 and halves it, rounded up, at
     stride 2: the symmetric padding of Caffe, MXNet and PyTorch, not "SAME" (which is lopsided).
+    `norm_scale` is the first value of BatchNorm's factors.
     """
     pad = dilation * (kernel // 2) if padding is None else padding
     x = nn.Conv(
@@ -72,7 +74,7 @@ def conv_layer(
         conv_general_dilated=convolution,
         name=name,
     )(x)
-    x = batch_norm(x, style=style, name=f"{name}_bn", train=train)
+    x = batch_norm(x, style=style, name=f"{name}_bn", train=train, initial_scale=norm_scale)
     return rectify(x) if relu else x
 
 
@@ -90,7 +92,12 @@ rectify.defjvps(lambda tangent, y, x: jnp.where(y == 0, jnp.zeros_like(tangent),
 
 
 def batch_norm(
-    x: Float[Array, "B h w c"], *, style: ConvStyle, name: str, train: bool
+    x: Float[Array, "B h w c"],
+    *,
+    style: ConvStyle,
+    name: str,
+    train: bool,
+    initial_scale: float = 1.0,
 ) -> Float[Array, "B h w c"]:
     """BatchNorm as the style has it, if it has it; inside a compact method."""
     if style.batch_norm == "none":
@@ -101,6 +108,7 @@ def batch_norm(
         momentum=style.batch_norm_momentum,
         epsilon=style.batch_norm_epsilon,
         use_scale=style.batch_norm_scale,
+        initial_scale=initial_scale,
         batch_axis=style.batch_axis,
         name=name,
     )(x, train=train)
@@ -126,13 +134,15 @@ class GroupedBatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    initial_scale: float = 1.0
     batch_axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B h w c"]:
         """Normalise; in training, unless frozen, also update the collection `batch_stats`."""
         shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape) if self.use_scale else 1.0
+        initial_scale = nn.initializers.constant(self.initial_scale)
+        scale = self.param("scale", initial_scale, shape) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)

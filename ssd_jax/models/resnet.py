@@ -81,5 +81,14 @@ class Bottleneck(nn.Module):
         first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
         x = conv_layer(x, inner, style=style, name="conv1", train=train, kernel=1, stride=first)
         x = conv_layer(x, inner, style=style, name="conv2", train=train, stride=second)
-        x = conv_layer(x, outer, style=style, name="conv3", train=train, kernel=1, relu=False)
+        x = conv_layer(
+            x,
+            outer,
+            style=style,
+            name="conv3",
+            train=train,
+            kernel=1,
+            relu=False,
+            norm_scale=0.0,  # a block begins as its shortcut: arXiv:1706.02677, section 5.1
+        )
         return rectify(x + shortcut)

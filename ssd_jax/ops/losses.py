@@ -109,6 +109,8 @@ def multibox_loss(
     logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
     boxes = target_boxes = None
     if class_loss != "softmax" or box_loss != "smooth_l1":
+        if anchors is None:
+            raise UserError(f"anchors: {class_loss} with {box_loss} needs them, got none.")
         boxes = decode(deltas, anchors, variances)
         target_boxes = decode(targets.box_deltas, anchors, variances)
 

@@ -36,6 +36,8 @@ def match(
 
     MXNet's MultiBoxTarget is `strict` and ignores images without objects; Caffe is neither.
     """
+    if not len(boxes):
+        boxes, labels, valid = np.zeros((1, 4), np.float32), np.zeros(1, int), np.zeros(1, bool)
     if negative_iou_threshold is None:
         negative_iou_threshold = iou_threshold
     iou = jnp.where(valid, iou_matrix(anchors, boxes), -1)

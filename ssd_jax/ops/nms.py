@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ssd_jax.errors import UserError
 from ssd_jax.ops.boxes import iou_matrix
+
+SOFT_KINDS = ("gaussian", "linear")
 
 
 @jax.named_scope("nms")
@@ -17,14 +20,14 @@ def nms(
     strict: bool = True,
     labels: Int[Array | np.ndarray, "N"] | None = None,
 ) -> Bool[Array, "N"]:
-    """Which boxes survive, in the order of their rows: the best box comes first.
+    """Which of the `valid` boxes survive, in the order of their rows: sort them by score before.
 
     A box goes when a surviving one before it, of the same label where `labels` are given, overlaps
     it by IoU > `iou_threshold`, or >= when not `strict`: Caffe and GluonCV are strict, MXNet's
     MultiBoxDetection is not. This rule defines the answer uniquely: row i depends only on the rows
     before it, so applying the rule to all rows at once is right for at least one row more each
     time, and what no longer changes is the greedy result. It takes as many rounds as the longest
-    chain of suppressions, usually a few.
+    chain of suppressions, usually a few. It has no gradient.
     """
     before = np.tri(len(boxes), k=-1, dtype=bool)
     iou = iou_matrix(boxes, boxes)
@@ -65,7 +68,12 @@ def soft_nms(
     has its label, where `labels` are given, has its score multiplied; and so on with the next. The
     factor is exp(-IoU^2 / `sigma`) for the `kind` "gaussian", and 1 - IoU for "linear" where the
     overlap is a reason to go in `nms`.
+
+    Raises:
+      UserError: another `kind`.
     """
+    if kind not in SOFT_KINDS:
+        raise UserError(f"kind: got {kind!r}, expected one of {', '.join(SOFT_KINDS)}.")
     iou = iou_matrix(boxes, boxes)
     if kind == "gaussian":
         factors = jnp.exp(-(iou**2) / sigma)

@@ -204,12 +204,12 @@ class Checkpoints:
         """The newest whole step on disk, None in a new run."""
         return self._chosen(lambda: self._first_whole(self._steps()))
 
-    def select(self, which: str) -> int:
-        """The step that "last", "best" or a number in digits names, present on disk and whole.
+    def select(self, which: str | int) -> int:
+        """The step that "last", "best" or a number names, present on disk and whole.
 
         "best" is the one with the highest metric, the later one of equals.
         """
-        return self._chosen(lambda: self._select(which))
+        return self._chosen(lambda: self._select(str(which)))
 
     def _chosen(self, choice: Callable[[], int | None]) -> int | None:
         """What the first process chooses; on return all of them see it.

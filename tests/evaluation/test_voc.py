@@ -350,3 +350,11 @@ def test_a_duplicate_never_raises_an_average(seed):
     for before, after in zip(averages(truths, detections), averages(truths, doubled), strict=True):
         for old, new in zip(before[:2], after[:2], strict=True):
             assert new is None if old is None else new <= old + 1e-12
+
+
+def test_normalised_boxes_are_not_taken_for_pixels():
+    near, far = truth([0.1, 0.1, 0.3, 0.3]), found([0.3, 0.3, 0.5, 0.5], scores=[0.9])
+    with pytest.raises(UserError, match=r"end at 0\.5, expected pixels.*devkit_pixels"):
+        only_class([near], [far])
+    assert only_class([near], [far], plus_one=False).ap == 0
+    assert only_class([truth([1, 1, 1, 1])], [found([1, 1, 1, 1], scores=[0.9])]).ap == 1

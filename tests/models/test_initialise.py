@@ -1,9 +1,12 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from ssd_jax.models.extras import ExtraLayers
 from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs, variable_shapes
-from ssd_jax.models.ssd import build_model
+from ssd_jax.models.layers import ConvStyle, conv_layer
+from ssd_jax.models.ssd import SSD, Heads, build_model
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,38 @@ def test_a_network_without_batch_norm_has_empty_statistics():
         backbone="vgg16", num_classes=1, image_size=64, anchors_per_cell=(4,) * 4, width=1 / 64
     )
     assert init_variables(model, 64, seed=0)["batch_stats"] == {}
+
+
+class Own(nn.Module):
+    """A base of somebody else, with a layer that has a name of ResNet's."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        style = ConvStyle(batch_norm="batch")
+        x = conv_layer(images, 8, style=style, name="conv3", train=train, stride=32)
+        ones = nn.initializers.ones
+        y = nn.Conv(4, (2, 2), kernel_init=nn.initializers.zeros, bias_init=ones, name="own")(x)
+        return x, nn.PReLU()(y)
+
+
+def test_a_module_of_ones_own_keeps_its_initialisers():
+    model = SSD(Own(), ExtraLayers(()), Heads((4, 4), 2))
+    first, again, other = (init_variables(model, 64, seed=seed)["params"] for seed in (7, 7, 8))
+    base = first["backbone"]
+    assert np.all(base["own"]["kernel"] == 0)
+    assert np.all(base["own"]["bias"] == 1)
+    assert base["PReLU_0"]["negative_slope"] == np.float32(0.01)
+    assert np.all(base["conv3_bn"]["scale"] == 1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert np.any(other["backbone"]["conv3"]["kernel"] != base["conv3"]["kernel"])
+
+
+def test_a_residual_block_begins_as_its_shortcut():
+    words = {"image_size": 64, "anchors_per_cell": (4,) * 3, "width": 1 / 16}
+    model = build_model(backbone="resnet50", num_classes=1, batch_norm="batch", **words)
+    block = init_variables(model, 64, seed=0)["params"]["backbone"]["stage2_block1"]
+    assert np.all(block["conv3_bn"]["scale"] == 0)
+    assert np.all(block["conv2_bn"]["scale"] == 1)
 
 
 def test_sigmoid_class_heads_begin_at_a_score_of_a_hundredth():

@@ -294,6 +294,8 @@ def test_the_box_loss_by_overlap_is_that_of_the_decoded_boxes():
         assert_allclose(box_loss, losses[np.asarray(targets.positive)].sum(), rtol=1e-5)
     with pytest.raises(UserError, match="box_loss: got 'iou', expected one of smooth_l1, giou"):
         multibox_loss(deltas, logits, targets, anchors, box_loss="iou")
+    with pytest.raises(UserError, match="anchors: softmax with giou needs them, got none"):
+        multibox_loss(deltas, logits, targets, box_loss="giou")
     with pytest.raises(UserError, match="class_loss: got 'hinge', expected one of softmax, focal"):
         multibox_loss(deltas, logits, targets, anchors, class_loss="hinge")
 

@@ -166,3 +166,10 @@ def test_devices_match_their_images_without_each_other():
     assert "num_partitions=8" in text
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
+
+
+def test_no_row_is_as_no_valid_row():
+    anchors = grid_boxes(np.random.default_rng(0), ANCHORS, cells=4)
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    invalid = [np.zeros((1, *each.shape[1:]), each.dtype) for each in none]
+    jax.tree.map(assert_array_equal, jit_match(anchors, *none), jit_match(anchors, *invalid))

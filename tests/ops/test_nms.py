@@ -2,11 +2,13 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_boxes import greedy_nms, grid_boxes, iou_table
 
+from ssd_jax.errors import UserError
 from ssd_jax.ops.nms import nms, soft_nms
 
 COUNT = 40
@@ -109,3 +111,9 @@ def test_soft_suppression_lowers_a_twin_and_leaves_the_rest():
     for strict, second in ((True, 0.5), (False, 0.25)):
         found = jit_soft_nms(half, scores, kind="linear", iou_threshold=0.5, strict=strict)
         assert_allclose(found, [0.8, second, 0.25], rtol=1e-6)
+
+
+def test_an_unknown_kind_is_refused():
+    boxes, scores = np.zeros((2, 4), np.float32), np.ones(2, np.float32)
+    with pytest.raises(UserError, match="kind: got 'gausian', expected one of gaussian, linear"):
+        soft_nms(boxes, scores, kind="gausian")

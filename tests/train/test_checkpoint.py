@@ -71,7 +71,7 @@ def test_the_latest_and_the_best_are_kept(five_steps):
     with Checkpoints(five_steps, metric="map", read_only=True) as checkpoints:
         assert checkpoints.latest_step() == checkpoints.select("last") == 5
         assert checkpoints.select("best") == 2
-        assert checkpoints.select("4") == 4
+        assert checkpoints.select("4") == checkpoints.select(4) == 4
         with pytest.raises(UserError, match=r"got step '3', expected last, best or one of \[2, 4"):
             checkpoints.select("3")
 

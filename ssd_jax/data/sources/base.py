@@ -15,14 +15,12 @@ from jaxtyping import Bool, Float, Int
 
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.types import Example
+from ssd_jax.types import NORMALISED_BOXES_END, Example
 
 # Some tools count from 0 or round outwards; a coordinate farther out than this is a mistake.
 TOLERATED_PIXELS_OUTSIDE = 1.0
 # Where the size of an image is not known before it is decoded.
 TOLERATED_PART_OUTSIDE = 1 / 300
-# In pixels: where boxes end that are parts of a side, also those of a centre and a size.
-NORMALISED_BOXES_END = 1.5
 _FIX = "Correct the box"
 
 
