@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from ssd_jax.models.ssd import SSD
@@ -29,14 +31,18 @@ def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]
     """Give {"params", "batch_stats"} as float32 NumPy arrays, a function of (seed, path) each.
 
     Kernels of the backbone are He normal by fan-in, those of the other layers Xavier uniform as in
-    the paper. `batch_stats` is empty without BatchNorm. Class heads whose activation is "sigmoid"
-    begin at a score of 0.01, so that the many negatives do not drown the rest at first (Lin et al.
-    2017, arXiv:1708.02002, section 4.1).
+    the paper; an own backbone has the values of its own initialisers. `batch_stats` is empty
+    without BatchNorm. Class heads whose activation is "sigmoid" begin at a score of 0.01, so that
+    the many negatives do not drown the rest at first (Lin et al. 2017, arXiv:1708.02002, section
+    4.1).
     """
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _first_value(tuple(entry.key for entry in path), leaf.shape, seed),
-        variable_shapes(model, image_size),
-    )
+    own = _own_values(model.backbone, image_size, seed) if model.own_backbone else {}
+
+    def first_value(path, leaf):
+        names = tuple(entry.key for entry in path)
+        return own[names] if names in own else _first_value(names, leaf.shape, seed)
+
+    variables = jax.tree_util.tree_map_with_path(first_value, variable_shapes(model, image_size))
     if model.heads.class_activation == "sigmoid":
         for name, layer in variables["params"]["heads"].items():
             if name.startswith("class_"):
@@ -86,6 +92,16 @@ def scale_to_unit_outputs(
         kernel = backbone[layer]["kernel"] * np.float32(factors[layer])
         backbone[layer] = {**backbone[layer], "kernel": kernel}
     return {**variables, "params": {**variables["params"], "backbone": backbone}}, factors
+
+
+def _own_values(
+    backbone: nn.Module, image_size: int, seed: int
+) -> dict[tuple[str, ...], Float[np.ndarray, "..."]]:
+    """What an own backbone begins with, by path; its forward pass is not computed."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    values = backbone.lazy_init(jax.random.key(seed), images, train=False)
+    inside = {collection: {"backbone": tree} for collection, tree in values.items()}
+    return {path: np.asarray(value) for path, value in flatten_dict(inside).items()}
 
 
 def _first_value(
