@@ -68,7 +68,8 @@ def examined(config: ConfigDict, split: str, source: Source) -> Source:
         return source
     usable, diagnosis = check_before_training(source, cache_folder(), show_progress=True)
     if len(usable) < len(source):
-        source = check_not_empty(source.take(usable), config.data[split].root or split)
+        place = f"config.data.{split}.root = {root}" if (root := config.data[split].root) else split
+        source = check_not_empty(source.take(usable), place)
     source.findings = diagnosis.counts
     source.digests = tuple(diagnosis.digests[image] for image in usable)
     return source

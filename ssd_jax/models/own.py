@@ -71,14 +71,16 @@ def check_maps(backbone: Any, maps: Any, images: Any) -> tuple:
       UserError: they are not one or more arrays [B, h, w, c], each no larger than the one before.
     """
     shapes = [getattr(each, "shape", None) for each in maps] if _is_sequence(maps) else []
-    fits = [shape is not None and len(shape) == 4 and shape[0] == len(images) for shape in shapes]
+    fits = [
+        shape is not None and len(shape) == 4 and shape[0] == images.shape[0] for shape in shapes
+    ]
     if not shapes or not all(fits) or sorted(shapes, key=_area, reverse=True) != shapes:
         name = type(backbone).__name__
         got = shapes or type(maps).__name__
         raise UserError(
             f"config.model.backbone: {name} gave {got}, expected a tuple of maps "
-            f"[{len(images)}, height, width, channels], finest first. Correct its __call__, see "
-            "docs/extending.md."
+            f"[{images.shape[0]}, height, width, channels], finest first. Correct its __call__, "
+            "see docs/extending.md."
         )
     return tuple(maps)
 
@@ -87,7 +89,7 @@ def _is_sequence(maps: Any) -> bool:
     return isinstance(maps, tuple | list)
 
 
-def _area(shape: tuple[int, ...]) -> int:
+def _area(shape: tuple) -> int:
     return shape[1] * shape[2]
 
 
