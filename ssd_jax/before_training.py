@@ -1,5 +1,8 @@
 """What is found and told before a run or its plan begins, so that a mistake costs no training."""
 
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,9 +15,16 @@ from ssd_jax.importing import check_weights
 from ssd_jax.network import anchors_at, build_network, build_predict
 from ssd_jax.training_data import describe_cache
 
+SPLITS = ("train", "val", "test")
 
-def check_without_data(config: ConfigDict, *, reads_weights: bool = True) -> None:
-    """Finds now what else would be found when all pictures have been looked at."""
+
+def check_without_data(
+    config: ConfigDict, *, reads_weights: bool = True, given: Collection[str] = ()
+) -> None:
+    """Finds now what else would be found when all pictures have been looked at.
+
+    The splits `given` need no place in the config.
+    """
     network = build_network(config, 1)  # the anchors are the same for any number of classes
     build_predict(config, network)
     for size in experiment.training_sizes(config):
@@ -23,14 +33,45 @@ def check_without_data(config: ConfigDict, *, reads_weights: bool = True) -> Non
     if jax.process_index() == 0 and config.weights.path and reads_weights:
         check_weights(config.weights.path)
     for split in ("train", "val"):
-        if not config.data[split].root.strip():
+        if not config.data[split].root.strip() and split not in given:
             experiment.build_source(config, split)  # which says what is missing
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
-    """The splits by name; a mistake in any of them is found now and costs no training."""
-    source = experiment.build_source(config, "train")
-    validation = experiment.build_source(config, "val", classes=source.classes)
+def without_places(config: ConfigDict, given: Collection[str]) -> ConfigDict:
+    """The config of a run whose splits `given` do not come from it: it tells no place of them."""
+    config = config.copy_and_resolve_references()
+    for split in given:
+        if split not in SPLITS:
+            raise UserError(
+                f"sources: got the split {split!r}, expected {', '.join(SPLITS[:-1])} or "
+                f"{SPLITS[-1]}. Name it so."
+            )
+        config.data[split].update({"root": "", "image_sets": ()})
+    return config
+
+
+def open_sources(
+    config: ConfigDict, given: Mapping[str, Source] = MappingProxyType({})
+) -> dict[str, Source]:
+    """The splits by name, those `given` as they are, but for what the doctor leaves out of them.
+
+    A mistake in any of them is found now and costs no training.
+    """
+
+    def source_of(split: str, classes: tuple[str, ...]) -> Source:
+        if split not in given:
+            return experiment.build_source(config, split, classes=classes)
+        source = experiment.examined(config, split, given[split])
+        if classes and source.classes != classes:
+            raise UserError(
+                f"sources[{split!r}]: got the classes {', '.join(source.classes)}, expected "
+                f"{', '.join(classes)}, those of the config or of the train split. Give it the "
+                "same classes in the same order."
+            )
+        return source
+
+    source = source_of("train", config.data.classes)
+    validation = source_of("val", source.classes)
     decides = config.checkpoint.select == "best" or config.early_stopping.enabled
     if decides and not validation.object_counts.any():
         raise UserError(
@@ -39,8 +80,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
             "by. Give another val split, or select 'last' without early stopping."
         )
     sources = {"train": source, "val": validation}
-    if config.data.test.root:
-        sources["test"] = experiment.build_source(config, "test", classes=source.classes)
+    if config.data.test.root or "test" in given:
+        sources["test"] = source_of("test", source.classes)
     return sources
 
 

@@ -53,7 +53,7 @@ def default_config() -> ConfigDict:
     config.log_every_steps = 10
     config.sharding = "replicated"  # replicated | fsdp: the state whole on each device, or cut
     config.model = {
-        "backbone": "vgg16",  # vgg16 | resnet50 (v1.5) | resnet50_v1 | resnet50_v2 | small
+        "backbone": "vgg16",  # vgg16 | resnet50 (v1.5), _v1, _v2 | small | package.module:Class
         "extras": "paper",  # paper | mxnet: the layers behind the backbone
         "image_size": 300,  # px; the network's square input
         "width": 1.0,  # multiplies every channel count

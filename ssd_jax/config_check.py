@@ -6,13 +6,14 @@ from ml_collections import ConfigDict
 
 from ssd_jax.config import default_config, flat_items, get
 from ssd_jax.errors import UserError
-from ssd_jax.recipes import recipe_config
+from ssd_jax.models.own import EXPECTED, is_own
+from ssd_jax.recipes import RESNETS, recipe_config
 
 # Of what reads them this file imports nothing, for that is JAX: a test compares them.
 CHOICES = {
     "recipe": ("paper", "sagemaker", "best"),
     "sharding": ("replicated", "fsdp"),
-    "model.backbone": ("vgg16", "resnet50", "resnet50_v1", "resnet50_v2", "small"),
+    "model.backbone": ("vgg16", *RESNETS, "small"),
     "model.extras": ("paper", "mxnet"),
     "model.class_activation": ("softmax", "sigmoid"),
     "model.dtype": ("float32", "bfloat16"),
@@ -83,9 +84,10 @@ def check(config: ConfigDict) -> None:
     _check_complete(config)
     for name, choices in CHOICES.items():
         value = get(config, name)
-        if value not in choices:
+        if value not in choices and not (name == "model.backbone" and is_own(value)):
             near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
-            _expect(config, name, False, f"one of {', '.join(choices)}; the nearest is {near}")
+            own = f", or {EXPECTED}" if name == "model.backbone" else ""
+            _expect(config, name, False, f"one of {', '.join(choices)}; the nearest is {near}{own}")
     recipe_config(config.recipe, config.model.backbone)
     _check_numbers(config)
     _check_tuples(config)
@@ -179,7 +181,7 @@ def _check_combinations(config: ConfigDict) -> None:
     expect("early_stopping.enabled",
            not config.early_stopping.enabled or evaluations != (None, None),
            "False, or evaluations to decide by: set evaluate.every_epochs")  # fmt: skip
-    expect("model.batch_norm", not config.model.backbone.startswith("resnet50")
+    expect("model.batch_norm", config.model.backbone not in RESNETS
            or config.model.batch_norm != "none",
            "frozen or batch: a resnet50 has batch normalisation")  # fmt: skip
     for name in ("model.batch_norm_group", "loss.group"):

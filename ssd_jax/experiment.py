@@ -24,8 +24,9 @@ from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer as optimizers
+from ssd_jax.train.hooks import Augment, Loss
 from ssd_jax.train.state import TrainState, create_state, state_shapes
-from ssd_jax.train.step import Augment, Loss, augment_batch, batch_loss, train_step
+from ssd_jax.train.step import augment_batch, batch_loss, train_step
 from ssd_jax.train.stopping import EarlyStopping
 
 # Of a run: epochs 160 and 200 of 240, those of GluonCV's recipe of the paper.
@@ -58,11 +59,17 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
         ),
         label_width=config.data.label_width,
     )
+    return examined(config, split, source)
+
+
+def examined(config: ConfigDict, split: str, source: Source) -> Source:
+    """What the doctor leaves of a split, with what it found; all of it, if it is not asked."""
     if not config.data.doctor:
         return source
     usable, diagnosis = check_before_training(source, cache_folder(), show_progress=True)
     if len(usable) < len(source):
-        source = check_not_empty(source.take(usable), f"config.data.{split}.root = {place.root}")
+        place = f"config.data.{split}.root = {root}" if (root := config.data[split].root) else split
+        source = check_not_empty(source.take(usable), place)
     source.findings = diagnosis.counts
     source.digests = tuple(diagnosis.digests[image] for image in usable)
     return source
@@ -79,20 +86,22 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             if code in codes.WARNINGS
         ]
         if warnings:
-            classes = config.data.classes if split == "train" else source.classes
-            command = _doctor_command(config, split, classes)
-            lines.append(
-                f"{split}: the doctor warns of {', '.join(warnings)}; `{command}` shows them"
-            )
+            line = f"{split}: the doctor warns of {', '.join(warnings)}"
+            if config.data[split].root:
+                classes = config.data.classes if split == "train" else source.classes
+                line += f"; `{_doctor_command(config, split, classes)}` shows them"
+            lines.append(line)
     trained_on = set(sources["train"].digests or ())
     for split, source in sources.items():
         leaks = sum(digest in trained_on for digest in source.digests or ())
         if split != "train" and leaks:
-            lines.append(
+            line = (
                 f"warning: {leaks:,} of the {len(source):,} images of {split} are in train, too, "
-                "byte for byte: what is measured on them says nothing of other images. "
-                f"`{_against_training(config, split)}` names them"
+                "byte for byte: what is measured on them says nothing of other images"
             )
+            if config.data[split].root and config.data.train.root:
+                line += f". `{_against_training(config, split)}` names them"
+            lines.append(line)
     if config.data.canvas < config.model.image_size:
         lines.append(
             f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
@@ -270,15 +279,6 @@ def build_step(
     `augment` and `loss` take the place of those of the config, as `train_step` says.
     """
     image_size = image_size or config.model.image_size
-    augment = augment or functools.partial(
-        augment_batch, **augmentation_settings(config, image_size)
-    )
-    loss = loss or functools.partial(
-        batch_loss,
-        anchors=anchors_at(config, network, image_size),
-        batch_axis=BATCH_AXIS,
-        **loss_settings(config),
-    )
     return functools.partial(
         train_step,
         mesh=mesh,
@@ -286,10 +286,12 @@ def build_step(
         model=network.model,
         optimizer=optimizer,
         schedule=schedule,
-        augment=augment,
-        loss=loss,
+        augment=augment or build_augment(config, image_size=image_size),
+        loss=loss or build_loss(config, network, image_size=image_size),
         mean=config.preprocess.mean,
         std=config.preprocess.std,
+        seed=config.seed,
+        image_size=image_size,
         rate_multipliers=config.optimizer.rate_multipliers,
         ema_decay=config.optimizer.ema_decay,
     )
@@ -301,12 +303,39 @@ def build_steps(
     schedule: optax.Schedule,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    **hooks: Augment | Loss | None,
 ) -> dict[int, Callable]:
-    """The step at each of the image sizes that the config trains at."""
+    """The step at each of the image sizes that the config trains at; `hooks` as in `build_step`.
+
+    Raises:
+      UserError: a hook, which is made for one image size, is to be used at several.
+    """
+    sizes = training_sizes(config)
+    if any(hooks.values()) and len(sizes) > 1:
+        raise UserError(
+            f"config.augment.image_sizes: got {sizes}, expected one size at most together with "
+            "an own loss or augmentation. Leave them empty."
+        )
     return {
-        size: build_step(config, network, schedule, optimizer, mesh, image_size=size)
-        for size in training_sizes(config)
+        size: build_step(config, network, schedule, optimizer, mesh, image_size=size, **hooks)
+        for size in sizes
     }
+
+
+def build_augment(config: ConfigDict, *, image_size: int | None = None) -> Augment:
+    """The augmentation of the config, at an image size, None for the network's own."""
+    size = image_size or config.model.image_size
+    return functools.partial(augment_batch, **augmentation_settings(config, size))
+
+
+def build_loss(config: ConfigDict, network: Network, *, image_size: int | None = None) -> Loss:
+    """The loss of the config, for the network's anchors at an image size, None for its own."""
+    return functools.partial(
+        batch_loss,
+        anchors=anchors_at(config, network, image_size or config.model.image_size),
+        batch_axis=BATCH_AXIS,
+        **loss_settings(config),
+    )
 
 
 def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]:

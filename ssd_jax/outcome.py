@@ -2,7 +2,8 @@
 
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,17 +52,22 @@ def measure(
     step: str | int | None = None,
     mesh: Mesh | None = None,
     watch: Callable[[Iterator], Iterator] = iter,
+    sources: Mapping[str, Source] = MappingProxyType({}),
 ) -> Measured:
     """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
 
     Without `split` it is the test split, or the validation split where there is no other. No split
-    is augmented.
+    is augmented. Those in `sources` are open already, and not opened again.
     """
-    split = split or ("test" if config.data.test.root else "val")
+    split = split or ("test" if config.data.test.root or "test" in sources else "val")
     mesh = mesh or make_mesh()
     trained = load_trained(config, workdir, mesh=mesh, step=step)
     with together() as facts:
-        source = experiment.build_source(config, split, classes=trained.classes)
+        source = (
+            sources[split]
+            if split in sources
+            else experiment.build_source(config, split, classes=trained.classes)
+        )
         facts |= run_facts(config) | data_report(source)
     predict = each_device_alone(build_predict(config, trained.network), mesh)
     evaluation = evaluate_variables(

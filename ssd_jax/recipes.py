@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ssd_jax.config import default_config, flat_items, get
 from ssd_jax.errors import UserError
 
+RESNETS = ("resnet50", "resnet50_v1", "resnet50_v2")
 # What belongs to the algorithm; the rest is data, hardware and taste.
 _SECTIONS = ("model", "anchors", "preprocess", "augment", "match", "loss", "optimizer", "detect")
 # What every user sets for the images at hand.
@@ -40,7 +41,7 @@ def _paper(backbone: str) -> ConfigDict:
     """The SSD of the paper (arXiv:1512.02325); a ResNet with GluonCV's anchors, input, schedule."""
     config = default_config()
     config.model.backbone = backbone
-    if backbone.startswith("resnet50"):
+    if backbone in RESNETS:
         config.model.update({"batch_norm": "batch", "batch_norm_group": 8})
         config.anchors.layout = "gluoncv"
         config.preprocess.std = (58.395, 57.12, 57.375)

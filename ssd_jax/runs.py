@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,7 +13,13 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
+from ssd_jax.before_training import (
+    check_cache,
+    check_without_data,
+    open_sources,
+    tell,
+    without_places,
+)
 from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
@@ -49,17 +56,13 @@ from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
 from ssd_jax.train.checkpoint_manifest import has_trained
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
 from ssd_jax.train.divergence import divergence
+from ssd_jax.train.hooks import Augment, Hooks, Loss
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.training_data import (
-    device_cache_bytes,
-    host_batches,
-    mesh_batches,
-    network_inputs,
-)
+from ssd_jax.training_data import device_cache_bytes, host_batches, mesh_batches, network_inputs
 from ssd_jax.visualize.run import draw_augmented
 
 # Layers that a weight file lacks are scaled by what they answer to so many images.
@@ -68,7 +71,7 @@ IMAGES_TO_SCALE_BY = 8
 
 def run_training(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: str | pathlib.Path,
     *,
     mesh: Mesh | None = None,
     time_limit: float | None = None,
@@ -76,6 +79,9 @@ def run_training(
     last_words: Callable[[Exception], object] = lambda error: None,
     called: str | pathlib.Path | None = None,
     change: Collection[str] = (),
+    loss: Loss | None = None,
+    augment: Augment | None = None,
+    sources: Mapping[str, Source] = MappingProxyType({}),
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
@@ -85,16 +91,21 @@ def run_training(
     not `workdir`. `change` names the settings that an earlier run in `workdir` goes on with as
     `config` has them, and not as it was begun.
 
+    `loss` and `augment` stand in for those of the config, as `train.step.train_step` says; their
+    names are recorded, and "loss" and "augment" may be named in `change`. `sources` stand in for
+    the splits "train", "val" or "test" of `config.data`, whose places are then not recorded.
+
     Raises:
       UserError: the config has an impossible value, which is found first; or a part of the run
-        cannot be built, read or resumed.
+        cannot be built, read or resumed; or a function that was given gives what it should not.
       Stopped: the run was asked to stop. The same call goes on with it.
     """
     mesh = mesh or make_mesh()
     with together():
         check(config)
         check_divides(config.batch_size, mesh)
-    workdir = pathlib.Path(workdir)
+        config = without_places(config, sources)
+    workdir, hooks = pathlib.Path(workdir), Hooks(loss, augment)
     with (
         contextlib.ExitStack() as stack,
         Stopping(time_limit) as stopping,
@@ -104,15 +115,19 @@ def run_training(
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_training(workdir, workdir))
-        measured = _run_training(config, workdir, mesh, stopping, watchdog, observers, change)
+        measured = _run_training(
+            config, workdir, mesh, stopping, watchdog, observers, change, hooks, sources
+        )
     tell(where_things_are(called or workdir))
     tell(headline(config, measured))
     return measured
 
 
-def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) -> Measured:
-    changes = _shared_changes(config, workdir, change)
-    sources = _shared_sources(config)
+def _run_training(
+    config, workdir, mesh, stopping, watchdog, observers, change, hooks, given
+) -> Measured:
+    changes = _shared_changes(config, workdir, change, hooks, given)
+    sources = _shared_sources(config, given)
     source = sources["train"]
     watchdog.mesh = mesh
     check_cache(config, source, mesh)
@@ -125,7 +140,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     begin = _go_on if from_first(has_trained(workdir)) else _first_state
     state, weights = begin(config, network, optimizer, mesh, source)
     # The two kinds of programs: a step, and the detections of a batch.
-    steps = experiment.build_steps(config, network, schedule, optimizer, mesh)
+    steps = experiment.build_steps(config, network, schedule, optimizer, mesh, **hooks._asdict())
     predict = each_device_alone(build_predict(config, network), mesh)
 
     def watched(batches, phase="evaluation"):
@@ -153,13 +168,19 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
             # Not before the state is there: where it cannot be, the run stays as it was. Steps that
             # do not fit into memory are found later; the same --change takes their settings back.
             if jax.process_index() == 0:
-                new = goes_on or bool(changes)
                 record_and_save(
-                    config, workdir, sources, weights, changes, step=start_step, is_start=new
+                    config,
+                    workdir,
+                    sources,
+                    weights,
+                    changes,
+                    own=hooks.names,
+                    step=start_step,
+                    is_start=goes_on or bool(changes),
                 )
         if goes_on:
             if jax.process_index() == 0 and not start_step:
-                _draw_first_batch(config, workdir, source)
+                _draw_first_batch(config, workdir, source, hooks.augment)
             batches = mesh_batches(config, source, mesh, start_step=start_step)
             stopping.hold()
             watchdog.enter("compilation", start_step)
@@ -209,7 +230,7 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     watchdog.enter("last evaluation")
     last = functools.partial(watched, phase="last evaluation")
     tell(f"measuring the {config.checkpoint.select} checkpoint")
-    measured = measure(config, workdir, mesh=mesh, watch=last)
+    measured = measure(config, workdir, mesh=mesh, watch=last, sources=sources)
     watchdog.enter("report")
     # The others wait for it to be written: JAX ends all of them where one leaves minutes later.
     with together():
@@ -223,23 +244,23 @@ def _run_training(config, workdir, mesh, stopping, watchdog, observers, change) 
     return measured
 
 
-def _shared_changes(config, workdir, change) -> dict[str, Change]:
+def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     """What is known without data, the same on all processes, which share the folder of the run."""
     with together() as facts:
-        facts |= run_facts(config)
-        check_without_data(config, reads_weights=not has_trained(workdir))
+        facts |= run_facts(config) | hooks.names
+        check_without_data(config, reads_weights=not has_trained(workdir), given=given)
     check_shared(workdir)
     with together():
-        changes = allowed_changes(config, workdir, change)
-    for line in describe_unchanged(config, change, changes):
+        changes = allowed_changes(config, workdir, change, own=hooks.names)
+    for line in describe_unchanged(config, change, changes, own=hooks.names):
         tell(line)
     return changes
 
 
-def _shared_sources(config) -> dict[str, Source]:
+def _shared_sources(config, given) -> dict[str, Source]:
     """The splits by name, the same on all processes."""
     with together() as facts:
-        sources = open_sources(config)
+        sources = open_sources(config, given)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     for line in experiment.describe_data(config, sources):
@@ -323,14 +344,14 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
     return state, Progress(**checkpoints.progress(newest) or {"evaluated_step": newest})
 
 
-def _draw_first_batch(config, workdir, source) -> None:
+def _draw_first_batch(config, workdir, source, augment) -> None:
     """Leaves a picture of what the network sees first."""
-    first_size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
+    size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
     draw_augmented(
         next(host_batches(config, source, start_step=0, num_threads=0)),
         workdir / PICTURES_FOLDER / "augmented.png",
         classes=source.classes,
-        **experiment.augmentation_settings(config, first_size),
+        augment=augment or experiment.build_augment(config, image_size=size),
     )
 
 
@@ -361,10 +382,7 @@ def compiled_steps(
 ) -> Callable[[int], Compiled]:
     """The program of each step, compiled once an image size; tells the memory that they take."""
     batch = batch_shapes(
-        config.batch_size,
-        canvas=config.data.canvas,
-        max_objects=max_objects(source),
-        mesh=mesh,
+        config.batch_size, canvas=config.data.canvas, max_objects=max_objects(source), mesh=mesh
     )
     programs, kept = {}, device_cache_bytes(config, source, mesh)
     for size, step in steps.items():

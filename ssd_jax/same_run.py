@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,9 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
-from ssd_jax.report.starts import data_of_last_start, record_start
+from ssd_jax.report.starts import data_of_last_start, own_of_last_start, record_start
 from ssd_jax.train.divergence import NONFINITE_FILES
+from ssd_jax.train.hooks import Hooks
 
 # Settings that change how a run is computed and told, but not what comes out of it.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
@@ -39,6 +41,10 @@ FIXED = {
     "evaluate.metric": "the best checkpoint is chosen by it",
     "evaluate.iou_threshold": "the best checkpoint is chosen by it",
 }
+
+
+# Functions that a run may be given in place of the config's; known by name.
+OWN = Hooks._fields
 
 
 class Change(NamedTuple):
@@ -68,16 +74,25 @@ def find_changes(
 def in_words(changes: Mapping[str, Change]) -> Iterator[str]:
     """Each change in words, with the reason why it cannot be, if there is one."""
     for name, (was, now) in changes.items():
+        if name in OWN:
+            was, now = (each or f"that of config.{name}" for each in (was, now))
+            yield f"{name} was {was} and is now {now}"
+            continue
         reason = _why_fixed(name)
         yield f"config.{name} was {was!r} and is now {now!r}" + (f" ({reason})" if reason else "")
 
 
 def allowed_changes(
-    config: ConfigDict, workdir: pathlib.Path, change: Collection[str] = ()
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    change: Collection[str] = (),
+    *,
+    own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> dict[str, Change]:
     """The settings that change from here on; {} for a new run. `change` names those that may.
 
-    Needs no data. `check_goes_on` finds what only the data tell.
+    So do functions in place of the config's, whose names are `own`. Needs no data. `check_goes_on`
+    finds what only the data tell.
 
     Raises:
       UserError: a name is no setting; the run in the folder is another one, and in what.
@@ -92,6 +107,9 @@ def allowed_changes(
     # What is named is recorded, even if it could have changed silently.
     free -= {name for name in change if not _why_fixed(name)}
     changes = find_changes(config, workdir / CONFIG_FILE, free=free)
+    if (before := own_of_last_start(workdir)) is not None:
+        pairs = {name: Change(before.get(name), own.get(name)) for name in OWN}
+        changes |= {name: pair for name, pair in pairs.items() if pair.was != pair.now}
     if refused := {n: c for n, c in changes.items() if n not in change or _why_fixed(n)}:
         raise UserError(_another_config(workdir, changes, refused))
     return changes
@@ -123,8 +141,9 @@ def _another_config(
         else f"add --change {','.join(changes)} (in Python change={tuple(changes)}) to have it so "
         "from here on, "
     )
+    what = "config" if refused.keys() - set(OWN) else " and ".join(refused)
     return (
-        f"{workdir}: the run there was started with another config: "
+        f"{workdir}: the run there was started with another {what}: "
         f"{'; '.join(in_words(refused))}. Go on with the same one, {named}or choose another "
         f"--workdir, and with it --config.weights.path={workdir} to begin with the weights of this "
         "run."
@@ -160,10 +179,14 @@ def check_goes_on(
 
 
 def describe_unchanged(
-    config: ConfigDict, change: Collection[str], changes: Mapping[str, Change]
+    config: ConfigDict,
+    change: Collection[str],
+    changes: Mapping[str, Change],
+    *,
+    own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> list[str]:
     """Lines for the log: what is named to change and has no new value."""
-    values = dict(configs.flat_items(config))
+    values = dict.fromkeys(OWN) | own | dict(configs.flat_items(config))
     return [
         f"--change {name}: it is {values[name]!r} already" for name in change if name not in changes
     ]
@@ -176,6 +199,7 @@ def record_and_save(
     weights: dict[str, Any] | None,
     changes: Mapping[str, Change],
     *,
+    own: Mapping[str, str | None],
     step: int,
     is_start: bool,
 ) -> None:
@@ -185,7 +209,7 @@ def record_and_save(
     """
     if is_start:
         data = {name: each.fingerprint for name, each in sources.items()}
-        record_start(workdir, step=step, weights=weights, data=data, changes=changes)
+        record_start(workdir, step=step, weights=weights, data=data, changes=changes, own=own)
         for path in workdir.glob(NONFINITE_FILES):
             path.unlink(missing_ok=True)
     configs.save_config(config, workdir / CONFIG_FILE)
@@ -209,7 +233,7 @@ def describe_changes(
 
 
 def _check_names(config: ConfigDict, change: Collection[str]) -> None:
-    known = [name for name, _ in configs.flat_items(config)]
+    known = [*OWN, *(name for name, _ in configs.flat_items(config))]
     for name in change:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
@@ -224,7 +248,7 @@ def _why_fixed(name: str) -> str:
 def _former(config: ConfigDict, changes: Mapping[str, Change]) -> ConfigDict:
     """The config before the changes."""
     former = configs.default_config()
-    before = {name: change.was for name, change in changes.items()}
+    before = {name: change.was for name, change in changes.items() if name not in OWN}
     former.update_from_flattened_dict(dict(configs.flat_items(config)) | before)
     return former
 

@@ -71,7 +71,8 @@ def test_true_and_false_may_be_lower_case(text):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("model.backbone", "vgg19", "nearest is vgg16"),
+        ("model.backbone", "vgg19", "nearest is vgg16, or a class of your own, package.module:C"),
+        ("model.backbone", "my net:Class", "package.module:Class"),
         ("match.iou_threshold", "1.5", "from 0 to 1"),
         ("batch_size", "0", "at least 1"),
         ("early_stopping.enabled", "True", "set evaluate.every_epochs"),
@@ -113,6 +114,10 @@ def test_true_and_false_may_be_lower_case(text):
 def test_an_impossible_value_is_refused(name, value, expected):
     with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
         check(overridden(**{name: value}))
+
+
+def test_an_own_backbone_is_known_by_its_form_and_no_resnet_by_its_name():
+    check(overridden(**{"model.backbone": "resnet50_of_mine.nets:Net"}))
 
 
 def test_the_words_to_choose_from_are_those_of_what_reads_them():

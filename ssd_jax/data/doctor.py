@@ -35,6 +35,7 @@ from ssd_jax.data.findings import (
 )
 from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.image_file import exif_orientation
+from ssd_jax.data.sources.memory import IN_MEMORY
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import whole_file
@@ -140,14 +141,14 @@ def check_before_training(
     Unusable images are refused or left out as `source.problems` says; `source.take` the rest. The
     result is kept in `cache_folder`, if that can be written to, for as long as the annotations, the
     image files and `source.files` are the same. Images behind a URL, as a manifest may have them,
-    tell no change: such a set is examined each time.
+    or in memory tell no change: such a set is examined each time.
     """
     path = pathlib.Path(cache_folder) / f"doctor-{_stamp(source)}.json"
-    remote = any(is_remote(source.locate(image)) for image in range(len(source)))
-    diagnosis = None if remote else _read_cache(path)
+    tells_change = _tells_change(source)
+    diagnosis = _read_cache(path) if tells_change else None
     if diagnosis is None:
         diagnosis = examine(source, show_progress=show_progress)
-        if not remote:
+        if tells_change:
             with contextlib.suppress(OSError):
                 write_diagnosis(diagnosis, path)
     bad = [
@@ -214,6 +215,12 @@ def _read_cache(path: pathlib.Path) -> Diagnosis | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _tells_change(source: Source) -> bool:
+    """Whether a look at the files would notice other images."""
+    places = map(source.locate, range(len(source)))
+    return not any(is_remote(place) or place.startswith(IN_MEMORY) for place in places)
 
 
 def _stamp(source: Source) -> str:

@@ -23,12 +23,13 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from ssd_jax.errors import UserError
-from ssd_jax.export.folder import ONNX, ModelFolder
+from ssd_jax.export.folder import ONNX, STABLEHLO, ModelFolder
 from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.hardware import processor
 from ssd_jax.models.initialise import variable_shapes
+from ssd_jax.models.own import is_own
 from ssd_jax.models.ssd import SSD
-from ssd_jax.network import build_network
+from ssd_jax.network import Network, build_network
 from ssd_jax.ops.boxes import clip, decode
 from ssd_jax.weights.load import load_weights
 from ssd_jax.weights.maps import NameMap, Target, unchanged
@@ -90,12 +91,12 @@ def find_candidates(asked: str, folder: ModelFolder) -> Candidates:
         raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
     if asked != "auto":
         return Candidates((asked,), "it was asked for")
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and not has_own_backbone(folder):
         return Candidates(("jax",), f"JAX has a {jax.default_backend()} here")
     if ONNX not in folder.files:
         return Candidates(("jax",), f"the others read {ONNX}, and there is none")
     seconds, refused = _seconds_at_export(folder), _refused_at_export(folder)
-    names = sorted(_FULL_PRECISION, key=lambda name: seconds.get(name, math.inf))
+    names = sorted(_possible(folder), key=lambda name: seconds.get(name, math.inf))
     return Candidates(tuple(name for name in names if name not in refused), seconds=seconds)
 
 
@@ -153,7 +154,7 @@ def _found_at_export(folder: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
 def _refused_at_export(folder: ModelFolder) -> dict[str, str]:
     """The reason of each engine of full precision that failed there."""
     found = _found_at_export(folder)
-    said = {name: found.get(name, {}).get("refused") for name in _FULL_PRECISION}
+    said = {name: found.get(name, {}).get("refused") for name in _possible(folder)}
     return {name: str(reason) for name, reason in said.items() if reason}
 
 
@@ -162,10 +163,10 @@ def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
     if folder.meta.get("verification", {}).get("processor") != processor():
         return {}
     found = _found_at_export(folder)
-    timed = {name: found.get(name, {}).get("seconds") for name in _FULL_PRECISION}
+    timed = {name: found.get(name, {}).get("seconds") for name in _possible(folder)}
     seconds = {name: each for name, each in timed.items() if isinstance(each, float)}
     refused = _refused_at_export(folder).keys()
-    return seconds if seconds.keys() | refused == _FULL_PRECISION.keys() else {}
+    return seconds if seconds.keys() | refused == set(_possible(folder)) else {}
 
 
 def _tried(name: str, parts: Parts) -> Engine:
@@ -209,8 +210,14 @@ def _tolerance(name: str) -> float:
 
 def installed_engines(folder: ModelFolder) -> tuple[str, ...]:
     """The engines of full precision that can run the folder here."""
-    names = ("jax", *(("onnxruntime", "openvino") if ONNX in folder.files else ()))
-    return tuple(name for name in names if find_spec(name))
+    readable = [name for name in _possible(folder) if name == "jax" or ONNX in folder.files]
+    return tuple(sorted(name for name in readable if find_spec(name)))
+
+
+def _possible(folder: ModelFolder) -> tuple[str, ...]:
+    """The engines of full precision, but for JAX where it cannot build the network alone."""
+    without = ("jax",) if has_own_backbone(folder) else ()
+    return tuple(name for name in _FULL_PRECISION if name not in without)
 
 
 def device_of(engine: str) -> contextlib.AbstractContextManager:
@@ -235,8 +242,28 @@ def read_variables(folder: ModelFolder, model: SSD) -> Any:
     return variables
 
 
+def rebuilt_network(folder: ModelFolder, config: ConfigDict) -> Network:
+    """The network of the folder, of the package's own parts: nothing that it names is imported.
+
+    Raises:
+      UserError: it has a backbone of its maker's own.
+    """
+    if has_own_backbone(folder):
+        raise UserError(
+            f"{folder.source}: its backbone is {config.model.backbone}, which is not imported on "
+            f"behalf of a file. Export the run with --onnx and take another engine, or run "
+            f'{STABLEHLO} as docs/export.md has it under "Without this package".'
+        )
+    return build_network(config, len(folder.classes))
+
+
+def has_own_backbone(folder: ModelFolder) -> bool:
+    """Whether the network is not one that the package can build alone."""
+    return is_own(folder.meta["model"]["backbone"])
+
+
 def _jax(parts: Parts) -> Run:
-    model = build_network(parts.config, len(parts.folder.classes)).model
+    model = rebuilt_network(parts.folder, parts.config).model
     variables = jax.device_put(read_variables(parts.folder, model))
     network = jax.jit(network_stage(parts.config, model))
     return lambda images: network(variables, images)

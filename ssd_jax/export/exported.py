@@ -16,11 +16,11 @@ from ssd_jax.export.engines import (
     device_of,
     find_candidates,
     import_package,
+    rebuilt_network,
     seconds_an_image,
 )
 from ssd_jax.export.folder import ModelFolder, read_folder
 from ssd_jax.export.stages import Stages, build_stages, exported_anchors
-from ssd_jax.network import build_network
 from ssd_jax.predict import OnPictures
 from ssd_jax.types import Detections
 
@@ -74,7 +74,7 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     config = folder.config()
     anchors = folder.anchors()
     if anchors is None:
-        anchors = exported_anchors(config, build_network(config, len(folder.classes)))
+        anchors = exported_anchors(config, rebuilt_network(folder, config))
     stages = build_stages(config, anchors)
     stages = stages._replace(prepare=jax.jit(stages.prepare), finish=jax.jit(stages.finish))
     candidates = find_candidates(engine, folder)

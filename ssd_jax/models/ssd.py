@@ -23,6 +23,7 @@ from ssd_jax.models.convolution import convolution
 from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
 from ssd_jax.models.fpn import FeaturePyramid
 from ssd_jax.models.layers import TRACED_INIT, ConvStyle
+from ssd_jax.models.own import check_maps, is_own, own_backbone
 from ssd_jax.models.resnet import ResNet50
 from ssd_jax.models.resnet_v2 import ResNet50V2
 from ssd_jax.models.small import Small
@@ -94,7 +95,7 @@ class SSD(nn.Module):
         self, images: Float[Array, "B S S 3"], *, train: bool
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Give the feature maps that the heads look at, finest first."""
-        maps = self.backbone(images, train=train)
+        maps = check_maps(self.backbone, self.backbone(images, train=train), images)
         # A larger image than the network was built for has room for maps that have no heads.
         heads = len(self.heads.anchors_per_cell)
         coarser = self.extras(maps[-1], train=train, at_most=heads - len(maps) if heads else None)
@@ -129,6 +130,7 @@ def build_model(
 ) -> SSD:
     """Build the network; `num_classes` does not count the background.
 
+    `backbone` is the word for one that is built in, or "package.module:Class" (`models.own`).
     `anchors_per_cell` has one entry for each of `feature_shapes`. `extras` are the layers behind
     the backbone: "paper" (GluonCV's behind a ResNet) or "mxnet" (mxnet-ssd's). `width` multiplies
     all channels. `batch_norm` is "none" (VGG16 as published), "frozen" or "batch", the latter with
@@ -216,7 +218,8 @@ def map_shapes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
 def _backbone(
     name: str, style: ConvStyle, *, first_stage: int | None, l2_epsilon: float = 1e-10
 ) -> nn.Module:
-    _check_choice("backbone", name, (*_RESNETS, "vgg16", "small"))
+    if not is_own(name):
+        _check_choice("backbone", name, (*_RESNETS, "vgg16", "small"))
     if name in _RESNETS:
         stage = 3 if first_stage is None else first_stage
         _check_choice("first_stage", stage, (1, 2, 3, 4))
@@ -226,6 +229,8 @@ def _backbone(
             f"first_stage is {first_stage}, but belongs to a ResNet; "
             f'backbone "{name}" has none. Leave it out.'
         )
+    if is_own(name):
+        return own_backbone(name, style)
     return Small(style) if name == "small" else VGG16(style, l2_epsilon=l2_epsilon)
 
 

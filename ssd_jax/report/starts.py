@@ -36,11 +36,13 @@ def record_start(
     weights: dict[str, Any] | None,
     data: Mapping[str, str],
     changes: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
+    own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> None:
     """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
 
     `weights` tells where the first values came from, `data` has the fingerprint of each split,
-    `changes` the former and the new value of each setting that is another one from here on.
+    `changes` the former and the new value of each setting that is another one from here on. `own`
+    has the names of a "loss" and an "augment" that stand in for those of the config.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = {
@@ -51,6 +53,7 @@ def record_start(
         "code": code_state(pathlib.Path(__file__).parents[1], workdir),
         "weights": weights,
         "data": data,
+        "own": dict(own),
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
     lines = map(json_line, [*read_starts(workdir), record])
@@ -77,6 +80,12 @@ def data_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
     """The fingerprint of each split at the last start that tells them; {} where none does."""
     told = [start["data"] for start in read_starts(workdir) if start.get("data")]
     return told[-1] if told else {}
+
+
+def own_of_last_start(workdir: pathlib.Path) -> dict[str, str | None] | None:
+    """What `own` was at the last start, {} if it was not told yet; None where there was none."""
+    starts = read_starts(workdir)
+    return starts[-1].get("own", {}) if starts else None
 
 
 def command_line(arguments: Sequence[str]) -> str | None:

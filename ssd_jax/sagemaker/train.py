@@ -184,9 +184,9 @@ def build_config(
     configs.override(config, assignments)
     if channels.model and config.weights.path == channels.model and not config.weights.reinitialise:
         _check_model(values, channels.model)
+    check(config)  # before any layer is looked for: other backbones than the job's have others
     if values["freeze_layer_pattern"]:
         _freeze(config, values["freeze_layer_pattern"])
-    check(config)
     # The log tells epochs as whole numbers of steps, however they were given.
     steps = total_steps(config, images)
     every = min(evaluate_every(config, images) or steps, steps)

@@ -9,9 +9,9 @@ import jax
 
 from ssd_jax.errors import Stopped
 from ssd_jax.run_log import DIVERGED, Reporter, memory_in_use
+from ssd_jax.train.hooks import Metrics
 from ssd_jax.train.meter import Meter
 from ssd_jax.train.state import TrainState
-from ssd_jax.train.step import Metrics
 from ssd_jax.train.stopping import AGAIN, EarlyStopping, Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.types import Batch

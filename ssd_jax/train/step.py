@@ -1,7 +1,7 @@
 """One training step: a pure function, augmentation included, jitted by the caller."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,17 +20,15 @@ from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
 from ssd_jax.ops.mosaic import GROUP, Mosaic, mosaic
-from ssd_jax.sharding import mean_gradient
+from ssd_jax.sharding import BATCH_AXIS, mean_gradient
 from ssd_jax.train.ema import moving_average
+from ssd_jax.train.hooks import Augment, Loss, Metrics, call_augment, call_loss
 from ssd_jax.train.optimizer import Multipliers, multipliers
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
 
-Metrics = dict[str, Array]
-# (batch, step) -> pictures in 0..255 [B, S, S, 3] and the batch with their boxes.
-Augment = Callable[[Batch, Array], tuple[Array, Batch]]
-# (box_deltas [B, A, 4], class_logits [B, A, channels], batch) -> loss [] and what else to report.
-Loss = Callable[[Array, Array, Batch], tuple[Array, Metrics]]
+# Folded into the key of a step where an image's own has its sample id, which is below 2**31.
+_DROPOUT = np.uint32(2**32 - 1)
 
 
 def image_size_of(step: int, image_sizes: Sequence[int], *, seed: int) -> int:
@@ -163,6 +161,8 @@ def train_step(
     loss: Loss,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    seed: int = 0,
+    image_size: int | None = None,
     rate_multipliers: Multipliers = (),
     ema_decay: float = 0.0,
     sharding: str = "replicated",
@@ -171,11 +171,13 @@ def train_step(
 
     `augment` is `augment_batch` with its keywords, or another function of (batch, step); `loss` is
     `batch_loss` with its anchors and keywords, or another function of (box_deltas, class_logits,
-    batch) that is a mean over images. Up to the gradient each device of the mesh works on its own
-    images, inside `jax.shard_map` over BATCH_AXIS, which is the `batch_axis` of a model with
-    BatchNorm. A parameter that `rate_multipliers`, those of the optimizer, freeze gets no gradient,
-    which saves its computation and its sending. `ema_decay` is that of the state's average, if it
-    has one. `sharding` is how the state lies on the mesh.
+    batch) that is a mean over images; `call_augment`, which takes `image_size`, and `call_loss`
+    check what they give. Up to the gradient each device of the mesh works on its own images, inside
+    `jax.shard_map` over BATCH_AXIS, which is the `batch_axis` of a model with BatchNorm. A model
+    that asks for the key "dropout" gets a function of (`seed`, step, device). A parameter that
+    `rate_multipliers`, those of the optimizer, freeze gets no gradient, which saves its computation
+    and its sending. `ema_decay` is that of the state's average, if it has one. `sharding` is how
+    the state lies on the mesh.
     """
     rates = multipliers(state.params, rate_multipliers)
     trained = jax.tree.map(lambda p, rate: p if rate else None, state.params, rates)
@@ -183,7 +185,7 @@ def train_step(
 
     def gradient_of_rows(trained, constants, batch):
         frozen, batch_stats, step = constants
-        images, batch = augment(batch, step)
+        images, batch = call_augment(augment, batch, step, image_size=image_size)
         images = normalise(images, mean, std)
 
         def loss_of(trained):
@@ -193,8 +195,9 @@ def train_step(
                     images,
                     train=True,
                     mutable=["batch_stats"],
+                    rngs={"dropout": _dropout_key(seed, step)},
                 )
-            value, metrics = loss(box_deltas, class_logits, batch)
+            value, metrics = call_loss(loss, box_deltas, class_logits, batch)
             # Statistics that are frozen come back untouched and need not be sent.
             moved = jax.tree.map(
                 lambda new, old: None if new is old else new,
@@ -224,6 +227,12 @@ def train_step(
         decay=ema_decay,
     )
     return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+
+def _dropout_key(seed: int, step: Array) -> Array:
+    """Another one on each device, as each draws for its own images only."""
+    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _DROPOUT)
+    return jax.random.fold_in(of_step, jax.lax.axis_index(BATCH_AXIS))
 
 
 def _merge(some: Any, others: Any) -> Any:

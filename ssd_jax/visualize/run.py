@@ -9,10 +9,8 @@ import numpy as np
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.metrics import Evaluation
-from ssd_jax.ops.augment import Augmentation
-from ssd_jax.ops.mosaic import Mosaic
 from ssd_jax.run_log import read_metrics
-from ssd_jax.train.step import augment_batch
+from ssd_jax.train.hooks import Augment, call_augment
 from ssd_jax.types import VOC_OFFSET, Batch
 from ssd_jax.visualize.boxes import detection_grid, save_png, training_grid
 from ssd_jax.visualize.curves import plot_curves
@@ -27,25 +25,14 @@ def draw_augmented(
     path: pathlib.Path,
     *,
     classes: tuple[str, ...],
-    seed: int,
-    image_size: int,
-    settings: Augmentation,
-    fill: tuple[float, float, float],
-    mosaics: Mosaic | None = None,
+    augment: Augment,
 ) -> None:
-    """The first pictures of a batch as the network will see them at step 0, with their boxes."""
+    """The first pictures of a batch as the network will see them at step 0, with their boxes.
+
+    `augment` is that of the step.
+    """
     few = jax.tree.map(lambda column: np.asarray(column)[:SHOWN], batch)
-    images, few = jax.jit(
-        lambda batch: augment_batch(
-            batch,
-            0,
-            seed=seed,
-            image_size=image_size,
-            settings=settings,
-            fill=fill,
-            mosaics=mosaics,
-        )
-    )(few)
+    images, few = jax.jit(lambda batch: call_augment(augment, batch, 0))(few)
     save_png(
         path,
         training_grid(images, few.boxes, few.labels, few.valid, classes=classes),

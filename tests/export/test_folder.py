@@ -1,6 +1,7 @@
 """Reading an exported detector: only what was written, whole, and nothing that is run."""
 
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -9,8 +10,11 @@ import safetensors.numpy
 
 from ssd_jax.config import default_config
 from ssd_jax.errors import UserError
+from ssd_jax.export.engines import find_candidates, installed_engines
+from ssd_jax.export.exported import open_exported
 from ssd_jax.export.folder import (
     META,
+    ONNX,
     PROBE,
     SCHEMA_VERSION,
     SECTIONS,
@@ -124,6 +128,17 @@ def test_what_holds_no_detector_is_not_called_damaged(name, message, packed, tmp
     with pytest.raises(UserError, match=message) as error:
         read_folder(source)
     assert "damaged" not in str(error.value)
+
+
+def test_the_class_of_an_own_backbone_is_named_and_never_imported(folder):
+    write_meta(folder, model={"backbone": "antigravity:Net"})
+    with pytest.raises(UserError, match="antigravity:Net, which is not imported on behalf of a"):
+        open_exported(folder)
+    assert "antigravity" not in sys.modules
+    read = read_folder(folder)
+    read = read._replace(files=read.files | {ONNX: memoryview(b"")})
+    assert set(find_candidates("auto", read).names) == {"onnxruntime", "openvino"}
+    assert "jax" not in installed_engines(read)
 
 
 def test_a_pickle_is_no_weights(folder):

@@ -76,7 +76,7 @@ def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
     cases = {"canvas": canvas, "extent": extent}
     cases |= {f"{name}_{row}": array[row] for name, array in fields.items() for row in (0, 1)}
 
-    folder = ModelFolder("model", {"detect": LIMITS}, {})
+    folder = ModelFolder("model", {"detect": LIMITS, "model": {"backbone": "small"}}, {})
 
     def opened(source, engine):
         assert source is folder  # its files are not read again

@@ -182,3 +182,47 @@ def test_a_rate_of_zero_freezes_and_leaves_no_gradient():
     assert moved == {part: dict.fromkeys(("kernel", "bias"), part == "head") for part in params}
     # Weight decay pulls at kernels only, so a bias shows the gradient alone.
     assert not optax.tree.get(after.opt_state, "trace")["base"]["bias"].any()
+
+
+class Dropped(nn.Module):
+    """Box deltas that tell which of 3 anchors an image keeps."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        scale = self.param("scale", nn.initializers.ones, ())
+        kept = nn.Dropout(0.5, deterministic=not train)(jnp.ones((len(images), 3, 4)))
+        return scale * kept, jnp.zeros((len(images), 3, 2))
+
+
+def test_dropout_is_a_function_of_seed_step_and_device():
+    powers = 2.0 ** jnp.arange(12)
+
+    def loss(box_deltas, class_logits, batch):
+        mask = jnp.sum(box_deltas.reshape(-1, 12) * powers, axis=1).mean()
+        return mask, {"mask": mask, "square": mask**2, "number": 3}
+
+    params = {"scale": jnp.ones(())}
+    optimizer = optax.sgd(0.0)
+    step = functools.partial(
+        train_step,
+        mesh=make_mesh(jax.devices()[:2]),
+        model=Dropped(),
+        optimizer=optimizer,
+        schedule=lambda _: 0.0,
+        augment=lambda batch, step: (batch.canvas.astype(jnp.float32), batch),
+        loss=loss,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    step = jax.jit(step, compiler_options=QUICK)
+
+    def metrics(number):
+        state = TrainState(jnp.int32(number), params, {}, optimizer.init(params))
+        return jax.device_get(step(state, batch_of([True, True]))[1])
+
+    first, again, later = map(metrics, (5, 5, 6))
+    assert first == again
+    assert first["mask"] != later["mask"]
+    # The mean of squares is the square of the mean where all devices draw the same.
+    assert first["square"] > 1.001 * first["mask"] ** 2
+    assert first["number"] == 3
