@@ -3,11 +3,15 @@
 `JAX_PLATFORMS=cuda,cpu pytest tests/ops tests/oracle tests/models` asks a GPU.
 """
 
+import functools
 import os
 import pathlib
+import shutil
+from collections.abc import Callable
 
 import jax
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # The processes that tests start read the environment.
@@ -25,10 +29,36 @@ def shared() -> pathlib.Path:
     return pathlib.Path(folder).resolve(strict=True)
 
 
+def pytest_configure(config):
+    # Who waits too long for the lock of the shared cache compiles for itself.
+    config.addinivalue_line("filterwarnings", "ignore:Error .* persistent compilation cache")
+
+
+@pytest.fixture(scope="session")
+def of_all_workers(tmp_path_factory) -> pathlib.Path:
+    """A folder that the workers of pytest-xdist have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """`folder` as `make(folder)` leaves it in the first worker; the others wait, and may read."""
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """A program that several tests build is compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+def compile_cache(of_all_workers):
+    """A program that several tests build is compiled once, whichever worker has them."""
+    jax.config.update("jax_compilation_cache_dir", str(of_all_workers / "compiled"))
+    # Only of a bounded cache does JAX lock the folder, and so reads nothing half-written.
+    jax.config.update("jax_compilation_cache_max_size", 2**31)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -40,24 +70,47 @@ def user_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_steps():
+    """Runs compile their step without optimisation, in a third of the time."""
+    from hlo import QUICK
+
+    from ssd_jax.train.compiled import compile_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssd_jax.runs.compile_step", functools.partial(compile_step, options=QUICK))
+        yield
+
+
+@pytest.fixture
+def optimised_steps(monkeypatch):
+    """A run of this test compiles its step as a user's does."""
+    from ssd_jax.train.compiled import compile_step
+
+    monkeypatch.setattr("ssd_jax.runs.compile_step", compile_step)
+
+
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory) -> pathlib.Path:
-    """A generated data set: 20 images to train on, 12 to measure on."""
+def shapes(of_all_workers) -> pathlib.Path:
+    """A generated data set, to be read only: 20 images to train on, 12 to measure on."""
     from ssd_jax.data.shapes import write_shapes
 
-    folder = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, train=20, val=12, seed=0, image_size=64)
-    return folder
+    def write(folder):
+        write_shapes(folder, train=20, val=12, seed=0, image_size=64)
+
+    return made_once(of_all_workers / "shapes", write)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(shapes, tmp_path_factory) -> pathlib.Path:
-    """The folder of a finished run on one device."""
+def tiny_run(shapes, of_all_workers, tmp_path_factory, quick_steps) -> pathlib.Path:
+    """The folder of a finished run on one device: trained once, and a copy for each worker."""
     from tiny import tiny_config
 
     from ssd_jax.runs import run_training
     from ssd_jax.sharding import make_mesh
 
-    workdir = tmp_path_factory.mktemp("run")
-    run_training(tiny_config(shapes), workdir, mesh=make_mesh(jax.devices()[:1]))
-    return workdir
+    def train(folder):
+        run_training(tiny_config(shapes), folder, mesh=make_mesh(jax.devices()[:1]))
+
+    trained = made_once(of_all_workers / "tiny_run", train)
+    return shutil.copytree(trained, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)

@@ -14,7 +14,7 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 @pytest.mark.long
-def test_the_quick_start_reaches_its_bar(tmp_path):
+def test_the_quick_start_reaches_its_bar(tmp_path, optimised_steps):
     write_shapes(tmp_path / "shapes", train=3000, val=300, seed=0)
     config = load_config(str(CONFIG))
     for split in ("train", "val"):

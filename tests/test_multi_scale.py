@@ -1,6 +1,5 @@
 """Several image sizes: one a step in training, all of them in a prediction."""
 
-import functools
 import pathlib
 import shutil
 
@@ -20,7 +19,6 @@ from ssd_jax.network import anchors_at, build_network, build_predict
 from ssd_jax.ops.boxes import iou_matrix
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh, put_replicated
-from ssd_jax.train.compiled import compile_step
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
 
@@ -135,8 +133,7 @@ def test_every_size_is_compiled_ahead_and_its_memory_told(shapes, capsys):
 
 
 @pytest.mark.long
-def test_a_resumed_run_is_bit_equal(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("ssd_jax.runs.compile_step", functools.partial(compile_step, options=QUICK))
+def test_a_resumed_run_is_bit_equal(shapes, tmp_path):
     config = config_of(shapes, augment__image_sizes=SIZES)
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     mesh = make_mesh(jax.devices()[:1])

@@ -31,7 +31,7 @@ def run(text):
 
 def test_a_run_is_pruned_by_an_observer_and_still_compared(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(configs, "load_config", lambda _: tiny_config(shapes, batch_size=16))
+    monkeypatch.setattr(configs, "load_config", lambda _: tiny_config(shapes))
     run(snippet("python", "class Pruned").replace("(1e-3, 4e-3)", "(1e-3,)"))
     assert re.search(r"rate 0\.001: 0\.\d+ at step 4\n", capsys.readouterr().out)
     told = (tmp_path / "runs/rate_0.001/metrics.jsonl").read_text().splitlines()

@@ -29,6 +29,9 @@ FULL_SIZE = {
 }
 
 
+ELSEWHERE = ("best", "voc0712_resnet50_300", "voc0712_vgg16_512")
+
+
 def fake_batch(size, canvas=32, objects=2):
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 0.4, (size, objects, 2))
@@ -92,11 +95,10 @@ def test_the_full_network_has_the_published_size(name):
 @pytest.mark.parametrize(
     "file",
     # The parts of `best` take a step together in test_best.py; at 512 px they compile for long.
-    # The networks of these two are other files', see above.
+    # The two of `voc0712` are the networks of the others of theirs at another size.
+    # The networks of the last two are other files', see above.
     [
-        pytest.param(
-            f, marks=[pytest.mark.long] * f.stem.startswith(("best", "voc0712_resnet50_300"))
-        )
+        pytest.param(f, marks=[pytest.mark.long] * f.stem.startswith(ELSEWHERE))
         for f in FILES
         if f.stem not in ("voc0712_paper_512", "coco_vgg16_300")
     ],

@@ -174,6 +174,8 @@ def test_pictures(evaluation, tmp_path):
 def test_pictures_of_nothing_at_all(tmp_path):
     nothing = measure_detections([truth()], [found()], SIZES, num_classes=1)
     draw_measures(nothing, diagnose(nothing), tmp_path, classes=("cat",))
+    for name in ("precision_recall", "errors", "sizes"):
+        assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
 
 
 # ---- of a run ----

@@ -4,8 +4,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 
@@ -288,11 +286,3 @@ def test_a_job_that_is_stopped_is_saved_leaves_a_model_and_goes_on(shapes, tmp_p
     (again,) = finish(processes, timeout=300)
     assert again.returncode == 75
     assert "resumed at step" in again.stdout
-
-
-def test_help_of_the_verb_needs_no_jax():
-    code = "import sys, ssd_jax.commands.sagemaker; print({'jax', 'numpy'} & set(sys.modules))"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == "set()"

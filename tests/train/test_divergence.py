@@ -32,9 +32,10 @@ def test_boxes_of_an_image_of_unknown_size_are_parts_of_its_sides(tmp_path):
     np.testing.assert_array_equal(told["boxes_xyxy"], source.annotations.boxes)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 5.0])
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_message_names_what_is_not_finite_the_images_of_all_and_the_options(
-    trained, tmp_path, monkeypatch
+    trained, clip_norm, tmp_path, monkeypatch
 ):
     write_shapes(tmp_path, train=1, val=1, seed=0, image_size=64)
     source = open_voc(tmp_path, ("train",))
@@ -47,11 +48,14 @@ def test_the_message_names_what_is_not_finite_the_images_of_all_and_the_options(
     message = str(
         divergence.divergence(
             5, source.names, values, state,
-            workdir=tmp_path, source=source, learning_rate=0.5, clip_norm=None,
+            workdir=tmp_path, source=source, learning_rate=0.5, clip_norm=clip_norm,
         )
     )  # fmt: skip
     assert message.startswith("step 5: gradient_norm nan, so training stops (loss 3.9e+21, lr 0.5;")
     assert f"The batch held {source.names[0]}, of_process_1. " in message
     assert "nonfinite.json (of further processes nonfinite_process_N.json)" in message
     change = " --change optimizer.learning_rate" if trained else ""
-    assert f"(--config.optimizer.learning_rate=0.05{change}) or clip the gradient" in message
+    assert f"(--config.optimizer.learning_rate=0.05{change})" in message
+    # Who clips the gradient is not told to.
+    assert (") or clip the gradient (--config.optimizer.clip_norm=10" in message) == (not clip_norm)
+    assert ("clip" in message) == (not clip_norm)
