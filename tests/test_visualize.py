@@ -238,7 +238,7 @@ def test_precision_recall_without_any_object_or_detection(tmp_path):
     empty = [ScoredBoxes(BOX[:0], np.zeros(0), LABEL[:0])]
     for labels in (LABEL, LABEL[:0]):
         truth = [GroundTruth(BOX[: len(labels)], labels, np.zeros(len(labels), bool))]
-        result = evaluate_voc(truth, empty, num_classes=1)
+        result = evaluate_voc(truth, empty, num_classes=1, plus_one=False)
         plot_precision_recall(result, ("disc",), tmp_path / "pr.png")
         assert read_png(tmp_path / "pr.png").shape[2] == 3
 
