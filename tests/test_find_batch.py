@@ -26,10 +26,7 @@ class Calls:
 
 @pytest.fixture
 def config(shapes):
-    # The warm-up is longer than the run that a few pictures make.
-    words = {"optimizer__schedule": "cosine", "optimizer__warmup_steps": 1000}
-    words |= {"steps": None, "epochs": 1.0}
-    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4, **words)
+    return tiny_config(shapes, model__backbone="small", model__batch_norm_group=4)
 
 
 @pytest.fixture
