@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from ml_collections import ConfigDict
 
 import ssd_jax
@@ -40,7 +41,7 @@ GRACE_SECONDS = 2.0
 SHARED_SECONDS = 60.0
 
 # Address of the coordinator, number of processes, id of this one.
-Place = tuple[str | None, int | None, int | None]
+Given = tuple[str | None, int | None, int | None]
 
 _meetings = itertools.count()
 
@@ -56,10 +57,10 @@ def start(
     """Makes this process one of a run, if it is; call it before anything else of JAX.
 
     What is not given comes from the cluster that JAX finds; without one the process is alone. The
-    devices of a process are JAX_LOCAL_DEVICE_IDS, or all that it sees; but of several that a
-    cluster has started on one host, the k-th has the k-th device. On CPUs the cores of a host are
-    divided among its processes as `sharding.use_cpu_cores` says. `coordinator` is HOST:PORT of
-    process 0, `timeout` in seconds.
+    devices of a process are JAX_LOCAL_DEVICE_IDS, or all that it sees; but where a cluster has
+    started several on one host, the k-th of each host has the k-th device. On CPUs the cores of a
+    host are divided among its processes as `sharding.use_cpu_cores` says. `coordinator` is
+    HOST:PORT of process 0, `timeout` in seconds.
 
     Raises:
       UserError: not all processes came in time, on each that did; or they were started wrongly.
@@ -68,7 +69,8 @@ def start(
         return
     given = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), num_processes, process_id)
     asks_cluster = None in given and num_processes != 1
-    coordinator, num_processes, process_id = _found(given, timeout) if asks_cluster else given
+    found = _found(given, timeout) if asks_cluster else (*given, 0)
+    coordinator, num_processes, process_id, local_id = found
     if num_processes is None or num_processes == 1:
         use_cpu_cores(batch_size)
         return
@@ -77,8 +79,10 @@ def start(
             f"--process-id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
             f"{num_processes}."
         )
-    hosts = wait_for_all(coordinator, count=num_processes, process_id=process_id, timeout=timeout)
-    on_this_host = hosts.count(socket.gethostname())
+    places = wait_for_all(
+        coordinator, count=num_processes, process_id=process_id, timeout=timeout, local_id=local_id
+    )
+    hosts = [place.host for place in places]
     keep_no_compiled_programs()
     # Its handler, set from C++, would swallow SIGTERM wherever `train.stopping` does not listen.
     jax.config.update("jax_enable_preemption_service", False)
@@ -88,19 +92,26 @@ def start(
         process_id,
         initialization_timeout=timeout,
         # A cluster gives the k-th process of a host the k-th device, also where there is only one.
-        cluster_detection_method=None if asks_cluster and on_this_host > 1 else "deactivate",
+        cluster_detection_method=None if any(each.local_id for each in places) else "deactivate",
     )
-    use_cpu_cores(batch_size, processes=num_processes, on_this_host=on_this_host)
+    use_cpu_cores(
+        batch_size, processes=num_processes, on_this_host=hosts.count(socket.gethostname())
+    )
     _connect(hosts)
 
 
-def _found(given: Place, timeout: int) -> Place:
-    """What was given, and for the rest what JAX knows of the cluster; three None for no cluster."""
+def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | None, int]:
+    """What was given, for the rest what JAX knows of the cluster, and which of its host this is.
+
+    Three None for no cluster.
+    """
     # JAX looks for clusters in `initialize` only, and raises ValueError where there is none.
     from jax._src.clusters import ClusterEnv
 
     try:
-        *found, _ = ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, timeout)
+        *found, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            *given, None, None, timeout
+        )
     except Exception as error:
         raise UserError(
             f"a cluster is there, but it does not say how to join it ({error}). Give --coordinator,"
@@ -118,7 +129,7 @@ def _found(given: Place, timeout: int) -> Place:
             f"got --coordinator {found[0]}, --num-processes {found[1]}, --process-id {found[2]}; "
             "expected all three, or none where the cluster tells them."
         )
-    return tuple(found)
+    return (*found, devices[0] if devices else 0)
 
 
 def _connect(hosts: Sequence[str]) -> None:
@@ -130,6 +141,8 @@ def _connect(hosts: Sequence[str]) -> None:
     try:
         devices = collections.Counter(device.process_index for device in jax.devices())
     except Exception as error:
+        if "DEADLINE_EXCEEDED" in str(error):  # those of another process
+            raise
         raise UserError(
             f"{socket.gethostname()}: the devices of this process cannot be opened ({error!r}). Of "
             "several processes on a host each must see all its GPUs (Slurm: --gpus-per-node, not "
@@ -240,9 +253,9 @@ def leave(code: int) -> None:
 
     A normal exit would wait for the others, which may be waiting for this one.
     """
-    with contextlib.suppress(Exception):  # where the devices cannot be opened
-        if jax.process_index() == 0:
-            time.sleep(GRACE_SECONDS)
+    # `jax.process_index` would open the devices, which may be what has failed.
+    if global_state.process_id == 0:
+        time.sleep(GRACE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

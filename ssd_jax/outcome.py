@@ -179,8 +179,11 @@ def write_result(
     write_page(open_run(workdir), workdir)
 
 
-def where_things_are(workdir: pathlib.Path | str) -> str:
+def where_things_are(config: ConfigDict, measured: Measured, workdir: pathlib.Path | str) -> str:
     """What a finished run has left in its folder or below its URL, and what may come next."""
+    # Of a source that a program gave, the run knows no place.
+    has_place = bool(config.data[measured.split].root)
+    place = "" if has_place else f" --config.data.{measured.split}.root=DIR"
     # Of a URL, for only a batch transform writes to one.
     found = "predictions" if "://" in str(workdir) else f"{workdir}/predictions"
     # As it was called, because in a virtual environment the bare name may not be on the path.
@@ -193,7 +196,7 @@ In {workdir}:
   config.json     every setting
   checkpoints/    the last ones and the best one
 What next:
-  {command} evaluate --workdir {workdir}
+  {command} evaluate --workdir {workdir}{place}
   {command} predict --workdir {workdir} IMAGE... --out {found}
 """
 

@@ -9,6 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ssd_jax.errors import UserError
 
@@ -19,8 +20,20 @@ MESSAGE_BYTES = 1 << 20
 SHOWN = 8
 
 
-def wait_for_all(address: str, *, count: int, process_id: int, timeout: int) -> list[str]:
-    """Waits until all `count` processes are there; gives their hosts, in the order of the ids.
+class Place(NamedTuple):
+    """Where a process runs: its host, and which of the cluster's processes there it is, from 0."""
+
+    host: str
+    local_id: int
+
+    def __str__(self) -> str:
+        return self.host
+
+
+def wait_for_all(
+    address: str, *, count: int, process_id: int, timeout: int, local_id: int = 0
+) -> list[Place]:
+    """Waits until all `count` processes are there; gives their places, in the order of the ids.
 
     `address` is "HOST:PORT", where process 0 listens until then. `timeout` in seconds.
 
@@ -29,9 +42,10 @@ def wait_for_all(address: str, *, count: int, process_id: int, timeout: int) -> 
     """
     host, port = _split(address)
     deadline = time.monotonic() + timeout
+    place = Place(socket.gethostname(), local_id)
     if process_id == 0:
-        return _gather(port, count=count, deadline=deadline, timeout=timeout)
-    hello = {"process": process_id, "count": count, "host": socket.gethostname()}
+        return _gather(port, place, count=count, deadline=deadline, timeout=timeout)
+    hello = {"process": process_id, "count": count, "place": place}
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=min(left, ANSWER_SECONDS)) as line:
@@ -43,7 +57,7 @@ def wait_for_all(address: str, *, count: int, process_id: int, timeout: int) -> 
             continue
         if answer["problem"]:
             raise UserError(answer["problem"])
-        return answer["hosts"]
+        return [Place(*each) for each in answer["places"]]
     raise UserError(
         f"process {process_id} waited {timeout} s for process 0 at {address}, which did not "
         "answer. Is it started, is this the address of its host, and does the network let this "
@@ -51,70 +65,74 @@ def wait_for_all(address: str, *, count: int, process_id: int, timeout: int) -> 
     )
 
 
-def _gather(port: int, *, count: int, deadline: float, timeout: int) -> list[str]:
-    hosts = {0: socket.gethostname()}
+def _gather(port: int, own: Place, *, count: int, deadline: float, timeout: int) -> list[Place]:
+    places = {0: own}
     lines: dict[socket.socket, int | None] = {}
     problem = None
     with _listen(port) as listener:
-        while len(hosts) < count and not problem:
+        while len(places) < count and not problem:
             left = deadline - time.monotonic()
             ready, _, _ = select.select([listener, *lines], [], [], max(0, left))
             if not ready:
-                problem = _missing(hosts, count, timeout)
+                problem = _missing(places, count, timeout)
             for line in ready:
                 if line is listener:
                     lines[listener.accept()[0]] = None
                 elif lines[line] is None:
-                    problem = problem or _enter(line, lines, hosts, count)
+                    problem = problem or _enter(line, lines, places, count)
                 else:  # it came, and is gone again
-                    del hosts[lines.pop(line)]
+                    del places[lines.pop(line)]
                     line.close()
-    names = [hosts.get(process, "") for process in range(count)]
+    found = [places[process] for process in sorted(places)]
     for line in lines:
         with line:
             try:
-                _send(line, {"problem": problem, "hosts": names})
+                _send(line, {"problem": problem, "places": found})
             except OSError:
                 continue
     if problem:
         raise UserError(problem)
-    return names
+    return found
 
 
 def _enter(
-    line: socket.socket, lines: dict[socket.socket, int | None], hosts: dict[int, str], count: int
+    line: socket.socket,
+    lines: dict[socket.socket, int | None],
+    places: dict[int, Place],
+    count: int,
 ) -> str | None:
     """Puts the process at the other end on the list, or tells what is wrong with it."""
     try:
         line.settimeout(ANSWER_SECONDS)
         hello = _receive(line)
-        process, host, its_count = hello["process"], hello["host"], hello["count"]
+        process, place, its_count = hello["process"], Place(*hello["place"]), hello["count"]
     except (OSError, ValueError, KeyError, TypeError):  # no process of ours
         del lines[line]
         line.close()
         return None
     if its_count != count:
         return (
-            f"process {process} on host {host} was started as one of {its_count} processes, process"
-            f" 0 on host {hosts[0]} as one of {count}. Give all of them the same --num-processes."
+            f"process {process} on host {place} was started as one of {its_count} processes, "
+            f"process 0 on host {places[0]} as one of {count}. Give all of them the same "
+            "--num-processes."
         )
-    if process in hosts:
+    if process in places:
         return (
-            f"process {process} was started twice, on host {hosts[process]} and on host {host}. "
+            f"process {process} was started twice, on host {places[process]} and on host {place}. "
             "Give each process its own --process-id."
         )
     lines[line] = process
-    hosts[process] = host
+    places[process] = place
     return None
 
 
-def _missing(hosts: Mapping[int, str], count: int, timeout: int) -> str:
-    missing = [str(process) for process in range(count) if process not in hosts]
-    here = [f"{process} ({hosts[process]})" for process in sorted(hosts)]
+def _missing(places: Mapping[int, Place], count: int, timeout: int) -> str:
+    missing = [str(process) for process in range(count) if process not in places]
+    here = [f"{process} ({places[process]})" for process in sorted(places)]
     return (
         f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
         f"{some_of(missing)}; here: {some_of(here)}. Are they started, and can their hosts reach "
-        f"{hosts[0]}? --start-timeout waits longer."
+        f"{places[0]}? --start-timeout waits longer."
     )
 
 

@@ -118,7 +118,7 @@ def run_training(
         measured = _run_training(
             config, workdir, mesh, stopping, watchdog, observers, change, hooks, sources
         )
-    tell(where_things_are(called or workdir))
+    tell(where_things_are(config, measured, called or workdir))
     tell(headline(config, measured))
     return measured
 

@@ -65,7 +65,8 @@ def test_a_run_of_own_parts_reports_them(page):
     # No other data are told to be those of the run.
     assert report["config"]["data"]["val"] == {"root": "", "image_sets": []}
     assert cv2.imread(str(run / "pictures/augmented.png")) is not None
-    assert "square" in (run / "report.html").read_text()
+    for shown in ("square", "loss: my_script.calm_loss; augment: my_script.noisy"):
+        assert shown in (run / "report.html").read_text()
 
 
 def test_the_verbs_use_an_own_backbone_and_the_loop_is_a_run(page, capsys):

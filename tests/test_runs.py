@@ -147,6 +147,8 @@ def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, cap
     run_training(tiny_config(shapes), tmp_path, called="s3://bucket/run")
     told = capsys.readouterr().out
     assert "evaluate --workdir s3://bucket/run\n" in told
+    run_training(tiny_config(shapes), tmp_path, sources={"val": open_voc(shapes, ("val",))})
+    assert f"evaluate --workdir {tmp_path} --config.data.val.root=DIR\n" in capsys.readouterr().out
     assert "--out predictions\n" in told
     assert str(tmp_path) not in told
 

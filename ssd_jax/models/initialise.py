@@ -123,8 +123,7 @@ def _own_values(
         flat = traverse_util.flatten_dict(variables(key))
         return [flat[path] for path in paths]
 
-    # Written to in place by `weights`, which JAX's own arrays would refuse.
-    made = map(np.array, jax.device_get(jax.jit(leaves)(jax.random.key(seed))))
+    made = jax.device_get(jax.jit(leaves)(jax.random.key(seed)))
     return dict(zip(paths, made, strict=True))
 
 

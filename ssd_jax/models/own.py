@@ -33,7 +33,7 @@ def own_backbone(name: str, style: Any) -> Any:
     place, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(place)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         missing = isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(
             f"{error.name}."
         )

@@ -303,11 +303,16 @@ def _starts(starts):
                 machine.strip(",; "),
                 _code(code),
                 ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-                start["command"] or "called from Python",
+                _command(start),
             )
         )
     heads = ("started", "at step", "machine", "commit", "versions", "command")
     return "<h3>Starts</h3>" + table(heads, rows) + _changes_on_the_way(starts) if rows else ""
+
+
+def _command(start):
+    own = [f"{word}: {name}" for word, name in start.get("own", {}).items() if name]
+    return "; ".join([start["command"] or "called from Python", *own])
 
 
 def _code(code):

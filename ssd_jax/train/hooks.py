@@ -4,6 +4,8 @@ The checks run when a step is traced, and cost nothing in one that is compiled.
 """
 
 import functools
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,8 +23,9 @@ Augment = Callable[[Batch, Array], tuple[Array, Batch]]
 # (box_deltas [B, A, 4], class_logits [B, A, channels], batch) -> loss [] and what else to report.
 Loss = Callable[[Array, Array, Batch], tuple[Array, Metrics]]
 
-# Of the step itself.
-_RESERVED = ("lr", "gradient_norm")
+# What a line of metrics.jsonl says itself.
+_RESERVED = ("step", "split", "time", "epoch", "lr", "gradient_norm", "images_per_second",
+             "data_wait", "host_memory_gib", "device_memory_gib")  # fmt: skip
 
 
 class Hooks(NamedTuple):
@@ -38,11 +41,22 @@ class Hooks(NamedTuple):
 
 
 def qualified_name(function: Callable) -> str:
-    """Module and name: of a `functools.partial` those of its function, of an object its class's."""
+    """Module and name: of a `functools.partial` those of its function, of an object its class's.
+
+    A script is called as it would be when it is imported.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{_module(named)}.{named.__qualname__}"
+
+
+def _module(named: Callable) -> str:
+    name = named.__module__
+    main = sys.modules.get(name)
+    if name != "__main__" or not hasattr(main, "__file__"):  # a notebook has none
+        return name
+    return main.__spec__.name if main.__spec__ else pathlib.Path(main.__file__).stem
 
 
 def call_augment(
@@ -93,7 +107,7 @@ def call_loss(
         raise _unexpected("loss", value, "a scalar float32[], the mean over the images")
     for name, metric in metrics.items():
         if not _is_number(metric) or name in _RESERVED:
-            expected = f"a scalar or number, under another name than {' and '.join(_RESERVED)}"
+            expected = f"a scalar or number, under another name than {', '.join(_RESERVED)}"
             raise _unexpected(f"loss, metrics[{name!r}]", metric, expected)
     told = {"loss": value} | metrics
     return value, {name: jnp.asarray(metric, jnp.float32) for name, metric in told.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.doctor import check_before_training
+from ssd_jax.data.sources.base import Problems
 from ssd_jax.data.sources.memory import source_from_arrays
 from ssd_jax.errors import DataError, UserError
 
@@ -72,8 +73,9 @@ def test_objects_that_cannot_be_used_are_errors_as_in_every_format():
 
 def test_the_doctor_remembers_nothing_of_what_is_in_memory(tmp_path):
     for image, found in ((PNG, {}), (PNG[:-20], {"SSD112": 1})):
-        source = made([image, PNG, IMAGE], [BOX * 0.9, BOX, BOX * 0.5], [[0], [1], [0]])
-        source.problems.policy = "skip"
+        boxes = [BOX * 0.9, BOX, BOX * 0.5]
+        skips = Problems("skip")
+        source = made([image, PNG, IMAGE], boxes, [[0], [1], [0]], problems=skips)
         counts = check_before_training(source, tmp_path)[1].counts
         assert {code: n for code, n in counts.items() if code == "SSD112"} == found
     assert not list(tmp_path.iterdir())

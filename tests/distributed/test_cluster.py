@@ -12,6 +12,7 @@ from tiny import tiny_config
 from ssd_jax.cluster import _connect, disagreement, from_first, leave, start, together
 from ssd_jax.config import save_config
 from ssd_jax.errors import UserError
+from ssd_jax.rendezvous import Place
 from ssd_jax.sharding import make_mesh, use_cpu_cores
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.train.state import create_state
@@ -194,19 +195,19 @@ def settings_of_jax(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hosts", "given", "detects"),
+    ("local_ids", "given", "detects"),
     [
-        (["here", "here"], {}, None),  # the k-th of a host has the k-th device
-        (["here", "there"], {}, "deactivate"),  # alone on its host, it has all
-        (["here", "here"], {"coordinator": "h:1", "process_id": 0}, "deactivate"),
+        ((0, 1), {}, None),  # the k-th of a host has the k-th device,
+        ((0, 1, 0), {}, None),  # on all hosts alike,
+        ((0, 0), {}, "deactivate"),  # but where each host has one, it has them all
+        ((0, 0), {"coordinator": "h:1", "process_id": 0}, "deactivate"),
     ],
 )
-def test_what_jax_is_told_of_a_process(hosts, given, detects, monkeypatch):
+def test_what_jax_is_told_of_a_process(local_ids, given, detects, monkeypatch):
     told, chosen = [], {}
     for name, does in {
-        "_found": lambda *_: ("h:1", 2, 0),
-        "wait_for_all": lambda *_, **words: hosts,
-        "socket.gethostname": lambda: "here",
+        "_found": lambda *_: ("h:1", 2, 0, 0),
+        "wait_for_all": lambda *_, **words: [Place("here", local_id) for local_id in local_ids],
         "jax.config.update": chosen.__setitem__,
         "keep_no_compiled_programs": lambda: told.append("keeps none"),
         "jax.distributed.initialize": lambda *_, **words: told.append(words),
@@ -223,13 +224,17 @@ def test_what_jax_is_told_of_a_process(hosts, given, detects, monkeypatch):
 
 def test_devices_that_cannot_be_opened_end_the_process(monkeypatch):
     def fail():
-        raise RuntimeError("no such device")
+        raise RuntimeError(message)
 
-    codes = []
+    codes, message = [], "no such device"
     monkeypatch.setattr("jax.devices", fail)
     monkeypatch.setattr("jax.process_index", fail)
     monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("ssd_jax.cluster.GRACE_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"cannot be opened .*no such device.* --gpus-per-node"):
+        _connect(["here", "there"])
+    message = "DEADLINE_EXCEEDED: those of process 1"
+    with pytest.raises(RuntimeError, match=message):
         _connect(["here", "there"])
     leave(2)
     assert codes == [2]

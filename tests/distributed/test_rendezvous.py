@@ -12,16 +12,24 @@ from ssd_jax.errors import UserError
 from ssd_jax.rendezvous import wait_for_all
 
 HOST = socket.gethostname()
+PLACES = [(HOST, 0), (HOST, 1), (HOST, 2)]
 
 
 def called(port, callers, *, timeout=20):
-    """What each of the (process id, count) pairs is told: the hosts, or the message."""
+    """What each of the (process id, count) pairs is told: the places, or the message.
+
+    Which of its host a process is, is made up: its id.
+    """
 
     def call(caller):
         process, count = caller
         try:
             return wait_for_all(
-                f"127.0.0.1:{port}", count=count, process_id=process, timeout=timeout
+                f"127.0.0.1:{port}",
+                count=count,
+                process_id=process,
+                timeout=timeout,
+                local_id=process,
             )
         except UserError as error:
             return str(error)
@@ -31,7 +39,7 @@ def called(port, callers, *, timeout=20):
 
 
 def test_all_are_there():
-    assert called(free_port(), [(2, 3), (1, 3), (0, 3)]) == [[HOST] * 3] * 3
+    assert called(free_port(), [(2, 3), (1, 3), (0, 3)]) == [PLACES] * 3
 
 
 def test_who_is_missing_is_told_to_all_that_came():
@@ -64,14 +72,14 @@ def test_wrong_flags_are_told_at_once(callers, told):
 
 def test_who_went_away_or_never_belonged_here_is_not_counted():
     port = free_port()
-    ghost = {"process": 1, "count": 3, "host": "gone"}
+    ghost = {"process": 1, "count": 3, "place": ["gone", 0]}
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(called, port, [(0, 3)])
         for words in (b"GET / HTTP/1.1\r\n", b"[1]\n", json.dumps(ghost).encode() + b"\n"):
             with knock(port) as line:
                 line.sendall(words)
-        assert called(port, [(1, 3), (2, 3)]) == [[HOST] * 3] * 2
-        assert first.result() == [[HOST] * 3]
+        assert called(port, [(1, 3), (2, 3)]) == [PLACES] * 2
+        assert first.result() == [PLACES]
 
 
 def knock(port):

@@ -1,6 +1,8 @@
 """What a loss and an augmentation of one's own may give; nothing here is compiled."""
 
 import functools
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from ssd_jax.data.decode import empty_rows
 from ssd_jax.errors import UserError
-from ssd_jax.train.hooks import Hooks, call_augment, call_loss
+from ssd_jax.train.hooks import Hooks, call_augment, call_loss, qualified_name
 
 BATCH = empty_rows(2, canvas=8, max_objects=3)
 IMAGES = jnp.zeros((2, 8, 8, 3))
@@ -31,6 +33,16 @@ def test_functions_are_known_by_module_and_name():
         "augment": f"{__name__}.OwnAugment",
     }
     assert Hooks().names == {"loss": None, "augment": None}
+
+
+def test_a_script_is_called_as_it_is_imported(monkeypatch):
+    script = types.ModuleType("__main__")
+    script.__file__ = "/somewhere/my_script.py"
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setattr(own_loss, "__module__", "__main__")
+    assert qualified_name(own_loss) == "my_script.own_loss"
+    del script.__file__  # a notebook
+    assert qualified_name(own_loss) == "__main__.own_loss"
 
 
 def test_more_rows_of_objects_and_any_size_that_is_not_told_pass():
@@ -78,7 +90,8 @@ def test_metrics_may_be_numbers_and_have_the_loss():
         ((1.0, {}), r"it gave 1\.0, expected a scalar"),
         ((jnp.float32(1), {"each": jnp.zeros(2)}), r"metrics\['each'\]: it gave float32\[2\]"),
         ((jnp.float32(1), {"name": "x"}), r"metrics\['name'\]: it gave 'x', expected a scalar"),
-        ((jnp.float32(1), {"lr": 1.0}), r"metrics\['lr'\].*another name than lr and gradient_norm"),
+        ((jnp.float32(1), {"lr": 1.0}), r"metrics\['lr'\].*another name than step, .* lr, "),
+        ((jnp.float32(1), {"step": 1.0}), r"metrics\['step'\].*another name than step, "),
     ],
 )
 def test_a_loss_that_gives_something_else_is_refused(given, message):

@@ -33,6 +33,7 @@ def source_from_arrays(
     *,
     difficult: Columns | None = None,
     names: Sequence[str] | None = None,
+    problems: Problems | None = None,
 ) -> Source:
     """A source of as many images as each of the sequences has entries.
 
@@ -40,8 +41,9 @@ def source_from_arrays(
     Its boxes are float [N, 4], xyxy as parts of its sides, in [0, 1]; its labels int [N], class
     ids, which are places in `classes`; an image without objects has none of either. `difficult`
     flags objects, bool [N], none if it is not given. `names` tell images apart in messages and
-    reports; without them they are "0", "1", ... An array is made a PNG each time it is asked for,
-    which `config.data.cache` "ram" or "device" saves.
+    reports; without them they are "0", "1", ... `problems` says what to do with what cannot be
+    used: refuse it, as without, or leave it out, `Problems("skip")`. An array is made a PNG each
+    time it is asked for, which `config.data.cache` "ram" or "device" saves.
 
     Raises:
       UserError: an entry has another type or shape, or boxes are in pixels. A box that cannot be
@@ -83,7 +85,7 @@ def source_from_arrays(
         classes=tuple(classes),
         read_image=lambda index: _encoded(images[index]),
         locate=lambda index: _place(images[index], names[index]),
-        problems=Problems(),
+        problems=problems or Problems(),
         locate_object=lambda image, number: f"image {names[image]!r}, object {number}",
         label_text=lambda k: str(ids[k]),
     )
