@@ -92,6 +92,7 @@ def test_a_slurm_job_is_put_back_after_its_signal_and_finishes(files, tmp_path):
         submit = ["sbatch", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1"]
         job = subprocess.run(
             [*submit, f"--output={output}", LAUNCH / "slurm.sbatch", *files],
+            cwd=tmp_path,
             env=told,
             capture_output=True,
             text=True,
