@@ -143,7 +143,7 @@ def evaluate_voc(
         `metrics.devkit_pixels`.
     """
     if plus_one:
-        _check_in_pixels([*ground_truths, *detections])
+        _check_in_pixels(ground_truths)
     if difficult == "counted":
         ground_truths = [
             truth._replace(difficult=np.zeros_like(truth.difficult)) for truth in ground_truths
@@ -179,8 +179,8 @@ def evaluate_voc(
     )
 
 
-def _check_in_pixels(records: Sequence[GroundTruth | ScoredBoxes]) -> None:
-    ends = [record.boxes[:, 2:].max() for record in records if len(record.boxes)]
+def _check_in_pixels(ground_truths: Sequence[GroundTruth]) -> None:
+    ends = [truth.boxes[:, 2:].max() for truth in ground_truths if len(truth.boxes)]
     # A box of one pixel in the corner, counted from 1, ends at 1, too.
     if ends and max(ends) < NORMALISED_BOXES_END and any(end != round(end) for end in ends):
         raise UserError(
