@@ -161,6 +161,31 @@ def test_a_part_is_compared_with_the_run_of_the_same_seed(arms, figures, tmp_pat
             assert picture.width > 900
 
 
+def test_runs_of_other_machines_keep_their_lines(arms, figures, tmp_path):
+    changes = {name: dict(arm.changes) for name, arm in arms.arms(arms.FULL).items()}
+
+    def row(arm, seed, **more):
+        return {"arm": arm, "seed": seed, "changes": changes[arm], "by": "here"} | more
+
+    elsewhere = [
+        row("paper", 0, by="there"),
+        row("best", 1, by="there"),
+        row("best", 0, by="there"),
+        row("sagemaker", 0, changes={"ema": 0.5}),  # it was another arm then
+        {"arm": "gone", "seed": 0, "changes": {}},
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in elsewhere))
+    before = figures.told_before(tmp_path, arms.FULL)
+    rows = figures.merged([row("best", 0), row("sagemaker", 1)], before, arms.FULL)
+    assert [(each["arm"], each["seed"], each["by"]) for each in rows] == [
+        ("paper", 0, "there"),
+        ("sagemaker", 1, "here"),
+        ("best", 0, "here"),
+        ("best", 1, "there"),
+    ]
+    assert figures.told_before(tmp_path / "none", arms.FULL) == []
+
+
 def test_an_arm_from_end_to_end_is_run_once(
     run, arms, figures, tiny, shapes, tmp_path, monkeypatch
 ):

@@ -23,6 +23,23 @@ def collect(runs: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
     return rows
 
 
+def told_before(out: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
+    """The rows of a results.jsonl whose arms are still what they were."""
+    path = out / "results.jsonl"
+    rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    now = {name: json.loads(json.dumps(dict(arm.changes))) for name, arm in arms(scale).items()}
+    return [row for row in rows if now.get(row["arm"]) == row["changes"]]
+
+
+def merged(
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], scale: Scale
+) -> list[dict[str, Any]]:
+    """`rows`, and those of other runs, in the order of the arms and seeds."""
+    names = list(arms(scale))
+    both = {(row["arm"], row["seed"]): row for row in (*others, *rows)}
+    return [both[key] for key in sorted(both, key=lambda key: (names.index(key[0]), key[1]))]
+
+
 def row_of(name: str, arm: Arm, report: dict[str, Any]) -> dict[str, Any]:
     """What results.jsonl says of a run."""
     row = {

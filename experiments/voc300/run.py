@@ -5,7 +5,8 @@
 
 FOLDER is in VOC layout with the image sets train and val; FILE has an ImageNet VGG16. Runs lie in
 --runs; those that are finished are not repeated, one that was stopped goes on. What has finished so
-far is then told in --out: results.jsonl, table.md, curves.png, ablation.png. README.md has more.
+far is then told in --out: results.jsonl, table.md, curves.png, ablation.png. The lines that
+results.jsonl has of runs elsewhere are kept. README.md has more.
 """
 
 import argparse
@@ -22,7 +23,7 @@ keep_compiled_programs()  # before the others import JAX
 
 import numpy as np  # noqa: E402
 from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of  # noqa: E402
-from figures import collect, tell  # noqa: E402
+from figures import collect, merged, tell, told_before  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from ssd_jax.config import save_config  # noqa: E402
@@ -138,7 +139,8 @@ def main(
     for seed in options.seed or SEEDS:
         for name in options.arm or arms(scale):
             run(name, seed)
-    tell(collect(runs, scale), scale, options.out / scale.name)
+    out = options.out / scale.name
+    tell(merged(collect(runs, scale), told_before(out, scale), scale), scale, out)
 
 
 if __name__ == "__main__":
