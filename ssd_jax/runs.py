@@ -20,16 +20,15 @@ from ssd_jax.before_training import (
     tell,
     without_places,
 )
-from ssd_jax.cluster import check_shared, fingerprint, from_first, run_facts, together
+from ssd_jax.cluster import check_shared, from_first, run_facts, together
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
-from ssd_jax.importing import new_layers, start_from
+from ssd_jax.first_state import first_state
 from ssd_jax.locks import only_training
-from ssd_jax.models.initialise import init_variables, scale_to_unit_outputs
 from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
     Measured,
@@ -62,11 +61,8 @@ from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.training_data import device_cache_bytes, host_batches, mesh_batches, network_inputs
+from ssd_jax.training_data import device_cache_bytes, host_batches, mesh_batches
 from ssd_jax.visualize.run import draw_augmented
-
-# Layers that a weight file lacks are scaled by what they answer to so many images.
-IMAGES_TO_SCALE_BY = 8
 
 
 def run_training(
@@ -137,7 +133,7 @@ def _run_training(
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
-    begin = _go_on if from_first(has_trained(workdir)) else _first_state
+    begin = _go_on if from_first(has_trained(workdir)) else first_state
     state, weights = begin(config, network, optimizer, mesh, source)
     # The two kinds of programs: a step, and the detections of a batch.
     steps = experiment.build_steps(config, network, schedule, optimizer, mesh, **hooks._asdict())
@@ -273,51 +269,6 @@ def _go_on(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
     tell(experiment.describe_network(config, network, state.variables, mesh))
     return state, None
-
-
-def _first_state(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
-    """The state at step 0, and what there is to tell of the weights that it begins with."""
-    with together() as facts:
-        variables = init_variables(network.model, config.model.image_size, seed=config.seed)
-        told = None
-        if config.weights.path:
-            variables, load_report = start_from(
-                variables,
-                config.weights.path,
-                backbone=config.model.backbone,
-                reinitialise=config.weights.reinitialise,
-                config=config,
-                classes=source.classes,
-            )
-            tell(load_report)
-            new = new_layers(variables, load_report)
-            variables, scaled = _scale_new_layers(config, network, variables, new, source)
-            told = load_report.facts | scaled
-        facts["weights to begin with"] = fingerprint(variables)
-    tell(experiment.describe_network(config, network, variables, mesh))
-    for warning in experiment.schedule_warnings(config, len(source)):
-        tell(f"warning: {warning}")
-    return experiment.build_state(config, variables, optimizer, mesh), told
-
-
-def _scale_new_layers(config, network, variables, new, source) -> tuple[dict, dict[str, str]]:
-    """Fits the layers that the weights lack to what the pretrained ones below them answer.
-
-    Also gives what report.json says of it.
-    """
-    if not new:
-        return variables, {}
-    images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
-    variables, factors = scale_to_unit_outputs(network.model, variables, new, images)
-    scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
-    tell(f"  new in the backbone: {scaled}, for outputs with an RMS near 1 on {len(images)} images")
-    if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
-        tell(
-            "  random layers above pretrained ones make large gradients at first: without warm-up "
-            "and clipping they may ruin what was pretrained. Consider "
-            "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
-        )
-    return variables, {"new in the backbone": scaled}
 
 
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:

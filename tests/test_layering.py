@@ -74,7 +74,7 @@ FLOORS = (
     ("network", "experiment"),
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
-    ("before_training",),
+    ("before_training", "first_state"),
     ("runs", "dry_run", "serve", "roofline", "benchmark"),
     ("predict_files",),
     ("sagemaker",),

@@ -13,18 +13,16 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from tiny import tiny_config, write_vgg16
+from tiny import tiny_config
 
 from ssd_jax import before_training
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.data.sources.voc import open_voc
-from ssd_jax.detector import Detector, load_trained
+from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_source, describe_data
 from ssd_jax.locks import only_training
-from ssd_jax.models.initialise import init_variables
-from ssd_jax.network import build_network
 from ssd_jax.outcome import Measured, measure
 from ssd_jax.run_log import read_metrics
 from ssd_jax.runs import run_evaluation, run_training
@@ -180,28 +178,6 @@ def test_a_detector_gives_what_the_evaluation_measured(tiny_run, measured):
         measured.evaluation.detections[0].boxes,
         atol=1e-2,
     )
-
-
-def test_layers_that_the_weights_lack_begin_gently(shapes, tmp_path, capsys):
-    config = tiny_config(shapes, model__batch_norm="none", steps=1, evaluate__every_steps=1)
-    config.optimizer.rate_multipliers = (("params/backbone/*", 0.0),)
-    network = build_network(config, 3)
-    first = init_variables(network.model, 64, seed=config.seed)["params"]["backbone"]
-    loud = first["conv5_3"] | {"kernel": 1e4 * first["conv5_3"]["kernel"]}
-    config.weights.path = write_vgg16(
-        tmp_path / "w.safetensors", first | {"conv5_3": loud}, without=("fc6", "fc7")
-    )
-    mesh = make_mesh(jax.devices()[:1])
-    run_training(config, tmp_path / "run", mesh=mesh)
-    told = capsys.readouterr().out
-    assert "new in the backbone: fc6 times " in told
-    assert "Consider --config.optimizer.warmup_steps=500" in told
-    report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["weights"]["new in the backbone"].startswith("fc6 times ")
-    trained = load_trained(config, tmp_path / "run", mesh=mesh).variables["params"]["backbone"]
-    ratio = np.asarray(trained["fc6"]["kernel"]) / first["fc6"]["kernel"]
-    np.testing.assert_array_equal(ratio, ratio[0, 0, 0, 0])
-    assert 0 < ratio[0, 0, 0, 0] < 1e-4
 
 
 def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):

@@ -5,7 +5,7 @@ with NumPy takes less than a second.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,22 +58,22 @@ def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]
     return variables
 
 
-def scale_to_unit_outputs(
+def unit_output_factors(
     model: SSD,
     variables: dict[str, dict],
     layers: Sequence[str],
     images: Float[np.ndarray, "B S S 3"],
-) -> tuple[dict[str, dict], dict[str, float]]:
-    """Scale the kernels of layers of the backbone so that each answers `images` with an RMS near 1.
+) -> dict[str, float]:
+    """Factors of the kernels of layers of the backbone: each then answers with an RMS near 1.
 
-    Give the variables, and the factors by layer, which are powers of two: exact, and hardly ever
-    others on another machine. Layers are scaled in the order given, after LSUV (Mishkin and Matas
-    2016, arXiv:1511.06422), so the first, which sees the pretrained ones, has nearly all of the
-    factor. Sharing it evenly, which computes the same at first, was tried: gradients were smaller
-    and the losses alike, but mAP came later (experiments/voc300/README.md). It is for random layers
-    above pretrained ones. Those of Caffe's VGG16 answer in hundreds; what random layers make of
-    that gives a first loss of many times log(classes), and the quickest way down is to silence the
-    pretrained layers, most of which were still silent 500 steps later (docs/weights.md).
+    They are powers of two: exact, and hardly ever others on another machine. Layers are scaled in
+    the order given, after LSUV (Mishkin and Matas 2016, arXiv:1511.06422), so the first, which sees
+    the pretrained ones, has nearly all of the factor. Sharing it evenly, which computes the same at
+    first, was tried: gradients were smaller and the losses alike, but mAP came later
+    (experiments/voc300/README.md). It is for random layers above pretrained ones. Those of Caffe's
+    VGG16 answer in hundreds; what random layers make of that gives a first loss of many times
+    log(classes), and the quickest way down is to silence the pretrained layers, most of which were
+    still silent 500 steps later (docs/weights.md).
     """
 
     @jax.jit
@@ -92,14 +92,20 @@ def scale_to_unit_outputs(
             for layer in layers
         }
 
-    backbone, factors = dict(variables["params"]["backbone"]), {}
+    factors = {}
     for layer in layers:
-        scaled = {**variables, "params": {**variables["params"], "backbone": backbone}}
-        rms = float(answers(scaled, images)[layer])
+        rms = float(answers(scale_kernels(variables, factors), images)[layer])
         factors[layer] = 2.0 ** -round(np.log2(rms)) if 0 < rms < np.inf else 1.0
-        kernel = backbone[layer]["kernel"] * np.float32(factors[layer])
+    return factors
+
+
+def scale_kernels(variables: dict[str, dict], factors: Mapping[str, float]) -> dict[str, dict]:
+    """The variables, kernels of layers of the backbone multiplied by their factors."""
+    backbone = dict(variables["params"]["backbone"])
+    for layer, factor in factors.items():
+        kernel = backbone[layer]["kernel"] * np.float32(factor)
         backbone[layer] = {**backbone[layer], "kernel": kernel}
-    return {**variables, "params": {**variables["params"], "backbone": backbone}}, factors
+    return {**variables, "params": {**variables["params"], "backbone": backbone}}
 
 
 def _linen_variables(model: SSD, image_size: int) -> Callable[[Array], dict[str, dict]]:

@@ -1,0 +1,74 @@
+"""What a training begins with: weights that were read, and layers that they lack."""
+
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssd_jax import experiment
+from ssd_jax.before_training import tell
+from ssd_jax.cluster import fingerprint, from_first, together
+from ssd_jax.data.sources.base import Source
+from ssd_jax.importing import new_layers, start_from
+from ssd_jax.models.initialise import init_variables, scale_kernels, unit_output_factors
+from ssd_jax.network import Network
+from ssd_jax.train.state import TrainState
+from ssd_jax.training_data import network_inputs
+
+# Layers that a weight file lacks are scaled by what they answer to so many images.
+IMAGES_TO_SCALE_BY = 8
+
+
+def first_state(
+    config: ConfigDict,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    source: Source,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state at step 0, and what report.json says of the weights that it begins with.
+
+    Tells the network, what became of the weights, and what is odd about the schedule.
+    """
+    told: dict[str, Any] | None = None
+    factors: dict[str, float] = {}
+    with together():
+        variables = init_variables(network.model, config.model.image_size, seed=config.seed)
+        if config.weights.path:
+            variables, load_report = start_from(
+                variables,
+                config.weights.path,
+                backbone=config.model.backbone,
+                reinitialise=config.weights.reinitialise,
+                config=config,
+                classes=source.classes,
+            )
+            tell(load_report)
+            told = dict(load_report.facts)
+            if new := new_layers(variables, load_report):
+                images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
+                factors = unit_output_factors(network.model, variables, new, images)
+    if factors:
+        # Each process has measured them, on devices that need not round alike.
+        factors = from_first(factors)
+        variables = scale_kernels(variables, factors)
+        told |= {"new in the backbone": _tell_factors(config, factors)}
+    with together() as facts:
+        facts["weights to begin with"] = fingerprint(variables)
+    tell(experiment.describe_network(config, network, variables, mesh))
+    for warning in experiment.schedule_warnings(config, len(source)):
+        tell(f"warning: {warning}")
+    return experiment.build_state(config, variables, optimizer, mesh), told
+
+
+def _tell_factors(config: ConfigDict, factors: dict[str, float]) -> str:
+    scaled = ", ".join(f"{layer} times {factor:g}" for layer, factor in factors.items())
+    tell(f"  new in the backbone: {scaled}, for outputs with an RMS near 1")
+    if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
+        tell(
+            "  random layers above pretrained ones make large gradients at first: without warm-up "
+            "and clipping they may ruin what was pretrained. Consider "
+            "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
+        )
+    return scaled
