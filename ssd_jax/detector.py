@@ -37,10 +37,12 @@ def load_trained(
 ) -> Trained:
     """The checkpoint that `step` names: last, best, a number, or None for the config's choice.
 
-    The variables lie on every device of `mesh`, by default all that there are.
+    The best is the one by the metric of the run, whatever `config` is to be measured by. The
+    variables lie on every device of `mesh`, by default all that there are.
     """
-    mesh = mesh or make_mesh()
-    with open_checkpoints(config, workdir, read_only=True) as checkpoints:
+    mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
+    trained_with = read_config(own) if own.is_file() else config
+    with open_checkpoints(trained_with, workdir, read_only=True) as checkpoints:
         chosen = checkpoints.select(config.checkpoint.select if step is None else step)
         classes = checkpoints.classes(chosen)
         network = build_network(config, len(classes))

@@ -285,6 +285,12 @@ def _check_anchors(source: str, artefact: Artefact, network: Network, config: Co
         )
 
 
+def import_report(workdir: pathlib.Path) -> str:
+    """What became of the weights that were imported into the folder of a run."""
+    path = workdir / REPORT_FILE
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else f"{path.name} is gone"
+
+
 def _write_run(
     config: ConfigDict, variables: dict[str, Any], report: LoadReport, workdir: pathlib.Path
 ) -> None:
@@ -293,5 +299,5 @@ def _write_run(
     state = create_state(variables, optax.identity(), make_mesh(jax.local_devices()[:1]))
     with open_checkpoints(config, workdir) as checkpoints:
         checkpoints.save(state, None, classes=config.data.classes)
-    (workdir / REPORT_FILE).write_text(f"{report}\n")
+    (workdir / REPORT_FILE).write_text(f"{report}\n", encoding="utf-8")
     configs.save_config(config, workdir / CONFIG_FILE)

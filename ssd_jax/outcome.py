@@ -1,6 +1,7 @@
 """How well a run did: measured once more from its checkpoint, told, written and drawn."""
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -10,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssd_jax import experiment
+from ssd_jax import __version__, experiment
 from ssd_jax.cluster import run_facts, together
+from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
@@ -22,7 +24,9 @@ from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
+from ssd_jax.report.starts import command_line
 from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER, REPORT_FILE
+from ssd_jax.same_run import find_changes
 from ssd_jax.sharding import each_device_alone, make_mesh
 from ssd_jax.training_data import decoding_threads
 from ssd_jax.visualize.evaluation import draw_measures
@@ -30,10 +34,14 @@ from ssd_jax.visualize.run import SHOWN, draw_curves, draw_detections
 
 
 class Measured(NamedTuple):
-    """The outcome of a run: which checkpoint was measured on what, and how well it did."""
+    """The outcome of a run: which checkpoint was measured on what, and how well it did.
+
+    `checkpoint` is what chose the step: last, best, or the step itself.
+    """
 
     split: str
     step: int
+    checkpoint: str
     source: Source
     evaluation: Evaluation
     diagnosis: Diagnosis
@@ -61,7 +69,8 @@ def measure(
     """
     split = split or ("test" if config.data.test.root or "test" in sources else "val")
     mesh = mesh or make_mesh()
-    trained = load_trained(config, workdir, mesh=mesh, step=step)
+    checkpoint = str(config.checkpoint.select if step is None else step)
+    trained = load_trained(config, workdir, mesh=mesh, step=checkpoint)
     with together() as facts:
         source = (
             sources[split]
@@ -79,7 +88,8 @@ def measure(
         watch=watch,
         with_coco=True,
     )
-    return Measured(split, trained.step, source, evaluation, metrics.diagnose(evaluation))
+    diagnosis = metrics.diagnose(evaluation)
+    return Measured(split, trained.step, checkpoint, source, evaluation, diagnosis)
 
 
 def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
@@ -90,12 +100,14 @@ def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
         **results,
         "protocol": results["protocol"]
         | {
+            "headline": metrics.protocol_of(measured.evaluation, config.evaluate.metric),
             "split": measured.split,
             "root": config.data[measured.split].root,
             "image_sets": config.data[measured.split].image_sets,
             "fingerprint": measured.source.fingerprint,
+            "image_fingerprint": measured.source.image_fingerprint,
             "recipe": config.recipe,
-            "checkpoint": config.checkpoint.select,
+            "checkpoint": measured.checkpoint,
         },
         "step": measured.step,
         "seed": config.seed,
@@ -123,15 +135,26 @@ def data_report(source: Source) -> dict[str, Any]:
         "images": len(source),
         "objects": len(source.annotations.labels),
         "fingerprint": source.fingerprint,
+        "image_fingerprint": source.image_fingerprint,
         "doctor": source.findings,
         "left_out": source.problems.counts,
         "left_out_because": [str(error) for error in source.problems.found],
     }
 
 
-def write_evaluation(config: ConfigDict, folder: pathlib.Path, measured: Measured) -> None:
-    """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder."""
-    how = {"how": metrics.speed(measured.evaluation)}
+def write_evaluation(
+    config: ConfigDict, workdir: pathlib.Path, folder: pathlib.Path, measured: Measured
+) -> None:
+    """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder.
+
+    Also the command, and each setting that is another one than the run's in `workdir`.
+    """
+    changes = find_changes(config, workdir / CONFIG_FILE, free=())
+    how = {
+        "run_changes": {name: {"run": was, "here": now} for name, (was, now) in changes.items()},
+        "how": metrics.speed(measured.evaluation)
+        | {"command": command_line(sys.argv), "ssd_jax": __version__},
+    }
     write_json(folder / EVALUATION_FILE, report(config, measured) | how)
     draw_measures(measured.evaluation, measured.diagnosis, folder, classes=measured.source.classes)
 
@@ -187,7 +210,7 @@ def where_things_are(config: ConfigDict, measured: Measured, workdir: pathlib.Pa
     # Of a URL, for only a batch transform writes to one.
     found = "predictions" if "://" in str(workdir) else f"{workdir}/predictions"
     # As it was called, because in a virtual environment the bare name may not be on the path.
-    command = sys.argv[0] if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
+    command = shlex.quote(sys.argv[0]) if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
     return f"""
 In {workdir}:
   pictures/       curves, augmented images, detections next to ground truth, precision and recall
@@ -196,8 +219,8 @@ In {workdir}:
   config.json     every setting
   checkpoints/    the last ones and the best one
 What next:
-  {command} evaluate --workdir {workdir}{place}
-  {command} predict --workdir {workdir} IMAGE... --out {found}
+  {command} evaluate --workdir {shlex.quote(str(workdir))}{place}
+  {command} predict --workdir {shlex.quote(str(workdir))} IMAGE... --out {shlex.quote(found)}
 """
 
 

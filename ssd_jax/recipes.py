@@ -15,6 +15,11 @@ _SECTIONS = ("model", "anchors", "preprocess", "augment", "match", "loss", "opti
 # What every user sets for the images at hand.
 _FREE = ("model.image_size", "model.width", "model.dtype", "anchors.scales")
 
+# Settings that change how a run is computed and told, but not what comes out of it.
+HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
+            "checkpoint.every_steps", "checkpoint.keep_latest", "evaluate.batch_size",
+            "watchdog.factor", "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
+
 
 def recipe_config(recipe: str, backbone: str) -> ConfigDict:
     """All settings of "paper", "sagemaker" or "best" with one of its backbones."""

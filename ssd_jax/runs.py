@@ -28,6 +28,7 @@ from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
 from ssd_jax.first_state import first_state
+from ssd_jax.importing import import_report
 from ssd_jax.locks import only_training
 from ssd_jax.network import build_network, build_predict
 from ssd_jax.outcome import (
@@ -157,6 +158,8 @@ def _run_training(
     with open_checkpoints(config, workdir) as checkpoints:
         state, progress = _resumed(checkpoints, state, classes=source.classes, of=total_steps)
         start_step = int(state.step)
+        if not start_step and checkpoints.latest_step() == 0:
+            weights = {"imported": import_report(workdir)}
         for line in describe_changes(config, changes, images=len(source), step=start_step):
             tell(line)
         goes_on = start_step < total_steps or progress.evaluated_step < start_step
@@ -321,7 +324,7 @@ def run_evaluation(
     check(config)
     measured = measure(config, workdir, split=split, step=step)
     if out and jax.process_index() == 0:
-        write_evaluation(config, out, measured)
+        write_evaluation(config, workdir, out, measured)
     tell(f"{measured.split}: {measured.source.describe()}")
     tell(table(measured))
     tell(headline(config, measured))

@@ -16,14 +16,10 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.network import build_network
+from ssd_jax.recipes import HARDWARE
 from ssd_jax.report.starts import data_of_last_start, own_of_last_start, record_start
 from ssd_jax.train.divergence import NONFINITE_FILES
 from ssd_jax.train.hooks import Hooks
-
-# Settings that change how a run is computed and told, but not what comes out of it.
-HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
-            "checkpoint.every_steps", "checkpoint.keep_latest", "evaluate.batch_size",
-            "watchdog.factor", "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
 
 # Settings, and groups of them, that no run can change on its way, and why.
 FIXED = {
@@ -165,16 +161,18 @@ def check_goes_on(
     """
     if not _can_go_on(workdir):
         return
-    before = data_of_last_start(workdir)
-    if any(name.startswith("data.test.") for name in changes):
-        before.pop("test", None)  # other data are what is asked for
-    for split, source in sources.items():
-        if source.fingerprint != before.get(split, source.fingerprint):
-            raise UserError(
-                f"{workdir}: the run there was started with other data: the annotations of "
-                f"{split} have the fingerprint {source.fingerprint}, and had {before[split]}. "
-                "Go on with the same data, or choose another --workdir."
-            )
+    for what, of in (("data", "annotations"), ("images", "images")):
+        before = data_of_last_start(workdir, what)
+        if any(name.startswith("data.test.") for name in changes):
+            before.pop("test", None)  # other data are what is asked for
+        for split, source in sources.items():
+            now = source.fingerprint if what == "data" else source.image_fingerprint
+            if now and now != before.get(split, now):
+                raise UserError(
+                    f"{workdir}: the run there was started with other data: the {of} of {split} "
+                    f"have the fingerprint {now}, and had {before[split]}. Go on with the same "
+                    "data, or choose another --workdir."
+                )
     _check_state(config, changes, sources["train"], mesh)
 
 
@@ -208,8 +206,15 @@ def record_and_save(
     What an earlier start left of a step that was not finite goes.
     """
     if is_start:
-        data = {name: each.fingerprint for name, each in sources.items()}
-        record_start(workdir, step=step, weights=weights, data=data, changes=changes, own=own)
+        record_start(
+            workdir,
+            step=step,
+            weights=weights,
+            data={name: each.fingerprint for name, each in sources.items()},
+            images={name: each.image_fingerprint for name, each in sources.items()},
+            changes=changes,
+            own=own,
+        )
         for path in workdir.glob(NONFINITE_FILES):
             path.unlink(missing_ok=True)
     configs.save_config(config, workdir / CONFIG_FILE)

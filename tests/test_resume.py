@@ -1,5 +1,6 @@
 """Stopped at any step and started again, a run ends with the same bits."""
 
+import json
 import shutil
 
 import jax
@@ -62,6 +63,9 @@ def test_where_training_is_damaged_the_imported_weights_are_next(
         run_training(config, tmp_path, mesh=mesh)
     run_training(config, tmp_path, mesh=mesh)
     assert "begins with the imported weights" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["weights"] == {"imported": "import.txt is gone"}
+    assert "import them into the new folder first" in (tmp_path / "report.html").read_text()
 
 
 def test_one_and_eight_devices_train_alike(tiny_run, run_on_8):
@@ -100,6 +104,12 @@ def test_the_same_data_may_lie_elsewhere_and_others_may_not(shapes, tiny_run, tm
     mesh = make_mesh(jax.devices()[:1])
     run_training(tiny_config(moved), tiny_run, mesh=mesh)
     assert "resumed at step 6 of 6" in capsys.readouterr().out
+    image = next((moved / "JPEGImages").iterdir())
+    before = image.read_bytes()
+    image.write_bytes(before + b"\0")
+    with pytest.raises(UserError, match=r"other data: the images of (train|val) have"):
+        run_training(tiny_config(moved), tiny_run, mesh=mesh)
+    image.write_bytes(before)
     for annotation in (moved / "Annotations").iterdir():
         text = annotation.read_text()
         annotation.write_text(text.replace("<difficult>0", "<difficult>1"))

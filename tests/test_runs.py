@@ -139,7 +139,7 @@ def test_the_training_split_is_measured_without_augmentation(tiny_run, shapes, c
 
 
 def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, capsys):
-    nothing = Measured("val", 1, None, None, None)
+    nothing = Measured("val", 1, "last", None, None, None)
     monkeypatch.setattr("ssd_jax.runs._run_training", lambda *_, **__: nothing)
     monkeypatch.setattr("ssd_jax.runs.headline", lambda *_: "")
     run_training(tiny_config(shapes), tmp_path, called="s3://bucket/run")
@@ -148,6 +148,9 @@ def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, cap
     run_training(tiny_config(shapes), tmp_path, sources={"val": open_voc(shapes, ("val",))})
     assert f"evaluate --workdir {tmp_path} --config.data.val.root=DIR\n" in capsys.readouterr().out
     assert "--out predictions\n" in told
+    run_training(tiny_config(shapes), tmp_path / "my run")
+    told = capsys.readouterr().out
+    assert f"predict --workdir '{tmp_path}/my run' IMAGE... --out '{tmp_path}/my run/pre" in told
     assert str(tmp_path) not in told
 
 

@@ -152,6 +152,14 @@ def headline(evaluation: Evaluation, metric: str) -> str:
     return f"{name} = " + ("undefined: no object to find" if value is None else f"{value:.3f}")
 
 
+def protocol_of(evaluation: Evaluation, metric: str) -> str:
+    """What the headline by that metric was measured by, in words."""
+    if metric == "coco":
+        return evaluation.coco.describe() if evaluation.coco else ""
+    result = evaluation.mxnet if metric == "mxnet" else evaluation.result
+    return result.protocol.describe("area" if metric == "voc12" else "11-point")
+
+
 def table(evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]) -> str:
     """Average precision of each class with its best score, COCO's numbers, sizes and errors."""
     result, coco = evaluation.result, evaluation.coco

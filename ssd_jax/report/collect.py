@@ -3,16 +3,16 @@
 import functools
 import json
 import pathlib
-import shlex
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ssd_jax.caches import cache_folder
 from ssd_jax.config import CONFIG_FILE, default_config, stored_settings
+from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
+from ssd_jax.report.repeat import repeat_command, repeat_notes
 from ssd_jax.report.starts import read_starts
 from ssd_jax.run_log import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
@@ -61,8 +61,16 @@ def _last_report(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / REPORT_FILE
     if not path.is_file():
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    told = report["how"]["starts"]
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        told = report["how"]["starts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: it is no report of a run, or a part of one ({error}). Copy the folder again, "
+            "or remove the file to see what the other files tell."
+        ) from error
+    # Folders move.
+    report["how"]["repeat"] = repeat_command(workdir)
     return report if all(start in told for start in read_starts(workdir)) else None
 
 
@@ -78,7 +86,7 @@ def _report_so_far(
         "headline": f"map_{config.evaluate.metric}",
         "metrics": {k: value for k, value in last.items() if k.startswith(("map_", "ap_"))},
         "protocol": {
-            "map11": "the last evaluation of the training",
+            "headline": "the last evaluation of the training",
             "split": "val",
             "fingerprint": fingerprints.get("val", ""),
         },
@@ -123,20 +131,12 @@ def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             "val": curve(records, "val", ("map_voc07", "map_voc12", "map_coco")),
         },
         "how": {
-            "repeat": _repeat_command(workdir),
+            "repeat": repeat_command(workdir),
+            "repeat_notes": repeat_notes(config, starts),
             "starts": starts,
             **speed(records),
         },
     }
-
-
-def _repeat_command(workdir: pathlib.Path) -> str:
-    """For the folder that the run was started in, from which the paths of its data may count."""
-    if workdir.is_relative_to(cache_folder()):
-        # A run whose folder is a URL lies in the cache meanwhile; one has to fetch the file first.
-        return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
-    config, again = shlex.quote(f"{workdir}/{CONFIG_FILE}"), shlex.quote(f"{workdir}-again")
-    return f"ssd-jax train --config {config} --workdir {again}"
 
 
 def curve(

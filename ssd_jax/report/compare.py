@@ -8,6 +8,7 @@ from typing import Any
 
 from ssd_jax.config import flat_items
 from ssd_jax.files import json_line, whole_file
+from ssd_jax.recipes import HARDWARE
 from ssd_jax.report.collect import Run
 from ssd_jax.report.page import document, picture, table
 from ssd_jax.visualize.curves import plot_runs
@@ -26,14 +27,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:
-    """The runs that differ in `seed` only together, where the first of them stands.
+    """The runs that differ in `seed` only, and in HARDWARE, where the first of them stands.
 
     A second run of the same seed, as of other code, opens another group.
     """
     groups: dict[str, Group] = {}
     seen: Counter[str] = Counter()
     for number, run in enumerate(runs):
-        settings = {name: value for name, value in flat_items(run.config) if name != "seed"}
+        settings = [each for each in flat_items(run.config) if each[0] not in ("seed", *HARDWARE)]
         measured = [run.report["protocol"].get(name) for name in ("split", "fingerprint")]
         key = repr((settings, measured, number if run.unfinished else None))
         repeated = f"{key} {run.config.seed}"
@@ -111,8 +112,14 @@ def _cell(values: Sequence[float]) -> float | str | None:
 def warnings(runs: Sequence[Run]) -> list[str]:
     """Why the figures of the runs cannot be compared, if they cannot."""
     found = []
-    for name, text in (("fingerprint", "other images or objects"), ("split", "other splits")):
-        values = {str(run.report["protocol"].get(name)) for run in runs} - {""}  # not told
+    for name, text in (
+        ("fingerprint", "other images or objects"),
+        ("image_fingerprint", "images of the same names with other bytes"),
+        ("split", "other splits"),
+        ("iou_threshold", "other IoU thresholds"),
+    ):
+        told = (run.report["protocol"].get(name) for run in runs)
+        values = {str(value) for value in told if value not in (None, "")}
         if len(values) > 1:
             found.append(f"measured on {text}: {', '.join(sorted(values))}")
     return found

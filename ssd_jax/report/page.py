@@ -78,12 +78,13 @@ def run_page(run: Run) -> str:
         f"<p><strong>{run.unfinished.capitalize()}</strong></p>" if run.unfinished else "",
         f'<p class="score">{_number(_chosen(report, config))}</p>',
         f"<p>{escape(headline.split(' = ')[0])}</p>",
-        f'<p class="quiet">{escape(str(protocol["map11"]))}; split {escape(protocol["split"])}, '
+        f'<p class="quiet">{escape(_measured_by(protocol))}; split {escape(protocol["split"])}, '
         f"fingerprint {escape(protocol['fingerprint'] or 'not told')}</p>",
         "<h2>To repeat it</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
         f'<p class="quiet">where the run was started, from which relative paths of data count. '
         f"{CONFIG_FILE}, in the folder of the run, has every setting.</p>",
+        *(f"<p>{escape(note)}</p>" for note in report["how"].get("repeat_notes", ())),
         "<h2>Result</h2>",
         _metrics(report),
         _classes(report),
@@ -100,6 +101,11 @@ def run_page(run: Run) -> str:
         _starts(report["how"]["starts"]),
     ]
     return document(title, parts)
+
+
+def _measured_by(protocol):
+    # Runs of 0.1.0 and before tell no more of other metrics.
+    return str(protocol.get("headline", protocol.get("map11", "")))
 
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
@@ -335,10 +341,7 @@ def _changes_on_the_way(starts):
     if not rows:
         return ""
     heads = ("from step", "setting", "was", "became")
-    return (
-        "<h3>Changed on the way</h3>" + table(heads, rows) + "<p>The command at the top has the "
-        "last settings from its first step on, and so repeats another run than this one.</p>"
-    )
+    return "<h3>Changed on the way</h3>" + table(heads, rows)
 
 
 def _number(value):

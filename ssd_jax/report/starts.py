@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -35,14 +35,16 @@ def record_start(
     step: int,
     weights: dict[str, Any] | None,
     data: Mapping[str, str],
+    images: Mapping[str, str | None] = MappingProxyType({}),
     changes: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
     own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> None:
     """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
 
     `weights` tells where the first values came from, `data` has the fingerprint of each split,
-    `changes` the former and the new value of each setting that is another one from here on. `own`
-    has the names of a "loss" and an "augment" that stand in for those of the config.
+    `images` that of the bytes of its images, `changes` the former and the new value of each setting
+    that is another one from here on. `own` has the names of a "loss" and an "augment" that stand in
+    for those of the config.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = {
@@ -53,6 +55,7 @@ def record_start(
         "code": code_state(pathlib.Path(__file__).parents[1], workdir),
         "weights": weights,
         "data": data,
+        "images": {split: each for split, each in images.items() if each},
         "own": dict(own),
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
@@ -76,9 +79,11 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
-def data_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
+def data_of_last_start(
+    workdir: pathlib.Path, what: Literal["data", "images"] = "data"
+) -> dict[str, str]:
     """The fingerprint of each split at the last start that tells them; {} where none does."""
-    told = [start["data"] for start in read_starts(workdir) if start.get("data")]
+    told = [start[what] for start in read_starts(workdir) if start.get(what)]
     return told[-1] if told else {}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 import pathlib
 import shutil
 import sys
@@ -47,7 +48,8 @@ class Checkpoints:
         self, folder: pathlib.Path, *, metric: str, keep_latest: int = 2, read_only: bool = False
     ):
         def value(metrics):
-            return metrics[metric]
+            # What a run has chosen by before it was changed is no measure any more.
+            return metrics.get(metric, -math.inf)
 
         self._metric = metric
         self._folder = pathlib.Path(folder).resolve()
@@ -235,8 +237,8 @@ class Checkpoints:
             best = self._first_whole(self._measured_steps())
             if best is None:
                 raise UserError(
-                    f"{self._folder}: no checkpoint there was evaluated, so none is the best. "
-                    'Select "last" instead.'
+                    f"{self._folder}: no checkpoint there was evaluated by {self._metric}, so none "
+                    'is the best. Select "last" instead.'
                 )
             return best
         if which.isdigit() and int(which) in steps:
@@ -254,7 +256,8 @@ class Checkpoints:
         measured = []
         for step in self._steps():
             with contextlib.suppress(*_DISK_ERRORS):
-                if metrics := self._manager.metrics(step):
+                metrics = self._manager.metrics(step) or {}
+                if self._metric in metrics:
                     measured.append((metrics[self._metric], step))
         return [step for _, step in sorted(measured, reverse=True)]
 

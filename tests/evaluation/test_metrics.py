@@ -14,6 +14,7 @@ from ssd_jax.evaluation.metrics import (
     diagnose,
     headline,
     measure_detections,
+    protocol_of,
     results_dict,
     summary,
     table,
@@ -178,6 +179,20 @@ def test_pictures_of_nothing_at_all(tmp_path):
         assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
 
 
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("voc07", "VOC07 11-point, IoU >= 0.5, difficult ignored, +1 pixels, 1 images"),
+        ("voc12", "VOC12 area, IoU >= 0.5, difficult ignored, +1 pixels, 1 images"),
+        ("mxnet", "mxnet-ssd 11-point, IoU > 0.5, difficult ignored, continuous boxes, 1 images"),
+        ("coco", "COCO, IoU 0.5:0.95, 101 recalls"),
+    ],
+)
+def test_each_metric_has_its_own_protocol(metric, told):
+    evaluation = measure_detections([truth()], [found()], SIZES, num_classes=1)
+    assert protocol_of(evaluation, metric).startswith(told)
+
+
 # ---- of a run ----
 
 
@@ -216,9 +231,16 @@ def test_a_run_leaves_coco_sizes_and_errors(tiny_run):
 
 def test_the_verb_chooses_the_metric_and_writes_what_the_report_has(tiny_run, tmp_path, capsys):
     command = ["evaluate", "--workdir", str(tiny_run), "--out", str(tmp_path)]
-    assert main([*command, "--config.evaluate.metric=coco"]) == 0
+    # The best checkpoint is the one of the run, by whatever it is measured now.
+    assert main([*command, "--step", "best", "--config.evaluate.metric=coco"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("AP@[.5:.95] (COCO) = 0.")
     report = json.loads((tiny_run / "report.json").read_text())
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again["coco"]["AP50"] == pytest.approx(report["coco"]["AP50"], abs=0.02)
     assert (tmp_path / "errors.png").is_file()
+    # Of two such files one can tell later what was measured otherwise.
+    assert again["run_changes"] == {"evaluate.metric": {"run": "voc07", "here": "coco"}}
+    assert again["protocol"]["checkpoint"] == "best"
+    assert again["protocol"]["headline"].startswith("COCO, IoU 0.5:0.95")
+    assert report["protocol"]["checkpoint"] == "last"
+    assert report["protocol"]["headline"].startswith("VOC07 11-point")

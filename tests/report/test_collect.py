@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import jax
 import pytest
 from made_runs import make_run, make_unfinished_run
 
@@ -179,6 +180,42 @@ def test_a_run_that_has_told_nothing_yet_is_one_too(tmp_path):
     (folder / "metrics.jsonl").unlink()
     run = open_run(folder)
     assert (run.unfinished, run.report["metrics"]) == ("unfinished, step 0", {})
+
+
+def test_a_report_that_was_cut_off_is_no_traceback(tmp_path):
+    path = make_run(tmp_path / "pets") / "report.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match=r"report\.json: it is no report of a run, or a part of"):
+        open_run(tmp_path / "pets")
+
+
+def test_a_run_that_was_moved_is_repeated_from_where_it_lies(tmp_path):
+    make_run(tmp_path / "pets").rename(tmp_path / "other pets")
+    repeat = open_run(tmp_path / "other pets").report["how"]["repeat"]
+    assert f"--config '{tmp_path}/other pets/config.json'" in repeat
+
+
+def test_what_the_command_cannot_repeat_is_told_beside_it(tmp_path):
+    folder = make_run(tmp_path / "pets", data__train__root="")
+    starts.record_start(
+        folder, step=0, weights={"imported": "weights from x"}, data={}, own={"loss": "mine.focal"}
+    )
+    changes = {"epochs": (1, 2)}
+    starts.record_start(folder, step=7, weights=None, data={}, changes=changes)
+    notes = open_run(folder).report["how"]["repeat_notes"]
+    for note, text in zip(
+        notes,
+        (
+            "The loss was a function of the program that started the run, mine.focal",
+            "The program that started the run gave the images",
+            "import them into the new folder first",
+            "From step 7 on the run had other settings (epochs)",
+            f"JAX_NUM_CPU_DEVICES={jax.device_count()} before the command",
+            "In its environment was JAX_PLATFORMS=cpu",
+        ),
+        strict=True,
+    ):
+        assert text in note
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):

@@ -172,6 +172,29 @@ def test_runs_that_differ_in_their_seed_only_are_one_column(tmp_path):
     assert "late (unfinished, step 15)" in page
 
 
+def test_how_a_run_was_computed_opens_no_column_of_its_own(tmp_path):
+    changes = ({"seed": 0}, {"seed": 1, "data__cache": "ram", "log_every_steps": 7})
+    runs = [open_run(make_run(tmp_path / str(i), **each)) for i, each in enumerate(changes)]
+    lines = markdown(runs).splitlines()
+    assert lines[0] == "| | 0, 1 |"
+    assert "| `data.cache` | `none, ram` |" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("iou_threshold", (0.5, 0.75), "other IoU thresholds: 0.5, 0.75"),
+        ("image_fingerprint", ("a", "b"), "images of the same names with other bytes: a, b"),
+        ("image_fingerprint", ("a", None), ""),  # the doctor was not asked
+    ],
+)
+def test_what_keeps_two_runs_from_being_compared_is_told(tmp_path, name, values, text):
+    runs = [open_run(make_run(tmp_path / str(i))) for i in range(2)]
+    for run, value in zip(runs, values, strict=True):
+        run.report["protocol"][name] = value
+    assert warnings(runs) == ([f"measured on {text}"] if text else [])
+
+
 def test_the_curve_of_some_seeds_is_their_mean_in_a_band(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(curves, "save_plot", lambda figure, path: figures.append(figure))

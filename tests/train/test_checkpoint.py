@@ -98,6 +98,17 @@ def test_a_folder_without_checkpoints_says_what_to_do(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_changes_its_metric_compares_by_the_new_one(saved, state):
+    with Checkpoints(saved, metric="other", keep_latest=1) as checkpoints:
+        with pytest.raises(UserError, match="no checkpoint there was evaluated by other, so none"):
+            checkpoints.select("best")
+        for step in (6, 7, 8):
+            save(checkpoints, state, step, 0.1)
+        checkpoints.wait()
+        assert checkpoints.select("best") == 8
+    assert names(saved) == {"8"}
+
+
 def test_without_an_evaluation_there_is_no_best(tmp_path, state):
     with Checkpoints(tmp_path, metric="map") as checkpoints:
         save(checkpoints, state, 1)

@@ -154,6 +154,13 @@ class Source:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def image_fingerprint(self) -> str | None:
+        """A hash of the bytes of all images, None where the doctor has not looked at them."""
+        if self.digests is None:
+            return None
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()[:16]
+
     def take(self, images: Sequence[int] | Int[np.ndarray, "K"]) -> "Source":
         """A source of some of the images, in the order given."""
         images = np.asarray(images, np.int64)
