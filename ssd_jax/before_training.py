@@ -73,11 +73,12 @@ def open_sources(
     source = source_of("train", config.data.classes)
     validation = source_of("val", source.classes)
     decides = config.checkpoint.select == "best" or config.early_stopping.enabled
-    if decides and not validation.object_counts.any():
+    if decides and validation.annotations.difficult.all():
         raise UserError(
             f"config.checkpoint.select: got {config.checkpoint.select!r}, and early_stopping."
             f"enabled: {config.early_stopping.enabled}, but the val split has no object to measure "
-            "by. Give another val split, or select 'last' without early stopping."
+            "by that is not difficult. Give another val split, or select 'last' without early "
+            "stopping."
         )
     sources = {"train": source, "val": validation}
     if config.data.test.root or "test" in given:

@@ -145,10 +145,10 @@ def steps_of(epochs: float, images: int, batch_size: int) -> int:
     return round(epochs * images / batch_size)
 
 
-def evaluate_every(config: ConfigDict, images: int) -> int | None:
-    """Steps between evaluations, None for only at the end."""
+def evaluate_every(config: ConfigDict, images: int) -> int | float | None:
+    """Steps between evaluations, which need not be whole; None for only at the end."""
     if config.evaluate.every_epochs is not None:
-        return max(1, steps_of(config.evaluate.every_epochs, images, config.batch_size))
+        return config.evaluate.every_epochs * images / config.batch_size
     return config.evaluate.every_steps
 
 
@@ -195,7 +195,10 @@ def _decay_steps(config: ConfigDict, images: int) -> list[int]:
 
 
 def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
-    """What is likely to be a mistake: a rate that never falls, is hardly reached, or too high."""
+    """What is likely to be a mistake.
+
+    A rate that never falls, is hardly reached, or too high; a batch of more images than there are.
+    """
     settings, total = config.optimizer, total_steps(config, images)
     warnings = []
     behind = [step for step in _decay_steps(config, images) if step >= total]
@@ -216,6 +219,12 @@ def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
             f"the learning rate {settings.learning_rate:g} is high for batches of "
             f"{config.batch_size}: rates go with the batch, and the published ones are 0.001 to "
             f"0.002 for 32 images. Consider --config.optimizer.learning_rate={usual:.2g}"
+        )
+    if config.batch_size > images:
+        warnings.append(
+            f"a batch of {config.batch_size} has some of the {images} images more than once, and "
+            f"augments each alike: --config.batch_size={1 << (images.bit_length() - 1)} learns as "
+            "much of fewer"
         )
     return warnings
 

@@ -15,10 +15,10 @@ from ssd_jax.errors import UserError
 from ssd_jax.models.ssd import build_model, feature_shapes, map_shapes
 from ssd_jax.ops.anchors import (
     AnchorLevel,
-    chained_levels,
     default_boxes,
     enlarged_image_levels,
     gluoncv_levels,
+    levels_of_scales,
     mxnet_levels,
     paper_levels,
 )
@@ -103,4 +103,4 @@ def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[An
             f"{len(shapes) + 1}: one a feature map {list(shapes)}, and one more that the last "
             "map's larger square is made with."
         )
-    return chained_levels(config.anchors.scales)
+    return levels_of_scales(config.anchors.scales, config.model.image_size, shapes)

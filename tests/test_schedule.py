@@ -38,6 +38,15 @@ def test_a_rate_for_larger_batches_is_told():
     assert schedule_warnings(config, IMAGES) == []
 
 
+def test_a_batch_of_more_images_than_there_are_is_told():
+    config = config_of(learning_rate=1e-4)
+    config.batch_size = 32
+    assert schedule_warnings(config, 32) == []
+    (told,) = schedule_warnings(config, 20)
+    assert "some of the 20 images more than once" in told
+    assert "--config.batch_size=16 " in told
+
+
 def test_epochs_that_are_given_count_as_epochs():
     schedule = build_schedule(config_of(learning_rate=1.0, decay_epochs=(20.0,)), IMAGES)
     assert [float(schedule(step)) for step in (999, 1001)] == pytest.approx([1, 0.1])

@@ -73,13 +73,16 @@ def test_a_row_of_the_paper_is_its_network_at_another_batch(backbone, batch_size
 
 
 def test_the_network_of_coco_is_torchvisions():
-    """Of 91 channels, as `SSD300_VGG16_Weights` says; and the sides of `ssd_coco.py`'s anchors."""
+    """Of 91 channels, as `SSD300_VGG16_Weights` says; anchors as in `ssd_coco.py`."""
     config = configs.load_config(str(FILES[0].parent / "coco_vgg16_300.py"))
     network = build_network(config, 90)
     shapes = variable_shapes(network.model, config.model.image_size)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 35_641_826
     first_and_last_map = 300 * (network.anchors[:, 2] - network.anchors[:, 0])[[0, -4]]
     np.testing.assert_allclose(first_and_last_map, [21, 261], rtol=1e-6)
+    centres = 300 * (network.anchors[:, 0] + network.anchors[:, 2]) / 2
+    assert sorted(set(centres[: 38 * 4].round(3).tolist()))[:2] == [4, 12]
+    assert centres[: 38 * 4].max() == pytest.approx(300)  # 38 steps of 8 px, not of 300 / 38
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

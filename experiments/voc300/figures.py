@@ -141,9 +141,12 @@ def draw_curves(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) ->
             own = [row for row in rows if row["arm"] == name]
             if not own:
                 continue
-            images = np.array(own[0]["curve"]["step"]) * own[0]["batch_size"]
-            epochs = images / own[0]["train_images"]
-            curves = 100 * np.array([row["curve"]["map_voc07"] for row in own])
+            steps = np.array(own[0]["curve"]["step"])
+            epochs = steps * own[0]["batch_size"] / own[0]["train_images"]
+            # Runs of other versions were evaluated a step earlier or later.
+            curves = 100 * np.array(
+                [np.interp(steps, row["curve"]["step"], row["curve"]["map_voc07"]) for row in own]
+            )
             lowest, highest = curves.min(axis=0), curves.max(axis=0)
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.2)
             label = f"{name}, {len(own)} seed{'s' if len(own) > 1 else ''}"

@@ -166,6 +166,16 @@ def _levels_in_pixels(
     return chained_levels([scale / network[0] for scale in pixels], _steps(network))
 
 
+def levels_of_scales(
+    scales: Sequence[float], image_size: int, feature_shapes: Sequence[tuple[int, int]]
+) -> tuple[AnchorLevel, ...]:
+    """`chained_levels` with the centres that the published networks have on these maps.
+
+    Scales are all that SSD300 for COCO has of its own (`ssd_coco.py` of the paper's authors).
+    """
+    return chained_levels(scales, _steps(_network(image_size, feature_shapes)))
+
+
 def enlarged_image_levels(levels: Sequence[AnchorLevel], factor: float) -> tuple[AnchorLevel, ...]:
     """The same anchors, in pixels, of an image with `factor` times the side.
 

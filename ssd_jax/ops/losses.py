@@ -178,7 +178,9 @@ def sigmoid_loss(
     score, soft_targets = jax.nn.sigmoid(logits), jnp.where(targets, quality[:, None], 0.0)
     cross_entropy = optax.sigmoid_binary_cross_entropy(logits, soft_targets)
     if kind == "quality_focal":
-        return jnp.abs(soft_targets - score) ** gamma * cross_entropy
+        # Of 0, a power below 1 has no finite gradient.
+        distance = jnp.maximum(jnp.abs(soft_targets - score), jnp.finfo(jnp.float32).tiny)
+        return distance**gamma * cross_entropy
     # The weights of the authors' code are constants, not learned through.
     weights = jnp.where(targets, soft_targets, alpha * jax.lax.stop_gradient(score) ** gamma)
     return weights * cross_entropy

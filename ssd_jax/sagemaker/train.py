@@ -189,7 +189,7 @@ def build_config(
         _freeze(config, values["freeze_layer_pattern"])
     # The log tells epochs as whole numbers of steps, however they were given.
     steps = total_steps(config, images)
-    every = min(evaluate_every(config, images) or steps, steps)
+    every = min(max(1, round(evaluate_every(config, images) or steps)), steps)
     config.epochs, config.steps = None, steps
     config.evaluate.every_epochs, config.evaluate.every_steps = None, every
     return config

@@ -34,7 +34,7 @@ def train(
     stopping: Stopping,
     watchdog: Watchdog,
     early_stopping: EarlyStopping | None,
-    evaluate_every: int | None,
+    evaluate_every: int | float | None,
     save_every: int | None,
     log_every: int,
 ) -> TrainState:
@@ -43,9 +43,10 @@ def train(
     `program(step)` is the function that takes the step of that number. The last state is evaluated
     and saved. `batches` gives (names of the samples, batch on the mesh) and stands at `state.step`
     already: the data position is the step. `state` is donated to the first step. `evaluate` gives
-    the metrics, and how fast it was. `save` gets the metrics of the same state, or None, and
-    replaces what it saved of the same step before. `diverged` gives what is raised when a value of
-    a step is not finite, from its number, samples and values, and the newest state.
+    the metrics, and how fast it was; `evaluate_every`, in steps, need not be whole. `save` gets the
+    metrics of the same state, or None, and replaces what it saved of the same step before.
+    `diverged` gives what is raised when a value of a step is not finite, from its number, samples
+    and values, and the newest state.
 
     Raises:
       Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
@@ -113,5 +114,6 @@ def train(
     return state
 
 
-def _due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
+def _due(every: int | float | None, step: int) -> bool:
+    """Whether it is the step nearest to a multiple of `every`, which need not be whole."""
+    return every is not None and step == round(round(step / every) * every)

@@ -112,7 +112,10 @@ def batch_loss(
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
-    With "positives" both counts are the positive anchors (SSD paper, equation 1). With "valid"
+    With "positives" both counts are the positive anchors (SSD paper, equation 1); an image that has
+    only negatives, which the paper does not speak of, counts as one for the class loss, for it has
+    the negatives of one: else a batch without any object would weigh more than others by the number
+    of its images. With "valid"
     (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives, and the
     box loss by its deltas that are not exactly right: both about four times as many. A count of
     nothing is one. `group` is the number of consecutive images that are counted together, what
@@ -135,7 +138,8 @@ def batch_loss(
     sums = jax.vmap(
         lambda d, c, t: multibox_loss(d, c, t, anchors, variances=variances, **objective)
     )(box_deltas, class_logits, targets)
-    counts = sums.num_positive, sums.num_positive
+    only_negatives = (sums.num_positive == 0) & (sums.num_classified > 0)
+    counts = sums.num_positive + only_negatives, sums.num_positive
     if normalization == "valid":
         counts = sums.num_classified, sums.num_box_errors
     size = group_size(len(box_deltas), group, batch_axis=batch_axis)

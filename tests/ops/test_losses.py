@@ -250,6 +250,21 @@ def test_a_quality_loss_is_least_where_the_score_is_the_quality(kind):
     assert float(gradient(at - 1)) < 0 < float(gradient(at + 1))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("logit", "quality"), [(-110.0, 0.0), (0.0, 0.5), (20.0, 1.0)])
+def test_the_gradient_is_finite_where_the_score_is_the_quality_exactly(logit, quality, gamma):
+    gradient = jax.grad(
+        lambda logit: sigmoid_loss(
+            logit[None, None],
+            jnp.array([[quality > 0]]),
+            jnp.array([quality]),
+            kind="quality_focal",
+            gamma=gamma,
+        ).sum()
+    )
+    assert abs(float(gradient(logit))) < 1e-6
+
+
 def square_anchors():
     corner = jnp.asarray(np.random.default_rng(8).uniform(0, 0.7, (ANCHORS, 2)), jnp.float32)
     return jnp.concatenate([corner, corner + 0.3], axis=1)

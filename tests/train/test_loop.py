@@ -98,6 +98,17 @@ class Run:
             )
 
 
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [(4, [4, 8, 10]), (10 / 3, [3, 7, 10]), (2.5, [2, 5, 8, 10]), (0.6, list(range(1, 11)))],
+)
+def test_evaluations_stay_at_multiples_that_are_no_whole_steps(every, steps):
+    """Rounded once, the last multiple of many would fall some steps before the end of the run."""
+    run = Run(evaluate_every=every)
+    run.train()
+    assert [each["step"] for each in run.recorder.records if each["split"] == "val"] == steps
+
+
 UNWATCHED = {"factor": 0.0, "minimum_seconds": 1.0, "first_seconds": 1.0}
 
 

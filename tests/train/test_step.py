@@ -68,7 +68,7 @@ ONE_OBJECT, NO_OBJECT = 3 * np.log(2) + 4 * 0.5, 3 * np.log(2)
 
 def test_the_loss_is_divided_by_the_positives_of_the_whole_batch():
     assert float(loss_of([True, True])[0]) == pytest.approx(2 * ONE_OBJECT / 2, rel=1e-6)
-    assert float(loss_of([True, False])[0]) == pytest.approx(ONE_OBJECT + NO_OBJECT, rel=1e-6)
+    assert float(loss_of([True] * 3)[0]) == pytest.approx(ONE_OBJECT, rel=1e-6)
 
 
 def test_groups_are_counted_apart_and_averaged():
@@ -142,9 +142,12 @@ def test_the_box_loss_is_weighted():
     )
 
 
-def test_images_without_objects_are_negatives_and_their_loss_is_finite():
-    loss, metrics = loss_of([False, False])
-    assert float(loss) == pytest.approx(2 * 3 * np.log(2), rel=1e-6)
+@pytest.mark.parametrize("images", [1, 8])
+def test_images_without_objects_are_negatives_and_weigh_as_much_as_one_object(images):
+    loss, metrics = loss_of([False] * images)
+    assert float(loss) == pytest.approx(NO_OBJECT, rel=1e-6)
+    mixed, _ = loss_of([True, *[False] * images])
+    assert float(mixed) == pytest.approx(ONE_OBJECT, rel=1e-6)  # as many negatives each
     assert float(metrics["box_loss"]) == 0.0
     assert float(loss_of([False, False], logits=50.0)[0]) == pytest.approx(0.0)
 
