@@ -6,7 +6,7 @@ from ssd_jax import experiment
 from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
 from ssd_jax.config import flat_items
 from ssd_jax.config_check import check
-from ssd_jax.network import build_network
+from ssd_jax.network import build_network, network_warnings
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.runs import compiled_steps
 from ssd_jax.sharding import check_divides, make_mesh
@@ -41,7 +41,8 @@ def tell_plan(config: ConfigDict) -> None:
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
     tell(experiment.describe_network(config, network, state.variables, mesh))
     tell(f"steps: {experiment.total_steps(config, len(source)):,}")
-    for warning in experiment.schedule_warnings(config, len(source)):
+    warnings = network_warnings(config, network)
+    for warning in warnings + experiment.schedule_warnings(config, len(source)):
         tell(f"warning: {warning}")
     steps = experiment.build_steps(config, network, schedule, optimizer, mesh)
     compiled_steps(steps, state, config, source, mesh)

@@ -12,7 +12,7 @@ from ssd_jax.cluster import fingerprint, from_first, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.importing import new_layers, start_from
 from ssd_jax.models.initialise import init_variables, scale_kernels, unit_output_factors
-from ssd_jax.network import Network
+from ssd_jax.network import Network, network_warnings
 from ssd_jax.train.state import TrainState
 from ssd_jax.training_data import network_inputs
 
@@ -57,7 +57,8 @@ def first_state(
     with together() as facts:
         facts["weights to begin with"] = fingerprint(variables)
     tell(experiment.describe_network(config, network, variables, mesh))
-    for warning in experiment.schedule_warnings(config, len(source)):
+    warnings = network_warnings(config, network)
+    for warning in warnings + experiment.schedule_warnings(config, len(source)):
         tell(f"warning: {warning}")
     return experiment.build_state(config, variables, optimizer, mesh), told
 

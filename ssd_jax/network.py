@@ -53,6 +53,20 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
     return Network(model, default_boxes(shapes, levels))
 
 
+def network_warnings(config: ConfigDict, network: Network) -> list[str]:
+    """What is likely to be a mistake about the layers."""
+    images = config.model.batch_norm_group or config.batch_size
+    one_value = images == 1 and map_shapes(network.model, config.model.image_size)[-1] == (1, 1)
+    if config.model.batch_norm != "batch" or not one_value:
+        return []
+    return [
+        "BatchNorm of one image has one value a channel on the last map, which has no variance: "
+        "the layer learns nothing, and evaluations divide by almost nothing. Give "
+        "--config.model.batch_norm_group=8, which must divide the batch, or "
+        "--config.model.batch_norm=frozen"
+    ]
+
+
 def anchors_at(config: ConfigDict, network: Network, image_size: int) -> Float[np.ndarray, "_ 4"]:
     """The network's anchors on images of another size, where they are as large in pixels.
 

@@ -10,9 +10,18 @@ from tiny import tiny_config, write_vgg16
 from ssd_jax import experiment, first_state
 from ssd_jax.detector import load_trained
 from ssd_jax.models.initialise import init_variables
-from ssd_jax.network import build_network
+from ssd_jax.network import build_network, network_warnings
 from ssd_jax.runs import run_training
 from ssd_jax.sharding import make_mesh
+
+
+@pytest.mark.parametrize(
+    ("group", "batch_norm", "told"), [(1, "batch", 1), (2, "batch", 0), (1, "frozen", 0)]
+)
+def test_statistics_of_a_single_value_are_told(shapes, group, batch_norm, told):
+    config = tiny_config(shapes, model__batch_norm=batch_norm, model__batch_norm_group=group)
+    warnings = network_warnings(config, build_network(config, 3))
+    assert [warning[:26] for warning in warnings] == ["BatchNorm of one image has"] * told
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.errors import UserError
 from ssd_jax.models.convolution import convolution
 from ssd_jax.models.groups import group_size, group_sums
 
@@ -167,12 +166,6 @@ class GroupedBatchNorm(nn.Module):
         # over devices; the textbook form needs two of each.
         moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))], axis=1)
         size = group_size(len(x), self.group, batch_axis=self.batch_axis)
-        if size * x.shape[1] * x.shape[2] == 1:
-            raise UserError(
-                f"{'/'.join(self.path)}: BatchNorm of one image on a map of 1 x 1 has one value a "
-                "channel, which has no variance. Give config.model.batch_norm_group of 2 or more, "
-                'better 8, and with it a batch_size, or config.model.batch_norm = "frozen".'
-            )
         mean, square = jnp.split(
             group_sums(moments, self.group, batch_axis=self.batch_axis) / size, 2, axis=1
         )
