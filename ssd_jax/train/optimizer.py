@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, from optax's parts."""
 
+import collections
 import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -27,8 +28,9 @@ def step_schedule(
     warmup_steps: int = 0,
 ) -> optax.Schedule:
     """Piecewise constant: times `decay_factor` from each of `decay_steps` on; linear warm-up."""
+    falls = collections.Counter(decay_steps)  # of a short run several may be one step
     constant = optax.piecewise_constant_schedule(
-        learning_rate, {step: decay_factor for step in decay_steps}
+        learning_rate, {step: decay_factor**times for step, times in falls.items()}
     )
     if not warmup_steps:
         return constant

@@ -35,6 +35,8 @@ def test_step_schedule_drops_at_its_steps():
     schedule = step_schedule(1.0, decay_steps=(10, 20), decay_factor=0.1)
     values = [float(schedule(step)) for step in (0, 9, 10, 19, 20, 99)]
     np.testing.assert_allclose(values, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    both_at_once = step_schedule(1.0, decay_steps=(3, 3), decay_factor=0.1)
+    assert float(both_at_once(3)) == pytest.approx(0.01)
 
 
 def test_warm_up_is_linear_and_ends_at_the_full_rate():
