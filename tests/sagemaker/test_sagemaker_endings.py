@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import types
 
@@ -11,6 +12,7 @@ from sagemaker.small_job import command, prepare
 
 from ssd_jax.cli import main
 from ssd_jax.data import codes
+from ssd_jax.data.sources.recordio_file import frame
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.sagemaker.log import logger
 from ssd_jax.sagemaker.train import _leave_results
@@ -46,6 +48,26 @@ def test_what_the_user_did_wrong_stands_in_the_failure_file(
     assert message in failure[:1024]
     assert message in log
     assert not (root / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "code"),
+    [
+        (struct.pack("<IfQQ", 0, 1, 0, 0), "2 SSD144, first: "),  # of a classification
+        (struct.pack("<IfQQ7f", 7, 0, 0, 0, 2, 5, 0, 10, 10, 90, 90), "2 SSD132, first: "),
+    ],
+)
+def test_why_none_of_the_data_can_be_used_stands_in_the_failure_file(
+    label, code, shapes, tmp_path, capsys
+):
+    root = prepare(tmp_path, shapes)
+    records = root / "input/data/train/data.rec"
+    records.write_bytes(frame(label + b"image") * 2)
+    records.with_suffix(".idx").unlink(missing_ok=True)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text()[:1024]
+    assert failure.startswith("ClientError: SSD103 ")
+    assert f"{code}{records}, record 0" in failure
 
 
 def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
