@@ -96,7 +96,7 @@ def test_why_nothing_is_left_is_told():
     told = str(error.value)
     assert "3 SSD133, first: image 0, object 1: box (0.5, 0, 0.5, 1) has no area" in told
     assert "; 2 SSD136, first: file 0: none of its 2 boxes can be used" in told
-    with pytest.raises(DataError, match="that shows one. Use another split"):
+    with pytest.raises(DataError, match=r"that shows one\. Use another split"):
         check_not_empty(source([]).take([]), "data")
 
 
