@@ -44,6 +44,7 @@ from ssd_jax.sagemaker.hyperparameters import (
     to_config,
 )
 from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
+from ssd_jax.train.stopping import Stopping
 from ssd_jax.weights.load import HEADS
 
 # Of the first host, where the others find it.
@@ -52,6 +53,8 @@ PORT = 12355
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
 # What writes an ONNX model, and what checks it.
 ONNX_PACKAGES = ("onnx", "onnxruntime")
+# Folders in ROOT begin so that hold a detector until it is whole.
+_SCRATCH = ".export-"
 
 
 class Hosts(NamedTuple):
@@ -118,6 +121,8 @@ def _train(
     *,
     last_words: Callable[[Exception], object],
 ) -> None:
+    for path in root.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(path, ignore_errors=True)  # of a job that was killed
     given = read_config_file(root, "hyperparameters.json")
     logger.info("Merging with provided configuration from hyperparameters.json: %s", given)
     values = parse_hyperparameters(given)
@@ -142,15 +147,18 @@ def _train(
         best=_best_before(workdir / METRICS_FILE, metric),
     )
     stopped = None
-    try:
-        run_training(config, workdir, observers=[epoch_log], last_words=last_words)
-    except Stopped as stop:
-        stopped = stop
-    with cluster.together():
-        if jax.process_index() == 0:
-            _leave_results(root, workdir, stopped=stopped is not None)
-    if stopped:
-        raise stopped
+    with Stopping() as stopping:  # for the export too: those of the training end with it
+        try:
+            run_training(config, workdir, observers=[epoch_log], last_words=last_words)
+        except Stopped as stop:
+            stopped = stop
+        stopping.hold()
+        with cluster.together():
+            if jax.process_index() == 0:
+                stopped = _leave_results(root, workdir, stopping, stopped)
+        why = cluster.from_first(str(stopped or ""))
+    if why:
+        raise Stopped(why)
     if not channels.test:
         logger.info("Test data is not provided.")
 
@@ -263,28 +271,42 @@ def _freeze(config: ConfigDict, pattern: str) -> None:
     )
 
 
-def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) -> None:
-    """The detector in ROOT/model, and all that the run tells in ROOT/output/data."""
+def _leave_results(
+    root: pathlib.Path, workdir: pathlib.Path, stopping: Stopping, stopped: Stopped | None
+) -> Stopped | None:
+    """The detector in ROOT/model, and all that the run tells in ROOT/output/data.
+
+    `stopped` is the request that ended the training; the result is that, or one that came now.
+    """
     told = root / "output/data"
     shutil.copytree(
         workdir, told, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
     )
     model = root / "model"
     model.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
+    with tempfile.TemporaryDirectory(dir=root, prefix=_SCRATCH) as folder:
         exported = pathlib.Path(folder, "model")
-        export = _export(workdir, exported, onnx=not stopped)
+        try:
+            if not stopped:
+                with stopping.at_once():
+                    export = _export(workdir, exported, onnx=True)
+        except Stopped as stop:
+            stopped = stop
+        if stopped:
+            exported = exported.with_name("stopped")
+            export = _export(workdir, exported, onnx=False)
         if export.returncode:
             told = export.stderr.strip()[-1000:]
             if not stopped:
                 raise UserError(f"the run is done, but its model is not exported: {told}")
             # Before the first evaluation there is no best checkpoint.
             logger.warning("No model is left: %s", told)
-            return
+            return stopped
         # A folder is an exported detector as soon as it has meta.json, so that comes last.
         for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)
+    return stopped
 
 
 def _export(
@@ -301,13 +323,13 @@ def _export(
     elif missing:
         logger.info(without, f"{', '.join(missing)} of the extra onnx is not installed")
     else:
-        export = run_child([*command, "--onnx"])
+        export = run_child([*command, "--onnx"], in_group=True)
         if not export.returncode:
             logger.info("The model is left with an ONNX form")
             return export
         # A run that took days is not lost for a form that it can do without.
         logger.warning(without, export.stderr.strip()[-1000:])
-    return run_child(command)
+    return run_child(command, in_group=True)
 
 
 def _best_before(metrics: pathlib.Path, metric: str) -> float:

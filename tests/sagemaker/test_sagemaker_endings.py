@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import struct
 import subprocess
 import types
@@ -13,9 +14,10 @@ from sagemaker.small_job import command, prepare
 from ssd_jax.cli import main
 from ssd_jax.data import codes
 from ssd_jax.data.sources.recordio_file import frame
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, Stopped, UserError
 from ssd_jax.sagemaker.log import logger
 from ssd_jax.sagemaker.train import _leave_results
+from ssd_jax.train.stopping import Stopping
 from ssd_jax.train.watchdog import EXIT_STALLED
 
 
@@ -91,10 +93,15 @@ def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tell
 
 @pytest.fixture
 def exports(monkeypatch):
-    """The commands of exports that leave empty files, and fail with what stands in `failing`."""
+    """The commands of exports that leave empty files; they fail with what stands in `failing`.
+
+    With what stands in `signals` the job gets SIGTERM meanwhile.
+    """
 
     def export(command, **_):
         exports.commands.append(command)
+        if exports.signals & set(command):
+            os.kill(os.getpid(), signal.SIGTERM)
         if exports.failing & set(command):
             return subprocess.CompletedProcess(command, 1, "", "it finds something else")
         folder = command[command.index("--out") + 1]
@@ -103,8 +110,8 @@ def exports(monkeypatch):
             (folder / name).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    exports = types.SimpleNamespace(commands=[], failing=set())
-    monkeypatch.setattr(subprocess, "run", export)
+    exports = types.SimpleNamespace(commands=[], failing=set(), signals=set())
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_child", export)
     return exports
 
 
@@ -127,7 +134,9 @@ def test_a_job_leaves_an_onnx_model_where_it_can(
     monkeypatch.setattr(found, lambda name: None if name in missing else name)
     exports.failing = failing
     (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=stopped)
+    request = Stopped("stopped") if stopped else None
+    with Stopping() as stopping:
+        assert _leave_results(tmp_path, tmp_path / "checkpoints", stopping, request) is request
     assert ["--onnx" in command for command in exports.commands] == onnx
     assert why in caplog.text
     assert (tmp_path / "model/meta.json").is_file()
@@ -140,10 +149,28 @@ def test_of_the_model_that_a_job_leaves_meta_json_comes_last(exports, tmp_path, 
         pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
     )
     (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
+    with Stopping() as stopping:
+        _leave_results(tmp_path, tmp_path / "checkpoints", stopping, None)
     assert "--no-archive" in exports.commands[0]
     assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
     assert moved[2:] == ["meta.json"]
+
+
+def test_a_job_that_is_stopped_in_its_export_leaves_a_model_too(
+    exports, shapes, tmp_path, capsys, monkeypatch
+):
+    root = prepare(tmp_path, shapes)
+    (root / "checkpoints").mkdir()
+    rest = root / ".export-of-a-job-that-was-killed"
+    rest.mkdir()
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", lambda *_, **__: None)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.find_spec", lambda name: name)
+    exports.signals = {"--onnx", "--no-archive"}  # again, in the export that is quick
+    assert train(root, capsys)[0] == 75
+    assert ["--onnx" in command for command in exports.commands] == [True, False]
+    assert (root / "model/meta.json").is_file()
+    assert not list(root.glob(".export-*"))
+    assert not (root / "output/failure").exists()
 
 
 def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
