@@ -125,6 +125,32 @@ RULES = {
     "_begin_epoch": Rule(_integer, 0, choices=(0,)),
 }
 
+# What `to_config` makes of them, by the setting that each has most to do with.
+OF_SETTINGS = {
+    "model.backbone": "base_network",
+    "model.image_size": "image_shape",
+    "steps": "epochs",
+    "batch_size": "mini_batch_size",
+    "optimizer.learning_rate": "learning_rate",
+    "optimizer.decay_epochs": "lr_scheduler_step",
+    "optimizer.decay_factor": "lr_scheduler_factor",
+    "optimizer.name": "optimizer",
+    "optimizer.momentum": "momentum",
+    "optimizer.weight_decay": "weight_decay",
+    "optimizer.steps_per_epoch": "num_training_samples",
+    "evaluate.iou_threshold": "overlap_threshold",
+    "detect.iou_threshold": "nms_threshold",
+    "detect.candidates": "nms_topk",
+    "data.label_width": "label_width",
+    "early_stopping.enabled": "early_stopping",
+    "early_stopping.minimum_epochs": "early_stopping_min_epochs",
+    "early_stopping.patience": "early_stopping_patience",
+    "early_stopping.tolerance": "early_stopping_tolerance",
+    # Of these two `build_config` makes it.
+    "data.classes": "num_classes",
+    "optimizer.rate_multipliers": "freeze_layer_pattern",
+}
+
 
 def parse_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """All hyperparameters with their values; `given` are texts, as SageMaker passes them.

@@ -28,7 +28,7 @@ from ssd_jax.config_check import check
 from ssd_jax.data import codes
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
-from ssd_jax.errors import DataError, Stopped, UserError
+from ssd_jax.errors import AnotherRun, DataError, Stopped, UserError
 from ssd_jax.experiment import evaluate_every, total_steps
 from ssd_jax.export.folder import META
 from ssd_jax.importing import count_classes
@@ -36,8 +36,15 @@ from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.run_log import METRICS_FILE, read_metrics
 from ssd_jax.runs import run_training
-from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
+from ssd_jax.sagemaker.channels import (
+    CHECKPOINTS,
+    MODEL,
+    Channels,
+    find_channels,
+    read_config_file,
+)
 from ssd_jax.sagemaker.hyperparameters import (
+    OF_SETTINGS,
     RULES,
     frozen_paths,
     parse_hyperparameters,
@@ -92,7 +99,7 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
         failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
 
     try:
-        with _in_the_words_of_the_original():
+        with _in_the_words_of_a_job():
             _train(root, assignments, last_words=fail)
     except Stopped:
         raise
@@ -102,8 +109,11 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
 
 
 @contextlib.contextmanager
-def _in_the_words_of_the_original() -> Iterator[None]:
-    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record."""
+def _in_the_words_of_a_job() -> Iterator[None]:
+    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record.
+
+    And a job has neither --change nor --workdir.
+    """
     try:
         yield
     except DataError as error:
@@ -112,6 +122,14 @@ def _in_the_words_of_the_original() -> Iterator[None]:
         raise UserError(
             f"Invalid parameter value 'label_width': {error}. A job takes "
             f"{RULES['label_width'].default} where it is left out."
+        ) from error
+    except AnotherRun as error:
+        names = [OF_SETTINGS[name] for name in error.settings if name in OF_SETTINGS]
+        which = f" (hyperparameters: {', '.join(names)})" if names else ""
+        raise UserError(
+            f"{error.problem}{which}. Go on with the same, or give another S3 URI for the "
+            f"checkpoints, or an empty folder {CHECKPOINTS}/; the artefact of that run as the "
+            f"channel {MODEL} begins with its weights."
         ) from error
 
 

@@ -9,9 +9,11 @@ import subprocess
 import types
 
 import pytest
-from sagemaker.small_job import command, prepare
+from sagemaker.opt_ml import write_config
+from sagemaker.small_job import HYPERPARAMETERS, command, prepare
 
 from ssd_jax.cli import main
+from ssd_jax.config import save_config
 from ssd_jax.data import codes
 from ssd_jax.data.sources.recordio_file import frame
 from ssd_jax.errors import DataError, Stopped, UserError
@@ -89,6 +91,29 @@ def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tell
     assert train(root, capsys)[0] == 2
     failure = (root / "output/failure").read_text()
     assert failure.startswith("ClientError: Invalid parameter value 'label_width': SSD183 val.rec")
+
+
+def test_another_run_in_the_checkpoints_is_told_in_the_terms_of_a_job(
+    shapes, tmp_path, capsys, monkeypatch
+):
+    def begin(config, workdir, **_):
+        (workdir / "checkpoints/2").mkdir(parents=True)
+        save_config(config, workdir / "config.json")
+        raise Stopped("stopped")
+
+    root = prepare(tmp_path, shapes)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssd_jax.sagemaker.train.run_training", begin)
+        patch.setattr("ssd_jax.sagemaker.train._leave_results", lambda *given: given[-1])
+        assert train(root, capsys)[0] == 75
+    hyperparameters = HYPERPARAMETERS | {"learning_rate": "0.002"}
+    write_config(root, "hyperparameters.json", hyperparameters)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text().splitlines()[0]
+    assert "is now 0.0002 (hyperparameters: learning_rate). " in failure
+    assert "another S3 URI" in failure
+    assert "channel model" in failure
+    assert "--" not in failure
 
 
 @pytest.fixture

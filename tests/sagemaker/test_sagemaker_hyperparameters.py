@@ -4,11 +4,12 @@ import pathlib
 
 import pytest
 
-from ssd_jax.config import default_config
+from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.sagemaker.hyperparameters import (
+    OF_SETTINGS,
     RULES,
     frozen_paths,
     parse_hyperparameters,
@@ -249,6 +250,23 @@ def test_early_stopping_and_thresholds():
     assert (config.detect.iou_threshold, config.detect.candidates) == (0.3, 100)
     assert config.data.label_width == 600
     assert config.data.canvas == config.model.image_size == 640
+
+
+def test_the_settings_that_hyperparameters_become_are_known():
+    others = {
+        "base_network": "resnet-50",
+        "image_shape": "512",
+        "lr_scheduler_step": "3",
+        "optimizer": "adam",
+        "early_stopping": "True",
+    }
+    before = dict(flat_items(config_of()))
+    for setting, name in OF_SETTINGS.items():
+        if name in ("num_classes", "freeze_layer_pattern"):
+            assert setting in before
+        else:
+            text = others.get(name, "9" if isinstance(RULES[name].default, int | None) else "0.7")
+            assert dict(flat_items(config_of(**{name: text})))[setting] != before[setting]
 
 
 PATHS = (
