@@ -239,7 +239,7 @@ def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) ->
             raise _no_pair(where, 2 * number + 1, f"it is {shown(annotation)}")
         name = f"{number:07d}{_SUFFIXES[image[:2]]}"
         (folder / name).write_bytes(image)
-        text = json.dumps({"file": name, **annotation})
+        text = json.dumps({**annotation, "file": name})
         (folder / name).with_suffix(".json").write_text(text)
     return folder
 

@@ -108,6 +108,7 @@ def pairs_of(written):
         height, width = example.size
         boxes = (example.boxes * [width, height, width, height]).tolist()
         annotation = {
+            "file": "where it was.jpg",  # of an annotation that was written for the image channels
             "image_size": [{"width": width, "height": height, "depth": 3}],
             "annotations": [
                 # Ground Truth writes ids as text.
