@@ -16,6 +16,7 @@ from ssd_jax.data.sources.base import what_is_there
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import is_apple_double
 from ssd_jax.train.checkpoint_manifest import has_trained
 
 RECORDIO = "application/x-recordio"
@@ -153,7 +154,9 @@ def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name.lower().endswith(tuple(suffixes))
+        if path.is_file()
+        and path.name.lower().endswith(tuple(suffixes))
+        and not is_apple_double(path.name)
     )
 
 

@@ -50,6 +50,7 @@ def test_recordio(root, written):
     for name in ("train", "validation"):
         (root / "input/data" / name).mkdir()
         shutil.copy(written / "data.rec", root / "input/data" / name)
+        (root / "input/data" / name / "._data.rec").touch()  # of a copy made by macOS
     give(root, {"train": channel(), "validation": channel()})
     found = find_channels(root)
     assert_same_as_recordio(found.train, written)
