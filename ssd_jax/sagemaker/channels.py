@@ -125,14 +125,22 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
         for place in (folder, folder.with_name(annotations)):
             _check_folder(place)
         return str(folder)
-    if manifests := _files(folder, MANIFEST_SUFFIXES):
+    records, manifests = _files(folder, (".rec",)), _files(folder, MANIFEST_SUFFIXES)
+    if kind == RECORDIO and len(records) == 1:
+        return str(records[0])
+    if records and manifests:
+        found = ", ".join(str(path.relative_to(folder)) for path in (*records, *manifests)[:10])
+        raise _invalid(
+            f"the channel {name} has records and manifests: {found}", f"one of them in {folder}"
+        )
+    if manifests:
         return _only(manifests, folder, MANIFEST_SUFFIXES)
     if kind in IMAGES:
         raise _invalid(
             f"{annotations!r} is a required property, for {name} is of type {kind}",
             "a channel with a JSON file for each image",
         )
-    return _one_file(folder, (".rec",))
+    return _only(records, folder, (".rec",))
 
 
 def _one_file(folder: pathlib.Path, suffixes: Sequence[str]) -> str:

@@ -57,6 +57,18 @@ def test_recordio(root, written):
     assert (found.test, found.model) == ("", "")
 
 
+def test_a_manifest_beside_the_records_does_not_win(root, written):
+    for name in ("train", "validation"):
+        (root / "input/data" / name).mkdir()
+        shutil.copy(written / "data.rec", root / "input/data" / name)
+    (root / "input/data/train/list.jsonl").touch()
+    give(root, dict.fromkeys(("train", "validation"), channel()))
+    assert find_channels(root).train == str(root / "input/data/train/data.rec")
+    give(root, {"train": {}, "validation": {}})
+    with pytest.raises(UserError, match=r"the channel train has .*: data\.rec, list\.jsonl\. Exp"):
+        find_channels(root)
+
+
 def test_a_record_file_may_lie_deeper_and_its_type_have_parameters(root, written):
     places = {name: root / f"input/data/{name}/part/DATA.REC" for name in ("train", "validation")}
     for place in places.values():
