@@ -6,6 +6,7 @@ your-algorithms-training-signal-success-failure.html.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -244,7 +245,8 @@ def _class_names(found: Sequence[str], count: int) -> tuple[str, ...]:
             f"{', '.join(found)}. Class ids count from 0, without background."
         )
     names = str if names_are_numbers(found) else "class_{}".format
-    return (*found, *(names(number) for number in range(len(found), count)))
+    free = (name for name in map(names, itertools.count(len(found))) if name not in found)
+    return (*found, *itertools.islice(free, count - len(found)))
 
 
 def _weights(values: Mapping[str, Any], channels: Channels) -> str:
