@@ -76,6 +76,8 @@ def test_defaults_are_those_of_the_documentation():
         ({"a": "", "b": ""}, r"not allowed \('a', 'b' were unexpected\)"),
         ({"num_classes": "0"}, "num_classes: 0 is less than the minimum of 1"),
         ({"num_classes": "3.0"}, "num_classes: '3.0' is not of type 'integer'"),
+        ({"mini_batch_size": 30 * "9"}, f"{30 * '9'} is not of type 'integer', of 32 bits"),
+        ({"num_classes": 5000 * "9"}, "num_classes: 9{40} is not of type 'integer', of 32 bits"),
         ({"base_network": "vgg16"}, r"'vgg16' is not one of \['vgg-16', 'resnet-50'\]"),
         ({"image_shape": "299"}, "299 is less than the minimum of 300"),
         ({"learning_rate": "0"}, "0 is less than or equal to the minimum of 0"),
@@ -103,11 +105,13 @@ def test_what_is_wrong_is_told_in_the_words_of_the_original(given, message):
     ("names", "smallest", "too_small", "largest", "too_large"),
     [
         (
-            "num_classes num_training_samples epochs mini_batch_size label_width nms_topk "
-            "early_stopping_min_epochs early_stopping_patience",
+            "num_training_samples epochs mini_batch_size label_width early_stopping_min_epochs "
+            "early_stopping_patience",
             *("1", "0", "999999", None),
         ),
-        ("image_shape", "300", "299", "999999", None),
+        ("num_classes", "1", "0", "65536", "65537"),
+        ("image_shape", "300", "299", "8192", "8193"),
+        ("nms_topk", "1", "0", "100000", "100001"),
         ("learning_rate overlap_threshold nms_threshold", "0.001", "0", "1", "1.001"),
         ("momentum early_stopping_tolerance", "0", "-0.001", "1", "1.001"),
         ("weight_decay", "0", "-0.001", "0.999", "1"),
