@@ -134,13 +134,24 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
             f"the channel {name} has records and manifests: {found}", f"one of them in {folder}"
         )
     if manifests:
-        return _only(manifests, folder, MANIFEST_SUFFIXES)
+        return _only(manifests, folder, MANIFEST_SUFFIXES) + _label_attribute(name, channel)
     if kind in IMAGES:
         raise _invalid(
             f"{annotations!r} is a required property, for {name} is of type {kind}",
             "a channel with a JSON file for each image",
         )
     return _only(records, folder, (".rec",))
+
+
+def _label_attribute(name: str, channel: Mapping[str, Any]) -> str:
+    """The end of a manifest's location that says which attribute is meant; "" for the only one."""
+    attributes = channel.get("AttributeNames") or []
+    if not isinstance(attributes, list) or not all(isinstance(each, str) for each in attributes):
+        raise _invalid(
+            f"channel {name}, AttributeNames: it is {attributes!r:.60}",
+            "the names of the image's attribute and of the label's, in that order",
+        )
+    return f"#{attributes[1]}" if len(attributes) > 1 else ""
 
 
 def _one_file(folder: pathlib.Path, suffixes: Sequence[str]) -> str:

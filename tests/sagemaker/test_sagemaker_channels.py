@@ -103,6 +103,26 @@ def test_an_augmented_manifest(root, written):
     assert_same_as_recordio(find_channels(root).validation, written)
 
 
+def test_the_attribute_of_a_manifest_with_several(root, written):
+    annotation = {"image_size": [{"width": 9, "height": 9, "depth": 3}], "annotations": []}
+    boxes = [{"class_id": 0, "left": 1, "top": 1, "width": 5, "height": 5}]
+    first, second = annotation, annotation | {"annotations": boxes}
+    record = {"source-ref": "a.jpg", "first": first, "second": second}
+    for name in ("train", "validation"):
+        (root / "input/data" / name).mkdir()
+        (root / "input/data" / name / "a.jpg").touch()
+        (root / "input/data" / name / "data.manifest").write_text(json.dumps(record))
+    give(root, {"train": {}, "validation": {}})
+    with pytest.raises(UserError, match=r"first, second have .*AttributeNames in inputdataconfig"):
+        open_data(find_channels(root).train)
+    kind = channel(AttributeNames=["source-ref", "second"])
+    give(root, dict.fromkeys(("train", "validation"), kind))
+    assert open_data(find_channels(root).train).object_counts.tolist() == [1]
+    give(root, {"train": channel(AttributeNames="second"), "validation": {}})
+    with pytest.raises(UserError, match=r"train, AttributeNames: it is 'second'\. Expected the"):
+        find_channels(root)
+
+
 def stream(root, name, content):
     """A pipe, and the thread that writes into it."""
     pipe = root / "input/data" / f"{name}_0"
