@@ -3,6 +3,8 @@
 A message says what was found and where, what was expected, and what to do.
 """
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in a command, a config or a file; the command line shows it without traceback."""
@@ -17,6 +19,18 @@ class DataError(UserError):
         self.where = where
         self.problem = problem
         self.fix = fix
+
+
+class AnotherRun(UserError):
+    """The run in a folder is not the one that is asked for.
+
+    `settings` are the names of those that differ; none where it is the data.
+    """
+
+    def __init__(self, problem: str, fix: str, settings: Iterable[str] = ()):
+        super().__init__(f"{problem}. {fix}")
+        self.problem = problem
+        self.settings = tuple(settings)
 
 
 class Stopped(Exception):

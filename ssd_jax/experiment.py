@@ -1,5 +1,6 @@
 """Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
+import collections
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from ssd_jax.train.stopping import EarlyStopping
 _DECAY_PARTS = 2 / 3, 5 / 6
 # A part of a run that hardly any recipe exceeds.
 _LONGEST_WARMUP = 0.2
+# Of a set: where so much of it cannot be used, it is likely to be read wrongly.
+_MUCH_LEFT_OUT = 0.1
 # With SGD and momentum, a rate divided by its batch: 0.001 of 32 images, the paper's. The published
 # ones are up to twice as high.
 _USUAL_RATE, _HIGHEST_RATE = 1e-3 / 32, 5e-3 / 32
@@ -79,6 +82,7 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
     """Lines for the log: what each split holds, and what is likely to be a mistake in them."""
     lines = [f"{split + ':':6} {source.describe()}" for split, source in sources.items()]
     for split, source in sources.items():
+        lines += _describe_left_out(split, source)
         warnings = [
             # A single finding may be about many images: "1 x SSD178 (images without objects)".
             (f"{count:,} x " if count > 1 else "") + f"{code} ({codes.WARNINGS[code]})"
@@ -109,6 +113,21 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             "larger, they would keep what the network can see"
         )
     return lines
+
+
+def _describe_left_out(split: str, source: Source) -> list[str]:
+    counts = collections.Counter(source.problems.counts)
+    if not counts:
+        return []
+    lost = sum(counts[code] for code in counts if code not in codes.KEEPS_THE_IMAGE)
+    # An image whose name is misspelt in its annotation is both.
+    lost -= min(counts[codes.IMAGE_MISSING], counts[codes.ANNOTATION_MISSING])
+    share = lost / (lost + len(source))
+    warning = "warning: " if share >= _MUCH_LEFT_OUT else ""
+    return [
+        f"{warning}{split}: {lost:,} of {lost + len(source):,} images are left out ({share:.1%})",
+        *(f"{split}: {example}" for example in source.problems.examples()),
+    ]
 
 
 def _against_training(config: ConfigDict, split: str) -> str:

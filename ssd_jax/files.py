@@ -28,6 +28,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         part.unlink(missing_ok=True)
 
 
+def is_apple_double(name: str) -> bool:
+    """Whether macOS wrote it: its archives and copies have `._NAME` beside NAME, no such file."""
+    return name.startswith("._")
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file in one piece, as `whole_file` does."""
     with whole_file(path) as part:

@@ -14,7 +14,7 @@ from ssd_jax import config as configs
 from ssd_jax import experiment
 from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
-from ssd_jax.errors import UserError
+from ssd_jax.errors import AnotherRun, UserError
 from ssd_jax.network import build_network
 from ssd_jax.recipes import HARDWARE
 from ssd_jax.report.starts import data_of_last_start, own_of_last_start, record_start
@@ -107,7 +107,7 @@ def allowed_changes(
         pairs = {name: Change(before.get(name), own.get(name)) for name in OWN}
         changes |= {name: pair for name, pair in pairs.items() if pair.was != pair.now}
     if refused := {n: c for n, c in changes.items() if n not in change or _why_fixed(n)}:
-        raise UserError(_another_config(workdir, changes, refused))
+        raise _another_config(workdir, changes, refused)
     return changes
 
 
@@ -130,7 +130,7 @@ def _nothing_to_change(workdir: pathlib.Path) -> str:
 
 def _another_config(
     workdir: pathlib.Path, changes: Mapping[str, Change], refused: Mapping[str, Change]
-) -> str:
+) -> AnotherRun:
     named = (
         ""
         if any(map(_why_fixed, refused))
@@ -138,11 +138,11 @@ def _another_config(
         "from here on, "
     )
     what = "config" if refused.keys() - set(OWN) else " and ".join(refused)
-    return (
-        f"{workdir}: the run there was started with another {what}: "
-        f"{'; '.join(in_words(refused))}. Go on with the same one, {named}or choose another "
-        f"--workdir, and with it --config.weights.path={workdir} to begin with the weights of this "
-        "run."
+    return AnotherRun(
+        f"{workdir}: the run there was started with another {what}: {'; '.join(in_words(refused))}",
+        f"Go on with the same one, {named}or choose another --workdir, and with it "
+        f"--config.weights.path={workdir} to begin with the weights of this run.",
+        refused,
     )
 
 
@@ -168,10 +168,10 @@ def check_goes_on(
         for split, source in sources.items():
             now = source.fingerprint if what == "data" else source.image_fingerprint
             if now and now != before.get(split, now):
-                raise UserError(
+                raise AnotherRun(
                     f"{workdir}: the run there was started with other data: the {of} of {split} "
-                    f"have the fingerprint {now}, and had {before[split]}. Go on with the same "
-                    "data, or choose another --workdir."
+                    f"have the fingerprint {now}, and had {before[split]}",
+                    "Go on with the same data, or choose another --workdir.",
                 )
     _check_state(config, changes, sources["train"], mesh)
 

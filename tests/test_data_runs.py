@@ -13,6 +13,7 @@ from tiny import tiny_config
 
 from ssd_jax import experiment, training_data
 from ssd_jax.cli import main
+from ssd_jax.data import codes
 from ssd_jax.data.pipeline import cache_bytes
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.outcome import data_report
@@ -120,6 +121,23 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     config.data.doctor = False
     source = experiment.build_source(config, "train")
     assert experiment.describe_data(config, {"train": source}) == [summary]
+
+
+def test_what_is_left_out_is_told_with_an_example_and_loudly_if_it_is_much(shapes):
+    source = experiment.build_source(tiny_config(shapes, data__doctor=False), "train")
+    given = codes.IMAGE_MISSING, codes.ANNOTATION_MISSING, codes.IMAGE_UNREADABLE
+    found = [DataError(code, f"{code[-1]}.jpg", "it is broken", "Mend it") for code in given]
+    box = DataError(codes.BOX_OUTSIDE, "3.jpg, object 1", "it is " + 999 * "far ", "Mend it")
+    source.problems.found = [box] * 30 + found[2:]
+    _, line, *examples = experiment.describe_data(tiny_config(shapes), {"train": source})
+    assert line.startswith("train: 1 of 21 images are left out (4.8%)")
+    assert examples[0] == "train: 1 SSD112, first: 2.jpg: it is broken"
+    assert examples[1].startswith("train: 30 SSD132, first: 3.jpg, object 1: it is far far")
+    assert len(examples[1]) < 250
+    # A name that is misspelt in an annotation makes two findings of an image.
+    source.problems.found = found[:2] * 2 + found[2:]
+    _, line, *_ = experiment.describe_data(tiny_config(shapes), {"train": source})
+    assert line.startswith("warning: train: 3 of 23 images are left out (13.0%)")
 
 
 def test_images_of_the_training_among_those_of_the_measurement_are_told(shapes):

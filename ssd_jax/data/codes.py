@@ -86,3 +86,16 @@ WARNINGS = {
     IMAGE_NOT_ANNOTATED: "image without annotation",
     ANNOTATION_WITHOUT_IMAGE: "annotation without image",
 }
+
+# What leaves its image in the set: a box or a name goes, or a second record.
+KEEPS_THE_IMAGE = frozenset(
+    {
+        RECORD_TWICE,
+        BOX_UNREADABLE,
+        BOX_OUTSIDE,
+        BOX_WITHOUT_AREA,
+        UNKNOWN_CLASS,
+        CLASS_NAMES_DISAGREE,
+        OBJECT_WITHOUT_IMAGE,
+    }
+)

@@ -44,8 +44,8 @@ SECTIONS = ("model", "anchors", "preprocess", "detect")
 # Far beyond any detector, and far below what would exhaust a machine.
 _LARGEST_META = 2**24  # bytes
 _LARGEST_FILE = 2**31
-_MOST_DETECTIONS = 100_000  # of a picture
-_LARGEST_SIDE = 8192  # px, of the canvas and of the network's input
+MOST_DETECTIONS = 100_000  # of a picture
+LARGEST_SIDE = 8192  # px, of the canvas and of the network's input
 
 
 class ModelFolder(NamedTuple):
@@ -72,10 +72,10 @@ class ModelFolder(NamedTuple):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(self.source, f"in {META}: {str(error).splitlines()[0]}") from error
         sides = config.data.canvas, config.model.image_size, *config.detect.image_sizes
-        if max(sides) > _LARGEST_SIDE:
-            raise _damaged(self.source, f"in {META}: a side of more than {_LARGEST_SIDE} px")
-        if max(config.detect.candidates, config.detect.max_detections) > _MOST_DETECTIONS:
-            raise _damaged(self.source, f"in {META}: more than {_MOST_DETECTIONS:,} detections")
+        if max(sides) > LARGEST_SIDE:
+            raise _damaged(self.source, f"in {META}: a side of more than {LARGEST_SIDE} px")
+        if max(config.detect.candidates, config.detect.max_detections) > MOST_DETECTIONS:
+            raise _damaged(self.source, f"in {META}: more than {MOST_DETECTIONS:,} detections")
         return config
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from ssd_jax.data.remote import SCHEMES, shown_url, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import is_apple_double
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 # Of picture formats that are not read.
@@ -164,7 +165,8 @@ def _items_at(place: str) -> list[Item]:
         return _remote_items(place)
     path = pathlib.Path(place)
     if path.is_dir():
-        there = sorted(each for each in path.rglob("*") if each.is_file())
+        files = (each for each in path.rglob("*") if not is_apple_double(each.name))
+        there = sorted(each for each in files if each.is_file())
         found = [each for each in there if _is_known(each.name)]
         if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
             told = f"{len(others)} pictures are left out, as {others[0]}: JPEG and PNG are read"
@@ -173,8 +175,9 @@ def _items_at(place: str) -> list[Item]:
     elif path.is_file():
         return [Item(path.name, place)]
     else:
-        found = sorted(glob.glob(place, recursive=True))
-        items = [Item(os.path.basename(each), each) for each in found if os.path.isfile(each)]
+        files = filter(os.path.isfile, sorted(glob.glob(place, recursive=True)))
+        items = [Item(os.path.basename(each), each) for each in files]
+        items = [item for item in items if not is_apple_double(item.name)]
     if not items:
         raise UserError(f"{place}: no picture or film there. Expected {_EXPECTED}.")
     return items
@@ -230,7 +233,8 @@ def _suffix(name: str) -> str:
 
 
 def _is_known(name: str) -> bool:
-    return _suffix(name) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    known = _suffix(name) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    return known and not is_apple_double(pathlib.PurePosixPath(name).name)
 
 
 def _read_picture(item: Item, canvas_side: int) -> Frame:

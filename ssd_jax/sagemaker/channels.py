@@ -16,6 +16,7 @@ from ssd_jax.data.sources.base import what_is_there
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import is_apple_double
 from ssd_jax.train.checkpoint_manifest import has_trained
 
 RECORDIO = "application/x-recordio"
@@ -124,14 +125,33 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
         for place in (folder, folder.with_name(annotations)):
             _check_folder(place)
         return str(folder)
-    if manifests := _files(folder, MANIFEST_SUFFIXES):
-        return _only(manifests, folder, MANIFEST_SUFFIXES)
+    records, manifests = _files(folder, (".rec",)), _files(folder, MANIFEST_SUFFIXES)
+    if kind == RECORDIO and len(records) == 1:
+        return str(records[0])
+    if records and manifests:
+        found = ", ".join(str(path.relative_to(folder)) for path in (*records, *manifests)[:10])
+        raise _invalid(
+            f"the channel {name} has records and manifests: {found}", f"one of them in {folder}"
+        )
+    if manifests:
+        return _only(manifests, folder, MANIFEST_SUFFIXES) + _label_attribute(name, channel)
     if kind in IMAGES:
         raise _invalid(
             f"{annotations!r} is a required property, for {name} is of type {kind}",
             "a channel with a JSON file for each image",
         )
-    return _one_file(folder, (".rec",))
+    return _only(records, folder, (".rec",))
+
+
+def _label_attribute(name: str, channel: Mapping[str, Any]) -> str:
+    """The end of a manifest's location that says which attribute is meant; "" for the only one."""
+    attributes = channel.get("AttributeNames") or []
+    if not isinstance(attributes, list) or not all(isinstance(each, str) for each in attributes):
+        raise _invalid(
+            f"channel {name}, AttributeNames: it is {attributes!r:.60}",
+            "the names of the image's attribute and of the label's, in that order",
+        )
+    return f"#{attributes[1]}" if len(attributes) > 1 else ""
 
 
 def _one_file(folder: pathlib.Path, suffixes: Sequence[str]) -> str:
@@ -153,7 +173,9 @@ def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name.lower().endswith(tuple(suffixes))
+        if path.is_file()
+        and path.name.lower().endswith(tuple(suffixes))
+        and not is_apple_double(path.name)
     )
 
 
@@ -239,7 +261,7 @@ def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) ->
             raise _no_pair(where, 2 * number + 1, f"it is {shown(annotation)}")
         name = f"{number:07d}{_SUFFIXES[image[:2]]}"
         (folder / name).write_bytes(image)
-        text = json.dumps({"file": name, **annotation})
+        text = json.dumps({**annotation, "file": name})
         (folder / name).with_suffix(".json").write_text(text)
     return folder
 

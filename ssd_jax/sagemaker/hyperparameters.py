@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from ssd_jax.data.sources.sagemaker_records import MAX_CLASSES
 from ssd_jax.errors import UserError
+from ssd_jax.export.folder import LARGEST_SIDE, MOST_DETECTIONS
 from ssd_jax.recipes import recipe_config
 from ssd_jax.weights.maps_mxnet import RESNET50_V2_SSD, VGG16_REDUCED_SSD
 
 BACKBONES = {"vgg-16": "vgg16", "resnet-50": "resnet50_v2"}
 _LAYERS = {"vgg16": VGG16_REDUCED_SSD, "resnet50_v2": RESNET50_V2_SSD}
+LARGEST_INTEGER = 2**31 - 1
 # The loop tells of its steps about so often, in parts of an epoch that are equally long.
 _LINES = range(20, 201)
 
@@ -54,6 +57,9 @@ class Rule(NamedTuple):
 def _integer(text: str) -> int:
     if not re.fullmatch(r"\s*[+-]?\d+\s*", text):
         raise ValueError(f"{text!r} is not of type 'integer'")
+    # As a float first: Python reads no integer of thousands of digits.
+    if abs(float(text)) > LARGEST_INTEGER:
+        raise ValueError(f"{text:.40} is not of type 'integer', of 32 bits")
     return int(text)
 
 
@@ -93,12 +99,13 @@ def _pattern(text: str) -> str:
     return text.strip()
 
 
+# The original has no maximum of integers; these are what a detector, its data and its export hold.
 RULES = {
-    "num_classes": Rule(_integer, minimum=1),
+    "num_classes": Rule(_integer, minimum=1, maximum=MAX_CLASSES),
     "num_training_samples": Rule(_integer, minimum=1),
     "base_network": Rule(str, "vgg-16", choices=tuple(BACKBONES)),
     "use_pretrained_model": Rule(_integer, 1, choices=(0, 1)),
-    "image_shape": Rule(_integer, 300, minimum=300),
+    "image_shape": Rule(_integer, 300, minimum=300, maximum=LARGEST_SIDE),
     "epochs": Rule(_integer, 30, minimum=1),
     "mini_batch_size": Rule(_integer, 32, minimum=1),
     "learning_rate": Rule(_number, 0.001, minimum=0, above=True, maximum=1),
@@ -118,11 +125,37 @@ RULES = {
     "early_stopping_patience": Rule(_integer, 5, minimum=1),
     "early_stopping_tolerance": Rule(_number, 0.0, minimum=0, maximum=1),
     # Not documented, but in what the logs of the container show of its defaults.
-    "nms_topk": Rule(_integer, 400, minimum=1),
+    "nms_topk": Rule(_integer, 400, minimum=1, maximum=MOST_DETECTIONS),
     "_kvstore": Rule(str, "device"),
     "_num_kv_servers": Rule(str, "auto"),
     "_tuning_objective_metric": Rule(str, ""),
     "_begin_epoch": Rule(_integer, 0, choices=(0,)),
+}
+
+# What `to_config` makes of them, by the setting that each has most to do with.
+OF_SETTINGS = {
+    "model.backbone": "base_network",
+    "model.image_size": "image_shape",
+    "steps": "epochs",
+    "batch_size": "mini_batch_size",
+    "optimizer.learning_rate": "learning_rate",
+    "optimizer.decay_epochs": "lr_scheduler_step",
+    "optimizer.decay_factor": "lr_scheduler_factor",
+    "optimizer.name": "optimizer",
+    "optimizer.momentum": "momentum",
+    "optimizer.weight_decay": "weight_decay",
+    "optimizer.steps_per_epoch": "num_training_samples",
+    "evaluate.iou_threshold": "overlap_threshold",
+    "detect.iou_threshold": "nms_threshold",
+    "detect.candidates": "nms_topk",
+    "data.label_width": "label_width",
+    "early_stopping.enabled": "early_stopping",
+    "early_stopping.minimum_epochs": "early_stopping_min_epochs",
+    "early_stopping.patience": "early_stopping_patience",
+    "early_stopping.tolerance": "early_stopping_tolerance",
+    # Of these two `build_config` makes it.
+    "data.classes": "num_classes",
+    "optimizer.rate_multipliers": "freeze_layer_pattern",
 }
 
 

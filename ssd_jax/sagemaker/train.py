@@ -6,6 +6,7 @@ your-algorithms-training-signal-success-failure.html.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -28,7 +29,7 @@ from ssd_jax.config_check import check
 from ssd_jax.data import codes
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
-from ssd_jax.errors import DataError, Stopped, UserError
+from ssd_jax.errors import AnotherRun, DataError, Stopped, UserError
 from ssd_jax.experiment import evaluate_every, total_steps
 from ssd_jax.export.folder import META
 from ssd_jax.importing import count_classes
@@ -36,14 +37,22 @@ from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.run_log import METRICS_FILE, read_metrics
 from ssd_jax.runs import run_training
-from ssd_jax.sagemaker.channels import CHECKPOINTS, Channels, find_channels, read_config_file
+from ssd_jax.sagemaker.channels import (
+    CHECKPOINTS,
+    MODEL,
+    Channels,
+    find_channels,
+    read_config_file,
+)
 from ssd_jax.sagemaker.hyperparameters import (
+    OF_SETTINGS,
     RULES,
     frozen_paths,
     parse_hyperparameters,
     to_config,
 )
 from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
+from ssd_jax.train.stopping import Stopping
 from ssd_jax.weights.load import HEADS
 
 # Of the first host, where the others find it.
@@ -52,6 +61,8 @@ PORT = 12355
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
 # What writes an ONNX model, and what checks it.
 ONNX_PACKAGES = ("onnx", "onnxruntime")
+# Folders in ROOT begin so that hold a detector until it is whole.
+_SCRATCH = ".export-"
 
 
 class Hosts(NamedTuple):
@@ -89,7 +100,7 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
         failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
 
     try:
-        with _in_the_words_of_the_original():
+        with _in_the_words_of_a_job():
             _train(root, assignments, last_words=fail)
     except Stopped:
         raise
@@ -99,8 +110,11 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
 
 
 @contextlib.contextmanager
-def _in_the_words_of_the_original() -> Iterator[None]:
-    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record."""
+def _in_the_words_of_a_job() -> Iterator[None]:
+    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record.
+
+    And a job has neither --change nor --workdir.
+    """
     try:
         yield
     except DataError as error:
@@ -110,6 +124,14 @@ def _in_the_words_of_the_original() -> Iterator[None]:
             f"Invalid parameter value 'label_width': {error}. A job takes "
             f"{RULES['label_width'].default} where it is left out."
         ) from error
+    except AnotherRun as error:
+        names = [OF_SETTINGS[name] for name in error.settings if name in OF_SETTINGS]
+        which = f" (hyperparameters: {', '.join(names)})" if names else ""
+        raise UserError(
+            f"{error.problem}{which}. Go on with the same, or give another S3 URI for the "
+            f"checkpoints, or an empty folder {CHECKPOINTS}/; the artefact of that run as the "
+            f"channel {MODEL} begins with its weights."
+        ) from error
 
 
 def _train(
@@ -118,6 +140,8 @@ def _train(
     *,
     last_words: Callable[[Exception], object],
 ) -> None:
+    for path in root.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(path, ignore_errors=True)  # of a job that was killed
     given = read_config_file(root, "hyperparameters.json")
     logger.info("Merging with provided configuration from hyperparameters.json: %s", given)
     values = parse_hyperparameters(given)
@@ -142,15 +166,18 @@ def _train(
         best=_best_before(workdir / METRICS_FILE, metric),
     )
     stopped = None
-    try:
-        run_training(config, workdir, observers=[epoch_log], last_words=last_words)
-    except Stopped as stop:
-        stopped = stop
-    with cluster.together():
-        if jax.process_index() == 0:
-            _leave_results(root, workdir, stopped=stopped is not None)
-    if stopped:
-        raise stopped
+    with Stopping() as stopping:  # for the export too: those of the training end with it
+        try:
+            run_training(config, workdir, observers=[epoch_log], last_words=last_words)
+        except Stopped as stop:
+            stopped = stop
+        stopping.hold()
+        with cluster.together():
+            if jax.process_index() == 0:
+                stopped = _leave_results(root, workdir, stopping, stopped)
+        why = cluster.from_first(str(stopped or ""))
+    if why:
+        raise Stopped(why)
     if not channels.test:
         logger.info("Test data is not provided.")
 
@@ -218,7 +245,8 @@ def _class_names(found: Sequence[str], count: int) -> tuple[str, ...]:
             f"{', '.join(found)}. Class ids count from 0, without background."
         )
     names = str if names_are_numbers(found) else "class_{}".format
-    return (*found, *(names(number) for number in range(len(found), count)))
+    free = (name for name in map(names, itertools.count(len(found))) if name not in found)
+    return (*found, *itertools.islice(free, count - len(found)))
 
 
 def _weights(values: Mapping[str, Any], channels: Channels) -> str:
@@ -263,28 +291,42 @@ def _freeze(config: ConfigDict, pattern: str) -> None:
     )
 
 
-def _leave_results(root: pathlib.Path, workdir: pathlib.Path, *, stopped: bool) -> None:
-    """The detector in ROOT/model, and all that the run tells in ROOT/output/data."""
+def _leave_results(
+    root: pathlib.Path, workdir: pathlib.Path, stopping: Stopping, stopped: Stopped | None
+) -> Stopped | None:
+    """The detector in ROOT/model, and all that the run tells in ROOT/output/data.
+
+    `stopped` is the request that ended the training; the result is that, or one that came now.
+    """
     told = root / "output/data"
     shutil.copytree(
         workdir, told, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
     )
     model = root / "model"
     model.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
+    with tempfile.TemporaryDirectory(dir=root, prefix=_SCRATCH) as folder:
         exported = pathlib.Path(folder, "model")
-        export = _export(workdir, exported, onnx=not stopped)
+        try:
+            if not stopped:
+                with stopping.at_once():
+                    export = _export(workdir, exported, onnx=True)
+        except Stopped as stop:
+            stopped = stop
+        if stopped:
+            exported = exported.with_name("stopped")
+            export = _export(workdir, exported, onnx=False)
         if export.returncode:
             told = export.stderr.strip()[-1000:]
             if not stopped:
                 raise UserError(f"the run is done, but its model is not exported: {told}")
             # Before the first evaluation there is no best checkpoint.
             logger.warning("No model is left: %s", told)
-            return
+            return stopped
         # A folder is an exported detector as soon as it has meta.json, so that comes last.
         for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)
+    return stopped
 
 
 def _export(
@@ -301,13 +343,13 @@ def _export(
     elif missing:
         logger.info(without, f"{', '.join(missing)} of the extra onnx is not installed")
     else:
-        export = run_child([*command, "--onnx"])
+        export = run_child([*command, "--onnx"], in_group=True)
         if not export.returncode:
             logger.info("The model is left with an ONNX form")
             return export
         # A run that took days is not lost for a form that it can do without.
         logger.warning(without, export.stderr.strip()[-1000:])
-    return run_child(command)
+    return run_child(command, in_group=True)
 
 
 def _best_before(metrics: pathlib.Path, metric: str) -> float:

@@ -1,5 +1,6 @@
 """Why a run stops before its last step: it is asked to, or it makes no more progress."""
 
+import contextlib
 import signal
 import threading
 from collections import deque
@@ -51,6 +52,17 @@ class Stopping:
         """From here on a signal waits until the state is saved."""
         self._holding = True
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A part that can be dropped: in it a signal raises `Stopped`, also one that has waited."""
+        self._holding = False
+        try:
+            if self._signal:
+                raise self._stopped()
+            yield
+        finally:
+            self._holding = True
+
     def agreed(self) -> bool:
         """Whether the run stops here; on several processes all of them get the same answer.
 
@@ -94,7 +106,10 @@ class Stopping:
         if number == signal.SIGINT:
             self._put_back(number)
         if not self._holding:
-            raise Stopped(f"stopped by {self._signal} outside of training. {AGAIN}")
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"stopped by {self._signal} outside of training. {AGAIN}")
 
     def _put_back(self, number: int) -> None:
         before = self._before.pop(number)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ssd_jax.errors import UserError
+from ssd_jax.files import is_apple_double
 from ssd_jax.ops.anchors import AnchorLevel
 from ssd_jax.ops.boxes import VARIANCES
 from ssd_jax.weights.archive import read_archive
@@ -105,7 +106,7 @@ def read_artefact(path: str | os.PathLike) -> Artefact:
 
 
 def _only(members: Mapping[str, memoryview], ending: str, path: str) -> memoryview:
-    found = [name for name in members if name.endswith(ending)]
+    found = [name for name in members if name.endswith(ending) and not is_apple_double(name)]
     if len(found) != 1:
         raise UserError(
             f"{path}: got {len(found)} files called *{ending} among {sorted(members)}, expected "

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from ssd_jax.data.sources.base import Problems, Source, build_source, class_ids, combine
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    build_source,
+    check_not_empty,
+    class_ids,
+    combine,
+)
 from ssd_jax.errors import DataError, UserError
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -79,6 +86,18 @@ def test_an_image_that_loses_all_its_boxes_is_no_background():
     assert left.object_counts.tolist() == [1, 0, 0]
     assert left.problems.counts == {"SSD133": 3, "SSD134": 2, "SSD136": 2}
     assert "SSD136 file 0: none of its 2 boxes" in str(left.problems.found[-2])
+
+
+def test_why_nothing_is_left_is_told():
+    flat = ("cat", (0.5, 0, 0.5, 1))
+    left = source([flat, flat], [flat], problems=Problems("skip"))
+    with pytest.raises(DataError, match="SSD103 data: 0 images") as error:
+        check_not_empty(left, "data")
+    told = str(error.value)
+    assert "3 SSD133, first: image 0, object 1: box (0.5, 0, 0.5, 1) has no area" in told
+    assert "; 2 SSD136, first: file 0: none of its 2 boxes can be used" in told
+    with pytest.raises(DataError, match=r"that shows one\. Use another split"):
+        check_not_empty(source([]).take([]), "data")
 
 
 def test_taken_images_keep_what_belongs_to_them():

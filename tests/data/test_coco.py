@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.sources.base import Problems
-from ssd_jax.data.sources.coco import open_coco
+from ssd_jax.data.sources.coco import open_coco, read_categories
 from ssd_jax.errors import DataError
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "animal"}]
@@ -54,6 +54,18 @@ def test_other_classes_are_found_by_name(tmp_path):
     assert open_coco(path, classes=("cat", "dog"))[0].labels.tolist() == [0, 1]
     with expect("SSD134", r"annotations\[1\] of a.jpg, object 2", "'dog', expected one of cat"):
         open_coco(path, classes=("cat",))
+
+
+def test_a_second_category_of_a_name_may_be_there_if_nothing_uses_it(tmp_path):
+    """As Roboflow writes it: its supercategory is a category too."""
+    categories = [{"id": 0, "name": "dog", "supercategory": "none"}]
+    categories += [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    things = [thing(1, category=2), thing(1)]
+    source = open_coco(write(tmp_path, [image(1, "a.jpg")], things, categories))
+    assert source.classes == ("dog", "cat")
+    assert source[0].labels.tolist() == [0, 1]
+    unused = {"categories": categories}
+    assert read_categories(unused, "set.json") == {2: "dog", 1: "cat"}
 
 
 def test_crowds_and_ignored_objects_are_difficult(tmp_path):
@@ -134,7 +146,12 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, images, things, code
         ('{"categories": [{"id": 1}]}', "SSD122", r"categories\[0\]: 'name' is None"),
         ('{"categories": [{"id": "x", "name": "a"}]}', "SSD152", "expected an id and a name"),
         ('{"categories": [{"id":1,"name":"a"},{"id":1,"name":"b"}]}', "SSD152", "of its own"),
-        ('{"categories": [{"id":1,"name":"a"},{"id":2,"name":"a"}]}', "SSD152", r"\[1\]"),
+        (
+            '{"categories": [{"id":1,"name":"a"},{"id":2,"name":"a"},{"id":3,"name":"a"}],'
+            '"annotations": [{"category_id": 1}, {"category_id": 3}]}',
+            "SSD152",
+            "the ids 1, 3 are all called 'a'",
+        ),
         ('{"categories": [], "images": [], "annotations": []}', "SSD103", "0 images"),
         ('{"images": [], "images": []}', "SSD122", "'images' stands twice"),
         ("not JSON", "SSD122", "cannot be read"),

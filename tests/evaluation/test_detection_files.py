@@ -148,7 +148,7 @@ def test_a_coco_file_is_read_as_it_is(instances):
             "all 1 boxes .* expected pixels",
         ),
         (
-            {"categories": [*COCO["categories"], {"id": 45, "name": " cat "}]},
+            {"categories": [*COCO["categories"], {"id": 44, "name": "bird"}]},
             r"categories\[2\]: .*expected an id and a name of its own",
         ),
     ],

@@ -69,6 +69,14 @@ def test_items_of_a_folder_a_glob_and_a_file(pictures, film):
     assert not set(IMAGE_SUFFIXES) & set(VIDEO_SUFFIXES)
 
 
+def test_what_macos_adds_to_a_folder_is_passed_over(pictures, tmp_path):
+    shutil.copy(pictures / "1.png", tmp_path)
+    for name in ("._1.png", "._2.bmp"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == names(f"{tmp_path}/*") == names(f"{tmp_path}/*1.png") == ["1.png"]
+    assert names(tmp_path / "._1.png") == ["._1.png"]  # it was asked for
+
+
 def test_pictures_that_are_not_read_are_told(pictures, tmp_path, capsys):
     shutil.copy(pictures / "1.png", tmp_path)
     (tmp_path / "2.bmp").touch()

@@ -50,10 +50,23 @@ def test_recordio(root, written):
     for name in ("train", "validation"):
         (root / "input/data" / name).mkdir()
         shutil.copy(written / "data.rec", root / "input/data" / name)
+        (root / "input/data" / name / "._data.rec").touch()  # of a copy made by macOS
     give(root, {"train": channel(), "validation": channel()})
     found = find_channels(root)
     assert_same_as_recordio(found.train, written)
     assert (found.test, found.model) == ("", "")
+
+
+def test_a_manifest_beside_the_records_does_not_win(root, written):
+    for name in ("train", "validation"):
+        (root / "input/data" / name).mkdir()
+        shutil.copy(written / "data.rec", root / "input/data" / name)
+    (root / "input/data/train/list.jsonl").touch()
+    give(root, dict.fromkeys(("train", "validation"), channel()))
+    assert find_channels(root).train == str(root / "input/data/train/data.rec")
+    give(root, {"train": {}, "validation": {}})
+    with pytest.raises(UserError, match=r"the channel train has .*: data\.rec, list\.jsonl\. Exp"):
+        find_channels(root)
 
 
 def test_a_record_file_may_lie_deeper_and_its_type_have_parameters(root, written):
@@ -90,6 +103,26 @@ def test_an_augmented_manifest(root, written):
     assert_same_as_recordio(find_channels(root).validation, written)
 
 
+def test_the_attribute_of_a_manifest_with_several(root, written):
+    annotation = {"image_size": [{"width": 9, "height": 9, "depth": 3}], "annotations": []}
+    boxes = [{"class_id": 0, "left": 1, "top": 1, "width": 5, "height": 5}]
+    first, second = annotation, annotation | {"annotations": boxes}
+    record = {"source-ref": "a.jpg", "first": first, "second": second}
+    for name in ("train", "validation"):
+        (root / "input/data" / name).mkdir()
+        (root / "input/data" / name / "a.jpg").touch()
+        (root / "input/data" / name / "data.manifest").write_text(json.dumps(record))
+    give(root, {"train": {}, "validation": {}})
+    with pytest.raises(UserError, match=r"first, second have .*AttributeNames in inputdataconfig"):
+        open_data(find_channels(root).train)
+    kind = channel(AttributeNames=["source-ref", "second"])
+    give(root, dict.fromkeys(("train", "validation"), kind))
+    assert open_data(find_channels(root).train).object_counts.tolist() == [1]
+    give(root, {"train": channel(AttributeNames="second"), "validation": {}})
+    with pytest.raises(UserError, match=r"train, AttributeNames: it is 'second'\. Expected the"):
+        find_channels(root)
+
+
 def stream(root, name, content):
     """A pipe, and the thread that writes into it."""
     pipe = root / "input/data" / f"{name}_0"
@@ -108,6 +141,7 @@ def pairs_of(written):
         height, width = example.size
         boxes = (example.boxes * [width, height, width, height]).tolist()
         annotation = {
+            "file": "where it was.jpg",  # of an annotation that was written for the image channels
             "image_size": [{"width": width, "height": height, "depth": 3}],
             "annotations": [
                 # Ground Truth writes ids as text.

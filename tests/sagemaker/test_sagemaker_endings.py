@@ -3,17 +3,23 @@
 import os
 import pathlib
 import shutil
+import signal
+import struct
 import subprocess
 import types
 
 import pytest
-from sagemaker.small_job import command, prepare
+from sagemaker.opt_ml import write_config
+from sagemaker.small_job import HYPERPARAMETERS, command, prepare
 
 from ssd_jax.cli import main
+from ssd_jax.config import save_config
 from ssd_jax.data import codes
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.data.sources.recordio_file import frame
+from ssd_jax.errors import DataError, Stopped, UserError
 from ssd_jax.sagemaker.log import logger
 from ssd_jax.sagemaker.train import _leave_results
+from ssd_jax.train.stopping import Stopping
 from ssd_jax.train.watchdog import EXIT_STALLED
 
 
@@ -48,6 +54,26 @@ def test_what_the_user_did_wrong_stands_in_the_failure_file(
     assert not (root / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("label", "code"),
+    [
+        (struct.pack("<IfQQ", 0, 1, 0, 0), "2 SSD144, first: "),  # of a classification
+        (struct.pack("<IfQQ7f", 7, 0, 0, 0, 2, 5, 0, 10, 10, 90, 90), "2 SSD132, first: "),
+    ],
+)
+def test_why_none_of_the_data_can_be_used_stands_in_the_failure_file(
+    label, code, shapes, tmp_path, capsys
+):
+    root = prepare(tmp_path, shapes)
+    records = root / "input/data/train/data.rec"
+    records.write_bytes(frame(label + b"image") * 2)
+    records.with_suffix(".idx").unlink(missing_ok=True)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text()[:1024]
+    assert failure.startswith("ClientError: SSD103 ")
+    assert f"{code}{records}, record 0" in failure
+
+
 def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
     assert main(["sagemaker", "train", "--root", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
@@ -67,12 +93,40 @@ def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tell
     assert failure.startswith("ClientError: Invalid parameter value 'label_width': SSD183 val.rec")
 
 
+def test_another_run_in_the_checkpoints_is_told_in_the_terms_of_a_job(
+    shapes, tmp_path, capsys, monkeypatch
+):
+    def begin(config, workdir, **_):
+        (workdir / "checkpoints/2").mkdir(parents=True)
+        save_config(config, workdir / "config.json")
+        raise Stopped("stopped")
+
+    root = prepare(tmp_path, shapes)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssd_jax.sagemaker.train.run_training", begin)
+        patch.setattr("ssd_jax.sagemaker.train._leave_results", lambda *given: given[-1])
+        assert train(root, capsys)[0] == 75
+    hyperparameters = HYPERPARAMETERS | {"learning_rate": "0.002"}
+    write_config(root, "hyperparameters.json", hyperparameters)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text().splitlines()[0]
+    assert "is now 0.0002 (hyperparameters: learning_rate). " in failure
+    assert "another S3 URI" in failure
+    assert "channel model" in failure
+    assert "--" not in failure
+
+
 @pytest.fixture
 def exports(monkeypatch):
-    """The commands of exports that leave empty files, and fail with what stands in `failing`."""
+    """The commands of exports that leave empty files; they fail with what stands in `failing`.
+
+    With what stands in `signals` the job gets SIGTERM meanwhile.
+    """
 
     def export(command, **_):
         exports.commands.append(command)
+        if exports.signals & set(command):
+            os.kill(os.getpid(), signal.SIGTERM)
         if exports.failing & set(command):
             return subprocess.CompletedProcess(command, 1, "", "it finds something else")
         folder = command[command.index("--out") + 1]
@@ -81,8 +135,8 @@ def exports(monkeypatch):
             (folder / name).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    exports = types.SimpleNamespace(commands=[], failing=set())
-    monkeypatch.setattr(subprocess, "run", export)
+    exports = types.SimpleNamespace(commands=[], failing=set(), signals=set())
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_child", export)
     return exports
 
 
@@ -105,7 +159,9 @@ def test_a_job_leaves_an_onnx_model_where_it_can(
     monkeypatch.setattr(found, lambda name: None if name in missing else name)
     exports.failing = failing
     (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=stopped)
+    request = Stopped("stopped") if stopped else None
+    with Stopping() as stopping:
+        assert _leave_results(tmp_path, tmp_path / "checkpoints", stopping, request) is request
     assert ["--onnx" in command for command in exports.commands] == onnx
     assert why in caplog.text
     assert (tmp_path / "model/meta.json").is_file()
@@ -118,10 +174,28 @@ def test_of_the_model_that_a_job_leaves_meta_json_comes_last(exports, tmp_path, 
         pathlib.Path, "iterdir", lambda path: (path / name for name in sorted(os.listdir(path)))
     )
     (tmp_path / "checkpoints").mkdir()
-    _leave_results(tmp_path, tmp_path / "checkpoints", stopped=False)
+    with Stopping() as stopping:
+        _leave_results(tmp_path, tmp_path / "checkpoints", stopping, None)
     assert "--no-archive" in exports.commands[0]
     assert sorted(moved[:2]) == ["probe.safetensors", "weights.safetensors"]
     assert moved[2:] == ["meta.json"]
+
+
+def test_a_job_that_is_stopped_in_its_export_leaves_a_model_too(
+    exports, shapes, tmp_path, capsys, monkeypatch
+):
+    root = prepare(tmp_path, shapes)
+    (root / "checkpoints").mkdir()
+    rest = root / ".export-of-a-job-that-was-killed"
+    rest.mkdir()
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", lambda *_, **__: None)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.find_spec", lambda name: name)
+    exports.signals = {"--onnx", "--no-archive"}  # again, in the export that is quick
+    assert train(root, capsys)[0] == 75
+    assert ["--onnx" in command for command in exports.commands] == [True, False]
+    assert (root / "model/meta.json").is_file()
+    assert not list(root.glob(".export-*"))
+    assert not (root / "output/failure").exists()
 
 
 def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):

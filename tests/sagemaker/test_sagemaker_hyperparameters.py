@@ -4,11 +4,12 @@ import pathlib
 
 import pytest
 
-from ssd_jax.config import default_config
+from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.sagemaker.hyperparameters import (
+    OF_SETTINGS,
     RULES,
     frozen_paths,
     parse_hyperparameters,
@@ -75,6 +76,8 @@ def test_defaults_are_those_of_the_documentation():
         ({"a": "", "b": ""}, r"not allowed \('a', 'b' were unexpected\)"),
         ({"num_classes": "0"}, "num_classes: 0 is less than the minimum of 1"),
         ({"num_classes": "3.0"}, "num_classes: '3.0' is not of type 'integer'"),
+        ({"mini_batch_size": 30 * "9"}, f"{30 * '9'} is not of type 'integer', of 32 bits"),
+        ({"num_classes": 5000 * "9"}, "num_classes: 9{40} is not of type 'integer', of 32 bits"),
         ({"base_network": "vgg16"}, r"'vgg16' is not one of \['vgg-16', 'resnet-50'\]"),
         ({"image_shape": "299"}, "299 is less than the minimum of 300"),
         ({"learning_rate": "0"}, "0 is less than or equal to the minimum of 0"),
@@ -102,11 +105,13 @@ def test_what_is_wrong_is_told_in_the_words_of_the_original(given, message):
     ("names", "smallest", "too_small", "largest", "too_large"),
     [
         (
-            "num_classes num_training_samples epochs mini_batch_size label_width nms_topk "
-            "early_stopping_min_epochs early_stopping_patience",
+            "num_training_samples epochs mini_batch_size label_width early_stopping_min_epochs "
+            "early_stopping_patience",
             *("1", "0", "999999", None),
         ),
-        ("image_shape", "300", "299", "999999", None),
+        ("num_classes", "1", "0", "65536", "65537"),
+        ("image_shape", "300", "299", "8192", "8193"),
+        ("nms_topk", "1", "0", "100000", "100001"),
         ("learning_rate overlap_threshold nms_threshold", "0.001", "0", "1", "1.001"),
         ("momentum early_stopping_tolerance", "0", "-0.001", "1", "1.001"),
         ("weight_decay", "0", "-0.001", "0.999", "1"),
@@ -249,6 +254,23 @@ def test_early_stopping_and_thresholds():
     assert (config.detect.iou_threshold, config.detect.candidates) == (0.3, 100)
     assert config.data.label_width == 600
     assert config.data.canvas == config.model.image_size == 640
+
+
+def test_the_settings_that_hyperparameters_become_are_known():
+    others = {
+        "base_network": "resnet-50",
+        "image_shape": "512",
+        "lr_scheduler_step": "3",
+        "optimizer": "adam",
+        "early_stopping": "True",
+    }
+    before = dict(flat_items(config_of()))
+    for setting, name in OF_SETTINGS.items():
+        if name in ("num_classes", "freeze_layer_pattern"):
+            assert setting in before
+        else:
+            text = others.get(name, "9" if isinstance(RULES[name].default, int | None) else "0.7")
+            assert dict(flat_items(config_of(**{name: text})))[setting] != before[setting]
 
 
 PATHS = (

@@ -195,6 +195,10 @@ def test_classes_that_are_numbers_go_on_as_numbers():
     assert _class_names(("0", "1"), 4) == ("0", "1", "2", "3")
 
 
+def test_a_class_that_no_image_shows_gets_a_name_of_its_own():
+    assert _class_names(("class_2", "dog"), 4) == ("class_2", "dog", "class_3", "class_4")
+
+
 def test_every_host_has_them_in_the_same_order(tmp_path):
     write_config(tmp_path, "resourceconfig.json", {"hosts": ["b", "a"], "current_host": "b"})
     assert _hosts(tmp_path) == (("a", "b"), "b")

@@ -11,6 +11,7 @@ from ssd_jax.cli import build_parser, main
 from ssd_jax.commands.sagemaker import PAYLOAD_VARIABLE, VARIABLES
 from ssd_jax.errors import UserError
 from ssd_jax.importing import import_weights
+from ssd_jax.sagemaker.original import holds_original, imported_original
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,22 @@ def test_an_artefact_of_the_original_is_served(original, monkeypatch):
     ((engine, classes, found),) = answers
     assert (engine, classes) == ("jax", ("class_0", "class_1"))
     assert found.valid.any()
+
+
+def test_what_macos_adds_to_an_artefact_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "._model_algo_1-0000.params").touch()
+    assert not holds_original(tmp_path)
+    (tmp_path / "model_algo_1-0000.params").touch()
+    assert holds_original(tmp_path)
+    found = []
+
+    def look(archive, _):
+        with tarfile.open(archive) as tar:
+            found.extend(tar.getnames())
+
+    monkeypatch.setattr("ssd_jax.importing.import_weights", look)
+    with imported_original(tmp_path):
+        assert found == ["model_algo_1-0000.params"]
 
 
 def test_another_engine_does_not_run_an_artefact_of_the_original(original, monkeypatch, capsys):

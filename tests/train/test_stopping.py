@@ -39,6 +39,16 @@ def test_a_signal_before_there_is_anything_to_save_stops_at_once():
         send("SIGTERM")
 
 
+def test_a_part_that_can_be_dropped_is_dropped_at_once():
+    with Stopping() as stopping:
+        stopping.hold()
+        with pytest.raises(Stopped, match="stopped by SIGTERM"), stopping.at_once():
+            send("SIGTERM")
+        send("SIGTERM")
+        with pytest.raises(Stopped), stopping.at_once():
+            pytest.fail("a signal that came before waits for nothing")
+
+
 def test_the_second_interrupt_does_what_it_always_does():
     with Stopping() as stopping:
         stopping.hold()

@@ -153,6 +153,13 @@ def test_another_network_is_refused(resnet, tmp_path):
         read_artefact(resnet.write(tmp_path / "model.tar.gz"))
 
 
+def test_what_macos_adds_to_an_archive_is_passed_over(resnet, tmp_path):
+    files = resnet.files()
+    files = {f"._{name}": b"\0\5\x16\7" for name in files} | files
+    (tmp_path / "model.tar.gz").write_bytes(tar_bytes(files))
+    assert read_artefact(tmp_path / "model.tar.gz").num_classes == 3
+
+
 @pytest.mark.parametrize("ending", [".params", "-symbol.json", "hyperparams.json"])
 def test_an_archive_without_one_of_the_files_is_refused(resnet, tmp_path, ending):
     files = resnet.files()

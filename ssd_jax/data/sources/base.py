@@ -22,6 +22,8 @@ TOLERATED_PIXELS_OUTSIDE = 1.0
 # Where the size of an image is not known before it is decoded.
 TOLERATED_PART_OUTSIDE = 1 / 300
 _FIX = "Correct the box"
+# Of an example, which may list all classes of a set.
+EXAMPLE_LETTERS = 200
 
 
 class Problems:
@@ -49,6 +51,14 @@ class Problems:
     def counts(self) -> dict[str, int]:
         """How many were left out, by code."""
         return dict(sorted(collections.Counter(error.code for error in self.found).items()))
+
+    def examples(self) -> list[str]:
+        """How many were left out and the first of them, a line a code."""
+        first = {error.code: f"{error.where}: {error.problem}" for error in reversed(self.found)}
+        return [
+            f"{count:,} {code}, first: {first[code]:.{EXAMPLE_LETTERS}}"
+            for code, count in self.counts.items()
+        ]
 
 
 class Annotations(NamedTuple):
@@ -157,9 +167,7 @@ class Source:
     @property
     def image_fingerprint(self) -> str | None:
         """A hash of the bytes of all images, None where the doctor has not looked at them."""
-        if self.digests is None:
-            return None
-        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()[:16]
+        return self.digests and hashlib.sha256("\n".join(self.digests).encode()).hexdigest()[:16]
 
     def take(self, images: Sequence[int] | Int[np.ndarray, "K"]) -> "Source":
         """A source of some of the images, in the order given."""
@@ -182,10 +190,8 @@ class Source:
         empty = int(np.sum(self.object_counts == 0))
         text = f"{len(self):,} images, {len(labels):,} objects ({classes})"
         text += f", {empty:,} images without objects"
-        if self.problems.found:
-            text += ", left out: " + ", ".join(
-                f"{count} {code}" for code, count in self.problems.counts.items()
-            )
+        if left_out := [f"{count} {code}" for code, count in self.problems.counts.items()]:
+            text += f", left out: {', '.join(left_out)}"
         return text
 
 
@@ -359,12 +365,11 @@ def look_normalised(boxes: Float[np.ndarray, "M 4"]) -> bool:
 def check_not_empty(source: Source, where: str) -> Source:
     """The source itself; a `DataError` if it has no image, or no class is known."""
     if not len(source) or not source.classes:
-        raise DataError(
-            codes.SPLIT_EMPTY,
-            where,
-            f"{len(source)} images and no object, expected at least one image that shows one",
-            "Use another split, correct its annotations, or give config.data.classes",
-        )
+        problem = f"{len(source)} images and no object, expected at least one image that shows one"
+        if examples := source.problems.examples():
+            problem += f"; left out were {'; '.join(examples)}"
+        fix = "Use another split, correct its annotations, or give config.data.classes"
+        raise DataError(codes.SPLIT_EMPTY, where, problem, fix)
     return source
 
 

@@ -109,17 +109,40 @@ def open_coco(
 
 
 def read_categories(value: Any, where: str) -> dict[int, str]:
-    """The name of each category by its id, in the order of the file's content `value`."""
-    names: dict[int, str] = {}
+    """The name of each category by its id, in the order of the file's content `value`.
+
+    Roboflow's exports have a category more, that no annotation uses, which may be called as a class
+    is: of several ids of a name the one with annotations counts, the last where none has.
+    """
+    ids: dict[str, list[int]] = {}
+    seen: set[int] = set()
     for number, item in enumerate(member(value, "categories", list, where)):
         place = f"{where}, categories[{number}]"
         name = text(item, "name", place).strip()
         class_id = whole_number(item.get("id"))
-        if class_id is None or class_id in names or name in names.values():
+        if class_id is None or class_id in seen:
             problem = f"it is {shown(item)}, expected an id and a name of its own"
             raise DataError(codes.CLASS_NAMES_DISAGREE, place, problem, "Correct the category")
-        names[class_id] = name
+        seen.add(class_id)
+        ids.setdefault(name, []).append(class_id)
+    used = _used_categories(value) if len(ids) < len(seen) else seen
+    names = {}
+    for name, same in ids.items():
+        having = [class_id for class_id in same if class_id in used]
+        if len(having) > 1:
+            problem = f"the ids {', '.join(map(str, having))} are all called {name!r} and have "
+            problem += "annotations, expected a name of its own for each"
+            fix = "Give their annotations one of these ids, or the categories other names"
+            raise DataError(codes.CLASS_NAMES_DISAGREE, f"{where}, categories", problem, fix)
+        names[(having or same)[-1]] = name
     return names
+
+
+def _used_categories(value: dict) -> set[int | None]:
+    """The ids that annotations have; what is wrong with these is told where they are read."""
+    listed = value.get("annotations")
+    things = listed if isinstance(listed, list) else []
+    return {whole_number(each.get("category_id")) for each in things if isinstance(each, dict)}
 
 
 def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:

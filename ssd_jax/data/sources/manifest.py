@@ -154,7 +154,8 @@ def _check_one_label(labels: set[str], path: pathlib.Path) -> None:
 def _several_labels(labels: Sequence[str], where: str) -> UserError:
     return UserError(
         f"{where}: {', '.join(labels)} have annotations, expected one attribute. "
-        f"Say which is meant, as MANIFEST#{labels[0]}"
+        f"Say which is meant, as MANIFEST#{labels[0]} or, for a channel of a SageMaker job, by its "
+        "AttributeNames in inputdataconfig.json; or leave only one in the manifest."
     )
 
 
