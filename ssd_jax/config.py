@@ -4,7 +4,6 @@ A run's parts are put together from them in `network.py` and `experiment.py`; be
 reads a config.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -19,14 +18,8 @@ from ml_collections.config_dict import placeholder
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file
+from ssd_jax.literals import KINDS, read_value
 
-_KINDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple such as (1, 2)",
-}
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 STARTS_FILE = "starts.jsonl"
@@ -276,9 +269,9 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         kind = _kind(config, name)
         try:
-            config.update_from_flattened_dict({name: _parsed(text, kind)})
+            config.update_from_flattened_dict({name: read_value(text, kind)})
         except TypeError:
-            raise UserError(f"--config.{name}: got {text!r}, expected {_KINDS[kind]}.") from None
+            raise UserError(f"--config.{name}: got {text!r}, expected {KINDS[kind]}.") from None
 
 
 def _kind(config: ConfigDict, name: str) -> type:
@@ -287,24 +280,6 @@ def _kind(config: ConfigDict, name: str) -> type:
     for section in sections:
         config = config[section]
     return config.get_type(last)
-
-
-def _parsed(text: str, kind: type) -> object:
-    if kind is str:
-        return text
-    if kind is tuple and not text:
-        return ()
-    if kind is bool:
-        text = text.capitalize()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = tuple(text.split(",")) if kind is tuple else text
-    if isinstance(value, bool) and kind in (int, float):
-        return text  # Python counts True as 1
-    if kind is tuple and value is not None and not isinstance(value, tuple):
-        value = tuple(value) if isinstance(value, list) else (value,)
-    return value
 
 
 def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:

@@ -1,0 +1,39 @@
+"""What the texts of a command line mean: values of settings, places with a `~`."""
+
+import ast
+import os
+
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple such as (1, 2)",
+}
+
+
+def read_value(text: str, kind: type) -> object:
+    """The value of a setting of a kind; what is of another kind is left for others to refuse."""
+    if kind is str:
+        return text
+    if kind is tuple and not text:
+        return ()
+    if kind is bool:
+        text = text.capitalize()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(",")) if kind is tuple else text
+    if isinstance(value, bool) and kind in (int, float):
+        return text  # Python counts True as 1
+    if kind is tuple and value is not None and not isinstance(value, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    return value
+
+
+def with_home(location: str) -> str:
+    """With the home folder for a `~`, also of each place in "A + B".
+
+    A shell leaves it in --name=~/x, and puts it in --name ~/x.
+    """
+    return " + ".join(map(os.path.expanduser, location.split(" + ")))
