@@ -18,11 +18,12 @@ from ml_collections.config_dict import placeholder
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file
-from ssd_jax.literals import KINDS, read_value
+from ssd_jax.literals import KINDS, read_value, with_home
 
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 STARTS_FILE = "starts.jsonl"
+PLACES = {"data.train.root", "data.val.root", "data.test.root", "weights.path"}
 # Settings that had another name in a release: the old name -> the present one.
 RENAMED: dict[str, str] = {}
 VOC_CLASSES = (
@@ -210,9 +211,10 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
 
     A Python file has `get_config()`, which may take the variant.
     """
-    if str(path).endswith(".json"):
+    path = with_home(str(path))
+    if path.endswith(".json"):
         return read_config(path)
-    name, _, variant = str(path).partition(":")
+    name, _, variant = path.partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
         seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
@@ -256,7 +258,10 @@ def _told(error: Exception, file: str) -> str:
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-    """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types."""
+    """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types.
+
+    A `~` ahead of a place, also of one that the config had, becomes the home folder.
+    """
     known = dict(flat_items(config))
     for name, text in assignments:
         if name == "recipe":
@@ -272,6 +277,9 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             config.update_from_flattened_dict({name: read_value(text, kind)})
         except TypeError:
             raise UserError(f"--config.{name}: got {text!r}, expected {KINDS[kind]}.") from None
+    for name in PLACES & known.keys():
+        if place := get(config, name):
+            config.update_from_flattened_dict({name: with_home(place)})
 
 
 def _kind(config: ConfigDict, name: str) -> type:

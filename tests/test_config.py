@@ -155,6 +155,19 @@ def test_no_text_is_an_empty_tuple():
     assert overridden(**{"data.train.image_sets": ""}).data.train.image_sets == ()
 
 
+def test_a_tilde_ahead_of_a_place_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = overridden(**{"data.train.root": "~/a + ~/b@train + c", "weights.path": "~/w"})
+    assert config.data.train.root == "/home/me/a + /home/me/b@train + c"
+    assert config.weights.path == "/home/me/w"
+    config.data.val.root = "~/of_a_file"
+    configs.override(config, [])
+    assert config.data.val.root == "/home/me/of_a_file"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    configs.save_config(config, tmp_path / "config.json")
+    assert configs.load_config("~/config.json").data.val.root == "/home/me/of_a_file"
+
+
 def test_a_missing_value_is_refused():
     config = overridden()
     config.update_from_flattened_dict({"batch_size": None})
