@@ -23,6 +23,10 @@ from ssd_jax.literals import KINDS, read_value, with_home
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 STARTS_FILE = "starts.jsonl"
+NAMES = (
+    "data.classes", "weights.reinitialise", "data.train.image_sets", "data.val.image_sets",
+    "data.test.image_sets",
+)  # fmt: skip
 PLACES = {"data.train.root", "data.val.root", "data.test.root", "weights.path"}
 # Settings that had another name in a release: the old name -> the present one.
 RENAMED: dict[str, str] = {}
@@ -274,7 +278,8 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         kind = _kind(config, name)
         try:
-            config.update_from_flattened_dict({name: read_value(text, kind)})
+            value = read_value(text, kind, names=name in NAMES)
+            config.update_from_flattened_dict({name: value})
         except TypeError:
             raise UserError(f"--config.{name}: got {text!r}, expected {KINDS[kind]}.") from None
     for name in PLACES & known.keys():

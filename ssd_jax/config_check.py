@@ -4,7 +4,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from ssd_jax.config import default_config, flat_items, get
+from ssd_jax.config import NAMES, default_config, flat_items, get
 from ssd_jax.errors import UserError
 from ssd_jax.models.own import EXPECTED, is_own
 from ssd_jax.recipes import RESNETS, recipe_config
@@ -73,10 +73,6 @@ _RANGES = (
     "augment.crop.scale", "augment.crop.aspect",
 )  # fmt: skip
 _IMAGE_SIZES = ("augment.image_sizes", "detect.image_sizes")
-_NAMES = (
-    "data.classes", "weights.reinitialise", "data.train.image_sets", "data.val.image_sets",
-    "data.test.image_sets",
-)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -155,8 +151,11 @@ def _check_tuples(config: ConfigDict) -> None:
          lambda values: _numbers(values) and all(x >= 0 for x in values),
          "numbers of at least 0")  # fmt: skip
     each(decays, lambda epochs: list(epochs) == sorted(epochs), "rising epochs")
-    each(_NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
+    each(NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
          "names, each once")  # fmt: skip
+    # What reads a data set strips its names, so that no other name could be found there.
+    each(NAMES, lambda names: all(name and name == name.strip() for name in names),
+         "names that are not empty, without blanks around them")  # fmt: skip
 
 
 def _check_combinations(config: ConfigDict) -> None:

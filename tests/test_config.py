@@ -63,6 +63,31 @@ def test_a_value_of_another_kind_is_refused(name, text, expected):
         overridden(**{name: text})
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ("cat", "dog")),
+        ("(cat,dog)", ("cat", "dog")),
+        ("[cat, dog]", ("cat", "dog")),
+        ("['cat', \"dog\"]", ("cat", "dog")),
+        ("cat,", ("cat",)),
+        ("1,2,03", ("1", "2", "03")),
+        ("(1_0, 2.50)", ("1_0", "2.50")),
+        ("7", ("7",)),
+        ("'cat, big',", ("cat, big",)),
+        ("'cat, big'", ("cat, big",)),
+        ("(a) cat, dog (b)", ("(a) cat", "dog (b)")),
+        ("(cat (big), dog)", ("cat (big)", "dog")),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_names_are_read_as_they_are_meant(text, names):
+    config = overridden(**{"data.classes": text, "data.train.image_sets": text})
+    assert config.data.classes == config.data.train.image_sets == names
+    check(config)
+
+
 @pytest.mark.parametrize("text", ["False", "false"])
 def test_true_and_false_may_be_lower_case(text):
     assert overridden(**{"data.doctor": text}).data.doctor is False
@@ -93,6 +118,8 @@ def test_true_and_false_may_be_lower_case(text):
         ("augment.expand.scale", "(4.0, 1.0)", "two rising"),
         ("anchors.scales", "a,b", "numbers"),
         ("data.classes", "cat,cat", "each once"),
+        ("data.classes", "cat,,dog", "not empty"),
+        ("data.classes", "('cat', ' dog')", "without blanks"),
         ("seed", "-1", "from 0"),
         ("loss.class_loss", "focl", "nearest is focal"),
         ("loss.class_loss", "varifocal", "sigmoid, which loss.class_loss 'varifocal' is made for"),

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
-from ssd_jax.literals import with_home
+from ssd_jax.literals import split_names, with_home
 
 # What runs an exported model, as `export.engines` knows it; that imports JAX.
 ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
@@ -61,13 +61,8 @@ def is_printed(path: pathlib.Path | None) -> bool:
 def names_argument(parser, option, text):
     """An option that takes names with commas between them, and may be repeated."""
     parser.add_argument(
-        option, type=names, action="extend", default=[], metavar="NAME,NAME,...", help=text
+        option, type=split_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
     )
-
-
-def names(text: str) -> list[str]:
-    """Reads "a, b"."""
-    return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
 def whole_number(text: str) -> int:
