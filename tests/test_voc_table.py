@@ -156,6 +156,16 @@ def test_the_table_of_finished_runs(voc_table, tmp_path, capsys):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_beside_the_seeds_is_passed_over_and_told(voc_table, tmp_path, capsys):
+    folder = leave_report(tmp_path, "paper_vgg16_16", 0, [0.79])
+    folder.rename(folder.with_name("seed_0-again"))  # as report.html tells to repeat a run
+    leave_report(tmp_path, "paper_vgg16_16", 0, [0.79])
+    assert voc_table.main(["--out", str(tmp_path), "--collect"]) == 0
+    told = capsys.readouterr()
+    assert cells(told.out, "paper_vgg16_16")[3] == "1"
+    assert f"not in the table: {folder}-again" in told.err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "results.jsonl: no such file"), ("{", "results.jsonl: it cannot be read")],

@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -256,14 +257,18 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def records(out: pathlib.Path) -> list[dict]:
-    """One for each finished run in `out`, by row and seed."""
+    """One for each finished run in `out`, by row and seed; tells which others are no row's."""
     found = []
     for name, row in ROWS.items():
-        folders = (out / "runs" / name).glob("seed_*")
-        for folder in sorted(folders, key=lambda each: int(each.name.removeprefix("seed_"))):
-            if (folder / REPORT_FILE).is_file():
-                known = {"row": name, "published": row.published, "source": row.source}
-                found.append(known | tables.record(folder / REPORT_FILE))
+        seeds = {}
+        for report in (out / "runs" / name).glob(f"*/{REPORT_FILE}"):
+            if match := re.fullmatch(r"seed_(0|[1-9]\d*)", report.parent.name):
+                seeds[int(match[1])] = report
+            else:
+                print(f"not in the table: {report.parent}, for its name is not seed_N",
+                      file=sys.stderr)  # fmt: skip
+        known = {"row": name, "published": row.published, "source": row.source}
+        found += [known | tables.record(report) for _, report in sorted(seeds.items())]
     return found
 
 
