@@ -292,3 +292,24 @@ def test_one_failure_does_not_keep_other_runs_from_theirs(voc_table, tmp_path, c
     assert "failed: paper_vgg16_16, seed 0: " in told.err
     assert "failed: paper_vgg16_64, seed 0: " in told.err
     assert "| sagemaker_vgg16_16 |" in told.out
+
+
+def test_a_row_that_does_not_fit_does_not_keep_other_runs_from_theirs(
+    voc_table, tmp_path, capsys, monkeypatch
+):
+    def out_of_memory(config, workdir):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+
+    monkeypatch.setattr("ssd_jax.runs.run_training", out_of_memory)
+    rows = ["--rows", "paper_vgg16_16", "paper_vgg16_64", "--seeds", "1"]
+    assert voc_table.main(["--out", str(tmp_path), *rows]) == 2
+    told = capsys.readouterr().err
+    for row in ("paper_vgg16_16", "paper_vgg16_64"):
+        assert f"failed: {row}, seed 0: RESOURCE_EXHAUSTED: Out of memory\n" in told
+
+    def broken(config, workdir):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
+
+    monkeypatch.setattr("ssd_jax.runs.run_training", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        voc_table.main(["--out", str(tmp_path), *rows])

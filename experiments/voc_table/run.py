@@ -220,8 +220,11 @@ def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> l
 def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) -> list[str]:
     """Trains and measures one job after the other; returns what failed and why.
 
-    A run that fails, as one whose loss is no longer finite, does not keep the others from theirs.
+    A run that fails, as one whose loss is no longer finite or that wants more memory than there is,
+    does not keep the others from theirs.
     """
+    import jax
+
     from ssd_jax.runs import run_training  # late, for its imports take seconds
 
     failed = []
@@ -236,8 +239,15 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
             print(f"== {title}", flush=True)
             run_training(config, job.folder(out))
         except UserError as error:
-            failed.append(f"{job.row}, seed {job.seed}: {error}")
-            print(failed[-1], file=sys.stderr)
+            problem = str(error)
+        except jax.errors.JaxRuntimeError as error:
+            problem = str(error).partition("\n")[0]
+            if "RESOURCE_EXHAUSTED" not in problem:
+                raise  # A device that is lost is so for the others, too.
+        else:
+            continue
+        failed.append(f"{job.row}, seed {job.seed}: {problem}")
+        print(failed[-1], file=sys.stderr)
     return failed
 
 
