@@ -1,6 +1,7 @@
 """Which values of the settings are possible: found before anything is built."""
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
@@ -107,6 +108,9 @@ def _check_complete(config: ConfigDict) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
+    for name, value in flat_items(config):
+        _expect(config, name, not isinstance(value, float) or math.isfinite(value),
+                "a finite number")  # fmt: skip
     rules = [
         (_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         (_POSITIVE, lambda x: x > 0, "more than 0"),
@@ -210,5 +214,6 @@ def _each_once(values: tuple) -> bool:
 
 def _numbers(values: tuple, count: int | None = None) -> bool:
     return count in (None, len(values)) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
     )

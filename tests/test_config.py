@@ -115,6 +115,12 @@ def test_true_and_false_may_be_lower_case(text):
         ("model.backbone", "resnet50", "has batch normalisation"),
         ("preprocess.mean", "(1.0,)", "three numbers"),
         ("preprocess.std", "(1, 0, 1)", "not 0"),
+        # JSON has no infinity.
+        ("preprocess.mean", "(1e999, 1, 1)", "three numbers"),
+        ("optimizer.learning_rate", "1e999", "a finite number"),
+        ("early_stopping.minimum_epochs", "1e999", "a finite number"),
+        ("watchdog.factor", "1e999", "a finite number"),
+        ("optimizer.rate_multipliers", "(('*', 1e999),)", "pairs"),
         ("augment.expand.scale", "(4.0, 1.0)", "two rising"),
         ("anchors.scales", "a,b", "numbers"),
         ("data.classes", "cat,cat", "each once"),
