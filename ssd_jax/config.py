@@ -4,7 +4,6 @@ A run's parts are put together from them in `network.py` and `experiment.py`; be
 reads a config.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -19,17 +18,16 @@ from ml_collections.config_dict import placeholder
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file
+from ssd_jax.literals import KINDS, read_value, with_home
 
-_KINDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple such as (1, 2)",
-}
 # In the folder of a run.
 CONFIG_FILE = "config.json"
 STARTS_FILE = "starts.jsonl"
+NAMES = (
+    "data.classes", "weights.reinitialise", "data.train.image_sets", "data.val.image_sets",
+    "data.test.image_sets",
+)  # fmt: skip
+PLACES = {"data.train.root", "data.val.root", "data.test.root", "weights.path"}
 # Settings that had another name in a release: the old name -> the present one.
 RENAMED: dict[str, str] = {}
 VOC_CLASSES = (
@@ -217,9 +215,10 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
 
     A Python file has `get_config()`, which may take the variant.
     """
-    if str(path).endswith(".json"):
+    path = with_home(str(path))
+    if path.endswith(".json"):
         return read_config(path)
-    name, _, variant = str(path).partition(":")
+    name, _, variant = path.partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
         seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
@@ -263,7 +262,10 @@ def _told(error: Exception, file: str) -> str:
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-    """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types."""
+    """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types.
+
+    A `~` ahead of a place, also of one that the config had, becomes the home folder.
+    """
     known = dict(flat_items(config))
     for name, text in assignments:
         if name == "recipe":
@@ -276,9 +278,13 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         kind = _kind(config, name)
         try:
-            config.update_from_flattened_dict({name: _parsed(text, kind)})
+            value = read_value(text, kind, names=name in NAMES)
+            config.update_from_flattened_dict({name: value})
         except TypeError:
-            raise UserError(f"--config.{name}: got {text!r}, expected {_KINDS[kind]}.") from None
+            raise UserError(f"--config.{name}: got {text!r}, expected {KINDS[kind]}.") from None
+    for name in PLACES & known.keys():
+        if place := get(config, name):
+            config.update_from_flattened_dict({name: with_home(place)})
 
 
 def _kind(config: ConfigDict, name: str) -> type:
@@ -287,24 +293,6 @@ def _kind(config: ConfigDict, name: str) -> type:
     for section in sections:
         config = config[section]
     return config.get_type(last)
-
-
-def _parsed(text: str, kind: type) -> object:
-    if kind is str:
-        return text
-    if kind is tuple and not text:
-        return ()
-    if kind is bool:
-        text = text.capitalize()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = tuple(text.split(",")) if kind is tuple else text
-    if isinstance(value, bool) and kind in (int, float):
-        return text  # Python counts True as 1
-    if kind is tuple and value is not None and not isinstance(value, tuple):
-        value = tuple(value) if isinstance(value, list) else (value,)
-    return value
 
 
 def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:

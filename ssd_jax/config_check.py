@@ -1,10 +1,11 @@
 """Which values of the settings are possible: found before anything is built."""
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
-from ssd_jax.config import default_config, flat_items, get
+from ssd_jax.config import NAMES, default_config, flat_items, get
 from ssd_jax.errors import UserError
 from ssd_jax.models.own import EXPECTED, is_own
 from ssd_jax.recipes import RESNETS, recipe_config
@@ -73,10 +74,6 @@ _RANGES = (
     "augment.crop.scale", "augment.crop.aspect",
 )  # fmt: skip
 _IMAGE_SIZES = ("augment.image_sizes", "detect.image_sizes")
-_NAMES = (
-    "data.classes", "weights.reinitialise", "data.train.image_sets", "data.val.image_sets",
-    "data.test.image_sets",
-)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -111,6 +108,9 @@ def _check_complete(config: ConfigDict) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
+    for name, value in flat_items(config):
+        _expect(config, name, not isinstance(value, float) or math.isfinite(value),
+                "a finite number")  # fmt: skip
     rules = [
         (_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         (_POSITIVE, lambda x: x > 0, "more than 0"),
@@ -155,8 +155,11 @@ def _check_tuples(config: ConfigDict) -> None:
          lambda values: _numbers(values) and all(x >= 0 for x in values),
          "numbers of at least 0")  # fmt: skip
     each(decays, lambda epochs: list(epochs) == sorted(epochs), "rising epochs")
-    each(_NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
+    each(NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
          "names, each once")  # fmt: skip
+    # What reads a data set strips its names, so that no other name could be found there.
+    each(NAMES, lambda names: all(name and name == name.strip() for name in names),
+         "names that are not empty, without blanks around them")  # fmt: skip
 
 
 def _check_combinations(config: ConfigDict) -> None:
@@ -211,5 +214,6 @@ def _each_once(values: tuple) -> bool:
 
 def _numbers(values: tuple, count: int | None = None) -> bool:
     return count in (None, len(values)) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
     )

@@ -115,6 +115,8 @@ def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[li
 def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
     """The memory that the cache will take; refused where there is not as much.
 
+    What a step needs beside it on the devices is known, and told, when that is compiled.
+
     All processes come here: those of one host share its memory, and each keeps all pictures there.
     """
     needed = cache_bytes(source, canvas=config.data.canvas)
@@ -122,20 +124,21 @@ def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
         processes = exchange(socket.gethostname()).count(socket.gethostname())
         needed *= processes
         # All there is: what other programs and the system's own cache hold can be given back.
-        where, free = "memory", memory_bytes()
+        where, free, beside = "memory", memory_bytes(), ""
         if processes > 1:
             where += f", a copy for each of {processes} processes on a host"
     else:
         where = f"the memory of {mesh.size} devices"
         of_one = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
         free = of_one and of_one * mesh.size
+        beside = ", beside what a step needs"
     if free and needed > free:
         raise UserError(
             f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}; "
-            f"expected at most the {free / 2**30:.1f} GiB there are. Take 'none', or a smaller "
-            "config.data.canvas."
+            f"expected at most the {free / 2**30:.1f} GiB there are{beside}. Take 'none', or a "
+            "smaller config.data.canvas."
         )
-    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB"
+    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB{beside}"
 
 
 def device_cache_bytes(config: ConfigDict, source: Source, mesh: Mesh) -> int:

@@ -71,6 +71,31 @@ def test_a_url_is_no_local_folder_called_s3(command, capsys):
 
 
 @pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("train --config=a.py --workdir=~/x", ["workdir"]),
+        ("predict --model=~/x --out=~/x --annotations=~/x ~/x", ["model", "out", "annotations"]),
+        ("export --workdir=~/x --out=~/x", ["workdir", "out"]),
+        ("report compare ~/x --out=~/x --json=~/x", ["out", "json"]),
+        ("serve --model=~/x --token-file=~/x", ["model", "token_file"]),
+        ("sagemaker train --root=~/x", ["root"]),
+        ("doctor ~/x --against=~/x --fix=~/x --out=~/x", ["location", "against", "fix", "out"]),
+        ("convert ~/x ~/x", ["location", "destination"]),
+        ("data shapes ~/x", ["folder"]),
+        ("data prepare voc --out=~/x --archives=~/x", ["out", "archives"]),
+        ("weights import ~/x --out=~/x", ["file", "out"]),
+        ("benchmark --config=a.py --json=~/x --profile=~/x", ["json", "profile"]),
+    ],
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(command, names, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = vars(parsed(*command.split()))
+    assert {str(options[name]) for name in names} == {"/home/me/x"}
+    for name in {"places", "workdirs"} & options.keys():
+        assert [str(each) for each in options[name]] == ["/home/me/x"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "verb"),
     [
         (["weights", "import", "nowhere.params", "--out", "out"], "ssd-jax weights import"),

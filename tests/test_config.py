@@ -63,6 +63,31 @@ def test_a_value_of_another_kind_is_refused(name, text, expected):
         overridden(**{name: text})
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ("cat", "dog")),
+        ("(cat,dog)", ("cat", "dog")),
+        ("[cat, dog]", ("cat", "dog")),
+        ("['cat', \"dog\"]", ("cat", "dog")),
+        ("cat,", ("cat",)),
+        ("1,2,03", ("1", "2", "03")),
+        ("(1_0, 2.50)", ("1_0", "2.50")),
+        ("7", ("7",)),
+        ("'cat, big',", ("cat, big",)),
+        ("'cat, big'", ("cat, big",)),
+        ("(a) cat, dog (b)", ("(a) cat", "dog (b)")),
+        ("(cat (big), dog)", ("cat (big)", "dog")),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_names_are_read_as_they_are_meant(text, names):
+    config = overridden(**{"data.classes": text, "data.train.image_sets": text})
+    assert config.data.classes == config.data.train.image_sets == names
+    check(config)
+
+
 @pytest.mark.parametrize("text", ["False", "false"])
 def test_true_and_false_may_be_lower_case(text):
     assert overridden(**{"data.doctor": text}).data.doctor is False
@@ -90,9 +115,17 @@ def test_true_and_false_may_be_lower_case(text):
         ("model.backbone", "resnet50", "has batch normalisation"),
         ("preprocess.mean", "(1.0,)", "three numbers"),
         ("preprocess.std", "(1, 0, 1)", "not 0"),
+        # JSON has no infinity.
+        ("preprocess.mean", "(1e999, 1, 1)", "three numbers"),
+        ("optimizer.learning_rate", "1e999", "a finite number"),
+        ("early_stopping.minimum_epochs", "1e999", "a finite number"),
+        ("watchdog.factor", "1e999", "a finite number"),
+        ("optimizer.rate_multipliers", "(('*', 1e999),)", "pairs"),
         ("augment.expand.scale", "(4.0, 1.0)", "two rising"),
         ("anchors.scales", "a,b", "numbers"),
         ("data.classes", "cat,cat", "each once"),
+        ("data.classes", "cat,,dog", "not empty"),
+        ("data.classes", "('cat', ' dog')", "without blanks"),
         ("seed", "-1", "from 0"),
         ("loss.class_loss", "focl", "nearest is focal"),
         ("loss.class_loss", "varifocal", "sigmoid, which loss.class_loss 'varifocal' is made for"),
@@ -153,6 +186,19 @@ def test_a_group_that_lost_a_setting_is_refused():
 
 def test_no_text_is_an_empty_tuple():
     assert overridden(**{"data.train.image_sets": ""}).data.train.image_sets == ()
+
+
+def test_a_tilde_ahead_of_a_place_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = overridden(**{"data.train.root": "~/a + ~/b@train + c", "weights.path": "~/w"})
+    assert config.data.train.root == "/home/me/a + /home/me/b@train + c"
+    assert config.weights.path == "/home/me/w"
+    config.data.val.root = "~/of_a_file"
+    configs.override(config, [])
+    assert config.data.val.root == "/home/me/of_a_file"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    configs.save_config(config, tmp_path / "config.json")
+    assert configs.load_config("~/config.json").data.val.root == "/home/me/of_a_file"
 
 
 def test_a_missing_value_is_refused():

@@ -25,7 +25,7 @@ def voc_table():
         yield module
 
 
-def leave_report(out, row, seed, means, *, fingerprint="f"):
+def leave_report(out, row, seed, means, **protocol):
     """What a finished run leaves, as docs/reports.md has it, with all that the table reads."""
     config = default_config()
     config.batch_size = 16
@@ -35,7 +35,7 @@ def leave_report(out, row, seed, means, *, fingerprint="f"):
         | {f"ap_voc07/{name}": means[-1] for name in VOC_CLASSES[1:]}
         | {"ap_voc07/aeroplane": None},
         "protocol": {"images": 4952, "image_sets": ["VOC2007/test"], "root": "data/VOCdevkit",
-                     "fingerprint": fingerprint},
+                     "fingerprint": "f", "iou_threshold": 0.5, "checkpoint": "last"} | protocol,
         "classes": VOC_CLASSES,
         "seed": seed,
         "config": config.to_dict(),
@@ -145,6 +145,7 @@ def test_the_table_of_finished_runs(voc_table, tmp_path, capsys):
     assert cells(text, "paper_vgg16_16")[3:7] == ["1", "0.780", "0.790", "+0.010"]
     assert cells(text, "aeroplane") == ["aeroplane", "-", "-"]
     assert cells(text, "tvmonitor") == ["tvmonitor", "0.790 [0.780, 0.800]", "0.790"]
+    assert "mAP@.5 of the last checkpoint" in text
     assert "Not comparable" not in text
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
@@ -154,6 +155,16 @@ def test_the_table_of_finished_runs(voc_table, tmp_path, capsys):
     assert told[0]["curve"] == {"epochs": [1.0, 2.0], "map_voc07": [0.5, 0.78]}
     for name in ("table", "curves", "classes"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_beside_the_seeds_is_passed_over_and_told(voc_table, tmp_path, capsys):
+    folder = leave_report(tmp_path, "paper_vgg16_16", 0, [0.79])
+    folder.rename(folder.with_name("seed_0-again"))  # as report.html tells to repeat a run
+    leave_report(tmp_path, "paper_vgg16_16", 0, [0.79])
+    assert voc_table.main(["--out", str(tmp_path), "--collect"]) == 0
+    told = capsys.readouterr()
+    assert cells(told.out, "paper_vgg16_16")[3] == "1"
+    assert f"not in the table: {folder}-again" in told.err
 
 
 @pytest.mark.parametrize(
@@ -177,11 +188,25 @@ def test_the_table_is_written_anew_from_the_results(voc_table, tmp_path, capsys)
     assert (tmp_path / "table.md").is_file()
 
 
-def test_runs_on_different_images_are_not_compared_in_silence(voc_table, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"), [("fingerprint", "other"), ("iou_threshold", 0.75), ("checkpoint", "best")]
+)
+def test_what_was_measured_otherwise_is_not_compared_in_silence(voc_table, tmp_path, name, value):
     leave_report(tmp_path, "sagemaker_vgg16_64", 0, [0.1])
-    leave_report(tmp_path, "sagemaker_vgg16_16", 0, [0.1], fingerprint="other")
+    leave_report(tmp_path, "sagemaker_vgg16_16", 0, [0.1], **{name: value})
     text = voc_table.tables.markdown(voc_table.records(tmp_path))
     assert "**Not comparable" in text
+    assert re.search(rf"Measured, sagemaker_vgg16_16: .*{value}", text)
+
+
+def test_the_table_tells_how_its_runs_were_measured(voc_table, tmp_path):
+    leave_report(tmp_path, "sagemaker_vgg16_64", 0, [0.1], iou_threshold=0.75, checkpoint="best")
+    text = voc_table.tables.markdown(voc_table.records(tmp_path))
+    assert "mAP@.75 of the best checkpoint: " in text
+    assert "fingerprint f, of the best checkpoint at an IoU of 0.75." in text
+    leave_report(tmp_path, "sagemaker_vgg16_64", 1, [0.1])
+    text = voc_table.tables.markdown(voc_table.records(tmp_path))
+    assert "mAP@.5 or .75 of the best or last checkpoint: " in text
 
 
 def test_a_finished_run_of_other_settings_is_refused(voc_table, tmp_path):
@@ -282,3 +307,24 @@ def test_one_failure_does_not_keep_other_runs_from_theirs(voc_table, tmp_path, c
     assert "failed: paper_vgg16_16, seed 0: " in told.err
     assert "failed: paper_vgg16_64, seed 0: " in told.err
     assert "| sagemaker_vgg16_16 |" in told.out
+
+
+def test_a_row_that_does_not_fit_does_not_keep_other_runs_from_theirs(
+    voc_table, tmp_path, capsys, monkeypatch
+):
+    def out_of_memory(config, workdir):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+
+    monkeypatch.setattr("ssd_jax.runs.run_training", out_of_memory)
+    rows = ["--rows", "paper_vgg16_16", "paper_vgg16_64", "--seeds", "1"]
+    assert voc_table.main(["--out", str(tmp_path), *rows]) == 2
+    told = capsys.readouterr().err
+    for row in ("paper_vgg16_16", "paper_vgg16_64"):
+        assert f"failed: {row}, seed 0: RESOURCE_EXHAUSTED: Out of memory\n" in told
+
+    def broken(config, workdir):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
+
+    monkeypatch.setattr("ssd_jax.runs.run_training", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        voc_table.main(["--out", str(tmp_path), *rows])

@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from ssd_jax import config as configs
 from ssd_jax.caches import keep_compiled_programs
 from ssd_jax.cli import EXIT_STOPPED
-from ssd_jax.commands.common import count, positive
+from ssd_jax.commands.common import count, local_path, positive
 from ssd_jax.config_check import check
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.run_log import REPORT_FILE
@@ -91,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Settings of all rows can be changed, as --config.data.cache=device.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--out", required=True, type=local_path, metavar="DIR")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -219,8 +220,11 @@ def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> l
 def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) -> list[str]:
     """Trains and measures one job after the other; returns what failed and why.
 
-    A run that fails, as one whose loss is no longer finite, does not keep the others from theirs.
+    A run that fails, as one whose loss is no longer finite or that wants more memory than there is,
+    does not keep the others from theirs.
     """
+    import jax
+
     from ssd_jax.runs import run_training  # late, for its imports take seconds
 
     failed = []
@@ -235,8 +239,15 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
             print(f"== {title}", flush=True)
             run_training(config, job.folder(out))
         except UserError as error:
-            failed.append(f"{job.row}, seed {job.seed}: {error}")
-            print(failed[-1], file=sys.stderr)
+            problem = str(error)
+        except jax.errors.JaxRuntimeError as error:
+            problem = str(error).partition("\n")[0]
+            if "RESOURCE_EXHAUSTED" not in problem:
+                raise  # A device that is lost is so for the others, too.
+        else:
+            continue
+        failed.append(f"{job.row}, seed {job.seed}: {problem}")
+        print(failed[-1], file=sys.stderr)
     return failed
 
 
@@ -256,14 +267,18 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def records(out: pathlib.Path) -> list[dict]:
-    """One for each finished run in `out`, by row and seed."""
+    """One for each finished run in `out`, by row and seed; tells which others are no row's."""
     found = []
     for name, row in ROWS.items():
-        folders = (out / "runs" / name).glob("seed_*")
-        for folder in sorted(folders, key=lambda each: int(each.name.removeprefix("seed_"))):
-            if (folder / REPORT_FILE).is_file():
-                known = {"row": name, "published": row.published, "source": row.source}
-                found.append(known | tables.record(folder / REPORT_FILE))
+        seeds = {}
+        for report in (out / "runs" / name).glob(f"*/{REPORT_FILE}"):
+            if match := re.fullmatch(r"seed_(0|[1-9]\d*)", report.parent.name):
+                seeds[int(match[1])] = report
+            else:
+                print(f"not in the table: {report.parent}, for its name is not seed_N",
+                      file=sys.stderr)  # fmt: skip
+        known = {"row": name, "published": row.published, "source": row.source}
+        found += [known | tables.record(report) for _, report in sorted(seeds.items())]
     return found
 
 

@@ -120,7 +120,8 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     rows = by_row(records)
     parts = [
         "# PASCAL VOC: published and ours",
-        "mAP@.5 of the last checkpoint: mean over the seeds [lowest, highest]. The difference is "
+        f"mAP{_threshold(records)} of the {_told(records, 'checkpoint')} checkpoint: mean over the "
+        "seeds [lowest, highest]. The difference is "
         f"that of {PROTOCOLS[HEADLINE]}, difficult objects ignored, to the published number.",
         _table(
             ("row", "batch", "rate", "seeds", "published", PROTOCOLS[HEADLINE], "difference",
@@ -158,22 +159,40 @@ def notes(records: Sequence[dict[str, Any]]) -> list[str]:
     for source in dict.fromkeys(each["source"] for each in records):
         names = [name for name, runs in by_row(records).items() if runs[0]["source"] == source]
         found.append(f"Published, {', '.join(names)}: {source}.")
-    protocols = {
-        (p["images"], ", ".join(p["image_sets"]), p["root"], p["fingerprint"]): each
-        for each in records
-        for p in [each["protocol"]]
-    }
-    found += [
-        f"Measured on {images:,} images: {sets} of {root}, fingerprint {fingerprint}."
-        for images, sets, root, fingerprint in protocols
-    ]
-    if len(protocols) > 1:
-        found.append("**Not comparable: the runs were measured on different images or objects.**")
+    measured: dict[str, list[str]] = {}
+    for each in records:
+        measured.setdefault(_how(each["protocol"]), []).append(each["row"])
+    for how, names in measured.items():
+        which = f", {', '.join(dict.fromkeys(names))}:" if len(measured) > 1 else ""
+        found.append(f"Measured{which} {how}.")
+    if len(measured) > 1:
+        found.append(
+            "**Not comparable: the runs were measured on different images or objects, or in "
+            "different ways.**"
+        )
     trained = sorted({(each["training_images"], each["image_size"]) for each in records})
     found += [f"Trained on {images:,} images at {size} px." for images, size in trained]
     devices = {f"{d['count']} x {d['kind']}" for each in records for d in [each["devices"]]}
     found.append(f"Devices of a run: {', '.join(sorted(devices))}.")
     return found
+
+
+def _how(protocol):
+    return (
+        f"on {protocol['images']:,} images: {', '.join(protocol['image_sets'])} of "
+        f"{protocol['root']}, fingerprint {protocol['fingerprint']}, of the "
+        f"{protocol['checkpoint']} checkpoint at an IoU of {protocol['iou_threshold']:g}"
+    )
+
+
+def _told(records, name):
+    """What the protocols of the runs say, which is one unless settings were mixed."""
+    return " or ".join(sorted({f"{each['protocol'][name]}" for each in records}))
+
+
+def _threshold(records):
+    """As "@.5"."""
+    return "@" + _told(records, "iou_threshold").replace("0.", ".")
 
 
 def _table(head, rows):
@@ -230,7 +249,9 @@ def draw_table(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         labels = [f"{name} ({_count(len(runs), 'seed')})" for name, runs in rows.items()]
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(f"mAP@.5, {PROTOCOLS[HEADLINE]}, difficult ignored (* counted)")
+        axes.set_xlabel(
+            f"mAP{_threshold(records)}, {PROTOCOLS[HEADLINE]}, difficult ignored (* counted)"
+        )
         handles, names = axes.get_legend_handles_labels()
         once = dict(zip(names, handles, strict=True))
         figure.legend(once.values(), once, loc="outside upper left", ncols=2)
@@ -272,7 +293,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
             axes.remove()
         grid[0].legend()
         figure.supxlabel("epochs", fontsize="medium")
-        figure.supylabel(f"mAP@.5, {PROTOCOLS[HEADLINE]}", fontsize="medium")
+        figure.supylabel(f"mAP{_threshold(records)}, {PROTOCOLS[HEADLINE]}", fontsize="medium")
 
 
 def draw_classes(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
@@ -305,7 +326,7 @@ def draw_classes(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
             range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor"
         )
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_title(f"AP@.5, {PROTOCOLS[HEADLINE]}, mean over the seeds")
+        axes.set_title(f"AP{_threshold(records)}, {PROTOCOLS[HEADLINE]}, mean over the seeds")
         axes.grid(visible=False)
         figure.colorbar(shown, pad=0.01)
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
+from ssd_jax.literals import split_names, with_home
 
 # What runs an exported model, as `export.engines` knows it; that imports JAX.
 ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
@@ -47,7 +48,7 @@ def refuse_misplaced(given: Mapping[str, object], where: str) -> None:
 
 def location(parser, name, metavar):
     """A data set, with its splits and classes."""
-    parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
+    parser.add_argument(name, metavar=metavar, type=with_home, help="a data set, see docs/data.md")
     names_argument(parser, "--split", "its splits")
     names_argument(parser, "--classes", "names in the order of their ids")
 
@@ -60,13 +61,8 @@ def is_printed(path: pathlib.Path | None) -> bool:
 def names_argument(parser, option, text):
     """An option that takes names with commas between them, and may be repeated."""
     parser.add_argument(
-        option, type=names, action="extend", default=[], metavar="NAME,NAME,...", help=text
+        option, type=split_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
     )
-
-
-def names(text: str) -> list[str]:
-    """Reads "a, b"."""
-    return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
 def whole_number(text: str) -> int:
@@ -143,22 +139,24 @@ def join_cluster(options, config):
     )
 
 
-def workdir(parser, text, *, type=pathlib.Path, required=True):
-    """The folder of a run."""
-    parser.add_argument("--workdir", required=required, metavar="DIR", type=type, help=text)
+def workdir(parser, text, *, required=True):
+    """The folder of a run, here or behind a URL."""
+    parser.add_argument(
+        "--workdir", required=required, metavar="DIR", type=folder_or_url, help=text
+    )
 
 
 def local_path(text: str) -> pathlib.Path:
     """Reads a place on this machine; of a URL `pathlib` would make a folder called "s3:"."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a place on this machine")
-    return pathlib.Path(text)
+    return pathlib.Path(with_home(text))
 
 
 def folder_or_url(text: str) -> pathlib.Path | str:
     """Reads a place that may be a URL; `data.storage` and `train.mirror` make a folder of one."""
     if "://" not in text:
-        return pathlib.Path(text)
+        return pathlib.Path(with_home(text))
     from ssd_jax.data.remote import SCHEMES
 
     if text.partition("://")[0] not in SCHEMES:

@@ -1,6 +1,7 @@
 """`ssd-jax doctor`."""
 
 from ssd_jax.commands.common import count, location, names_argument, verb
+from ssd_jax.literals import with_home
 
 
 def add(verbs) -> None:
@@ -15,11 +16,18 @@ def add(verbs) -> None:
     )
     location(doctor, "location", "SRC")
     doctor.add_argument(
-        "--against", metavar="SRC2", help="another set that must not share images with it"
+        "--against",
+        metavar="SRC2",
+        type=with_home,
+        help="another set that must not share images with it",
     )
     names_argument(doctor, "--against-split", "its splits")
-    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
-    doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
+    doctor.add_argument(
+        "--out", metavar="DIR", type=with_home, help="write the findings (JSON) and a picture"
+    )
+    doctor.add_argument(
+        "--fix", metavar="DST", type=with_home, help="write a copy without what is wrong"
+    )
     doctor.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",

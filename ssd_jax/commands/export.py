@@ -14,7 +14,7 @@ def add(verbs) -> None:
         note="The folder, and the same as DIR.tar.gz, appear when another process has found with\n"
         "them what the run's own detector finds. docs/export.md says what is in them.",
     )
-    workdir(export, "folder of a run, or s3://...", type=folder_or_url)
+    workdir(export, "folder of a run, or s3://...")
     export.add_argument(
         "--out", required=True, metavar="DIR", type=folder_or_url, help="a new folder, or s3://..."
     )

@@ -1,9 +1,16 @@
 """`ssd-jax predict`."""
 
 import argparse
-import pathlib
 
-from ssd_jax.commands.common import check_detector, detector_arguments, part_of_one, positive, verb
+from ssd_jax.commands.common import (
+    check_detector,
+    detector_arguments,
+    local_path,
+    part_of_one,
+    positive,
+    verb,
+)
+from ssd_jax.literals import with_home
 
 FORMATS = """\
 Formats:
@@ -31,9 +38,10 @@ def add(verbs) -> None:
         "places",
         nargs="+",
         metavar="PLACE",
+        type=with_home,
         help="a picture (JPEG, PNG), a film, a folder, a glob, or a URL (https://, s3://)",
     )
-    predict.add_argument("--out", required=True, metavar="DIR")
+    predict.add_argument("--out", required=True, metavar="DIR", type=with_home)
     predict.add_argument(
         "--format",
         choices=("json", "jsonl", "coco", "voc", "transform"),
@@ -64,7 +72,7 @@ def add(verbs) -> None:
     predict.add_argument(
         "--annotations",
         metavar="FILE",
-        type=pathlib.Path,
+        type=local_path,
         help="with --format coco: the COCO file whose ids of images and categories are meant",
     )
     predict.add_argument(

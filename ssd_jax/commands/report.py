@@ -24,7 +24,7 @@ def add(verbs) -> None:
         "write report.html of a run, finished or not, anew",
         example="ssd-jax report page --workdir runs/bccd",
     )
-    workdir(page, "folder of a run, or s3://...", type=folder_or_url)
+    workdir(page, "folder of a run, or s3://...")
     compare = verb(
         kinds,
         "compare",

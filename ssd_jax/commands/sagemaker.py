@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from ssd_jax.commands.common import engine_argument, verb
+from ssd_jax.commands.common import engine_argument, local_path, verb
 from ssd_jax.commands.serve import serve_detector, serving_arguments
 from ssd_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def add(verbs) -> None:
     for parser in (train, serving):
         parser.add_argument(
             "--root",
-            type=pathlib.Path,
+            type=local_path,
             default=pathlib.Path("/opt/ml"),
             metavar="ROOT",
             help="default: %(default)s",

@@ -8,6 +8,7 @@ from ssd_jax.commands.common import (
     check_detector,
     count,
     detector_arguments,
+    local_path,
     positive,
     verb,
 )
@@ -72,7 +73,7 @@ def serving_arguments(parser) -> None:
     parser.add_argument(
         "--token-file",
         metavar="FILE",
-        type=pathlib.Path,
+        type=local_path,
         help=f"holds the token that clients must send (default: ${TOKEN_VARIABLE}, if set)",
     )
 

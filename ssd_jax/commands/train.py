@@ -2,7 +2,6 @@
 
 from ssd_jax.commands.common import (
     cluster_arguments,
-    folder_or_url,
     join_cluster,
     names_argument,
     refuse_misplaced,
@@ -26,7 +25,6 @@ def add(verbs) -> None:
     workdir(
         train,
         "folder of the run, or s3://...; an earlier run there is resumed",
-        type=folder_or_url,
         required=False,
     )
     train.add_argument(

@@ -24,7 +24,7 @@ from ssd_jax.hardware import processor
 # Of what differs from the commit; more is data rather than code.
 MOST_PATCH_BYTES = 1_000_000
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
-            "opencv-python-headless")  # fmt: skip
+            "opencv-python-headless", "faster-coco-eval", "ml_collections")  # fmt: skip
 VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64",
              "JAX_DEFAULT_MATMUL_PRECISION", "NVIDIA_TF32_OVERRIDE")  # fmt: skip
 

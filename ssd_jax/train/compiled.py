@@ -67,13 +67,15 @@ def memory_limit(mesh: Mesh) -> int:
 
 
 def memory_report(compiled: Compiled, mesh: Mesh, *, kept: int = 0) -> str:
-    """One line to read before the first step; `kept` bytes of a device hold something else."""
-    memory, limit = step_memory(compiled), memory_limit(mesh) - kept
+    """One line to read before the first step; `kept` bytes of a device are data.cache's."""
+    memory, limit = step_memory(compiled), max(0, memory_limit(mesh) - kept)
     needed, held, there = (f"{b / 2**30:.2f} GiB" for b in (memory.total, memory.arguments, limit))
+    there = f"the {there} that data.cache leaves," if kept else there
     text = f"memory per device: {needed} of {there} in a step, {held} of it for state and batch"
     if memory.total > limit:
         text += (
             "; that does not fit. Lower config.batch_size: `ssd-jax benchmark --find-batch` tells "
             "what fits"
         )
+        text += ", or take config.data.cache=none" if kept else ""
     return text

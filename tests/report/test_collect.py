@@ -62,7 +62,8 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert (first["step"], second["step"]) == (0, 7)
     assert first["command"] == "ssd-jax train --workdir 'my run'"
     assert first["weights"] == {"source": "vgg16.safetensors"}
-    assert first["environment"]["packages"]["jax"]
+    for package in ("jax", "faster-coco-eval", "ml_collections"):
+        assert first["environment"]["packages"][package]
     assert first["environment"]["processor"]
     assert first["environment"]["driver"]
     assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"

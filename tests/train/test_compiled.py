@@ -160,7 +160,11 @@ def test_memory_is_told_for_one_device():
     line = memory_report(program("fsdp"), make_mesh())
     assert line.startswith("memory per device: 0.00 GiB of ")
     assert "does not fit" not in line
-    assert "does not fit" in memory_report(program("fsdp"), make_mesh(), kept=2**50)
+    assert "data.cache" not in line
+    line = memory_report(program("fsdp"), make_mesh(), kept=2**50)
+    assert "0.00 GiB of the 0.00 GiB that data.cache leaves, " in line
+    assert "does not fit" in line
+    assert "config.data.cache=none" in line
 
 
 @pytest.mark.parametrize(("saved", "restored"), [("fsdp", "replicated"), ("replicated", "fsdp")])

@@ -1,0 +1,55 @@
+"""What the texts of a command line mean: values of settings, places with a `~`."""
+
+import ast
+import os
+
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple such as (1, 2)",
+}
+
+
+def read_value(text: str, kind: type, *, names: bool = False) -> object:
+    """The value of a setting of a kind, or of a tuple of names.
+
+    What is of another kind is left for others to refuse.
+    """
+    if kind is str:
+        return text
+    if kind is tuple and not text:
+        return ()
+    if kind is bool:
+        text = text.capitalize()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = split_names(text) if kind is tuple else text
+    if isinstance(value, bool) and kind in (int, float):
+        return text  # Python counts True as 1
+    if kind is tuple and value is not None and not isinstance(value, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    if names and value is not None and not all(isinstance(name, str) for name in value):
+        return split_names(text)  # 1,2 are names too
+    return value
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in `cat, dog`, and in `[cat,dog]` or `(cat,dog,)`, whose quotes a shell took."""
+    text = text.strip()
+    opening, inner, closing = text[:1], text[1:-1], text[-1:]
+    # In "(a) cat, dog (b)" the brackets are those of names.
+    if opening + closing in ("()", "[]") and inner.find(opening) <= inner.find(closing):
+        text = inner
+    names = tuple(name.strip() for name in text.split(","))
+    return names if names[-1] else names[:-1]
+
+
+def with_home(location: str) -> str:
+    """With the home folder for a `~`, also of each place in "A + B".
+
+    A shell leaves it in --name=~/x, and puts it in --name ~/x.
+    """
+    return " + ".join(map(os.path.expanduser, location.split(" + ")))
