@@ -6,6 +6,7 @@ from ssd_jax import experiment
 from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
 from ssd_jax.config import flat_items
 from ssd_jax.config_check import check
+from ssd_jax.describe_data import describe_data
 from ssd_jax.network import build_network, network_warnings
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.runs import compiled_steps
@@ -32,7 +33,7 @@ def tell_plan(config: ConfigDict) -> None:
     config.data.doctor = False
     sources = open_sources(config)
     source = sources["train"]
-    for line in experiment.describe_data(config, sources):
+    for line in describe_data(config, sources):
         tell(line)
     check_cache(config, source, mesh)
     network = build_network(config, len(source.classes))

@@ -1,10 +1,8 @@
 """Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
-import collections
 import functools
 import os
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.data.storage import is_remote
+from ssd_jax.describe_data import doctor_command
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, anchors_at
@@ -36,8 +35,6 @@ from ssd_jax.train.stopping import EarlyStopping
 _DECAY_PARTS = 2 / 3, 5 / 6
 # A part of a run that hardly any recipe exceeds.
 _LONGEST_WARMUP = 0.2
-# Of a set: where so much of it cannot be used, it is likely to be read wrongly.
-_MUCH_LEFT_OUT = 0.1
 # With SGD and momentum, a rate divided by its batch: 0.001 of 32 images, the paper's. The published
 # ones are up to twice as high.
 _USUAL_RATE, _HIGHEST_RATE = 1e-3 / 32, 5e-3 / 32
@@ -52,7 +49,7 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
             f"--config.data.{split}.root=DIR; docs/data.md has the formats."
         )
     classes = classes or config.data.classes
-    command = _doctor_command(config, split, classes)
+    command = doctor_command(config, split, classes)
     try:
         source = open_data(
             place.root,
@@ -90,75 +87,6 @@ def examined(config: ConfigDict, split: str, source: Source) -> Source:
     source.findings = diagnosis.counts
     source.digests = tuple(diagnosis.digests[image] for image in usable)
     return source
-
-
-def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
-    """Lines for the log: what each split holds, and what is likely to be a mistake in them."""
-    lines = [f"{split + ':':6} {source.describe()}" for split, source in sources.items()]
-    for split, source in sources.items():
-        lines += _describe_left_out(split, source)
-        warnings = [
-            # A single finding may be about many images: "1 x SSD178 (images without objects)".
-            (f"{count:,} x " if count > 1 else "") + f"{code} ({codes.WARNINGS[code]})"
-            for code, count in (source.findings or {}).items()
-            if code in codes.WARNINGS
-        ]
-        if warnings:
-            line = f"{split}: the doctor warns of {', '.join(warnings)}"
-            if config.data[split].root:
-                classes = config.data.classes if split == "train" else source.classes
-                line += f"; `{_doctor_command(config, split, classes)}` shows them"
-            lines.append(line)
-    trained_on = set(sources["train"].digests or ())
-    for split, source in sources.items():
-        leaks = sum(digest in trained_on for digest in source.digests or ())
-        if split != "train" and leaks:
-            line = (
-                f"warning: {leaks:,} of the {len(source):,} images of {split} are in train, too, "
-                "byte for byte: what is measured on them says nothing of other images"
-            )
-            if config.data[split].root and config.data.train.root:
-                line += f". `{_against_training(config, split)}` names them"
-            lines.append(line)
-    if config.data.canvas < config.model.image_size:
-        lines.append(
-            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
-            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
-            "larger, they would keep what the network can see"
-        )
-    return lines
-
-
-def _describe_left_out(split: str, source: Source) -> list[str]:
-    counts = collections.Counter(source.problems.counts)
-    if not counts:
-        return []
-    lost = sum(counts[code] for code in counts if code not in codes.KEEPS_THE_IMAGE)
-    # An image whose name is misspelt in its annotation is both.
-    lost -= min(counts[codes.IMAGE_MISSING], counts[codes.ANNOTATION_MISSING])
-    share = lost / (lost + len(source))
-    warning = "warning: " if share >= _MUCH_LEFT_OUT else ""
-    return [
-        f"{warning}{split}: {lost:,} of {lost + len(source):,} images are left out ({share:.1%})",
-        *(f"{split}: {example}" for example in source.problems.examples()),
-    ]
-
-
-def _against_training(config: ConfigDict, split: str) -> str:
-    """What shows the images that a split shares with the training split."""
-    train = config.data.train
-    words = ["--against", train.root]
-    words += ["--against-split", ",".join(train.image_sets)] if train.image_sets else []
-    return f"{_doctor_command(config, split, config.data.classes)} {shlex.join(words)}"
-
-
-def _doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> str:
-    """What shows everything that is wrong with a split; `classes` are those that it must have."""
-    place = config.data[split]
-    words = ["ssd-jax", "doctor", place.root]
-    for option, names in (("--split", place.image_sets), ("--classes", classes)):
-        words += [option, ",".join(names)] if names else []
-    return shlex.join(words)
 
 
 def training_sizes(config: ConfigDict) -> tuple[int, ...]:

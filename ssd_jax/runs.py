@@ -24,6 +24,7 @@ from ssd_jax.cluster import check_shared, from_first, run_facts, together
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
+from ssd_jax.describe_data import describe_data
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
@@ -262,7 +263,7 @@ def _shared_sources(config, given) -> dict[str, Source]:
         sources = open_sources(config, given)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
-    for line in experiment.describe_data(config, sources):
+    for line in describe_data(config, sources):
         tell(line)
     return sources
 

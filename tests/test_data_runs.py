@@ -15,6 +15,7 @@ from ssd_jax import experiment, training_data
 from ssd_jax.cli import main
 from ssd_jax.data import codes
 from ssd_jax.data.pipeline import cache_bytes
+from ssd_jax.describe_data import describe_data
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.outcome import data_report
 from ssd_jax.run_log import read_metrics
@@ -109,20 +110,20 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     classes = ("cross", "ring", "triangle", "lamp")
     config = tiny_config(shapes, data__classes=classes)
     source = experiment.build_source(config, "train")
-    summary, warning = experiment.describe_data(config, {"train": source})
+    summary, warning = describe_data(config, {"train": source})
     assert summary.startswith("train: 20 images")
     assert warning.startswith("train: the doctor warns of ")
     assert " SSD179 (class without objects)" in warning
     assert "1 x " not in warning
     source.findings = {"SSD174": 1234, "SSD178": 1}
-    _, warning = experiment.describe_data(config, {"train": source})
+    _, warning = describe_data(config, {"train": source})
     told = "of 1,234 x SSD174 (image that stands twice), SSD178 (images without objects); "
     assert told in warning
     command = f"ssd-jax doctor {shapes} --split train --classes cross,ring,triangle,lamp"
     assert f"`{command}` shows them" in warning
     config.data.doctor = False
     source = experiment.build_source(config, "train")
-    assert experiment.describe_data(config, {"train": source}) == [summary]
+    assert describe_data(config, {"train": source}) == [summary]
 
 
 def test_what_is_left_out_is_told_with_an_example_and_loudly_if_it_is_much(shapes):
@@ -131,21 +132,21 @@ def test_what_is_left_out_is_told_with_an_example_and_loudly_if_it_is_much(shape
     found = [DataError(code, f"{code[-1]}.jpg", "it is broken", "Mend it") for code in given]
     box = DataError(codes.BOX_OUTSIDE, "3.jpg, object 1", "it is " + 999 * "far ", "Mend it")
     source.problems.found = [box] * 30 + found[2:]
-    _, line, *examples = experiment.describe_data(tiny_config(shapes), {"train": source})
+    _, line, *examples = describe_data(tiny_config(shapes), {"train": source})
     assert line.startswith("train: 1 of 21 images are left out (4.8%)")
     assert examples[0] == "train: 1 SSD112, first: 2.jpg: it is broken"
     assert examples[1].startswith("train: 30 SSD132, first: 3.jpg, object 1: it is far far")
     assert len(examples[1]) < 250
     # A name that is misspelt in an annotation makes two findings of an image.
     source.problems.found = found[:2] * 2 + found[2:]
-    _, line, *_ = experiment.describe_data(tiny_config(shapes), {"train": source})
+    _, line, *_ = describe_data(tiny_config(shapes), {"train": source})
     assert line.startswith("warning: train: 3 of 23 images are left out (13.0%)")
 
 
 def test_images_of_the_training_among_those_of_the_measurement_are_told(shapes):
     config = tiny_config(shapes, data__test__root=str(shapes), data__test__image_sets=("train",))
     sources = {name: experiment.build_source(config, name) for name in ("train", "val", "test")}
-    told = experiment.describe_data(config, sources)
+    told = describe_data(config, sources)
     (leak,) = (line for line in told if "byte for byte" in line)
     assert leak.startswith("warning: 20 of the 20 images of test are in train, too")
     assert f"--split train --against {shapes} --against-split train` names them" in leak

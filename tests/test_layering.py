@@ -81,7 +81,7 @@ FLOORS = (
         "doctor_report",
     ),
     ("train.loop", "visualize.run", "report"),
-    ("network", "experiment"),
+    ("describe_data", "network", "experiment"),
     ("detector", "training_data"),
     ("outcome", "importing", "export", "same_run"),
     ("before_training", "first_state"),

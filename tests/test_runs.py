@@ -19,9 +19,10 @@ from ssd_jax import before_training
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.data.sources.voc import open_voc
+from ssd_jax.describe_data import describe_data
 from ssd_jax.detector import Detector
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.experiment import build_source, describe_data
+from ssd_jax.experiment import build_source
 from ssd_jax.locks import only_training
 from ssd_jax.outcome import Measured, measure
 from ssd_jax.run_log import read_metrics
