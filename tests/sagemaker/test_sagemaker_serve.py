@@ -47,7 +47,7 @@ def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
         raise UserError(f"opened {asked.update(words)}")
 
     monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
-    words = ["sagemaker", "serve", "--root", str(tmp_path), *options.split()]
+    words = ["sagemaker", "serve", "--root", str(tmp_path), "--port", "0", *options.split()]
     names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
     given = build_parser().parse_args(words)
     assert tuple(getattr(given, name) for name in names) == expected
@@ -111,7 +111,7 @@ def test_an_artefact_of_the_original_is_served(original, monkeypatch):
     thin = functools.partial(import_weights, assignments=[("model.width", str(WIDTH))])
     monkeypatch.setattr("ssd_jax.importing.import_weights", thin)
     monkeypatch.setattr("ssd_jax.serve.server.serve", answer)
-    assert main(["sagemaker", "serve", "--root", str(original)]) == 0
+    assert main(["sagemaker", "serve", "--root", str(original), "--port", "0"]) == 0
     ((engine, classes, found),) = answers
     assert (engine, classes) == ("jax", ("class_0", "class_1"))
     assert found.valid.any()
