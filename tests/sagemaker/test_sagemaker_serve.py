@@ -47,6 +47,7 @@ def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
         raise UserError(f"opened {asked.update(words)}")
 
     monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
+    (tmp_path / "model").mkdir()
     words = ["sagemaker", "serve", "--root", str(tmp_path), "--port", "0", *options.split()]
     names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
     given = build_parser().parse_args(words)
@@ -80,6 +81,13 @@ def test_a_wrong_word_in_the_environment_is_one_message(
     assert f"argument {option}: " in told
     assert f"{text!r} (the environment variable {name}) " in told
     assert expected in told
+
+
+def test_a_folder_of_the_model_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["sagemaker", "serve", "--root", str(tmp_path), "--port", "0"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path}/model: there is no such folder" in told
+    assert "or give another --root" in told
 
 
 @pytest.fixture(scope="module")
