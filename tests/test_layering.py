@@ -48,6 +48,7 @@ FLOORS = (
         "data.writers",
         "data.tfds_writer",
         "evaluation.detection_files",
+        "evaluation.detection_ids",
     ),
     (
         "answers",
@@ -97,7 +98,7 @@ ALONE = ("ops", "data.sources", "models", "config", "run_log", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
                "evaluation.errors", "evaluation.thresholds", "evaluation.metrics",
-               "evaluation.detection_files")  # fmt: skip
+               "evaluation.detection_files", "evaluation.detection_ids")  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 TESTS = sorted(pathlib.Path(__file__).parent.rglob("*.py"))

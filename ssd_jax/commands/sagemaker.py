@@ -85,6 +85,11 @@ def _serve(options, rest):
     from ssd_jax.sagemaker.original import holds_original, imported_original
 
     model = options.root / "model"
+    if not model.is_dir():
+        raise UserError(
+            f"{model}: there is no such folder, and the model has to lie in it, unpacked. Mount or "
+            "copy it there, or give another --root, whose folder model it is."
+        )
     if not holds_original(model):
         options.model = model
         serve_detector(options)

@@ -88,7 +88,7 @@ def serve_detector(options) -> None:
     try:
         from ssd_jax.serve.opening import default_batches, open_engine
         from ssd_jax.serve.pictures import Limits
-        from ssd_jax.serve.server import serve
+        from ssd_jax.serve.server import listen, serve
     except ModuleNotFoundError as error:
         if error.name not in _PACKAGES:
             raise
@@ -100,24 +100,25 @@ def serve_detector(options) -> None:
     from ssd_jax.train.mirror import workdir_to_read
 
     token = read_token(options.token_file)
-    engine = open_engine(
-        model=options.model,
-        workdir=options.workdir and workdir_to_read(options.workdir),
-        engine=options.engine or "auto",
-        step=options.step,
-    )
-    serve(
-        engine,
-        host=options.host,
-        port=options.port,
-        batches=options.batches or default_batches(engine),
-        limits=Limits(
-            bytes=options.max_megabytes * 2**20,
-            pixels=options.max_megapixels * 2**20,
-            queue=options.queue,
-        ),
-        token=token,
-    )
+    # Before the detector is opened, which takes its time.
+    with listen(options.host, options.port) as listener:
+        engine = open_engine(
+            model=options.model,
+            workdir=options.workdir and workdir_to_read(options.workdir),
+            engine=options.engine or "auto",
+            step=options.step,
+        )
+        serve(
+            engine,
+            listener=listener,
+            batches=options.batches or default_batches(engine),
+            limits=Limits(
+                bytes=options.max_megabytes * 2**20,
+                pixels=options.max_megapixels * 2**20,
+                queue=options.queue,
+            ),
+            token=token,
+        )
 
 
 def read_token(path: pathlib.Path | None) -> str | None:

@@ -104,12 +104,15 @@ def _open_together(
         return openers[0](classes=classes, problems=problems)
     before = len(problems.found)
     sources = [opener(classes=classes, problems=problems) for opener in openers]
+    found = any(source.classes_found for source in sources)
     listed = {source.classes for source in sources}
     if len(listed) > 1 and not any(map(names_are_numbers, listed)):
         del problems.found[before:]  # they come again
         names = tuple(sorted(set().union(*listed)))
         sources = [opener(classes=names, problems=problems) for opener in openers]
-    return combine(sources)
+    together = combine(sources)
+    together.classes_found = found
+    return together
 
 
 def _open_part(

@@ -97,19 +97,23 @@ def write_manifest(folder: pathlib.Path, source: Source, name: str, *, progress:
 
 
 def write_coco(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
-    """A COCO file NAME with images in a folder named like it; difficult objects are `iscrowd`."""
+    """A COCO file NAME with images in a folder named like it; difficult objects are `iscrowd`.
+
+    Files that are called by numbers have them as ids, as in COCO's own sets; else ids count from 1.
+    """
     images = folder / pathlib.PurePath(name).stem
     images.mkdir()
     pictures = list(_write_images(source, images, lambda picture: picture, progress=progress))
+    ids = _image_ids([picture.stem for picture in pictures])
     numbers = itertools.count(1)
     value = {
         "images": [
             {"id": i, "file_name": p.file_name, "height": p.size[0], "width": p.size[1]}
-            for i, p in enumerate(pictures, 1)
+            for i, p in zip(ids, pictures, strict=True)
         ],
         "annotations": [
             _coco_object(thing, next(numbers), image)
-            for image, picture in enumerate(pictures, 1)
+            for image, picture in zip(ids, pictures, strict=True)
             for thing in picture.objects
         ],
         "categories": [{"id": i, "name": c} for i, c in enumerate(source.classes, 1)],
@@ -273,6 +277,13 @@ def _sagemaker_record(picture: Picture) -> dict:
         annotations.append({"class_id": thing.class_id, **sides, **extra})
     size = {"width": width, "height": height, "depth": 3}
     return {"image_size": [size], "annotations": annotations}
+
+
+def _image_ids(stems: Sequence[str]) -> Sequence[int]:
+    """The numbers that all stems are, if each is another that readers can hold; else 1, 2, ..."""
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
+    is_each_its_own = len(set(numbers)) == len(stems) and max(numbers) < 2**53
+    return numbers if is_each_its_own else range(1, len(stems) + 1)
 
 
 def _coco_object(thing: Object, number: int, image: int) -> dict:

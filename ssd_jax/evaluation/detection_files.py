@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Source, look_normalised, some_of
@@ -32,27 +32,19 @@ from ssd_jax.data.sources.json_records import (
 )
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.coco import CocoObjects
+from ssd_jax.evaluation.detection_ids import (
+    Labelled,
+    advice_on_classes,
+    look_up_categories,
+    look_up_images,
+    warn_of_doubtful_ids,
+)
 from ssd_jax.evaluation.metrics import annotated_pixels
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
 from ssd_jax.types import NORMALISED_BOXES_END, VOC_OFFSET
 
 _WRONG = (KeyError, TypeError, ValueError, OverflowError)
 _RESULT = "expected image_id, category_id, bbox (left, top, width, height) and score"
-
-
-class Labelled(NamedTuple):
-    """The ground truth of a data set, image by image; boxes are in the devkit's pixels.
-
-    `image_ids` and `category_ids` are the numbers and names that files of detections may use for
-    its images and classes. `image_sizes` are (height, width). `coco` is what a COCO file says more.
-    """
-
-    classes: tuple[str, ...]
-    ground_truths: list[GroundTruth]
-    image_sizes: Int[np.ndarray, "I 2"]
-    image_ids: dict[int | str, int]
-    category_ids: dict[int | str, int]
-    coco: list[CocoObjects] | None
 
 
 def read_ground_truth(
@@ -128,7 +120,12 @@ def _of_source(source: Source) -> Labelled:
     categories = {name: label for label, name in enumerate(source.classes)}
     categories |= {label: label - 1 for label in range(1, len(source.classes) + 1)}
     return Labelled(
-        source.classes, truths, sizes, _ids_of_names(source.names), categories, coco=None
+        source.classes,
+        truths,
+        sizes,
+        _ids_of_names(source.names),
+        categories,
+        classes_found=source.classes_found,
     )
 
 
@@ -186,6 +183,7 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
             CocoObjects(np.array(each.area, np.float64), np.array(each.crowd, bool))
             for each in columns
         ],
+        file_numbers={stem: index for stem, index in stems.items() if isinstance(stem, int)},
     )
 
 
@@ -269,12 +267,9 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
             "left, top, width and height, of which the last two are not negative. Write no corners"
         )
     boxes[:, 2:] += boxes[:, :2]
-    return (
-        _look_up(images, labelled.image_ids, "image", path),
-        boxes + VOC_OFFSET,
-        scores,
-        _look_up(labels, labelled.category_ids, "category", path),
-    )
+    columns = look_up_images(images, labelled, path), look_up_categories(labels, labelled, path)
+    warn_of_doubtful_ids(images, labels, labelled, path)
+    return columns[0], boxes + VOC_OFFSET, scores, columns[1]
 
 
 def _is_result(value: Any) -> bool:
@@ -287,7 +282,7 @@ def _is_result(value: Any) -> bool:
 
 def _read_devkit(folder: pathlib.Path, labelled: Labelled):
     rows = {"image": [], "label": [], "numbers": []}
-    for path, label in _class_files(folder, labelled.classes):
+    for path, label in _class_files(folder, labelled):
         for number, line in enumerate(_lines(path), 1):
             if not (words := line.split()):
                 continue
@@ -310,7 +305,7 @@ def _read_devkit(folder: pathlib.Path, labelled: Labelled):
             rows["numbers"].append((score, *corners))
     numbers = np.array(rows["numbers"], np.float64).reshape(-1, 5)
     return (
-        _look_up(rows["image"], labelled.image_ids, "image", folder),
+        look_up_images(rows["image"], labelled, folder),
         numbers[:, 1:],
         numbers[:, 0],
         np.array(rows["label"], np.int64),
@@ -321,10 +316,9 @@ def _lines(path: pathlib.Path) -> list[str]:
     return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
-def _class_files(
-    folder: pathlib.Path, classes: Sequence[str]
-) -> Iterable[tuple[pathlib.Path, int]]:
+def _class_files(folder: pathlib.Path, labelled: Labelled) -> Iterable[tuple[pathlib.Path, int]]:
     """The file of each class; what stands before the class in its name is the same for all."""
+    classes = labelled.classes
     files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     found: dict[str, list[str]] = {name: [] for name in classes}
     for stem in files:
@@ -332,7 +326,7 @@ def _class_files(
         if not ends:
             raise UserError(
                 f"{files[stem]}: no class of the ground truth is at the end of its name; expected "
-                f"one of {some_of(classes)}"
+                f"one of {some_of(classes)}. {advice_on_classes(labelled)}"
             )
         # "dog" ends "hot_dog", too.
         found[max(ends, key=len)].append(stem)
@@ -343,24 +337,3 @@ def _class_files(
             f"class, as comp4_det_test_{wrong[0]}.txt. Without detections it is empty"
         )
     return [(files[stems[0]], label) for label, stems in enumerate(found.values())]
-
-
-def _look_up(written: Sequence[Any], known: dict[int | str, int], what: str, path: pathlib.Path):
-    """The places of ids and names; a name of digits may be the number."""
-    places = {}
-    for key in dict.fromkeys(key if isinstance(key, str) else whole_number(key) for key in written):
-        place = known.get(key)
-        if place is None and isinstance(key, str) and key.isdecimal():
-            place = known.get(whole_number(key))
-        if place is None:
-            # Each once: most have a number besides their name.
-            names = {at: str(each) for each, at in known.items() if isinstance(each, type(key))}
-            expected = list(names.values()) or [str(each) for each in known]
-            raise UserError(
-                f"{path}: a detection has the {what} {key!r}, which the ground truth has not; "
-                f"expected one of {some_of(expected)}. Give the data set that "
-                "the detections were made on"
-            )
-        places[key] = place
-    keys = (key if isinstance(key, str) else whole_number(key) for key in written)
-    return np.array([places[key] for key in keys], np.int64)

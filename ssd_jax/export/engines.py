@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax.errors import UserError
 from ssd_jax.export.folder import ONNX, STABLEHLO, ModelFolder
+from ssd_jax.export.onnx_inside import check_all_inside
 from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.hardware import processor
 from ssd_jax.models.initialise import variable_shapes
@@ -271,7 +272,7 @@ def _jax(parts: Parts) -> Run:
 
 def _onnxruntime(parts: Parts) -> Run:
     onnxruntime = _import_onnxruntime()
-    model = bytes(parts.folder.file(ONNX))
+    model = _read_onnx(parts.folder)
     try:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:  # they have no common base
@@ -284,9 +285,10 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("this processor has no bfloat16 arithmetic")
+    model = _read_onnx(parts.folder)
     try:
         compiled = core.compile_model(
-            core.read_model(bytes(parts.folder.file(ONNX))),
+            core.read_model(model),
             "CPU",
             {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
         )
@@ -299,6 +301,12 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
         return results[0], results[1]
 
     return run
+
+
+def _read_onnx(folder: ModelFolder) -> bytes:
+    model = folder.file(ONNX)
+    check_all_inside(model, f"{folder.source}: {ONNX}")
+    return bytes(model)
 
 
 _FULL_PRECISION = {"openvino": _openvino, "onnxruntime": _onnxruntime, "jax": _jax}

@@ -65,8 +65,11 @@ class ModelFolder(NamedTuple):
         config = default_config()
         config.steps = 1  # a config is only possible with a length of training
         try:
-            sections = ConfigDict({name: self.meta[name] for name in SECTIONS})
-            config.update_from_flattened_dict(dict(flat_items(sections)))
+            given = dict(flat_items(ConfigDict({name: self.meta[name] for name in SECTIONS})))
+            for name, default in flat_items(config):
+                if isinstance(given.get(name), bool) and not isinstance(default, bool):
+                    raise ValueError(f"{name}: got {given[name]}, which is no number or word")
+            config.update_from_flattened_dict(given)
             config.data.canvas = self.meta["canvas"]
             check(config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -87,6 +90,13 @@ class ModelFolder(NamedTuple):
         arrays = self._arrays(PROBE)
         if arrays.keys() != set(PROBE_ARRAYS):
             raise _damaged(self.source, f"{PROBE} holds {', '.join(sorted(arrays))}")
+        channels = len(self.classes) + 1  # of the background, which sigmoids have too
+        if arrays["probabilities"].shape[-1:] != (channels,):
+            raise _damaged(
+                self.source,
+                f"{META} has {len(self.classes)} classes, and {PROBE} probabilities of the shape "
+                f"{arrays['probabilities'].shape}, expected {channels} channels",
+            )
         return tuple(arrays[name] for name in PROBE_ARRAYS)
 
     def anchors(self) -> Float[np.ndarray, "A 4"] | None:
@@ -189,13 +199,15 @@ def _read_meta(data: memoryview, source: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(source, f"{META} is no JSON ({error})") from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
-    if version != SCHEMA_VERSION:
+    if version is True or version != SCHEMA_VERSION:
         raise UserError(
             f"{source}: {META} has schema version {version!r}, expected {SCHEMA_VERSION}. Export "
             "the run again with this version of ssd_jax."
         )
     if not _is_complete(meta):
         raise _damaged(source, f"{META} lacks classes, canvas, or the list of files")
+    if not _is_verification(meta.get("verification", {})):
+        raise _damaged(source, f"{META} has a verification without what each engine found")
     return meta
 
 
@@ -206,6 +218,7 @@ def _is_complete(meta: Mapping[str, Any]) -> bool:
         and len(classes) > 0
         and all(isinstance(name, str) for name in classes)
         and isinstance(meta.get("canvas"), int)
+        and not isinstance(meta["canvas"], bool)
         and isinstance(files, dict)
         and {WEIGHTS, PROBE} <= files.keys() <= set(_FILES)
         and all(
@@ -213,6 +226,11 @@ def _is_complete(meta: Mapping[str, Any]) -> bool:
         )
         and all(isinstance(meta.get(name), dict) for name in SECTIONS)
     )
+
+
+def _is_verification(value: Any) -> bool:
+    found = value.get("found", {}) if isinstance(value, dict) else None
+    return isinstance(found, dict) and all(isinstance(each, dict) for each in found.values())
 
 
 def _sha256(data: memoryview) -> str:

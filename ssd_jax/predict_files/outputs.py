@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -24,7 +24,7 @@ from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import json_line, whole_file, write_json
-from ssd_jax.predict_files.inputs import Frame, Item
+from ssd_jax.predict_files.inputs import Frame, Item, shown_place
 from ssd_jax.types import VOC_OFFSET, Detections
 from ssd_jax.visualize.boxes import draw_boxes, save_png
 
@@ -71,6 +71,7 @@ def write_coco(
     out: pathlib.Path,
     classes: Sequence[str],
     *,
+    items: Sequence[Item],
     annotations: pathlib.Path | None = None,
 ) -> Results:
     """`detections.json`: COCO's list of results (cocodataset.org, "Results format").
@@ -78,26 +79,23 @@ def write_coco(
     With `annotations`, a COCO file, ids are those of its images, by name, and of its categories.
     Otherwise an image's id is its name as a number, or as a text where it is none, and categories
     count from 1 in the order of the classes.
+
+    Raises:
+      UserError: an item has no id, or that of another; told before the first result is asked for.
     """
-    image_id, categories = _numbered, range(1, len(classes) + 1)
-    if annotations:
-        image_id, categories = _coco_ids(annotations, classes)
+    if annotations is None:
+        ids, categories = _numbers(items), range(1, len(classes) + 1)
+    else:
+        ids, categories = _annotated_ids(annotations, items, classes)
     found = []
-    taken: dict[int | str, str] = {}
     for result in results:
-        number = image_id(result)
-        if taken.setdefault(number, result.image_id) != result.image_id:
-            raise UserError(
-                f"{result.image_id} and {taken[number]} would both have the image id {number}. "
-                "Rename one, or give --annotations with the ids."
-            )
         for box, score, label in zip(
             result.boxes_px.tolist(), result.found.scores, result.found.labels, strict=True
         ):
             xmin, ymin, xmax, ymax = box
             found.append(
                 {
-                    "image_id": number,
+                    "image_id": ids.get(result.frame.item, result.image_id),
                     "category_id": categories[label],
                     "bbox": [round(x, 3) for x in (xmin, ymin, xmax - xmin, ymax - ymin)],
                     "score": float(score),
@@ -108,10 +106,15 @@ def write_coco(
         part.write_text(json.dumps(found) + "\n")
 
 
-def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
+def write_voc(
+    results: Results, out: pathlib.Path, classes: Sequence[str], *, items: Sequence[Item]
+) -> Results:
     """`comp4_det_test_CLASS.txt` for each class: the results of the VOC devkit.
 
     A line is `IMAGE SCORE XMIN YMIN XMAX YMAX`, pixels counted from 1 and both ends inside.
+
+    Raises:
+      UserError: the format cannot hold a name; told before the first result is asked for.
     """
     for name in classes:
         if "/" in name or "\\" in name or "\0" in name:
@@ -119,13 +122,14 @@ def write_voc(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Re
                 f"the class {name!r} cannot be part of a file's name, as the format of VOC has it. "
                 "Choose another --format."
             )
-    lines: list[list[str]] = [[] for _ in classes]
-    for result in results:
-        if len(result.image_id.split()) != 1:
+    for item in items:
+        if len(item.stem.split()) != 1:
             raise UserError(
-                f"{result.frame.item.place}: its name has a blank, which ends a name in the format "
+                f"{shown_place(item.place)}: its name has a blank, which ends a name in the format "
                 "of VOC. Rename it, or choose another --format."
             )
+    lines: list[list[str]] = [[] for _ in classes]
+    for result in results:
         for box, score, label in zip(
             result.boxes_px + VOC_OFFSET, result.found.scores, result.found.labels, strict=True
         ):
@@ -255,14 +259,24 @@ def _write_film(
             yield result
 
 
-def _numbered(result: Result) -> int | str:
-    return int(result.image_id) if result.image_id.isdecimal() else result.image_id
+def _numbers(items: Sequence[Item]) -> dict[Item, int]:
+    """The names that are numbers, each of one item; a frame of a film has none."""
+    numbered = [item for item in items if item.stem.isdecimal() and not item.is_video]
+    owners: dict[int, Item] = {}
+    for item in numbered:
+        other = owners.setdefault(int(item.stem), item)
+        if other != item:
+            raise UserError(
+                f"{item.stem} and {other.stem} would both have the image id {int(item.stem)}. "
+                "Rename one, or give --annotations with the ids."
+            )
+    return {item: number for number, item in owners.items()}
 
 
-def _coco_ids(
-    path: pathlib.Path, classes: Sequence[str]
-) -> tuple[Callable[[Result], int], list[int]]:
-    """The id of a result's image, and of each class, as an annotation file has them."""
+def _annotated_ids(
+    path: pathlib.Path, items: Sequence[Item], classes: Sequence[str]
+) -> tuple[dict[Item, int], list[int]]:
+    """The id of each item, and of each class, as an annotation file has them."""
     value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation", "annotations"))
     try:
         images = {item["file_name"]: item["id"] for item in value["images"]}
@@ -277,14 +291,10 @@ def _coco_ids(
             f"{path}: no category is called {', '.join(missing)}, as the detector has them. Give "
             "the annotations of the classes that it was trained on."
         )
-
-    def image_id(result: Result) -> int:
-        name = result.frame.item.name
-        if name not in images:
+    for item in items:
+        if item.name not in images or item.is_video:
             raise UserError(
-                f"{name}: the annotations have no image of that file_name. Give the folder that "
-                "the file_names are relative to, and the annotations of its pictures."
+                f"{item.name}: the annotations have no image of that file_name. Give the folder "
+                "that the file_names are relative to, and the annotations of its pictures."
             )
-        return images[name]
-
-    return image_id, [categories[name] for name in classes]
+    return {item: images[item.name] for item in items}, [categories[name] for name in classes]

@@ -52,7 +52,9 @@ def run_prediction(
     # The lines of one file tell pictures apart by their places.
     items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
-    words = {} if annotations is None else {"annotations": annotations}
+    words = {"items": items} if format in ("coco", "voc") else {}
+    if annotations is not None:
+        words["annotations"] = annotations
 
     def write(results: Results) -> Results:
         results = FORMATS[format](_at_least(results, min_score), out, detector.classes, **words)
@@ -62,6 +64,12 @@ def run_prediction(
 
     _run(detector, items, write, batch_size=batch_size)
     print(f"results in {out}")
+    if format == "coco" and annotations is None:
+        print(
+            "image ids: the names, as numbers where they are some; category ids: 1 to "
+            f"{len(detector.classes)}, in the order of the classes. --annotations FILE takes those "
+            "of a COCO file, which may number otherwise."
+        )
 
 
 def run_transform(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,6 +23,7 @@ from ssd_jax.errors import DataError
 from ssd_jax.hardware import cores
 from ssd_jax.serve.batching import Batcher
 from ssd_jax.serve.engine import Engine
+from ssd_jax.serve.multipart import split_multipart
 from ssd_jax.serve.openapi import openapi_document
 from ssd_jax.serve.pictures import (
     DEFAULT_LIMITS,
@@ -31,13 +33,14 @@ from ssd_jax.serve.pictures import (
     decode,
     media_type,
     read_body,
-    split_multipart,
 )
 from ssd_jax.serve.telemetry import Metrics, Telemetry, log
 from ssd_jax.serve.unread import TakeUnread
 
 # nginx's status for a client that went away: it is only logged, nobody receives it.
 CLIENT_CLOSED = 499
+# RFC 9110, 5.6.6: a quoted value may hold what would end another.
+_PARAMETER = re.compile(r';\s*([^\s;,="]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)')
 # The pages hold all they need, and a browser refuses them anything else.
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -281,11 +284,9 @@ def _normalised_form(found, size):
 
 
 def _wants_pixels(request: Request) -> bool:
-    """`annotation=1` among the parameters of an accepted type."""
-    accepted = request.headers.get("accept", "").lower().split(",")
-    return any(
-        "annotation=1" in (part.strip() for part in each.split(";")[1:]) for each in accepted
-    )
+    """`annotation=1` among the parameters of an accepted type; the value may be quoted."""
+    accepted = _PARAMETER.findall(request.headers.get("accept", "").lower())
+    return any(name == "annotation" and value.strip('"') == "1" for name, value in accepted)
 
 
 def _page(name: str):

@@ -1,4 +1,4 @@
-"""The pictures of a request: read within limits, taken apart, decoded."""
+"""The pictures of a request: read within limits, decoded."""
 
 import asyncio
 import contextlib
@@ -7,19 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import python_multipart
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
-from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ssd_jax.data.decode import decode_image
-from ssd_jax.data.sources.base import some_of
 
 MULTIPART = "multipart/form-data"
-# Of one request, besides its files.
-MOST_FIELDS = 32
 # What a picture may be called. What it is, its first bytes tell.
 PICTURE_TYPES = (
     "image/jpeg",
@@ -120,7 +115,15 @@ async def read_body(request: Request, take: Callable[[int], None], limits: Limit
 
 
 def media_type(request: Request) -> str:
-    """What the request says it sends, without parameters; 415 if it is no picture."""
+    """What the request says it sends, without parameters; 415 if it is no picture, or packed."""
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.strip().lower() != "identity":
+        raise HTTPException(
+            415,
+            f"Content-Encoding: got {packed[:100]!r}, expected none: a picture is packed already. "
+            "Send its own bytes without this header.",
+            {"Accept-Encoding": "identity"},
+        )
     given = request.headers.get("content-type", PICTURE_TYPES[-1])
     name = given.partition(";")[0].strip().lower()
     if name not in (MULTIPART, *PICTURE_TYPES):
@@ -130,61 +133,6 @@ def media_type(request: Request) -> str:
             f"{MULTIPART}. Name it, as curl does with -H 'Content-Type: image/jpeg'.",
         )
     return name
-
-
-class Sent(NamedTuple):
-    """A file of a multipart request, under its own name and that of its field."""
-
-    name: str
-    field: str
-    data: bytes
-
-
-def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent]:
-    """Every file, in order; 400 if there is none. Fields that are no files are left out."""
-    files, fields, ended = [], [], []
-
-    # Refused when they come, because a body has room for more of them than can be looked at.
-    def take_file(file):
-        files.append(file)
-        if len(files) > limits.pictures:
-            raise HTTPException(
-                400,
-                f"got more than {limits.pictures} pictures, expected {limits.pictures} at most. "
-                "Send them in several requests.",
-            )
-
-    def leave_out(field):
-        fields.append(_text(field.field_name))
-        if len(fields) > MOST_FIELDS:
-            raise HTTPException(
-                400, f"got more than {MOST_FIELDS} parts that are no files. Leave them out."
-            )
-
-    try:
-        parser = python_multipart.multipart.create_form_parser(
-            {"Content-Type": content_type.encode("latin-1")},
-            leave_out,
-            take_file,
-            {"MAX_MEMORY_FILE_SIZE": limits.bytes},
-        )
-        parser.on_end = lambda: ended.append(True)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise HTTPException(400, f"the multipart body cannot be read: {error}.") from error
-    if not files:
-        names = some_of([repr(name[:100]) for name in set(fields)])
-        got = f"no file, but {names}" if fields else "no part"
-        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
-    if not ended:
-        raise HTTPException(
-            400, "the multipart body ends before its closing boundary. Send all of it."
-        )
-    return [
-        Sent(_text(file.file_name), _text(file.field_name), file.file_object.getvalue())
-        for file in files
-    ]
 
 
 def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
@@ -212,7 +160,3 @@ def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
             f"{name}: {got} pixels, expected {limits.pixels:,} at most. Scale the picture down.",
         )
     return Decoded(*decode_image(data, name, canvas))
-
-
-def _text(name: bytes | None) -> str:
-    return (name or b"").decode("utf-8", "replace")

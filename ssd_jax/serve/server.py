@@ -1,6 +1,7 @@
 """`serve`: one process, one event loop, until SIGTERM."""
 
 import asyncio
+import errno
 import signal
 import socket
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ssd_jax.errors import UserError
 from ssd_jax.serve.app import Service
 from ssd_jax.serve.engine import Engine
 from ssd_jax.serve.pictures import DEFAULT_LIMITS, Limits
@@ -26,6 +28,7 @@ def serve(
     batches: Sequence[int],
     host: str = "127.0.0.1",
     port: int = 8080,
+    listener: socket.socket | None = None,
     limits: Limits = DEFAULT_LIMITS,
     token: str | None = None,
 ) -> None:
@@ -34,13 +37,16 @@ def serve(
     SIGINT is as SIGTERM, but what it usually does follows: a KeyboardInterrupt.
 
     It listens at once, and is healthy when every batch size of `batches` is compiled. Port 0 is any
-    free one, told in the log.
+    free one, told in the log. A `listener`, made by `listen` before the engine was opened, is
+    instead of host and port.
 
     Raises:
-      OSError: the port cannot be listened on.
+      UserError: the port is in use.
+      OSError: it cannot be listened on.
       Exception: the engine cannot be warmed up.
     """
-    listener = _listen(host, port, unread_seconds=limits.answer_seconds)
+    if listener is None:
+        listener = listen(host, port, limits=limits)
     sys.setswitchinterval(SWITCH_SECONDS)
     log_to_stdout()
     service = Service(
@@ -79,13 +85,19 @@ def _stop(server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def _listen(host: str, port: int, *, unread_seconds: float) -> socket.socket:
+def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.socket:
+    """Takes the port; who connects before `serve` waits. Errors are those of `serve`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=2048)
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(f"port {port} is in use. Choose another --port.") from error
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
         # A client that never reads its answer would hold a connection for ever.
         listener.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread_seconds)
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * limits.answer_seconds)
         )
     return listener
 

@@ -179,13 +179,32 @@ def test_what_others_read(tmp_path):
     assert coco["annotations"] == [
         {
             "id": 1,
-            "image_id": 1,
+            "image_id": 0,
             "category_id": 1,
             "bbox": [10, 5, 50, 20],
             "area": 1000,
             "iscrowd": 0,
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (("10", "000002"), [10, 2]),
+        (("10", "x"), [1, 2]),
+        (("2", "02"), [1, 2]),
+        (("1", "9" * 20), [1, 2]),
+    ],
+)
+def test_images_of_coco_have_the_numbers_that_they_are_called(names, ids, tmp_path):
+    images = [(picture(50, 100), (50, 100), [(0, (1, 1, 9, 9), False)])] * 2
+    convert(source_of(*images, names=names), tmp_path / "set.json", progress=False)
+    coco = json.loads((tmp_path / "set.json").read_text())
+    assert [(each["id"], each["file_name"]) for each in coco["images"]] == [
+        (number, f"{name}.jpg") for number, name in zip(ids, names, strict=True)
+    ]
+    assert [each["image_id"] for each in coco["annotations"]] == ids
 
 
 def test_several_splits_and_folders(tmp_path):

@@ -1,6 +1,7 @@
 """`ssd-jax evaluate --detections`: the evaluator on its own."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -289,7 +290,7 @@ def test_wrong_results_are_refused(value, message, instances, tmp_path):
             "\n000000 0.5 5 1 4 9",
             ":2: got '000000 0.5 5 1 4 9', expected",
         ),
-        ("comp4_det_test_lamp.txt", "", "no class of the ground truth"),
+        ("comp4_det_test_lamp.txt", "", "no class of the ground truth.* in order with --classes"),
         ("comp3_det_test_ring.txt", "", "got 2 files of class ring"),
         ("comp4_det_test_ring.txt", None, "got 0 files of class ring"),
     ],
@@ -301,6 +302,36 @@ def test_wrong_devkit_files_are_refused(name, content, message, devkit, labelled
         (devkit / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_detections(devkit, labelled)
+
+
+def test_ids_that_names_of_files_contradict_are_doubted(tmp_path, capsys):
+    names = {1: "1.jpg", 2: "10.jpg", 3: "3.jpg", 10: "x.jpg"}
+    images = [COCO["images"][0] | {"id": i, "file_name": name} for i, name in names.items()]
+    changed = COCO | {"images": images, "annotations": []}
+    labelled = read_ground_truth(str(written(tmp_path / "instances.json", changed)))
+    for ids, doubted in (([1, 3], False), ([1, 2], False), ([1, 10], True), ([10, "x"], True)):
+        found = [result(image, 18, [0, 0, 9, 9]) for image in ids]
+        read_detections(written(tmp_path / "results.json", found), labelled)
+        told = "the id 10 is not that of the file called 10" in capsys.readouterr().err
+        assert told == doubted, ids
+
+
+def test_ids_of_classes_that_were_only_found_are_doubted(shapes, tmp_path, capsys):
+    folder = shutil.copytree(shapes, tmp_path / "listed")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    first = (folder / "ImageSets/Main/val.txt").read_text().split()[0]
+    path = written(tmp_path / "results.json", [result(first, 2, [0, 0, 9, 9])])
+    for root, classes in ((shapes, CLASSES), (folder, ())):
+        read_detections(path, read_ground_truth(str(root), split=["val"], classes=classes))
+        assert not capsys.readouterr().err
+    for place in (f"{shapes}@val", f"{shapes}@val + {shapes}@train"):
+        read_detections(path, read_ground_truth(place))
+        assert "found in the ground truth: 1 cross, 2 ring, 3 triangle." in capsys.readouterr().err
+    labelled = read_ground_truth(str(shapes), split=["val"])
+    read_detections(written(path, [result(first, "ring", [0, 0, 9, 9])]), labelled)
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the category 4, .* in order with --classes"):
+        read_detections(written(path, [result(first, 4, [0, 0, 9, 9])]), labelled)
 
 
 def test_another_file_is_refused(labelled, tmp_path):

@@ -81,7 +81,14 @@ def test_what_is_not_listed_is_not_read(folder):
         (lambda folder: (folder / META).write_text("[" * 100_000), "is no JSON"),
         (lambda folder: (folder / META).write_text("[]"), "schema version None, expected 1"),
         (lambda folder: write_meta(folder, schema_version=2), "schema version 2, expected 1"),
+        (lambda folder: write_meta(folder, schema_version=True), "schema version True, expected"),
         (lambda folder: write_meta(folder, classes=[]), "lacks classes"),
+        (lambda folder: write_meta(folder, canvas=True), "lacks classes, canvas"),
+        (lambda folder: write_meta(folder, verification=[]), "has a verification without what"),
+        (
+            lambda folder: write_meta(folder, verification={"found": {"jax": 5}}),
+            "has a verification without what",
+        ),
         (lambda folder: write_meta(folder, files={"../secret": {}}), "or the list of files"),
         (lambda folder: (folder / META).write_bytes(b" " * (2**24 + 1)), "more than 16,777,216"),
     ],
@@ -100,6 +107,7 @@ def test_damaged_folders_are_refused(folder, damage, message):
         ({"canvas": -1}, "config.data.canvas: got -1"),
         ({"detect": {"image_sizes": [300, 10**6]}}, "a side of more than 8192 px"),
         ({"detect": {"max_detections": 10**12}}, "more than 100,000 detections"),
+        ({"detect": {"max_detections": True}}, "detect.max_detections: got True, which is no"),
         ({"detect": {"no_such_word": 1}}, "no_such_word"),
         ({"preprocess": {"mean": "x"}}, "preprocess.mean|mean"),
     ],
@@ -139,6 +147,14 @@ def test_the_class_of_an_own_backbone_is_named_and_never_imported(folder):
     read = read._replace(files=read.files | {ONNX: memoryview(b"")})
     assert set(find_candidates("auto", read).names) == {"onnxruntime", "openvino"}
     assert "jax" not in installed_engines(read)
+
+
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "dog", "hen"]])
+def test_classes_that_the_network_does_not_have_are_refused(folder, classes):
+    write_meta(folder, classes=classes)
+    message = rf"has {len(classes)} classes, .* shape \(1, 2, 3\), expected {len(classes) + 1} chan"
+    with pytest.raises(UserError, match=message):
+        read_folder(folder).probe()
 
 
 def test_a_pickle_is_no_weights(folder):

@@ -188,7 +188,7 @@ def test_voc_text_counts_pixels_from_one(pictures, tmp_path):
     assert len((tmp_path / "comp4_det_test_cat.txt").read_text().splitlines()) == 2
 
 
-def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path):
+def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path, capsys):
     annotations = tmp_path / "instances.json"
     annotations.write_text(
         json.dumps(
@@ -208,7 +208,12 @@ def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path):
         (139, 18), (139, 17), (285, 18), (285, 17)
     ]  # fmt: skip
     assert found[0]["bbox"] == [0, 0, 20, 20]
+    assert "--annotations" not in capsys.readouterr().out
     run_prediction(Fake(), [str(pictures)], tmp_path, format="coco")
+    assert (
+        "category ids: 1 to 2, in the order of the classes. --annotations FILE takes those of"
+        in (capsys.readouterr().out)
+    )
     found = json.loads((tmp_path / "detections.json").read_text())
     assert [(each["image_id"], each["category_id"]) for each in found] == [
         (1, 2), (1, 1), ("sub/2", 2), ("sub/2", 1)
@@ -228,8 +233,14 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)
     value["categories"].pop()
     annotations.write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"no image of that file_name"):
-        run_prediction(Fake(), [str(pictures)], tmp_path, **words)
+    value["images"] = [{"id": 1, "file_name": "1.png"}]
+    annotations.write_text(json.dumps(value))
+    detector = Fake()
+    with pytest.raises(
+        UserError, match=r"^sub/2\.jpg: the annotations have no image of that file_na"
+    ):
+        run_prediction(detector, [str(pictures)], tmp_path, **words, batch_size=1)
+    assert not detector.batches
 
 
 @pytest.mark.parametrize(("format", "place"), [("coco", "detections.json"), ("voc", "")])
@@ -291,11 +302,20 @@ def test_neither_does_a_film_or_a_file_that_has_gone(pictures, tmp_path, capsys)
     assert "3.jpg: it cannot be read: No such file" in frames[1]
 
 
-def test_pictures_of_one_number_are_not_one_picture_of_coco(pictures, tmp_path):
-    for name in ("12.png", "012.png"):
+@pytest.mark.parametrize(
+    ("format", "names", "message"),
+    [
+        ("coco", ("12.png", "012.png"), "would both have the image id 12"),
+        ("voc", ("1.png", "2 b.png"), r"2 b\.png: its name has a blank, which ends a name"),
+    ],
+)
+def test_names_that_are_no_ids_are_told_before_the_work(format, names, message, pictures, tmp_path):
+    for name in names:
         shutil.copy(pictures / "1.png", tmp_path / name)
-    with pytest.raises(UserError, match="would both have the image id 12"):
-        run_prediction(Fake(), [str(tmp_path)], tmp_path / "out", format="coco")
+    detector = Fake()
+    with pytest.raises(UserError, match=message):
+        run_prediction(detector, [str(tmp_path)], tmp_path / "out", format=format, batch_size=1)
+    assert not detector.batches
 
 
 def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
@@ -303,39 +323,11 @@ def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
     detector.classes = ("cat", "/../../dog")
     with pytest.raises(UserError, match="cannot be part of a file's name"):
         run_prediction(detector, [str(pictures)], tmp_path / "a/b", format="voc")
+    assert not detector.batches
     keys = ["s3://bucket/pictures/../../evil.jpg"]
     monkeypatch.setattr(inputs, "list_urls", lambda url: keys)
     with pytest.raises(DataError, match=r"'\.\.' is no name that a file can have"):
         find_items(["s3://bucket/pictures"])
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("s3://b/in/*.jpg", ["a.jpg", "c.jpg"]),
-        ("s3://b/in/**/*.jpg", ["a.jpg", "c.jpg", "d.jpg"]),
-        ("s3://b/i*/sub/?.jpg", ["d.jpg"]),
-        ("s3://b/in/[ab]*", ["a.jpg", "b.png"]),
-        ("s3://b/odd[1].jpg", ["odd[1].jpg"]),
-        ("s3://b/odd[2]", ["sub/e.jpg"]),
-        ("s3://b/odd[2]/", ["sub/e.jpg"]),
-    ],
-)
-def test_a_glob_in_a_bucket(url, expected, monkeypatch):
-    keys = ("in/a.jpg", "in/b.png", "in/c.jpg", "in/n.txt", "in/sub/d.jpg", "odd[1].jpg")
-    keys = [f"s3://b/{key}" for key in (*keys, "odd[2]/sub/e.jpg")]
-    monkeypatch.setattr(
-        inputs, "list_urls", lambda prefix: [key for key in keys if key.startswith(f"{prefix}/")]
-    )
-    assert names(url) == expected
-    for nothing in ("s3://b/in/*.bmp", "s3://b/in/*.jpg/"):
-        with pytest.raises(UserError, match="no picture or film there"):
-            names(nothing)
-
-
-def test_a_bucket_has_its_whole_name():
-    with pytest.raises(UserError, match=r"^s3://b\*/a\.jpg: a wildcard in the name of a bucket"):
-        names("s3://b*/a.jpg")
 
 
 def test_a_name_may_be_as_long_as_its_result_can_be(pictures, tmp_path):

@@ -43,9 +43,12 @@ def test_an_image_has_what_it_copies_and_installs_extras_that_there_are(path):
     known = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "EXPOSE", "CMD"}
     assert {keyword for keyword, _ in found} <= known
     copied = [rest.split() for keyword, rest in found if keyword == "COPY"]
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in sent
     for *sources, _ in copied:
         for source in sources:
             assert (ROOT / source).exists(), source
+            assert f"!{source}" in sent, source
     assert ["docker/train", "docker/serve", "/usr/local/bin/"] in copied
     (installed,) = (rest for keyword, rest in found if keyword == "RUN")
     extras = installed.partition(".[")[2].partition("]")[0].split(",")

@@ -16,7 +16,7 @@ from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
 
 from ssd_jax.answers import normalised
-from ssd_jax.cli import main
+from ssd_jax.cli import build_parser, main
 from ssd_jax.config import read_config, split_assignments
 from ssd_jax.detector import Detector, load_trained
 from ssd_jax.errors import UserError
@@ -146,15 +146,16 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
 
 def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch):
     served = {}
-    monkeypatch.setattr("ssd_jax.serve.server.serve", lambda engine, **words: served.update(
-        words, engine=engine
+    monkeypatch.setattr("ssd_jax.serve.server.serve", lambda engine, listener, **words: (
+        served.update(words, engine=engine, host=listener.getsockname()[0])
     ))  # fmt: skip
     for given, megabytes in (("", 20), ("6", 6)):
         monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", given)
-        assert main(["sagemaker", "serve", "--root", str(job[0])]) == 0
+        assert main(["sagemaker", "serve", "--root", str(job[0]), "--port", "0"]) == 0
         assert served["limits"].bytes == megabytes * 2**20
         assert served["engine"].why
-    assert (served["host"], served["port"]) == ("0.0.0.0", 8080)
+    assert served["host"] == "0.0.0.0"
+    assert build_parser().parse_args(["sagemaker", "serve"]).port == 8080
     picture, expected = answer
     with TestClient(Service(served["engine"], batches=(1,)).app) as client:
         for _ in range(600):

@@ -48,7 +48,8 @@ def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
         raise UserError(f"opened {asked.update(words)}")
 
     monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
-    words = ["sagemaker", "serve", "--root", str(tmp_path), *options.split()]
+    (tmp_path / "model").mkdir()
+    words = ["sagemaker", "serve", "--root", str(tmp_path), "--port", "0", *options.split()]
     names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
     given = build_parser().parse_args(words)
     assert tuple(getattr(given, name) for name in names) == expected
@@ -83,6 +84,13 @@ def test_a_wrong_word_in_the_environment_is_one_message(
     assert expected in told
 
 
+def test_a_folder_of_the_model_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["sagemaker", "serve", "--root", str(tmp_path), "--port", "0"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path}/model: there is no such folder" in told
+    assert "or give another --root" in told
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """`/opt/ml` of an endpoint that was given an artefact of the original."""
@@ -112,7 +120,7 @@ def test_an_artefact_of_the_original_is_served(original, monkeypatch):
     thin = functools.partial(import_weights, assignments=[("model.width", str(WIDTH))])
     monkeypatch.setattr("ssd_jax.importing.import_weights", thin)
     monkeypatch.setattr("ssd_jax.serve.server.serve", answer)
-    assert main(["sagemaker", "serve", "--root", str(original)]) == 0
+    assert main(["sagemaker", "serve", "--root", str(original), "--port", "0"]) == 0
     ((engine, classes, found),) = answers
     assert (engine, classes) == ("jax", ("class_0", "class_1"))
     assert found.valid.any()

@@ -9,11 +9,12 @@ import pytest
 from painted import PaintedEngine
 from running import picture
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from ssd_jax.answers import normalised, pixels
-from ssd_jax.serve import telemetry
+from ssd_jax.serve import app, telemetry
 from ssd_jax.serve.app import Service
-from ssd_jax.serve.pictures import Limits, Memory, decode
+from ssd_jax.serve.pictures import Limits, Memory, decode, media_type
 from ssd_jax.types import Detections
 
 FOUND = Detections(
@@ -93,6 +94,35 @@ def test_a_token(given, status):
     assert asked(service, "/").status_code == 200
     secured = asked(service, "/openapi.json").json()["paths"]["/invocations"]["post"]["security"]
     assert secured == [{"token": []}]
+
+
+def request(**headers):
+    listed = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+    return Request({"type": "http", "headers": listed})
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("application/json;annotation=1", True),
+        ('text/html, Application/JSON; q=0.5; Annotation="1"', True),
+        ("application/json; annotation=10", False),
+        ('application/json; annotation="1', False),
+        ('application/json; note="a, b;annotation=1"', False),
+        ("annotation=1", False),
+    ],
+)
+def test_who_accepts_an_annotation_gets_pixels(accept, wanted):
+    assert app._wants_pixels(request(accept=accept)) == wanted
+
+
+def test_a_packed_body_is_refused_by_its_header():
+    assert media_type(request(content_encoding="Identity")) == "application/octet-stream"
+    with pytest.raises(
+        HTTPException, match=r"Content-Encoding: got 'gzip', .* Send its own"
+    ) as told:
+        media_type(request(content_encoding="gzip", content_type="image/jpeg"))
+    assert (told.value.status_code, told.value.headers) == (415, {"Accept-Encoding": "identity"})
 
 
 @pytest.mark.parametrize("batches", [(1, 4), (1, 2, 4, 8, 16)])

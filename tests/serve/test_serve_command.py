@@ -105,13 +105,17 @@ def test_options_of_the_other_kind_of_detector(arguments, message, capsys):
 
 
 def test_a_folder_without_a_model_is_one_message(tmp_path, capsys):
-    assert main(["serve", "--model", str(tmp_path)]) == 2
+    assert main(["serve", "--model", str(tmp_path), "--port", "0"]) == 2
     assert f"serve: error: {tmp_path}: " in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        server.serve(PaintedEngine(), batches=[1], port=taken.getsockname()[1])
+def test_a_port_that_is_taken_is_told_before_the_model_is_opened(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", "nowhere", "--port", str(port)]) == 2
+        assert f"error: port {port} is in use. Choose another --port." in capsys.readouterr().err
+        with pytest.raises(UserError, match=f"port {port} is in use"):
+            server.serve(PaintedEngine(), batches=[1], port=port)
 
 
 def test_without_its_packages_it_names_the_extra(monkeypatch, capsys):

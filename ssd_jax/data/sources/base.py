@@ -101,7 +101,8 @@ class Source:
     `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
     `files` are what else the images are read from: files that hold many, and their indices.
     `findings` counts what the doctor found, by code, and `digests` tell the bytes of the images
-    apart; None if it was not asked.
+    apart; None if it was not asked. `classes_found` tells of a source as it was opened that nobody
+    listed its classes: they are those that objects have.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Source:
         self.files = tuple(files)
         self.findings: dict[str, int] | None = None
         self.digests: tuple[str, ...] | None = None
+        self.classes_found = False
 
     def __len__(self) -> int:
         return len(self.annotations.names)

@@ -65,7 +65,8 @@ def open_voc(
 
     objects = [thing for annotation in annotations for thing in annotation.objects]
     class_names = [thing.class_name for thing in objects]
-    classes = tuple(classes) if classes else tuple(sorted(set(class_names)))
+    found = not classes
+    classes = tuple(sorted(set(class_names))) if found else tuple(classes)
     counts = np.array([len(annotation.objects) for annotation in annotations], np.int64)
     sizes = np.array([annotation.size for annotation in annotations], np.int32).reshape(-1, 2)
     written = np.array([thing.numbers for thing in objects], np.float64).reshape(-1, 4)
@@ -94,6 +95,7 @@ def open_voc(
         label_text=class_names.__getitem__,
         box_text=lambda k: f"({', '.join(objects[k].corners)})",
     )
+    source.classes_found = found
     return check_not_empty(source, f"{root} {', '.join(image_sets)}")
 
 
