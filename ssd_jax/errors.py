@@ -3,7 +3,8 @@
 A message says what was found and where, what was expected, and what to do.
 """
 
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -35,3 +36,15 @@ class AnotherRun(UserError):
 
 class Stopped(Exception):
     """A run was asked to stop; what it had done is saved, and the same command goes on."""
+
+
+def some_of(names: Sequence[str], limit: int = 12) -> str:
+    """A few names for a message, shortest first: `train` stands before VOC's `aeroplane_train`."""
+    shown = sorted(names, key=lambda name: (len(name), name))[:limit]
+    return (", ".join(shown) or "nothing") + (", ..." if len(names) > limit else "")
+
+
+def what_is_there(path: pathlib.Path) -> str:
+    """For a path that does not exist: what its nearest parent holds."""
+    parent = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{parent} holds {some_of([path.name for path in parent.iterdir()])}"

@@ -9,7 +9,7 @@ from itertools import islice
 
 from ssd_jax.data import codes
 from ssd_jax.data.remote import shown_url
-from ssd_jax.data.sources.base import Problems, Source, combine, names_are_numbers, what_is_there
+from ssd_jax.data.sources.base import Problems, Source, combine, names_are_numbers
 from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.data.sources.json_folder import open_json_folder
 from ssd_jax.data.sources.manifest import open_manifest
@@ -17,7 +17,7 @@ from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.tfds import open_tfds
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.data.storage import is_remote, read_bytes, stage
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, what_is_there
 
 MANIFEST_SUFFIXES = (".manifest", ".jsonl")
 # Of files, which have no splits.

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Source, look_normalised, some_of
+from ssd_jax.data.sources.base import Source, look_normalised
 from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import (
@@ -30,7 +30,7 @@ from ssd_jax.data.sources.json_records import (
     unreadable,
     whole_number,
 )
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, some_of
 from ssd_jax.evaluation.coco import CocoObjects
 from ssd_jax.evaluation.detection_ids import (
     Labelled,

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from ssd_jax.data.sources.base import some_of
 from ssd_jax.data.sources.json_records import whole_number
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, some_of
 from ssd_jax.evaluation.coco import CocoObjects
 from ssd_jax.evaluation.voc import GroundTruth
 

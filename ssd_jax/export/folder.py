@@ -23,9 +23,8 @@ from safetensors import SafetensorError
 from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.data.remote import shown_url
-from ssd_jax.data.sources.base import some_of
 from ssd_jax.data.storage import stage
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, some_of
 from ssd_jax.weights.archive import is_archive, read_archive
 
 META = "meta.json"

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ssd_jax.data.open import MANIFEST_SUFFIXES
-from ssd_jax.data.sources.base import what_is_there
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, what_is_there
 from ssd_jax.files import is_apple_double
 from ssd_jax.train.checkpoint_manifest import has_trained
 

@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
-from ssd_jax.data.sources.base import some_of
+from ssd_jax.errors import some_of
 from ssd_jax.serve.pictures import Limits
 
 # Of one request, besides its files.

@@ -6,7 +6,6 @@ with their boxes as written to `build_source`, and says how the bytes of an imag
 
 import collections
 import hashlib
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -384,18 +383,6 @@ def class_ids(names: Sequence[str], classes: Sequence[str]) -> Int[np.ndarray, "
 def names_are_numbers(classes: Sequence[str]) -> bool:
     """Whether classes are "0", "1", ..., as formats without names have them."""
     return list(classes) == [str(number) for number in range(len(classes))]
-
-
-def some_of(names: Sequence[str], limit: int = 12) -> str:
-    """A few names for a message, shortest first: `train` stands before VOC's `aeroplane_train`."""
-    shown = sorted(names, key=lambda name: (len(name), name))[:limit]
-    return (", ".join(shown) or "nothing") + (", ..." if len(names) > limit else "")
-
-
-def what_is_there(path: pathlib.Path) -> str:
-    """For a path that does not exist: what its nearest parent holds."""
-    parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{parent} holds {some_of([path.name for path in parent.iterdir()])}"
 
 
 def _offsets(counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N+1"]:

@@ -15,17 +15,9 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import (
-    Problems,
-    Source,
-    build_source,
-    check_not_empty,
-    class_ids,
-    some_of,
-    what_is_there,
-)
+from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
 from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, read_file
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, some_of, what_is_there
 from ssd_jax.types import VOC_OFFSET
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
