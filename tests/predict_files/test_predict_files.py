@@ -229,7 +229,7 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)
     value["categories"] += [{"id": 2, "name": "dog"}, {"id": 3, "name": "dog"}]
     annotations.write_text(json.dumps(value))
-    with pytest.raises(UserError, match="expected an id and a name of its own"):
+    with pytest.raises(UserError, match="the ids 2, 3 are all called 'dog'"):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)
     value["categories"].pop()
     annotations.write_text(json.dumps(value))
