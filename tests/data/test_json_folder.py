@@ -60,6 +60,10 @@ def test_two_channels_subfolders_and_no_objects(tmp_path):
     assert source.names == ("x/a", "y/a", "ü 1")
     assert source.object_counts.tolist() == [1, 0, 0]
     assert source[1].image == b"bytes of y/a.jpg"
+    # What macOS puts beside copies is passed over.
+    for beside in (images / "x/._a.jpg", annotations / "._0.json"):
+        beside.write_bytes(b"\0\5\26\7")
+    assert open_json_folder(images, annotations).names == source.names
 
 
 def test_difficult_is_an_extension(tmp_path):
