@@ -59,6 +59,8 @@ def test_what_has_no_counterpart(tmp_path):
     (folder / "Annotations/a.xml").unlink()
     (folder / "JPEGImages/b.jpg").unlink()
     (folder / "JPEGImages/c.png").write_bytes(PNG)
+    for beside in ("Annotations/._b.xml", "JPEGImages/._d.jpg"):  # of macOS
+        (folder / beside).write_bytes(b"")
     found = {each.code: pathlib.Path(each.where).name for each in folder_findings(tmp_path)}
     assert found == {"SSD184": "a.jpg", "SSD185": "b.xml", "SSD175": "c.png"}
 
