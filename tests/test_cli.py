@@ -81,6 +81,7 @@ def test_a_url_is_no_local_folder_called_s3(command, capsys):
         ("sagemaker train --root=~/x", ["root"]),
         ("doctor ~/x --against=~/x --fix=~/x --out=~/x", ["location", "against", "fix", "out"]),
         ("convert ~/x ~/x", ["location", "destination"]),
+        ("evaluate --detections=~/x --ground-truth=~/x", ["detections", "ground_truth"]),
         ("data shapes ~/x", ["folder"]),
         ("data prepare voc --out=~/x --archives=~/x", ["out", "archives"]),
         ("weights import ~/x --out=~/x", ["file", "out"]),
