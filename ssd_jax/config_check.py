@@ -157,9 +157,7 @@ def _check_tuples(config: ConfigDict) -> None:
     each(decays, lambda epochs: list(epochs) == sorted(epochs), "rising epochs")
     each(NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
          "names, each once")  # fmt: skip
-    # What reads a data set strips its names, so that no other name could be found there.
-    each(NAMES, lambda names: all(name and name == name.strip() for name in names),
-         "names that are not empty, without blanks around them")  # fmt: skip
+    each(NAMES, lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
 def _check_combinations(config: ConfigDict) -> None:

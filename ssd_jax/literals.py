@@ -31,9 +31,11 @@ def read_value(text: str, kind: type, *, names: bool = False) -> object:
         return text  # Python counts True as 1
     if kind is tuple and value is not None and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
-    if names and value is not None and not all(isinstance(name, str) for name in value):
-        return split_names(text)  # 1,2 are names too
-    return value
+    if not names or value is None or all(isinstance(name, str) for name in value):
+        return value
+    # 1,2 are names too.
+    quoted = any(isinstance(name, str) for name in value)
+    return tuple(map(str, value)) if quoted else split_names(text)
 
 
 def split_names(text: str) -> tuple[str, ...]:

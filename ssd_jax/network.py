@@ -59,11 +59,11 @@ def network_warnings(config: ConfigDict, network: Network) -> list[str]:
     one_value = images == 1 and map_shapes(network.model, config.model.image_size)[-1] == (1, 1)
     if config.model.batch_norm != "batch" or not one_value:
         return []
+    larger = "--config.model.batch_norm_group=8, which must divide the batch, or "
     return [
         "BatchNorm of one image has one value a channel on the last map, which has no variance: "
         "the layer learns nothing, and evaluations divide by almost nothing. Give "
-        "--config.model.batch_norm_group=8, which must divide the batch, or "
-        "--config.model.batch_norm=frozen"
+        f"{larger if config.batch_size > 1 else ''}--config.model.batch_norm=frozen"
     ]
 
 

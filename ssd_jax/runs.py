@@ -73,6 +73,7 @@ def run_training(
     *,
     mesh: Mesh | None = None,
     time_limit: float | None = None,
+    stopping: Stopping | None = None,
     observers: Sequence[Observer] = (),
     last_words: Callable[[Exception], object] = lambda error: None,
     called: str | pathlib.Path | None = None,
@@ -84,7 +85,8 @@ def run_training(
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
     `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
-    be asked to stop; docs/reliability.md has the others. `observers` are those of the `Reporter`,
+    be asked to stop; docs/reliability.md has the others, and `stopping` is of a caller who has to
+    know of a request that comes too late for the training. `observers` are those of the `Reporter`,
     `last_words` is that of the `Watchdog`. `called` is where the run is for its user, if that is
     not `workdir`. `change` names the settings that an earlier run in `workdir` goes on with as
     `config` has them, and not as it was begun.
@@ -106,7 +108,7 @@ def run_training(
     workdir, hooks = pathlib.Path(workdir), Hooks(loss, augment)
     with (
         contextlib.ExitStack() as stack,
-        Stopping(time_limit) as stopping,
+        contextlib.nullcontext(stopping) if stopping else Stopping(time_limit) as stopping,
         Watchdog(workdir, **config.watchdog, last_words=last_words) as watchdog,
     ):
         with together():

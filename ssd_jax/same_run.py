@@ -17,7 +17,12 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import AnotherRun, UserError
 from ssd_jax.network import build_network
 from ssd_jax.recipes import HARDWARE
-from ssd_jax.report.starts import data_of_last_start, own_of_last_start, record_start
+from ssd_jax.report.starts import (
+    data_of_last_start,
+    images_of_last_start,
+    own_of_last_start,
+    record_start,
+)
 from ssd_jax.train.divergence import NONFINITE_FILES
 from ssd_jax.train.hooks import Hooks
 
@@ -161,12 +166,15 @@ def check_goes_on(
     """
     if not _can_go_on(workdir):
         return
-    for what, of in (("data", "annotations"), ("images", "images")):
-        before = data_of_last_start(workdir, what)
-        if any(name.startswith("data.test.") for name in changes):
+    data, images = data_of_last_start(workdir), images_of_last_start(workdir)
+    if any(name.startswith("data.test.") for name in changes):
+        for before in (data, images):
             before.pop("test", None)  # other data are what is asked for
-        for split, source in sources.items():
-            now = source.fingerprint if what == "data" else source.image_fingerprint
+    for split, source in sources.items():
+        for of, before, now in (
+            ("annotations", data, source.fingerprint),
+            ("images", images, source.image_fingerprint),
+        ):
             if now and now != before.get(split, now):
                 raise AnotherRun(
                     f"{workdir}: the run there was started with other data: the {of} of {split} "

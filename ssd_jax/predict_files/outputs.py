@@ -277,7 +277,7 @@ def _annotated_ids(
     path: pathlib.Path, items: Sequence[Item], classes: Sequence[str]
 ) -> tuple[dict[Item, int], list[int]]:
     """The id of each item, and of each class, as an annotation file has them."""
-    value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation", "annotations"))
+    value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
     try:
         images = {item["file_name"]: item["id"] for item in value["images"]}
     except (KeyError, TypeError) as error:

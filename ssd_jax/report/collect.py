@@ -13,7 +13,7 @@ from ssd_jax.config import CONFIG_FILE, default_config, stored_settings
 from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.repeat import repeat_command, repeat_notes
-from ssd_jax.report.starts import read_starts
+from ssd_jax.report.starts import images_of_last_start, read_starts
 from ssd_jax.run_log import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
 
@@ -47,7 +47,7 @@ def open_run(place: str | pathlib.Path) -> Run:
     workdir = workdir_to_read(place, checkpoints=False)
     config = config_of_any_version(workdir / CONFIG_FILE)
     records = _records(workdir)
-    report, unfinished = _last_report(workdir), ""
+    report, unfinished = _last_report(config, workdir), ""
     if report is None:
         report = _report_so_far(config, workdir, records)
         diverged = "diverged at " if any(each["split"] == DIVERGED for each in records) else ""
@@ -56,7 +56,7 @@ def open_run(place: str | pathlib.Path) -> Run:
     return Run(workdir.resolve().name, str(place), workdir, config, report, records, unfinished)
 
 
-def _last_report(workdir: pathlib.Path) -> dict[str, Any] | None:
+def _last_report(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The content of report.json, None where there is none or the run was started again since."""
     path = workdir / REPORT_FILE
     if not path.is_file():
@@ -69,9 +69,13 @@ def _last_report(workdir: pathlib.Path) -> dict[str, Any] | None:
             f"{path}: it is no report of a run, or a part of one ({error}). Copy the folder again, "
             "or remove the file to see what the other files tell."
         ) from error
-    # Folders move.
-    report["how"]["repeat"] = repeat_command(workdir)
-    return report if all(start in told for start in read_starts(workdir)) else None
+    starts = read_starts(workdir)
+    # Folders move, and older reports have no notes.
+    report["how"] |= {
+        "repeat": repeat_command(workdir),
+        "repeat_notes": repeat_notes(config, starts),
+    }
+    return report if all(start in told for start in starts) else None
 
 
 def _report_so_far(
@@ -89,6 +93,7 @@ def _report_so_far(
             "headline": "the last evaluation of the training",
             "split": "val",
             "fingerprint": fingerprints.get("val", ""),
+            "image_fingerprint": images_of_last_start(workdir).get("val"),
         },
         "classes": [name.partition("/")[2] for name in last if name.startswith("ap_voc07/")],
         "step": last["step"],

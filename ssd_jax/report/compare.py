@@ -113,15 +113,15 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     """Why the figures of the runs cannot be compared, if they cannot."""
     found = []
     for name, text in (
-        ("fingerprint", "other images or objects"),
-        ("image_fingerprint", "images of the same names with other bytes"),
-        ("split", "other splits"),
-        ("iou_threshold", "other IoU thresholds"),
+        ("fingerprint", "on other images or objects"),
+        ("image_fingerprint", "on images of the same names with other bytes"),
+        ("split", "on other splits"),
+        ("iou_threshold", "at other IoU thresholds"),
     ):
         told = (run.report["protocol"].get(name) for run in runs)
         values = {str(value) for value in told if value not in (None, "")}
         if len(values) > 1:
-            found.append(f"measured on {text}: {', '.join(sorted(values))}")
+            found.append(f"measured {text}: {', '.join(sorted(values))}")
     return found
 
 
@@ -183,7 +183,8 @@ def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
         *(f"<p>Not comparable: {text}.</p>" for text in warnings(runs)),
         "<h2>Results</h2>",
         table(("metric", *names), [("runs", *map(len, groups)), *metrics]),
-        '<p class="quiet">Of runs that differ in their seed only: the mean, and in brackets and as '
+        '<p class="quiet">Of runs that differ in their seed, and in how they were computed, only: '
+        "the mean, and in brackets and as "
         "a band the lowest and the highest.</p>",
         "<h2>Settings that differ</h2>",
         table(("setting", *names), [(name, *row) for name, row in setting_rows(groups).items()]),

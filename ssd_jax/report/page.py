@@ -84,7 +84,7 @@ def run_page(run: Run) -> str:
         f"<pre>{escape(report['how']['repeat'])}</pre>",
         f'<p class="quiet">where the run was started, from which relative paths of data count. '
         f"{CONFIG_FILE}, in the folder of the run, has every setting.</p>",
-        *(f"<p>{escape(note)}</p>" for note in report["how"].get("repeat_notes", ())),
+        *(f"<p>{escape(note)}</p>" for note in report["how"]["repeat_notes"]),
         "<h2>Result</h2>",
         _metrics(report),
         _classes(report),

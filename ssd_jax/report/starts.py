@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -79,12 +79,21 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
-def data_of_last_start(
-    workdir: pathlib.Path, what: Literal["data", "images"] = "data"
-) -> dict[str, str]:
+def data_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
     """The fingerprint of each split at the last start that tells them; {} where none does."""
-    told = [start[what] for start in read_starts(workdir) if start.get(what)]
+    told = [start["data"] for start in read_starts(workdir) if start.get("data")]
     return told[-1] if told else {}
+
+
+def images_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
+    """The fingerprint of the images' bytes of each split, the last one told of its present data."""
+    now = data_of_last_start(workdir)
+    told = {}
+    for start in read_starts(workdir):
+        for split, fingerprint in start.get("images", {}).items():
+            if start["data"][split] == now.get(split):
+                told[split] = fingerprint
+    return told
 
 
 def own_of_last_start(workdir: pathlib.Path) -> dict[str, str | None] | None:

@@ -166,9 +166,11 @@ def _train(
         best=_best_before(workdir / METRICS_FILE, metric),
     )
     stopped = None
-    with Stopping() as stopping:  # for the export too: those of the training end with it
+    with Stopping() as stopping:  # of the export too
         try:
-            run_training(config, workdir, observers=[epoch_log], last_words=last_words)
+            run_training(
+                config, workdir, stopping=stopping, observers=[epoch_log], last_words=last_words
+            )
         except Stopped as stop:
             stopped = stop
         stopping.hold()

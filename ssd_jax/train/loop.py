@@ -116,4 +116,5 @@ def train(
 
 def _due(every: int | float | None, step: int) -> bool:
     """Whether it is the step nearest to a multiple of `every`, which need not be whole."""
-    return every is not None and step == round(round(step / every) * every)
+    # Multiples of parts of an epoch are not exact: 13.4999... is 13.5, the last of 14 steps.
+    return every is not None and step == round(round(round(step / every) * every, 6))

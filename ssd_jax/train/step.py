@@ -112,16 +112,15 @@ def batch_loss(
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
-    With "positives" both counts are the positive anchors (SSD paper, equation 1); an image that has
-    only negatives, which the paper does not speak of, counts as one for the class loss, for it has
-    the negatives of one: else a batch without any object would weigh more than others by the number
-    of its images. With "valid"
-    (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives, and the
-    box loss by its deltas that are not exactly right: both about four times as many. A count of
-    nothing is one. `group` is the number of consecutive images that are counted together, what
-    other frameworks have on a device; 0 is the whole batch. Inside `jax.shard_map`, `batch_axis`
-    is the axis that the batch is cut along, and the loss of the batch the mean over that axis. The
-    remaining keywords are those of `match` and `multibox_loss`.
+    With "positives" both counts are the positive anchors (SSD paper, equation 1). An image that has
+    only negatives, which the paper does not speak of, has those of one object and counts as one for
+    the class loss; else a batch without any object would weigh as much as all of its images. With
+    "valid" (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives,
+    and the box loss by its deltas that are not exactly right: both about four times as many. A
+    count of nothing is one. `group` is the number of consecutive images that are counted together,
+    what other frameworks have on a device; 0 is the whole batch. Inside `jax.shard_map`,
+    `batch_axis` is the axis that the batch is cut along, and the loss of the batch the mean over
+    that axis. The remaining keywords are those of `match` and `multibox_loss`.
     """
     if normalization not in ("positives", "valid"):
         raise UserError(f"normalization: got {normalization!r}, expected positives or valid.")

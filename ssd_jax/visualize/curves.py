@@ -90,9 +90,16 @@ def _points(records: Records, split: str, value: str) -> dict[int, float]:
 
 
 def _shared_points(runs: Sequence[Mapping[int, float]]) -> dict[int, list[float]]:
-    """The values of all runs, at the steps that all of them have."""
-    shared = set.intersection(*(set(points) for points in runs))
-    return {step: [points[step] for points in runs] for step in sorted(shared)}
+    """The values of all runs at the steps of the first, as far as all have come.
+
+    Runs that logged at other steps, or were evaluated a step later, are interpolated between them.
+    """
+    if not all(runs):
+        return {}
+    begin, end = max(map(min, runs)), min(map(max, runs))
+    steps = [step for step in sorted(runs[0]) if begin <= step <= end]
+    curves = [np.interp(steps, *zip(*sorted(points.items()), strict=True)) for points in runs]
+    return dict(zip(steps, np.transpose(curves).tolist(), strict=True))
 
 
 def _series(records, wanted):

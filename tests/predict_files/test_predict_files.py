@@ -197,8 +197,13 @@ def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path, capsys
                     {"id": 139, "file_name": "1.png", "width": 40, "height": 20},
                     {"id": 285, "file_name": "sub/2.jpg", "width": 40, "height": 20},
                 ],
-                "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
-                "annotations": [],
+                # Of the two dogs one is used, as in files of Roboflow.
+                "categories": [
+                    {"id": 17, "name": "cat"},
+                    {"id": 18, "name": "dog"},
+                    {"id": 19, "name": "dog"},
+                ],
+                "annotations": [{"category_id": 18}],
             }
         )
     )
@@ -228,6 +233,7 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
     with pytest.raises(UserError, match="no category is called dog"):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)
     value["categories"] += [{"id": 2, "name": "dog"}, {"id": 3, "name": "dog"}]
+    value["annotations"] = [{"category_id": 2}, {"category_id": 3}]
     annotations.write_text(json.dumps(value))
     with pytest.raises(UserError, match="the ids 2, 3 are all called 'dog'"):
         run_prediction(Fake(), [str(pictures)], tmp_path, **words)

@@ -1,5 +1,6 @@
 """What the folder of a run tells."""
 
+import functools
 import json
 import subprocess
 
@@ -69,6 +70,15 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"
     assert "/somewhere" not in json.dumps(first)
     assert starts.data_of_last_start(tmp_path) == {"train": "a1", "test": "c3"}
+
+
+def test_the_bytes_of_images_are_those_of_the_present_data(tmp_path):
+    record = functools.partial(starts.record_start, tmp_path, step=0, weights=None)
+    record(data={"train": "a1", "test": "b1"}, images={"train": "a", "test": "b"})
+    record(data={"train": "a1", "test": "c1"}, images={"train": None, "test": None})  # no doctor
+    assert starts.images_of_last_start(tmp_path) == {"train": "a"}
+    record(data={"train": "a1", "test": "c1"}, images={"train": "a", "test": "c"})
+    assert starts.images_of_last_start(tmp_path) == {"train": "a", "test": "c"}
 
 
 @pytest.mark.parametrize(

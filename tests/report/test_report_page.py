@@ -183,8 +183,8 @@ def test_how_a_run_was_computed_opens_no_column_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "text"),
     [
-        ("iou_threshold", (0.5, 0.75), "other IoU thresholds: 0.5, 0.75"),
-        ("image_fingerprint", ("a", "b"), "images of the same names with other bytes: a, b"),
+        ("iou_threshold", (0.5, 0.75), "at other IoU thresholds: 0.5, 0.75"),
+        ("image_fingerprint", ("a", "b"), "on images of the same names with other bytes: a, b"),
         ("image_fingerprint", ("a", None), ""),  # the doctor was not asked
     ],
 )
@@ -192,7 +192,7 @@ def test_what_keeps_two_runs_from_being_compared_is_told(tmp_path, name, values,
     runs = [open_run(make_run(tmp_path / str(i))) for i in range(2)]
     for run, value in zip(runs, values, strict=True):
         run.report["protocol"][name] = value
-    assert warnings(runs) == ([f"measured on {text}"] if text else [])
+    assert warnings(runs) == ([f"measured {text}"] if text else [])
 
 
 def test_the_curve_of_some_seeds_is_their_mean_in_a_band(tmp_path, monkeypatch):
@@ -210,6 +210,18 @@ def test_the_curve_of_some_seeds_is_their_mean_in_a_band(tmp_path, monkeypatch):
     ]
     (band,) = axes.collections
     assert band.get_datalim(axes.transData).get_points().tolist() == [[1, 1], [3, 2]]
+
+
+def test_seeds_that_logged_at_other_steps_are_interpolated(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "save_plot", lambda figure, path: figures.append(figure))
+    runs = [
+        [{"step": step, "split": "train", "loss": step / 10} for step in steps]
+        for steps in ((10, 20, 30), (7, 14, 21, 28, 30))
+    ]
+    curves.plot_runs([("a, b", runs)], tmp_path / "a.png")
+    (line,) = figures[0].axes[0].lines
+    assert line.get_xydata().ravel() == pytest.approx([10, 1, 20, 2, 30, 3])
 
 
 def test_runs_as_lines_that_pandas_reads(tmp_path, capsys):

@@ -198,6 +198,22 @@ def test_a_job_that_is_stopped_in_its_export_leaves_a_model_too(
     assert not (root / "output/failure").exists()
 
 
+def test_a_request_that_comes_too_late_for_the_training_is_heard_by_the_export(
+    exports, shapes, tmp_path, capsys, monkeypatch
+):
+    def finishes(*_, stopping, **__):
+        stopping.hold()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    root = prepare(tmp_path, shapes)
+    (root / "checkpoints").mkdir()
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", finishes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.find_spec", lambda name: name)
+    assert train(root, capsys)[0] == 75
+    assert ["--onnx" in command for command in exports.commands] == [False]
+    assert (root / "model/meta.json").is_file()
+
+
 def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")

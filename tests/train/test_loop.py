@@ -100,13 +100,28 @@ class Run:
 
 @pytest.mark.parametrize(
     ("every", "steps"),
-    [(4, [4, 8, 10]), (10 / 3, [3, 7, 10]), (2.5, [2, 5, 8, 10]), (0.6, list(range(1, 11)))],
+    [
+        (4, [4, 8, 10]),
+        (10 / 3, [3, 7, 10]),
+        (2.5, [2, 5, 8, 10]),
+        (0.6, list(range(1, 11))),
+    ],
 )
 def test_evaluations_stay_at_multiples_that_are_no_whole_steps(every, steps):
     """Rounded once, the last multiple of many would fall some steps before the end of the run."""
     run = Run(evaluate_every=every)
     run.train()
-    assert [each["step"] for each in run.recorder.records if each["split"] == "val"] == steps
+    assert evaluated(run) == steps
+
+
+def test_a_tenth_of_an_epoch_of_81_images_ends_with_the_run():
+    run = Run(total_steps=14, evaluate_every=0.1 * 81 / 6)  # ten times that are 13.499...
+    run.train()
+    assert evaluated(run) == [1, 3, 4, 5, 7, 8, 9, 11, 12, 14]
+
+
+def evaluated(run):
+    return [each["step"] for each in run.recorder.records if each["split"] == "val"]
 
 
 UNWATCHED = {"factor": 0.0, "minimum_seconds": 1.0, "first_seconds": 1.0}

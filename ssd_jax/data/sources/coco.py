@@ -112,8 +112,7 @@ def read_categories(value: Any, where: str) -> dict[int, str]:
     """The name of each category by its id, in the order of the file's content `value`.
 
     Roboflow's exports have a category more, that no annotation uses, which may be called as a class
-    is: of several ids of a name the one with annotations counts, the last where only other names
-    have some. In a file without annotations nothing tells which is meant.
+    is: of several ids of a name the one with annotations counts, the last where none has.
     """
     ids: dict[str, list[int]] = {}
     seen: set[int] = set()
@@ -130,9 +129,9 @@ def read_categories(value: Any, where: str) -> dict[int, str]:
     names = {}
     for name, same in ids.items():
         having = [class_id for class_id in same if class_id in used]
-        if len(having) > 1 or (len(same) > 1 and not used):
-            problem = f"the ids {', '.join(map(str, having or same))} are all called {name!r}, "
-            problem += "expected a name of its own for each that annotations use"
+        if len(having) > 1:
+            problem = f"the ids {', '.join(map(str, having))} are all called {name!r} and have "
+            problem += "annotations, expected a name of its own for each"
             fix = "Give their annotations one of these ids, or the categories other names"
             raise DataError(codes.CLASS_NAMES_DISAGREE, f"{where}, categories", problem, fix)
         names[(having or same)[-1]] = name
