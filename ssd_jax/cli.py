@@ -27,6 +27,7 @@ from ssd_jax.commands import (
 )
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.huge_pages import start_with_huge_pages
+from ssd_jax.literals import with_home
 
 # EX_TEMPFAIL of BSD's sysexits.h: not an error, but to be run again.
 EXIT_STOPPED = 75
@@ -74,8 +75,7 @@ def _of_several() -> bool:
 
 
 def _run_verb(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parse(sys.argv[1:] if arguments is None else arguments)
     if rest and not getattr(options, "takes_settings", False):
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     keep_compiled_programs()
@@ -94,6 +94,19 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"{options.parser.prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a verb, and what it has to understand itself.
+
+    A shell makes the home folder of the ~ in `--name ~/x`; in `--name=~/x` it is made here.
+    """
+    expanded = []
+    for argument in arguments:
+        named = argument.startswith("-")
+        name, equals, value = argument.partition("=") if named else ("", "", argument)
+        expanded.append(f"{name}{equals}{with_home(value)}")
+    return build_parser().parse_known_args(expanded)
 
 
 def _nobody_reads() -> bool:

@@ -33,6 +33,11 @@ def is_apple_double(name: str) -> bool:
     return name.startswith("._")
 
 
+def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    """What there is by a glob, sorted, but for what macOS wrote."""
+    return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file in one piece, as `whole_file` does."""
     with whole_file(path) as part:

@@ -50,8 +50,5 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def with_home(location: str) -> str:
-    """With the home folder for a `~`, also of each place in "A + B".
-
-    A shell leaves it in --name=~/x, and puts it in --name ~/x.
-    """
+    """With the home folder for a `~`, also of each place in "A + B"."""
     return " + ".join(map(os.path.expanduser, location.split(" + ")))

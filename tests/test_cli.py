@@ -8,7 +8,7 @@ import sys
 import cv2
 import pytest
 
-from ssd_jax.cli import build_parser, main, program
+from ssd_jax.cli import build_parser, main, parse, program
 from ssd_jax.data.open import open_data
 
 
@@ -90,7 +90,7 @@ def test_a_url_is_no_local_folder_called_s3(command, capsys):
 )
 def test_a_tilde_that_the_shell_left_is_the_home_folder(command, names, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    options = vars(parsed(*command.split()))
+    options = vars(parse(command.split())[0])
     assert {str(options[name]) for name in names} == {"/home/me/x"}
     for name in {"places", "workdirs"} & options.keys():
         assert [str(each) for each in options[name]] == ["/home/me/x"]

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from ssd_jax import config as configs
 from ssd_jax.caches import keep_compiled_programs
 from ssd_jax.cli import EXIT_STOPPED
-from ssd_jax.commands.common import count, local_path, positive
+from ssd_jax.commands.common import count, positive
 from ssd_jax.config_check import check
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.run_log import REPORT_FILE
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Settings of all rows can be changed, as --config.data.cache=device.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", required=True, type=local_path, metavar="DIR")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
     parser.add_argument(
         "--rows",
         nargs="+",

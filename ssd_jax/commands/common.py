@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
-from ssd_jax.literals import split_names, with_home
+from ssd_jax.literals import split_names
 
 # What runs an exported model, as `export.engines` knows it; that imports JAX.
 ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
@@ -48,7 +48,7 @@ def refuse_misplaced(given: Mapping[str, object], where: str) -> None:
 
 def location(parser, name, metavar):
     """A data set, with its splits and classes."""
-    parser.add_argument(name, metavar=metavar, type=with_home, help="a data set, see docs/data.md")
+    parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
     names_argument(parser, "--split", "its splits")
     names_argument(parser, "--classes", "names in the order of their ids")
 
@@ -150,13 +150,13 @@ def local_path(text: str) -> pathlib.Path:
     """Reads a place on this machine; of a URL `pathlib` would make a folder called "s3:"."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a place on this machine")
-    return pathlib.Path(with_home(text))
+    return pathlib.Path(text)
 
 
 def folder_or_url(text: str) -> pathlib.Path | str:
     """Reads a place that may be a URL; `data.storage` and `train.mirror` make a folder of one."""
     if "://" not in text:
-        return pathlib.Path(with_home(text))
+        return pathlib.Path(text)
     from ssd_jax.data.remote import SCHEMES
 
     if text.partition("://")[0] not in SCHEMES:

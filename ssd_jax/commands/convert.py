@@ -1,7 +1,6 @@
 """`ssd-jax convert`."""
 
 from ssd_jax.commands.common import location, verb
-from ssd_jax.literals import with_home
 
 
 def add(verbs) -> None:
@@ -14,7 +13,7 @@ def add(verbs) -> None:
         example="ssd-jax convert data/VOCdevkit train.rec --split VOC2007/trainval",
     )
     location(convert, "location", "SRC")
-    convert.add_argument("destination", metavar="DST", type=with_home)
+    convert.add_argument("destination", metavar="DST")
     convert.add_argument(
         "--format",
         metavar="FORMAT",

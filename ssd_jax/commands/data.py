@@ -5,7 +5,6 @@ import pathlib
 
 from ssd_jax.commands.common import count, local_path, positive, verb
 from ssd_jax.errors import UserError
-from ssd_jax.literals import with_home
 
 # Of drawn images: on fewer pixels the shapes have no form.
 SMALLEST_SIDE = 32
@@ -43,11 +42,10 @@ def add(verbs) -> None:
         note="Then train on it with --config.data.train.root='DIR/voc/2007 + DIR/voc/2012'\n"
         "and --config.data.train.image_sets=train,validation.",
     )
-    voc.add_argument("--out", required=True, metavar="DIR", type=with_home)
+    voc.add_argument("--out", required=True, metavar="DIR")
     voc.add_argument(
         "--archives",
         metavar="DIR",
-        type=with_home,
         help="a folder with the tar files (default: download them)",
     )
     voc.add_argument("--years", nargs="+", default=("2007", "2012"), choices=("2007", "2012"))

@@ -1,7 +1,6 @@
 """`ssd-jax doctor`."""
 
 from ssd_jax.commands.common import count, location, names_argument, verb
-from ssd_jax.literals import with_home
 
 
 def add(verbs) -> None:
@@ -18,16 +17,11 @@ def add(verbs) -> None:
     doctor.add_argument(
         "--against",
         metavar="SRC2",
-        type=with_home,
         help="another set that must not share images with it",
     )
     names_argument(doctor, "--against-split", "its splits")
-    doctor.add_argument(
-        "--out", metavar="DIR", type=with_home, help="write the findings (JSON) and a picture"
-    )
-    doctor.add_argument(
-        "--fix", metavar="DST", type=with_home, help="write a copy without what is wrong"
-    )
+    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
+    doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
     doctor.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",

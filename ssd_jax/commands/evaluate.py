@@ -10,7 +10,6 @@ from ssd_jax.commands.common import (
     step,
     verb,
 )
-from ssd_jax.literals import with_home
 
 NOTE = """\
 Of detections made by anything, FILE is a JSON file of COCO results, or the folder of the result
@@ -34,9 +33,7 @@ def add(verbs) -> None:
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
     what.add_argument("--detections", metavar="FILE", type=local_path, help="what was detected")
-    evaluate.add_argument(
-        "--ground-truth", metavar="SRC", type=with_home, help="a data set, for --detections"
-    )
+    evaluate.add_argument("--ground-truth", metavar="SRC", help="a data set, for --detections")
     names_argument(
         evaluate,
         "--split",

@@ -10,7 +10,6 @@ from ssd_jax.commands.common import (
     positive,
     verb,
 )
-from ssd_jax.literals import with_home
 
 FORMATS = """\
 Formats:
@@ -38,10 +37,9 @@ def add(verbs) -> None:
         "places",
         nargs="+",
         metavar="PLACE",
-        type=with_home,
         help="a picture (JPEG, PNG), a film, a folder, a glob, or a URL (https://, s3://)",
     )
-    predict.add_argument("--out", required=True, metavar="DIR", type=with_home)
+    predict.add_argument("--out", required=True, metavar="DIR")
     predict.add_argument(
         "--format",
         choices=("json", "jsonl", "coco", "voc", "transform"),

@@ -1,7 +1,6 @@
 """`ssd-jax weights import`."""
 
 from ssd_jax.commands.common import local_path, names_argument, verb
-from ssd_jax.literals import with_home
 
 
 def add(verbs) -> None:
@@ -18,7 +17,7 @@ def add(verbs) -> None:
         note="FILE is a model.tar.gz of SageMaker Object Detection, or a weight file (.params,\n"
         ".safetensors, .h5, hf://owner/repository/file) with the config of its network.",
     )
-    importing.add_argument("file", metavar="FILE", type=with_home)
+    importing.add_argument("file", metavar="FILE")
     importing.add_argument("--out", required=True, metavar="DIR", type=local_path)
     importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
     names_argument(importing, "--classes", "in the order of their ids")

@@ -14,7 +14,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.recordio import not_indexed
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import listed
 
 # Of the image's width or height: 3 of 300 pixels, less than half a cell of the finest feature map.
 TINY_SIDE = 0.01
@@ -96,9 +96,8 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
     found = []
     depths = ("", "*/", "*/*/")
     for images in sorted({each for depth in depths for each in root.glob(f"{depth}JPEGImages")}):
-        paths = sorted(p for p in _listed(images) if p.suffix.lower() in IMAGE_SUFFIXES)
-        described = _listed(images.parent / "Annotations")
-        annotations = {path.stem: path for path in described if path.suffix == ".xml"}
+        paths = [path for path in listed(images, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
+        annotations = {path.stem: path for path in listed(images.parent, "Annotations/*.xml")}
         first: dict[str, pathlib.Path] = {}
         for path in paths:
             if path.stem not in annotations:
@@ -115,10 +114,6 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
             message += "Add the image, or remove the annotation"
             found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, str(annotations[stem]), message))
     return found
-
-
-def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.glob("*") if not is_apple_double(path.name)]
 
 
 def best_ious(annotations: Annotations, anchors: Float[np.ndarray, "A 4"]) -> Reach:

@@ -41,7 +41,7 @@ from ssd_jax.evaluation.detection_ids import (
 )
 from ssd_jax.evaluation.metrics import annotated_pixels
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import listed
 from ssd_jax.types import NORMALISED_BOXES_END, VOC_OFFSET
 
 _WRONG = (KeyError, TypeError, ValueError, OverflowError)
@@ -320,8 +320,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 def _class_files(folder: pathlib.Path, labelled: Labelled) -> Iterable[tuple[pathlib.Path, int]]:
     """The file of each class; what stands before the class in its name is the same for all."""
     classes = labelled.classes
-    paths = (path for path in sorted(folder.glob("*.txt")) if not is_apple_double(path.name))
-    files = {path.stem: path for path in paths}
+    files = {path.stem: path for path in listed(folder, "*.txt")}
     found: dict[str, list[str]] = {name: [] for name in classes}
     for stem in files:
         ends = [name for name in classes if stem == name or stem.endswith(f"_{name}")]

@@ -20,7 +20,7 @@ from ssd_jax.data.remote import SCHEMES, shown_url, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import is_apple_double, listed
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 # Of picture formats that are not read.
@@ -165,8 +165,7 @@ def _items_at(place: str) -> list[Item]:
         return _remote_items(place)
     path = pathlib.Path(place)
     if path.is_dir():
-        files = (each for each in path.rglob("*") if not is_apple_double(each.name))
-        there = sorted(each for each in files if each.is_file())
+        there = [each for each in listed(path, "**/*") if each.is_file()]
         found = [each for each in there if _is_known(each.name)]
         if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
             told = f"{len(others)} pictures are left out, as {others[0]}: JPEG and PNG are read"

@@ -15,7 +15,7 @@ from ssd_jax.data.open import MANIFEST_SUFFIXES
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
 from ssd_jax.errors import DataError, UserError, what_is_there
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import listed
 from ssd_jax.train.checkpoint_manifest import has_trained
 
 RECORDIO = "application/x-recordio"
@@ -169,13 +169,11 @@ def _only(found: Sequence[pathlib.Path], folder: pathlib.Path, suffixes: Sequenc
 
 def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     _check_folder(folder)
-    return sorted(
+    return [
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name.lower().endswith(tuple(suffixes))
-        and not is_apple_double(path.name)
-    )
+        for path in listed(folder, "**/*")
+        if path.is_file() and path.name.lower().endswith(tuple(suffixes))
+    ]
 
 
 def _check_folder(folder: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import listed
 
 # Of `model_algo_1-0000.params`, `model_algo_1-symbol.json` and `hyperparams.json`.
 _ENDINGS = (".params", ".json")
@@ -14,7 +14,7 @@ _ENDINGS = (".params", ".json")
 
 def holds_original(folder: pathlib.Path) -> bool:
     """Whether an artefact of the original lies unpacked in the folder, as an endpoint gets it."""
-    return any(not is_apple_double(path.name) for path in folder.glob("*.params"))
+    return bool(listed(folder, "*.params"))
 
 
 @contextlib.contextmanager
@@ -32,9 +32,8 @@ def imported_original(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         # The one way in, which bounds and checks what it reads, takes an archive.
         archive, run = pathlib.Path(scratch, "model.tar"), pathlib.Path(scratch, "run")
         with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for path in sorted(folder.iterdir()):
-                ours = path.name.endswith(_ENDINGS) and not is_apple_double(path.name)
-                if ours and path.is_file():
+            for path in listed(folder, "*"):
+                if path.name.endswith(_ENDINGS) and path.is_file():
                     member = tarfile.TarInfo(path.name)
                     member.size = path.stat().st_size
                     with path.open("rb") as content:

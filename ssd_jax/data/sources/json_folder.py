@@ -28,7 +28,7 @@ from ssd_jax.data.sources.sagemaker_records import (
 )
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import listed
 
 
 def open_json_folder(
@@ -52,7 +52,7 @@ def open_json_folder(
     found: dict[str, tuple[pathlib.Path, Record]] = {}
     named: set[str] = set()
     known: dict[tuple, dict[int, str]] = {}
-    for path in _files(annotations, (".json",)):
+    for path in listed(annotations, "**/*.json"):
         try:
             value = read_json(path)
             reference = str(pathlib.PurePosixPath(text(value, "file", str(path))))
@@ -65,9 +65,9 @@ def open_json_folder(
             found[reference] = (image, _read_annotation(value, str(path), known))
         except DataError as error:
             problems(error)
-    for path in _files(images, IMAGE_SUFFIXES):
+    for path in listed(images, "**/*"):
         reference = path.relative_to(images).as_posix()
-        if reference not in named:
+        if path.suffix.lower() in IMAGE_SUFFIXES and reference not in named:
             problems(_annotation_missing(path, annotations))
 
     paths = [path for path, _ in found.values()]
@@ -80,11 +80,6 @@ def open_json_folder(
         problems=problems,
         where=str(annotations),
     )
-
-
-def _files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return [path for path in found if not is_apple_double(path.name)]
 
 
 def _read_annotation(value: dict, where: str, known: dict[tuple, dict[int, str]]) -> Record:
