@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
-from ssd_jax.files import whole_file
+from ssd_jax.files import write_text
 from ssd_jax.literals import KINDS, read_value, with_home
 
 # In the folder of a run.
@@ -297,8 +297,7 @@ def _kind(config: ConfigDict, name: str) -> type:
 
 def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:
     """Writes the resolved config as JSON; the file is there whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(path: str | pathlib.Path) -> ConfigDict:

@@ -38,10 +38,15 @@ def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in one piece, as `whole_file` does, in UTF-8."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file in one piece, as `whole_file` does."""
-    with whole_file(path) as part:
-        part.write_text(_json_text(value, indent=2), encoding="utf-8")
+    write_text(path, _json_text(value, indent=2))
 
 
 def json_line(value: Any) -> str:

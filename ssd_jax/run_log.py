@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd_jax.errors import UserError
-from ssd_jax.files import json_line, to_json, whole_file
+from ssd_jax.files import json_line, to_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
@@ -214,8 +214,7 @@ def _drop_lines_after(path, step):
         return
     told = read_metrics(path) if step else []
     kept = [each for each in told if each["step"] <= step and each["split"] != DIVERGED]
-    with whole_file(path) as part:
-        part.write_text("".join(map(json_line, kept)), encoding="utf-8")
+    write_text(path, "".join(map(json_line, kept)))
 
 
 def _training_summary(values):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ssd_jax.errors import UserError
-from ssd_jax.files import whole_file
+from ssd_jax.files import whole_file, write_text
 from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 RESULTS_FILE, TABLE_FILE = "results.jsonl", "table.md"
@@ -83,9 +83,9 @@ def write(records: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
     """Leaves results.jsonl, table.md and the figures in `out`; returns the text of the table."""
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(each) + "\n" for each in records)
-    _write_text(out / RESULTS_FILE, lines)
+    write_text(out / RESULTS_FILE, lines)
     text = markdown(records)
-    _write_text(out / TABLE_FILE, text)
+    write_text(out / TABLE_FILE, text)
     if records:
         draw_table(records, out / "table.png")
         draw_curves(records, out / "curves.png")
@@ -202,11 +202,6 @@ def _table(head, rows):
 
 def _text(value):
     return "-" if value is None else str(value)
-
-
-def _write_text(path, text):
-    with whole_file(path) as part:  # tasks of a job array may write the same at the same time
-        part.write_text(text, encoding="utf-8")
 
 
 # ---- figures ----

@@ -64,7 +64,7 @@ def _page(options, rest):
 
 
 def _compare(options, rest):
-    from ssd_jax.files import whole_file
+    from ssd_jax.files import write_text
     from ssd_jax.report.collect import open_run
     from ssd_jax.report.compare import markdown, record_lines, write_comparison
 
@@ -72,8 +72,7 @@ def _compare(options, rest):
     # Printed when all is written: who reads may have had enough, as `head` has.
     printed = [markdown(runs)]
     if options.json and not is_printed(options.json):
-        with whole_file(options.json) as part:
-            part.write_text(record_lines(runs), encoding="utf-8")
+        write_text(options.json, record_lines(runs))
     if options.out:
         with folder_to_fill(options.out) as out:
             path = write_comparison(runs, out)

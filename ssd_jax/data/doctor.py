@@ -38,7 +38,7 @@ from ssd_jax.data.sources.image_file import exif_orientation
 from ssd_jax.data.sources.memory import IN_MEMORY
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.files import whole_file
+from ssd_jax.files import write_text
 from ssd_jax.hardware import cores
 
 # Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
@@ -201,8 +201,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "digests": diagnosis.digests,
         "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
     }
-    with whole_file(pathlib.Path(path)) as part:
-        part.write_text(json.dumps(report, indent=1), encoding="ascii")
+    write_text(path, json.dumps(report, indent=1))
 
 
 def _read_cache(path: pathlib.Path) -> Diagnosis | None:

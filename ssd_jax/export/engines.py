@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from ssd_jax.errors import UserError
 from ssd_jax.export.folder import ONNX, STABLEHLO, ModelFolder
-from ssd_jax.export.onnx_inside import check_all_inside
 from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.hardware import processor
 from ssd_jax.models.initialise import variable_shapes
@@ -304,9 +303,15 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
 
 
 def _read_onnx(folder: ModelFolder) -> bytes:
-    model = folder.file(ONNX)
-    check_all_inside(model, f"{folder.source}: {ONNX}")
-    return bytes(model)
+    model = bytes(folder.file(ONNX))
+    # A tensor in another file (onnx.proto, external_data) has an entry with this key. Runtimes look
+    # for the file beside the model or in the working directory, where no hash vouches for it.
+    if b"location" in model:
+        raise UserError(
+            f"{folder.source}: {ONNX}: a tensor of it may lie in another file, which nothing "
+            "vouches for; expected all of them inside. Export the run again."
+        )
+    return model
 
 
 _FULL_PRECISION = {"openvino": _openvino, "onnxruntime": _onnxruntime, "jax": _jax}

@@ -23,7 +23,7 @@ from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
 from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.files import json_line, whole_file, write_json
+from ssd_jax.files import json_line, whole_file, write_json, write_text
 from ssd_jax.predict_files.inputs import Frame, Item, shown_place
 from ssd_jax.types import VOC_OFFSET, Detections
 from ssd_jax.visualize.boxes import draw_boxes, save_png
@@ -56,9 +56,10 @@ def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]
     for item, frames in _by_item(results):
         if item.is_video:
             yield from _write_lines(frames, json_path(out, item), classes)
-        for result in frames:
-            write_json(json_path(out, item), describe(result, classes))
-            yield result
+        else:
+            for result in frames:
+                write_json(json_path(out, item), describe(result, classes))
+                yield result
 
 
 def write_json_lines(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
@@ -102,8 +103,7 @@ def write_coco(
                 }
             )
         yield result
-    with whole_file(out / "detections.json") as part:
-        part.write_text(json.dumps(found) + "\n")
+    write_text(out / "detections.json", json.dumps(found) + "\n")
 
 
 def write_voc(
@@ -137,8 +137,7 @@ def write_voc(
             lines[label].append(f"{result.image_id} {score:.6f} {numbers}\n")
         yield result
     for name, of_class in zip(classes, lines, strict=True):
-        with whole_file(out / f"comp4_det_test_{name}.txt") as part:
-            part.write_text("".join(of_class))
+        write_text(out / f"comp4_det_test_{name}.txt", "".join(of_class))
 
 
 def write_transform(results: Results, out: str) -> Results:
@@ -152,11 +151,10 @@ def write_transform(results: Results, out: str) -> Results:
         if is_remote(out):
             with tempfile.TemporaryDirectory() as folder:
                 file = pathlib.Path(folder, "out")
-                file.write_text(text)
+                file.write_text(text, encoding="utf-8")
                 upload(file, place)
         else:
-            with whole_file(pathlib.Path(place)) as part:
-                part.write_text(text)
+            write_text(place, text)
         yield result
 
 
@@ -179,10 +177,11 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
         drawings = ((result, _drawing(result, classes, score)) for result in frames)
         if item.is_video:
             yield from _write_film(drawings, drawn_path(out, item))
-        for result, drawing in drawings:
-            with whole_file(drawn_path(out, item)) as part:
-                save_png(part, drawing)
-            yield result
+        else:
+            for result, drawing in drawings:
+                with whole_file(drawn_path(out, item)) as part:
+                    save_png(part, drawing)
+                yield result
 
 
 def drawn_path(out: pathlib.Path, item: Item) -> pathlib.Path:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ssd_jax.config import flat_items
-from ssd_jax.files import json_line, whole_file
+from ssd_jax.files import json_line, write_text
 from ssd_jax.recipes import HARDWARE
 from ssd_jax.report.collect import Run
 from ssd_jax.report.page import document, picture, table
@@ -136,9 +136,15 @@ def markdown(runs: Sequence[Run]) -> str:
         if "/" not in name:
             lines.append(f"| {name} | {' | '.join(spread(each, 4) for each in columns)} |")
     for name, texts in setting_rows(groups).items():
-        lines.append(f"| `{name}` | {' | '.join(f'`{text}`' for text in texts)} |")
+        lines.append(f"| `{name}` | {' | '.join(map(_code, texts))} |")
     lines += [f"\nNot comparable: {text}." for text in warnings(runs)]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A cell of a table of Markdown, where a bar would end it; nothing is no code."""
+    escaped = text.replace("|", "\\|")
+    return f"`{escaped}`" if text else ""
 
 
 def flat_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -192,6 +198,5 @@ def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
         picture(out / CURVES_FILE, "curves"),
     ]
     path = out / COMPARISON_FILE
-    with whole_file(path) as part:
-        part.write_text(document("Runs side by side", parts), encoding="utf-8")
+    write_text(path, document("Runs side by side", parts))
     return path

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.evaluation.thresholds import shown_score
-from ssd_jax.files import whole_file
+from ssd_jax.files import write_text
 from ssd_jax.report.collect import Run
 from ssd_jax.run_log import DIVERGED, PICTURES_FOLDER
 from ssd_jax.visualize.curves import plot_curves
@@ -111,8 +111,7 @@ def _measured_by(protocol):
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
     """The page of a run, report.html, in `out`."""
     path = out / PAGE_FILE
-    with whole_file(path) as part:
-        part.write_text(run_page(run), encoding="utf-8")
+    write_text(path, run_page(run))
     return path
 
 

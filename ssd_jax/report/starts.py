@@ -18,7 +18,7 @@ import jax
 
 from ssd_jax import __version__
 from ssd_jax.config import STARTS_FILE
-from ssd_jax.files import json_line, whole_file
+from ssd_jax.files import json_line, whole_file, write_text
 from ssd_jax.hardware import processor
 
 # Of what differs from the commit; more is data rather than code.
@@ -61,8 +61,7 @@ def record_start(
     }
     lines = map(json_line, [*read_starts(workdir), record])
     # Not appended: to a line that was cut off this one would be lost too.
-    with whole_file(workdir / STARTS_FILE) as part:
-        part.write_text("".join(lines), encoding="utf-8")
+    write_text(workdir / STARTS_FILE, "".join(lines))
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -295,11 +295,10 @@ def test_weights_of_another_network_are_refused(damaged):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_damaged_onnx_model_is_refused(damaged, engine):
     folder, seal = damaged
-    for data, message in ((b"no model", "no ONNX model"), (b"\x08\x08", f"{engine} cannot run it")):
-        (folder / ONNX).write_bytes(data)
-        seal()
-        with pytest.raises(UserError, match=message):
-            open_exported(folder, engine=engine)
+    (folder / ONNX).write_bytes(b"no model")
+    seal()
+    with pytest.raises(UserError, match=f"{engine} cannot run it"):
+        open_exported(folder, engine=engine)
 
 
 def test_unknown_engines_are_refused(model):

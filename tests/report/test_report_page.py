@@ -144,6 +144,12 @@ def test_only_what_differs_is_compared(tmp_path):
     assert "batch_size" in page
 
 
+def test_texts_fit_into_the_cells_of_a_table(tmp_path):
+    places = ("", "weights/v|x.npz")
+    runs = [open_run(make_run(tmp_path / str(i), weights__path=p)) for i, p in enumerate(places)]
+    assert markdown(runs).splitlines()[-1] == r"| `weights.path` |  | `weights/v\|x.npz` |"
+
+
 def seeds_and_another(folder):
     """Three seeds of one setting, one of another, and one that is still running."""
     made = [
