@@ -298,7 +298,7 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
         )
     state = checkpoints.restore(newest, state, classes=classes)
     tell(f"resumed at step {newest} of {of}")
-    return state, Progress(**checkpoints.progress(newest) or {"evaluated_step": newest})
+    return state, Progress(**checkpoints.progress(newest))
 
 
 def _draw_first_batch(config, workdir, source, augment) -> None:

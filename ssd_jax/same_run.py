@@ -23,6 +23,8 @@ from ssd_jax.report.starts import (
     own_of_last_start,
     record_start,
 )
+from ssd_jax.run_log import CHECKPOINTS_FOLDER
+from ssd_jax.train.checkpoint_manifest import saved_steps
 from ssd_jax.train.divergence import NONFINITE_FILES
 from ssd_jax.train.hooks import Hooks
 
@@ -118,7 +120,7 @@ def allowed_changes(
 
 def _can_go_on(workdir: pathlib.Path) -> bool:
     """Also with imported weights, whose checkpoint is of step 0."""
-    return (workdir / CONFIG_FILE).is_file() and any(workdir.glob("checkpoints/[0-9]*"))
+    return (workdir / CONFIG_FILE).is_file() and bool(saved_steps(workdir / CHECKPOINTS_FOLDER))
 
 
 def _nothing_to_change(workdir: pathlib.Path) -> str:

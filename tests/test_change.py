@@ -15,6 +15,7 @@ from ssd_jax.errors import Stopped, UserError
 from ssd_jax.report.collect import open_run
 from ssd_jax.report.starts import read_starts
 from ssd_jax.runs import run_training
+from ssd_jax.same_run import allowed_changes
 from ssd_jax.sharding import make_mesh
 
 
@@ -120,8 +121,12 @@ def test_a_folder_without_a_run_has_nothing_to_change(shapes, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_a_run_without_a_checkpoint_begins_anew_without_a_change(shapes, tmp_path):
+@pytest.mark.parametrize("left", ["", "5.orbax-checkpoint-tmp-17", "5.damaged"])
+def test_a_run_without_a_checkpoint_begins_anew_without_a_change(left, shapes, tmp_path):
     save_config(tiny_config(shapes), tmp_path / "config.json")
+    (tmp_path / "checkpoints" / left).mkdir(parents=True)
+    other = tiny_config(shapes, batch_size=16)
+    assert allowed_changes(other, tmp_path, (), own={}) == {}
     with pytest.raises(UserError, match=r"has no checkpoint yet, .* Leave --change out"):
         go_on(shapes, tmp_path, ["steps"])
 

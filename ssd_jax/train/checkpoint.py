@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from ssd_jax.cluster import from_first, together, wait_until_seen
 from ssd_jax.errors import UserError
-from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE, find_damage, write_manifest
+from ssd_jax.train.checkpoint_manifest import find_damage, saved_steps, write_manifest
 from ssd_jax.train.state import TrainState
 
 # Raised by a failing disk, directly or through tensorstore.
@@ -277,7 +277,7 @@ class Checkpoints:
     def _damage_of(self, step: int) -> str:
         """What is wrong with a checkpoint; told once, on standard error."""
         if step not in self._damage:
-            self._damage[step] = damage = _damage(self._folder / str(step))
+            self._damage[step] = damage = find_damage(self._folder / str(step))
             if damage:
                 print(
                     f"warning: {self._folder}/{step}: the checkpoint is damaged and passed over: "
@@ -314,9 +314,7 @@ class Checkpoints:
         return tuple(self._read(step, "classes", ocp.args.JsonRestore()))
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What `save` got as `progress`; {} in checkpoints that were made before there was any."""
-        if not (self._folder / str(step) / "progress").exists():
-            return {}
+        """What `save` got as `progress`."""
         return self._read(step, "progress", ocp.args.JsonRestore())
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
@@ -341,11 +339,10 @@ class Checkpoints:
         """Leaves whole checkpoints only; damaged ones stay under another name."""
         self._clear_unfinished()
         shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
-        names = [path.name for path in self._folder.glob("[0-9]*")]
-        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        steps = saved_steps(self._folder)
         damaged = [step for step in steps if self._damage_of(step)]
         if steps:
-            self._first_whole(steps)
+            self._first_whole(steps[::-1])
         for step in damaged:
             self._rename(step, _DAMAGED)
 
@@ -363,17 +360,6 @@ class Checkpoints:
         path = self._folder / f"{step}{suffix}"
         shutil.rmtree(path, ignore_errors=True)  # left by an earlier time
         (self._folder / str(step)).rename(path)
-
-
-def _damage(folder: pathlib.Path) -> str:
-    """What is wrong with the folder of a step; "" if nothing is."""
-    if (folder / MANIFEST_FILE).exists():
-        return find_damage(folder)
-    # Made before there were manifests: Orbax marks each item that it has finished.
-    for item in ("variables", "training", "classes"):
-        if not (folder / item / "commit_success.txt").exists():
-            return f"{item} was not finished, and there is no {MANIFEST_FILE}"
-    return ""
 
 
 def _first_process(action: Callable[[], int | None]) -> int | None:

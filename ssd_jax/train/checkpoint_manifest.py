@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from ssd_jax.files import write_json
+from ssd_jax.run_log import CHECKPOINTS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
 # Orbax changes these two once more after the manifest is written; no restored value depends on
@@ -75,5 +76,10 @@ def _sync(path: pathlib.Path) -> None:
 
 def has_trained(workdir: pathlib.Path) -> bool:
     """Whether there is a checkpoint behind step 0, which is that of imported weights."""
-    names = (path.name for path in workdir.glob("checkpoints/[0-9]*"))
-    return any(name.isdigit() and int(name) for name in names)
+    return any(saved_steps(workdir / CHECKPOINTS_FOLDER))
+
+
+def saved_steps(checkpoints: pathlib.Path) -> list[int]:
+    """The steps whose checkpoints have their final names, rising; the damaged ones have others."""
+    names = (path.name for path in checkpoints.glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())

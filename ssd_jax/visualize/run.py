@@ -54,10 +54,11 @@ def draw_detections(
     pixels, truths, found = [], [], []
     for index in images:
         example = source[index]
-        canvas, (height, width), _ = decode_image(example.image, example.name, SHOWN_SIDE)
+        # The size of the file: not every format of data tells it (`types.Example`).
+        canvas, (height, width), size = decode_image(example.image, example.name, SHOWN_SIDE)
         pixels.append(canvas[:height, :width])
-        truths.append(_normalised(evaluation.ground_truths[index], example.size))
-        found.append(_normalised(evaluation.detections[index], example.size))
+        truths.append(_normalised(evaluation.ground_truths[index], size))
+        found.append(_normalised(evaluation.detections[index], size))
     picture = detection_grid(
         pixels, truths, found, classes=source.classes, iou_threshold=iou_threshold
     )

@@ -263,14 +263,10 @@ def test_when_all_are_damaged_the_run_does_not_begin_again_in_silence(saved, rea
     assert names(saved) == before
 
 
-def test_checkpoints_from_before_there_were_manifests(saved):
-    for step in ("4", "5"):
-        (saved / step / "manifest.json").unlink()
-        shutil.rmtree(saved / step / "progress")
-    (saved / "5/variables/commit_success.txt").unlink()
+def test_a_checkpoint_without_manifest_is_damaged(saved):
+    (saved / "5/manifest.json").unlink()
     with Checkpoints(saved, metric="map", read_only=True) as checkpoints:
         assert checkpoints.latest_step() == 4
-        assert checkpoints.progress(4) == {}
 
 
 def test_what_a_killed_process_left_is_cleared_away(saved, state):

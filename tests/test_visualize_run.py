@@ -1,0 +1,29 @@
+"""The pictures that a run leaves of its detections."""
+
+from unittest.mock import Mock
+
+import cv2
+import numpy as np
+
+from ssd_jax.data.sources.memory import source_from_arrays
+from ssd_jax.evaluation.metrics import Evaluation
+from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
+from ssd_jax.visualize.boxes import CORRECT
+from ssd_jax.visualize.run import draw_detections
+
+
+def test_images_of_data_that_do_not_tell_their_sizes_are_drawn(tmp_path):
+    grey = np.full((200, 400, 3), 128, np.uint8)
+    file = cv2.imencode(".png", grey)[1].tobytes()
+    source = source_from_arrays([file], [[[0.25, 0.25, 0.75, 0.75]]], [[0]], ["disc"])
+    assert source[0].size is None
+    boxes = np.array([[101, 51, 301, 151]])  # in pixels, counted from 1
+    evaluation = Mock(
+        spec=Evaluation,
+        ground_truths=[GroundTruth(boxes, np.array([0]), np.array([False]))],
+        detections=[ScoredBoxes(boxes, np.array([0.9]), np.array([0]))],
+    )
+    draw_detections(source, evaluation, tmp_path / "found.png", images=[0], iou_threshold=0.5)
+    picture = cv2.imread(str(tmp_path / "found.png"))[..., ::-1]
+    colour = [int(CORRECT.color[i : i + 2], 16) for i in (1, 3, 5)]
+    assert (picture == colour).all(axis=-1).any()
