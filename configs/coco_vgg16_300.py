@@ -11,9 +11,9 @@ Cost:     400,000 steps are 12.8 million images. Modelled, not measured: an H200
           hours; the float32 of this config is taken for twice as long, 3.4.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 
-Of VOC's settings it differs in the smaller anchors, in three times the steps, which are fewer than
-half the passes (108, not 240) through seven times the pictures, and in when the rate falls: the
-words of `ssd_coco.py` of the authors.
+It differs from the VOC config in smaller anchors, in the number of steps (three times as many, 108
+epochs of COCO instead of 240 of VOC), and in when the learning rate falls, all as in the authors'
+`ssd_coco.py`.
 """
 
 import pathlib

@@ -3,9 +3,12 @@
 Run:     ssd-jax train --config configs/own_images.py --workdir runs/mine
              --config.data.train.root=FOLDER --config.data.val.root=FOLDER
 
-A small network at 256 px learns from scratch, on a CPU too: the one of configs/bccd.py. With a GPU
-and ImageNet weights at weights/vgg16.safetensors (docs/weights.md) take SSD300:
---config configs/own_images.py:vgg16.
+Default: the small network of configs/bccd.py at 256 px, from scratch; a CPU is enough.
+With a GPU: SSD300 from ImageNet weights, --config configs/own_images.py:vgg16, with
+--config.weights.path=FILE; docs/weights.md says which (default: weights/vgg16.safetensors).
+Other formats than VOC have no image sets: add '--config.data.train.image_sets=()' and
+'--config.data.val.image_sets=()'. SSD300's anchors start at 10 % of the image side: for smaller
+objects set --config.anchors.scales (`ssd-jax doctor` tells).
 """
 
 from ml_collections import ConfigDict

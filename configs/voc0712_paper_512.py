@@ -15,9 +15,10 @@ Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 tr
           3.0 and 1.6; --config.model.dtype=bfloat16 takes the other.
 Measured: that it builds and steps, on CPUs; nothing at full size.
 
-The rate is the paper's 0.001 of a batch of 32, in proportion to the batch. Of three rows it is the
-number that was published, of vgg16_64 half of it. The same number means about four times the step
-here, as the other algorithm divides its losses by about four times as much (docs/recipes.md).
+The learning rate is the paper's 0.001 for a batch of 32, scaled with the batch. For three rows this
+is also the published number, for vgg16_64 half of it. Equal numbers are not equal steps: the other
+algorithm divides its losses by about four times as much, so its steps are a quarter of these
+(docs/recipes.md).
 """
 
 import pathlib

@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssd-jax",
         description="Train, evaluate and use SSD object detectors.",
-        epilog="Start with: make quickstart. Each verb explains itself: ssd-jax VERB --help.",
+        epilog="New here? Run `make quickstart`. More: ssd-jax VERB --help, and docs/README.md.",
     )
     parser.add_argument("--version", action="version", version=f"ssd-jax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -40,7 +40,7 @@ VOC_CLASSES = (
 def default_config() -> ConfigDict:
     """The SSD of the paper (https://arxiv.org/abs/1512.02325) with VGG16 at 300 px.
 
-    `recipes.py` has what the recipe "sagemaker" changes.
+    `recipes.py` has what the recipes "sagemaker" and "best" change.
     """
     config = ConfigDict()
     config.recipe = "paper"  # paper | sagemaker | best: what the algorithm is compared with
@@ -223,7 +223,8 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     if not file.is_file():
         seen_from = "" if file.is_absolute() else f" in {pathlib.Path.cwd()}"
         raise UserError(
-            f"config {name}: no such file{seen_from}. Give the path of a config, see configs/."
+            f"config {name}: no such file{seen_from}. Give the path of a config, for example one "
+            "in configs/."
         )
     spec = importlib.util.spec_from_file_location(f"ssd_jax_config_{file.stem}", file)
     if spec is None:
@@ -321,7 +322,7 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
     """The settings in a file by their present names, unknown ones too."""
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: no {path.name} there. Give the --workdir of a run that "
+            f"{path.parent} has no {path.name}. Give the --workdir of a run that "
             "`ssd-jax train` has started."
         )
     try:

@@ -25,7 +25,7 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             if code in codes.WARNINGS
         ]
         if warnings:
-            line = f"{split}: the doctor warns of {', '.join(warnings)}"
+            line = f"{split}: doctor warnings: {', '.join(warnings)}"
             if config.data[split].root:
                 classes = config.data.classes if split == "train" else source.classes
                 line += f"; `{doctor_command(config, split, classes)}` shows them"
@@ -35,8 +35,8 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
         leaks = sum(digest in trained_on for digest in source.digests or ())
         if split != "train" and leaks:
             line = (
-                f"warning: {leaks:,} of the {len(source):,} images of {split} are in train, too, "
-                "byte for byte: what is measured on them says nothing of other images"
+                f"warning: {leaks:,} of the {len(source):,} images of {split} are also in train, "
+                f"byte for byte, so the metrics on {split} are too optimistic"
             )
             if config.data[split].root and config.data.train.root:
                 line += f". `{_against_training(config, split)}` names them"

@@ -151,7 +151,10 @@ def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
 def check_weights(source: str) -> None:
     """Raises `UserError` if `source` is a path, and nothing is there."""
     if not (is_remote(source) or source.startswith("hf://") or pathlib.Path(source).exists()):
-        raise UserError(f"{source}: no such file. Give a weight file or a model.tar.gz.")
+        raise UserError(
+            f"{source}: no such file. Give a weight file, its URL, a model.tar.gz or the folder "
+            "of a run; docs/weights.md says where ImageNet weights are found."
+        )
 
 
 def _local(source: str) -> str:

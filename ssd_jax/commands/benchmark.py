@@ -7,9 +7,9 @@ from ssd_jax.children import SMALL_MEMORY
 from ssd_jax.commands.common import is_printed, local_path, positive, refuse_misplaced, verb
 
 NOTE = """\
-Without --find-batch and --against it measures training step, evaluation and prediction, their
-parts, the input and the start of a process, beside what the devices reach in a matrix product and
-in a copy. The pictures are made up. docs/performance.md says what each figure is.
+Without --find-batch and --against it measures the training step, evaluation and prediction, their
+parts, the input pipeline and the start-up time, relative to a matrix product and a copy on the same
+devices. Images are synthetic. docs/performance.md explains each figure.
   ssd-jax benchmark --config FILE --find-batch
   ssd-jax benchmark --config FILE --against OTHER --measure predict
   ssd-jax benchmark --config FILE --against 'python peer.py' --metric metrics.step.p50"""
@@ -40,13 +40,13 @@ def add(verbs) -> None:
     what.add_argument(
         "--find-batch",
         action="store_true",
-        help="about the largest batch whose training step fits; compiles, executes nothing",
+        help="estimate the largest batch that fits in memory; compiles only, runs nothing",
     )
     what.add_argument(
         "--against",
         metavar="FILE|COMMAND",
-        help="take turns with another config, changed by the same --config.NAME=VALUE, or with a "
-        "shell command, and tell the ratio; one word that ends in .py or .json is a config",
+        help="alternate with another config (same --config.NAME=VALUE) or a shell command and "
+        "print the ratio; a single word ending in .py or .json is a config",
     )
     benchmark.add_argument(
         "--memory-gib",
@@ -70,14 +70,15 @@ def add(verbs) -> None:
     )
     benchmark.add_argument("--rounds", type=positive, metavar="N", help="default: 5")
     benchmark.add_argument(
-        "--classes", type=positive, metavar="N", help="their number, if the config does not tell"
+        "--classes",
+        type=positive,
+        metavar="N",
+        help="number of classes, if the config does not list them",
     )
     benchmark.add_argument(
-        "--own-data", action="store_true", help="the config's pictures instead of made-up ones"
+        "--own-data", action="store_true", help="use the config's images instead of synthetic ones"
     )
-    benchmark.add_argument(
-        "--no-start", action="store_true", help="leave out the start of a process"
-    )
+    benchmark.add_argument("--no-start", action="store_true", help="do not measure start-up")
     benchmark.add_argument(
         "--json",
         type=local_path,

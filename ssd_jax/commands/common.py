@@ -16,7 +16,7 @@ ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
 SETTINGS = """\
 Any setting of the config can be changed on the command line, for example
   --config.batch_size=16 --config.optimizer.learning_rate=5e-4 --config.model.dtype=bfloat16
-All settings with their defaults and meaning stand in ssd_jax/config.py.
+ssd_jax/config.py lists all settings with their defaults and meaning.
 """
 
 
@@ -43,14 +43,14 @@ def refuse_misplaced(given: Mapping[str, object], where: str) -> None:
     """Refuses the options that are given, by their names, though they say nothing `where`."""
     for name, value in given.items():
         if value:
-            raise UserError(f"{name} has no meaning {where}. Leave it out.")
+            raise UserError(f"{name} cannot be used {where}. Leave it out.")
 
 
 def location(parser, name, metavar):
     """A data set, with its splits and classes."""
     parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
-    names_argument(parser, "--split", "its splits")
-    names_argument(parser, "--classes", "names in the order of their ids")
+    names_argument(parser, "--split", "splits of the data set, e.g. train or VOC2007/trainval")
+    names_argument(parser, "--classes", "class names in the order of their ids")
 
 
 def is_printed(path: pathlib.Path | None) -> bool:
@@ -68,7 +68,7 @@ def names_argument(parser, option, text):
 def whole_number(text: str) -> int:
     """Reads "12"."""
     if not re.fullmatch(r"\s*[+-]?\d+\s*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -82,7 +82,7 @@ def count(text: str) -> int:
 
 def part_of_one(text: str) -> float:
     """Reads a number from 0 to 1, as a score is."""
-    wrong = argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    wrong = argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     try:
         value = float(text)
     except ValueError as error:
@@ -96,7 +96,7 @@ def seconds(text: str) -> float:
     """Reads "90", "90s", "45m", "3h" or "1.5d"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 45m or 3h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 45m or 3h")
     number, unit = match.groups()
     return float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
 
@@ -112,17 +112,26 @@ def positive(text: str) -> int:
 def cluster_arguments(parser):
     """How several processes become one run; `join_cluster` reads them."""
     group = parser.add_argument_group(
-        "several processes", "Found under srun, mpirun and Kubernetes; see docs/distributed.md."
+        "several processes", "Detected under srun, mpirun and Kubernetes; see docs/distributed.md."
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, and a free port")
-    group.add_argument("--num-processes", type=positive, metavar="N", help="1: no cluster at all")
-    group.add_argument("--process-id", type=count, metavar="I", help="of this one, from 0")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, with a free port"
+    )
+    group.add_argument(
+        "--num-processes",
+        type=positive,
+        metavar="N",
+        help="number of processes of the run; 1 ignores any cluster",
+    )
+    group.add_argument(
+        "--process-id", type=count, metavar="I", help="index of this process, from 0"
+    )
     group.add_argument(
         "--start-timeout",
         type=positive,
         default=300,
         metavar="SECONDS",
-        help="to wait for the other processes (default: %(default)s)",
+        help="how long to wait for the other processes (default: %(default)s)",
     )
 
 
@@ -220,14 +229,14 @@ def engine_argument(parser):
         type=engine_name,
         metavar="NAME",
         help=f"what runs an exported model: {', '.join(ENGINES[1:])} "
-        "(default: auto, the fastest here that computes in float32)",
+        "(default: auto, the fastest float32 engine on this machine)",
     )
 
 
 def engine_name(text: str) -> str:
     """Reads the name of an engine."""
     if text not in ENGINES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(ENGINES)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(ENGINES)}")
     return text
 
 

@@ -9,7 +9,7 @@ def add(verbs) -> None:
         verbs,
         "convert",
         _convert,
-        "write a data set in another format; images are passed through as they are",
+        "convert a data set to another format; images are copied unchanged",
         example="ssd-jax convert data/VOCdevkit train.rec --split VOC2007/trainval",
     )
     location(convert, "location", "SRC")
@@ -19,11 +19,13 @@ def add(verbs) -> None:
         metavar="FORMAT",
         help="voc, json, manifest, coco, recordio, tfds (default: by the suffix of DST, else voc)",
     )
-    convert.add_argument("--name", help="of the split that is written (default: as it is read)")
+    convert.add_argument(
+        "--name", help="name of the split that is written (default: the one that is read)"
+    )
     convert.add_argument(
         "--skip-problems",
         action="store_true",
-        help="leave out what cannot be used, instead of stopping",
+        help="leave out records and boxes with errors, instead of stopping",
     )
 
 

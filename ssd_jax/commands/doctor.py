@@ -9,7 +9,7 @@ def add(verbs) -> None:
         verbs,
         "doctor",
         _doctor,
-        "look for everything that is wrong with a data set, before a run pays for it",
+        "find the mistakes in a data set before training on it",
         example="ssd-jax doctor data/VOCdevkit --split VOC2007/trainval --out doctor/",
         note="Exit code: 0 without errors, 3 with any. docs/doctor.md explains every code.",
     )
@@ -17,18 +17,18 @@ def add(verbs) -> None:
     doctor.add_argument(
         "--against",
         metavar="SRC2",
-        help="another set that must not share images with it",
+        help="a second data set (e.g. validation) that must not share images with SRC",
     )
-    names_argument(doctor, "--against-split", "its splits")
+    names_argument(doctor, "--against-split", "splits of SRC2")
     doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
     doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
     doctor.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",
-        help="judge by its default boxes and data.label_width (default: SSD300's boxes)",
+        help="judge by this config's anchors and data.label_width (default: SSD300's anchors)",
     )
     doctor.add_argument(
-        "--label-width", type=count, metavar="N", help="numbers that a label may have"
+        "--label-width", type=count, metavar="N", help="RecordIO: the most numbers a label may have"
     )
 
 

@@ -12,9 +12,9 @@ from ssd_jax.commands.common import (
 )
 
 NOTE = """\
-Of detections made by anything, FILE is a JSON file of COCO results, or the folder of the result
-files of the VOC devkit (comp4_det_test_CLASS.txt): see docs/evaluation.md. The ground truth is any
-data set, see docs/data.md. No network is run:
+With --detections, FILE is a JSON file of COCO results, or a folder with the result files of the VOC
+devkit (comp4_det_test_CLASS.txt), see docs/evaluation.md; the ground truth is any data set of
+docs/data.md. No model is run:
   ssd-jax evaluate --detections results/ --ground-truth data/VOCdevkit --split VOC2007/test
   ssd-jax evaluate --detections results.json --ground-truth instances_val2017.json --metric coco"""
 
@@ -25,27 +25,36 @@ def add(verbs) -> None:
         verbs,
         "evaluate",
         _evaluate,
-        "measure a trained detector, or detections made by anything",
+        "measure a trained detector, or the detections of any program",
         settings=True,
         example="ssd-jax evaluate --workdir runs/bccd --split test",
         note=NOTE,
     )
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="DIR", type=folder_or_url, help="folder of a run")
-    what.add_argument("--detections", metavar="FILE", type=local_path, help="what was detected")
-    evaluate.add_argument("--ground-truth", metavar="SRC", help="a data set, for --detections")
+    what.add_argument(
+        "--detections", metavar="FILE", type=local_path, help="detections to measure, see below"
+    )
+    evaluate.add_argument(
+        "--ground-truth", metavar="SRC", help="with --detections: the data set they belong to"
+    )
     names_argument(
         evaluate,
         "--split",
-        "train, val or test of a run (default: as its report); splits of --ground-truth",
+        "with --workdir: train, val or test (default: the split of its report); with "
+        "--ground-truth: its splits",
     )
-    names_argument(evaluate, "--classes", "of --ground-truth, in the order of their ids")
+    names_argument(
+        evaluate, "--classes", "with --ground-truth: class names in the order of their ids"
+    )
     evaluate.add_argument(
         "--metric",
         choices=("voc07", "voc12", "mxnet", "coco"),
-        help="of the last line, for --detections (default: voc07)",
+        help="with --detections: the metric of the last line (default: voc07)",
     )
-    evaluate.add_argument("--out", metavar="DIR", type=local_path, help="write JSON and pictures")
+    evaluate.add_argument(
+        "--out", metavar="DIR", type=local_path, help="write evaluation.json and plots there"
+    )
     step(evaluate)
     cluster_arguments(evaluate)
 

@@ -9,17 +9,17 @@ def add(verbs) -> None:
         verbs,
         "export",
         _export,
-        "make one checked folder of a trained detector, to serve or to run elsewhere",
+        "export a trained detector as one verified folder, to serve or run elsewhere",
         example="ssd-jax export --workdir runs/bccd --out model/ --onnx",
-        note="The folder, and the same as DIR.tar.gz, appear when another process has found with\n"
-        "them what the run's own detector finds. docs/export.md says what is in them.",
+        note="DIR and DIR.tar.gz appear only after a second process has verified that they give\n"
+        "the run's own detections. docs/export.md describes their files.",
     )
     workdir(export, "folder of a run, or s3://...")
     export.add_argument(
         "--out", required=True, metavar="DIR", type=folder_or_url, help="a new folder, or s3://..."
     )
     export.add_argument(
-        "--onnx", action="store_true", help="with an ONNX model; needs the extra onnx"
+        "--onnx", action="store_true", help="also write an ONNX model; needs the extra onnx"
     )
     export.add_argument(
         "--no-archive", dest="archive", action="store_false", help="only DIR, without DIR.tar.gz"

@@ -13,12 +13,12 @@ from ssd_jax.commands.common import (
 
 FORMATS = """\
 Formats:
-  json       NAME.json for each picture, NAME.jsonl for each film, and drawings
-  jsonl      detections.jsonl, a line for each picture or frame
-  coco       detections.json, the results that COCO's tools read
-  voc        comp4_det_test_CLASS.txt, the results that the VOC devkit reads
-  transform  NAME.SUFFIX.out for each picture, as a batch transform of SageMaker; given again, the
-             same command makes what is missing; --out may be s3://BUCKET/PREFIX
+  json       NAME.json for each image, NAME.jsonl for each video, and drawings
+  jsonl      detections.jsonl, one line per image or frame
+  coco       detections.json, in the COCO results format
+  voc        comp4_det_test_CLASS.txt, in the VOC devkit's results format
+  transform  NAME.SUFFIX.out for each image, as a SageMaker batch transform writes it; the same
+             command again writes only what is missing; --out may be s3://BUCKET/PREFIX
 docs/prediction.md describes them."""
 
 
@@ -28,7 +28,7 @@ def add(verbs) -> None:
         verbs,
         "predict",
         _predict,
-        "detect objects in pictures and films",
+        "detect objects in images and videos",
         example="ssd-jax predict --workdir runs/bccd photo.jpg film.mp4 --out found/",
         note=FORMATS,
     )
@@ -37,7 +37,7 @@ def add(verbs) -> None:
         "places",
         nargs="+",
         metavar="PLACE",
-        help="a picture (JPEG, PNG), a film, a folder, a glob, or a URL (https://, s3://)",
+        help="an image (JPEG, PNG), a video, a folder, a glob, or a URL (https://, s3://, gs://)",
     )
     predict.add_argument("--out", required=True, metavar="DIR")
     predict.add_argument(
@@ -50,28 +50,28 @@ def add(verbs) -> None:
         "--draw",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="NAME.png, of a film NAME.mp4 (default: with --format json)",
+        help="also draw the boxes: NAME.png, for a video NAME.mp4 (default: with --format json "
+        "only)",
     )
     predict.add_argument(
         "--score",
         type=part_of_one,
         default=0.5,
         metavar="S",
-        help="lowest score that is drawn, if it is in the files (default: %(default)s)",
+        help="lowest score that is drawn (default: %(default)s)",
     )
     predict.add_argument(
         "--min-score",
         type=part_of_one,
         default=0.0,
         metavar="S",
-        help="lowest score that the files have (default: all that the detector gives, which is "
-        "what a metric needs)",
+        help="lowest score that is written (default: write all detections, which mAP needs)",
     )
     predict.add_argument(
         "--annotations",
         metavar="FILE",
         type=local_path,
-        help="with --format coco: the COCO file whose ids of images and categories are meant",
+        help="with --format coco: take image and category ids from this COCO file",
     )
     predict.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="default: %(default)s"

@@ -14,14 +14,14 @@ from ssd_jax.commands.common import (
 def add(verbs) -> None:
     """Adds the verb."""
     report = verbs.add_parser(
-        "report", help="write the page of a run, or compare runs", description="Reports of runs."
+        "report", help="write the report of a run, or compare runs", description="Reports of runs."
     )
     kinds = report.add_subparsers(dest="kind", metavar="KIND", required=True)
     page = verb(
         kinds,
         "page",
         _page,
-        "write report.html of a run, finished or not, anew",
+        "rewrite the report.html of a run, finished or not",
         example="ssd-jax report page --workdir runs/bccd",
     )
     workdir(page, "folder of a run, or s3://...")
@@ -31,9 +31,9 @@ def add(verbs) -> None:
         _compare,
         "put runs side by side: metrics, settings that differ, curves",
         example="ssd-jax report compare runs/a runs/b --out comparison/",
-        note="A Markdown table is printed; --out gets a page and a picture as well.\n"
-        "Runs that differ in their seed only are one column: the mean [lowest, highest].\n"
-        "Those that have not finished are told by their last evaluation.",
+        note="Prints a Markdown table; --out also writes a page with the curves.\n"
+        "Runs that differ only in the seed share a column: mean [lowest, highest].\n"
+        "Unfinished runs are shown with their last evaluation.",
     )
     compare.add_argument(
         "workdirs",

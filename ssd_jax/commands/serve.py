@@ -27,7 +27,7 @@ def add(verbs) -> None:
         verbs,
         "serve",
         _serve,
-        "answer pictures with boxes over HTTP",
+        "serve a detector over HTTP",
         example="ssd-jax serve --model model/ --port 8080",
         note="docs/serving.md has the interface; a running server shows it at /docs.",
     )
@@ -54,7 +54,7 @@ def serving_arguments(parser) -> None:
         type=positive,
         default=64,
         metavar="N",
-        help="pictures that may wait (default: %(default)s)",
+        help="images in progress before requests get 503 (default: %(default)s)",
     )
     parser.add_argument(
         "--max-megabytes",

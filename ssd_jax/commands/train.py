@@ -17,11 +17,16 @@ def add(verbs) -> None:
         verbs,
         "train",
         _train,
-        "train a detector, or go on where a run was stopped",
+        "train a detector, or resume a run that was stopped",
         settings=True,
         example="ssd-jax train --config configs/bccd.py --workdir runs/bccd",
     )
-    train.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="see configs/")
+    train.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="config file, e.g. configs/bccd.py, or the config.json of a run",
+    )
     workdir(
         train,
         "folder of the run, or s3://...; an earlier run there is resumed",
@@ -30,19 +35,19 @@ def add(verbs) -> None:
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="tell what is known before the first step, and end; needs and writes no --workdir",
+        help="print settings, data, network, steps and planned memory, then exit; writes nothing",
     )
     train.add_argument(
         "--time-limit",
         type=seconds,
         metavar="TIME",
-        help="then save and stop with exit code 75, as 90s, 45m or 3h; see docs/reliability.md",
+        help="save and stop after this long (90s, 45m, 3h), with exit code 75; see "
+        "docs/reliability.md",
     )
     names_argument(
         train,
         "--change",
-        "settings that the run in --workdir goes on with as they are given now, see "
-        "docs/training.md",
+        "settings of an existing run that may change to the values given now; see docs/training.md",
     )
     cluster_arguments(train)
 

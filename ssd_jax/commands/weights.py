@@ -5,13 +5,15 @@ from ssd_jax.commands.common import local_path, names_argument, verb
 
 def add(verbs) -> None:
     """Adds the verb."""
-    weights = verbs.add_parser("weights", help="bring weights in", description="Bring weights in.")
+    weights = verbs.add_parser(
+        "weights", help="import trained weights", description="Import trained weights."
+    )
     kinds = weights.add_subparsers(dest="kind", metavar="KIND", required=True)
     importing = verb(
         kinds,
         "import",
         _weights_import,
-        "make the folder of a run of a detector that was trained elsewhere",
+        "turn a detector trained elsewhere into the folder of a run",
         settings=True,
         example="ssd-jax weights import model.tar.gz --out runs/imported --classes cat,dog",
         note="FILE is a model.tar.gz of SageMaker Object Detection, or a weight file (.params,\n"
@@ -19,10 +21,16 @@ def add(verbs) -> None:
     )
     importing.add_argument("file", metavar="FILE")
     importing.add_argument("--out", required=True, metavar="DIR", type=local_path)
-    importing.add_argument("--config", metavar="FILE[:VARIANT]", help="of a weight file's network")
+    importing.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="config of the network that a weight file belongs to",
+    )
     names_argument(importing, "--classes", "in the order of their ids")
     importing.add_argument(
-        "--reinit-heads", action="store_true", help="begin with new heads where they do not fit"
+        "--reinit-heads",
+        action="store_true",
+        help="initialise the heads that do not fit, e.g. for other classes",
     )
 
 
