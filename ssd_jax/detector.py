@@ -69,9 +69,12 @@ def open_checkpoints(
 class Detector(OnPictures):
     """`Detector.load(workdir)(images)` gives the detections of pictures."""
 
+    engine, why = "jax", "it is a run, not an export"
+
     def __init__(self, config: ConfigDict, trained: Trained):
         self.classes = trained.classes
         self.step = trained.step
+        self.meta = {"step": trained.step}
         self._variables = trained.variables
         self.canvas = config.data.canvas
         self._predict = jax.jit(build_predict(config, trained.network))

@@ -148,18 +148,28 @@ class OnPictures:
             raise UserError(f"batch_size: got {batch_size}, expected at least 1.")
         found = []
         for start in range(0, len(images), batch_size):
-            canvas = np.zeros((batch_size, self.canvas, self.canvas, 3), np.uint8)
-            extent = np.full((batch_size, 2), self.canvas, np.int32)
-            chunk = images[start : start + batch_size]
-            for row, picture in enumerate(chunk):
-                name = names[start + row] if names else _called(picture, start + row)
-                canvas[row], extent[row] = _on_canvas(picture, name, self.canvas)
-            batch = self.predict(canvas, extent)
-            found += [_without_padding(batch, row) for row in range(len(chunk))]
+            pictures = []
+            for index, picture in enumerate(images[start : start + batch_size], start):
+                name = names[index] if names else _called(picture, index)
+                pictures.append(_on_canvas(picture, name, self.canvas))
+            batch = self.predict(*padded(pictures, batch_size, self.canvas))
+            found += [without_padding(batch, row) for row in range(len(pictures))]
         return found
 
 
-def _without_padding(batch: Detections, row: int) -> Detections:
+def padded(
+    pictures: Sequence[tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]], rows: int, side: int
+) -> tuple[UInt8[np.ndarray, "rows S S 3"], Int[np.ndarray, "rows 2"]]:
+    """Decoded pictures and their extents as a batch of `rows`: one shape, one compilation."""
+    canvas = np.zeros((rows, side, side, 3), np.uint8)
+    extent = np.full((rows, 2), side, np.int32)
+    for row, (image, size) in enumerate(pictures):
+        canvas[row], extent[row] = image, size
+    return canvas, extent
+
+
+def without_padding(batch: Detections, row: int) -> Detections:
+    """The detections of one picture of a batch."""
     return jax.tree.map(lambda each: each[row][batch.valid[row]], batch)
 
 

@@ -249,11 +249,11 @@ def test_both_sides_have_the_same_kind_of_pictures(config, made_up_result, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--find-batch --json x.json", "--json has no meaning with --find-batch"),
-        ("--find-batch --rounds 5", "--rounds has no meaning with --find-batch"),
-        ("--against true --profile trace", "--profile has no meaning with --against"),
-        ("--against b.py --metric a", "--metric has no meaning with --against FILE"),
-        ("--memory-gib 1", "--memory-gib has no meaning without --find-batch or --against"),
+        ("--find-batch --json x.json", "--json cannot be used with --find-batch"),
+        ("--find-batch --rounds 5", "--rounds cannot be used with --find-batch"),
+        ("--against true --profile trace", "--profile cannot be used with --against"),
+        ("--against b.py --metric a", "--metric cannot be used with --against FILE"),
+        ("--memory-gib 1", "--memory-gib cannot be used without --find-batch or --against"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message, capsys):

@@ -174,9 +174,9 @@ def test_shapes_have_the_size_that_is_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--port", "abc"], "--port: 'abc' is no whole number"),
-        (["--port", "70000"], "--port: '70000' is no port, expected 0 to 65535"),
-        (["--batches", "1;4"], "--batches: '1;4' is no list of batch sizes, as 1,4"),
+        (["--port", "abc"], "--port: 'abc' is not a whole number"),
+        (["--port", "70000"], "--port: '70000' is not a port, expected 0 to 65535"),
+        (["--batches", "1;4"], "--batches: '1;4' is not a list of batch sizes such as 1,4"),
         (["--queue", "-1"], "--queue: '-1' is not at least 1"),
         (["--max-megapixels", "999"], "--max-megapixels: '999' is more than 128"),
     ],

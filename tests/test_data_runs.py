@@ -112,7 +112,7 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     source = experiment.build_source(config, "train")
     summary, warning = describe_data(config, {"train": source})
     assert summary.startswith("train: 20 images")
-    assert warning.startswith("train: the doctor warns of ")
+    assert warning.startswith("train: doctor warnings: ")
     assert " SSD179 (class without objects)" in warning
     assert "1 x " not in warning
     source.findings = {"SSD174": 1234, "SSD178": 1}
@@ -148,7 +148,7 @@ def test_images_of_the_training_among_those_of_the_measurement_are_told(shapes):
     sources = {name: experiment.build_source(config, name) for name in ("train", "val", "test")}
     told = describe_data(config, sources)
     (leak,) = (line for line in told if "byte for byte" in line)
-    assert leak.startswith("warning: 20 of the 20 images of test are in train, too")
+    assert leak.startswith("warning: 20 of the 20 images of test are also in train")
     assert f"--split train --against {shapes} --against-split train` names them" in leak
 
 

@@ -160,7 +160,7 @@ def test_a_room_without_jax(room):
             assert not heavy, f"{module(path)} imports {heavy}"
 
 
-@pytest.mark.parametrize("start", ["export.exported", "serve.opening", "sagemaker.original"])
+@pytest.mark.parametrize("start", ["export.exported", "serve.server", "sagemaker.original"])
 def test_what_predicts_imports_nothing_of_training(start):
     own, others, known = [start], set(), {module(path) for path in FILES}
     for name in own:

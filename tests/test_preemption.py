@@ -148,7 +148,7 @@ def test_the_time_limit_of_the_command_line(shapes, tmp_path, monkeypatch, capsy
     assert "ssd-jax train: stopped by the time limit" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--time-limit", "soon"])
-    assert "'soon' is no time such as 90s, 45m or 3h" in capsys.readouterr().err
+    assert "'soon' is not a duration such as 90s, 45m or 3h" in capsys.readouterr().err
 
 
 def a_moment(workdir, chance):

@@ -343,7 +343,7 @@ def test_a_dry_run_refuses_what_it_would_ignore(words, shapes, tmp_path, capsys)
     command = ["train", "--config", str(write_config(tmp_path, shapes)), "--dry-run"]
     assert main([*command, *words.split()]) == 2
     assert (
-        f"{words.split()[0]} has no meaning with --dry-run. Leave it out" in capsys.readouterr().err
+        f"{words.split()[0]} cannot be used with --dry-run. Leave it out" in capsys.readouterr().err
     )
 
 

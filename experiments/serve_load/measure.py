@@ -257,10 +257,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()
 
-    from ssd_jax.serve.opening import open_engine
+    from ssd_jax.detector import Detector
+    from ssd_jax.export.exported import open_exported
 
     is_run = (options.folder / "config.json").is_file()
-    what = {"workdir" if is_run else "model": options.folder}
     arguments = ["--workdir" if is_run else "--model", str(options.folder)]
     if not is_run:
         arguments += ["--engine", options.engine]
@@ -276,7 +276,10 @@ def main():
         figures["start"], server = measure_start(arguments, folder)
         tell(figures)
         os.environ["SSD_JAX_CACHE"] = str(folder / "cache")
-        engine = open_engine(**what, engine=options.engine)
+        if is_run:
+            engine = Detector.load(options.folder)
+        else:
+            engine = open_exported(options.folder, engine=options.engine)
         figures["engine"] = engine.engine
         figures["latency"] = measure_latency(server, engine, pictures, options.rounds)
         tell(figures["latency"])

@@ -222,6 +222,18 @@ def detector_arguments(parser):
     engine_argument(parser)
 
 
+def open_detector(options):
+    """The detector that `detector_arguments` names: of a run, or an exported one."""
+    if options.model:
+        from ssd_jax.export.exported import open_exported
+
+        return open_exported(options.model, options.engine or "auto")
+    from ssd_jax.detector import Detector  # with Orbax, which an export does without
+    from ssd_jax.train.mirror import workdir_to_read
+
+    return Detector.load(workdir_to_read(options.workdir), step=options.step)
+
+
 def engine_argument(parser):
     """What runs the network of an exported detector."""
     parser.add_argument(

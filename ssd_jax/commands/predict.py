@@ -6,6 +6,7 @@ from ssd_jax.commands.common import (
     check_detector,
     detector_arguments,
     local_path,
+    open_detector,
     part_of_one,
     positive,
     verb,
@@ -96,16 +97,9 @@ def _predict(options, rest):
     check_places(options.places)
     if options.annotations and not options.annotations.is_file():
         raise UserError(f"--annotations {options.annotations}: no such file. Give a COCO file.")
+    detector = open_detector(options)
     if options.model:
-        from ssd_jax.export.exported import open_exported
-
-        detector = open_exported(options.model, options.engine or "auto")
         print(f"engine {detector.engine}: {detector.why}")
-    else:
-        from ssd_jax.detector import Detector
-        from ssd_jax.train.mirror import workdir_to_read
-
-        detector = Detector.load(workdir_to_read(options.workdir), step=options.step)
     if options.format == "transform":
         run_transform(detector, options.places, options.out, batch_size=options.batch_size)
         return

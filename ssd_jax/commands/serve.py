@@ -9,6 +9,7 @@ from ssd_jax.commands.common import (
     count,
     detector_arguments,
     local_path,
+    open_detector,
     positive,
     verb,
 )
@@ -86,7 +87,6 @@ def _serve(options, rest):
 def serve_detector(options) -> None:
     """Serves what `detector_arguments` and `serving_arguments` have read."""
     try:
-        from ssd_jax.serve.opening import default_batches, open_engine
         from ssd_jax.serve.pictures import Limits
         from ssd_jax.serve.server import listen, serve
     except ModuleNotFoundError as error:
@@ -97,21 +97,14 @@ def serve_detector(options) -> None:
             "'ssd-jax[serve]'."
         ) from error
 
-    from ssd_jax.train.mirror import workdir_to_read
-
     token = read_token(options.token_file)
     # Before the detector is opened, which takes its time.
     with listen(options.host, options.port) as listener:
-        engine = open_engine(
-            model=options.model,
-            workdir=options.workdir and workdir_to_read(options.workdir),
-            engine=options.engine or "auto",
-            step=options.step,
-        )
+        detector = open_detector(options)
         serve(
-            engine,
-            listener=listener,
-            batches=options.batches or default_batches(engine),
+            detector,
+            listener,
+            batches=options.batches or default_batches(detector.engine),
             limits=Limits(
                 bytes=options.max_megabytes * 2**20,
                 pixels=options.max_megapixels * 2**20,
@@ -119,6 +112,14 @@ def serve_detector(options) -> None:
             ),
             token=token,
         )
+
+
+def default_batches(engine: str) -> tuple[int, ...]:
+    """Few on a CPU, where a batch saves little and each one costs seconds at the start."""
+    import jax
+
+    on_cpu = engine != "jax" or jax.default_backend() == "cpu"
+    return (1, 4) if on_cpu else (1, 2, 4, 8, 16)
 
 
 def read_token(path: pathlib.Path | None) -> str | None:
@@ -133,7 +134,7 @@ def read_token(path: pathlib.Path | None) -> str | None:
 def _port(text: str) -> int:
     value = count(text)
     if value > LARGEST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, expected 0 to {LARGEST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, expected 0 to {LARGEST_PORT}")
     return value
 
 
@@ -141,7 +142,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({positive(each) for each in text.split(",")}))
     except argparse.ArgumentTypeError as error:
-        told = f"{text!r} is no list of batch sizes, as 1,4"
+        told = f"{text!r} is not a list of batch sizes such as 1,4"
         raise argparse.ArgumentTypeError(told) from error
 
 

@@ -5,13 +5,13 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ssd_jax.data.storage import is_remote
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.predict import AnyDetector
+from ssd_jax.predict import AnyDetector, padded, without_padding
 from ssd_jax.predict_files import outputs
 from ssd_jax.predict_files.inputs import Frame, Item, find_items, read_frames
 from ssd_jax.predict_files.outputs import Result, Results
@@ -52,12 +52,12 @@ def run_prediction(
     # The lines of one file tell pictures apart by their places.
     items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
-    words = {"items": items} if format in ("coco", "voc") else {}
+    options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
     if annotations is not None:
-        words["annotations"] = annotations
+        options["annotations"] = annotations
 
     def write(results: Results) -> Results:
-        results = FORMATS[format](_at_least(results, min_score), out, detector.classes, **words)
+        results = FORMATS[format](_at_least(results, min_score), out, detector.classes, **options)
         if drawing:
             results = outputs.draw(results, out, detector.classes, score=score)
         return results
@@ -142,14 +142,8 @@ def _keep_what_is_there(
 
 
 def _detect(detector: AnyDetector, frames: Iterator[Frame], batch_size: int) -> Results:
-    side = detector.canvas
     while chunk := list(islice(frames, batch_size)):
-        # All batches have one shape, for which the detector is compiled once.
-        canvas = np.zeros((batch_size, side, side, 3), np.uint8)
-        extent = np.ones((batch_size, 2), np.int32)
+        pictures = [(frame.canvas, frame.extent) for frame in chunk]
+        batch = detector.predict(*padded(pictures, batch_size, detector.canvas))
         for row, frame in enumerate(chunk):
-            canvas[row], extent[row] = frame.canvas, frame.extent
-        batch = Detections(*map(np.asarray, detector.predict(canvas, extent)))
-        for row, frame in enumerate(chunk):
-            keep = batch.valid[row]
-            yield Result(frame, Detections(*(column[row][keep] for column in batch)))
+            yield Result(frame, without_padding(batch, row))

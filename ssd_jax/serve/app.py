@@ -22,7 +22,7 @@ from ssd_jax.answers import normalised, pixels
 from ssd_jax.errors import DataError
 from ssd_jax.hardware import cores
 from ssd_jax.serve.batching import Batcher
-from ssd_jax.serve.engine import Engine
+from ssd_jax.serve.detector import ServedDetector
 from ssd_jax.serve.multipart import split_multipart
 from ssd_jax.serve.openapi import openapi_document
 from ssd_jax.serve.pictures import (
@@ -51,7 +51,7 @@ _PAGE_HEADERS = {
 
 
 class Service:
-    """An engine as an application: `app` is what an ASGI server runs.
+    """A detector as an application: `app` is what an ASGI server runs.
 
     `token` is what clients must send, if it is given. `on_failure` is called when the engine
     cannot be warmed up, and `failure` tells why.
@@ -59,7 +59,7 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        detector: ServedDetector,
         *,
         batches: Sequence[int],
         limits: Limits = DEFAULT_LIMITS,
@@ -67,14 +67,14 @@ class Service:
         on_failure: Callable[[], None] = lambda: None,
     ):
         self.failure: BaseException | None = None
-        self._engine = engine
+        self._detector = detector
         # What can never be accepted is refused for good.
         self._limits = limits._replace(
             pictures=min(limits.pictures, limits.queue), memory=max(limits.memory, limits.bytes)
         )
         self._token = token
         self._on_failure = on_failure
-        self._batcher = Batcher(engine, batches)
+        self._batcher = Batcher(detector, batches)
         self._batches = tuple(batches)
         self._memory = Memory(self._limits.memory)
         self._decoders = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
@@ -130,14 +130,14 @@ class Service:
         self._check_token(request)
         return JSONResponse(
             {
-                "classes": self._engine.classes,
-                "canvas": self._engine.canvas,
-                "engine": self._engine.engine,
-                "why": self._engine.why,
+                "classes": self._detector.classes,
+                "canvas": self._detector.canvas,
+                "engine": self._detector.engine,
+                "why": self._detector.why,
                 "batches": self._batches,
                 "batch_seconds": {str(n): s for n, s in self._batcher.seconds.items()},
                 "limits": self._limits._asdict(),
-                "model": self._engine.meta,
+                "model": self._detector.meta,
             }
         )
 
@@ -216,7 +216,7 @@ class Service:
         try:
             picture = await asyncio.get_running_loop().run_in_executor(
                 self._decoders,
-                lambda: decode(data, name, canvas=self._engine.canvas, limits=self._limits),
+                lambda: decode(data, name, canvas=self._detector.canvas, limits=self._limits),
             )
         except DataError as error:
             raise HTTPException(400, str(error)) from error

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from ssd_jax.serve.engine import Engine
+from ssd_jax.predict import padded
+from ssd_jax.serve.detector import ServedDetector
 from ssd_jax.serve.telemetry import log
 from ssd_jax.types import Detections
 
@@ -43,11 +44,11 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Runs an engine on its own thread; all methods belong to the thread of the event loop."""
+    """Runs a detector on its own thread; all methods belong to the thread of the event loop."""
 
-    def __init__(self, engine: Engine, sizes: Sequence[int]):
+    def __init__(self, detector: ServedDetector, sizes: Sequence[int]):
         self.ready = False
-        self._engine = engine
+        self._detector = detector
         # The latest times of each batch size, in seconds.
         self._times = {size: collections.deque(maxlen=TIMINGS) for size in sorted(sizes)}
         self._waiting: collections.deque[_Waiting] = collections.deque()
@@ -127,12 +128,8 @@ class Batcher:
         return found
 
     def _predict(self, batch: list[_Waiting], size: int) -> Detections:
-        side = self._engine.canvas
-        canvas = np.zeros((size, side, side, 3), np.uint8)
-        extent = np.full((size, 2), side, np.int32)
-        for row, picture in enumerate(batch):
-            canvas[row], extent[row] = picture.canvas, picture.extent
-        return self._engine.predict(canvas, extent)
+        pictures = [(picture.canvas, picture.extent) for picture in batch]
+        return self._detector.predict(*padded(pictures, size, self._detector.canvas))
 
 
 def best_size(waiting: int, times: Mapping[int, Sequence[float]]) -> int:

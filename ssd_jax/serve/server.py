@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ssd_jax.errors import UserError
 from ssd_jax.serve.app import Service
-from ssd_jax.serve.engine import Engine
+from ssd_jax.serve.detector import ServedDetector
 from ssd_jax.serve.pictures import DEFAULT_LIMITS, Limits
 from ssd_jax.serve.telemetry import log, log_to_stdout
 
@@ -23,12 +23,10 @@ SWITCH_SECONDS = 0.0005
 
 
 def serve(
-    engine: Engine,
+    detector: ServedDetector,
+    listener: socket.socket,
     *,
     batches: Sequence[int],
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    listener: socket.socket | None = None,
     limits: Limits = DEFAULT_LIMITS,
     token: str | None = None,
 ) -> None:
@@ -36,21 +34,16 @@ def serve(
 
     SIGINT is as SIGTERM, but what it usually does follows: a KeyboardInterrupt.
 
-    It listens at once, and is healthy when every batch size of `batches` is compiled. Port 0 is any
-    free one, told in the log. A `listener`, made by `listen` before the engine was opened, is
-    instead of host and port.
+    `listener` is what `listen` gave. The server is healthy when every batch size of `batches` is
+    compiled.
 
     Raises:
-      UserError: the port is in use.
-      OSError: it cannot be listened on.
-      Exception: the engine cannot be warmed up.
+      Exception: the detector cannot be warmed up.
     """
-    if listener is None:
-        listener = listen(host, port, limits=limits)
     sys.setswitchinterval(SWITCH_SECONDS)
     log_to_stdout()
     service = Service(
-        engine, batches=batches, limits=limits, token=token, on_failure=lambda: _stop(server)
+        detector, batches=batches, limits=limits, token=token, on_failure=lambda: _stop(server)
     )
     server = uvicorn.Server(
         uvicorn.Config(
@@ -69,7 +62,7 @@ def serve(
         )
     )
     host, port = listener.getsockname()[:2]
-    about = {"engine": engine.engine, "why": engine.why, "batches": tuple(batches)}
+    about = {"engine": detector.engine, "why": detector.why, "batches": tuple(batches)}
     log("listening", host=host, port=port, **about)
     # uvicorn raises the signal again when all is answered; a drained server has done its work.
     before = signal.signal(signal.SIGTERM, lambda number, frame: log("stopped"))
@@ -86,7 +79,12 @@ def _stop(server: uvicorn.Server) -> None:
 
 
 def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.socket:
-    """Takes the port; who connects before `serve` waits. Errors are those of `serve`."""
+    """Takes the port, or any free one for 0; clients that connect before `serve` wait for it.
+
+    Raises:
+      UserError: the port is in use.
+      OSError: it cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)

@@ -105,9 +105,9 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--detections", "x.json"], "--ground-truth is missing"),
-        (["--workdir", "x", "--ground-truth", "y"], "--ground-truth has no meaning with --workdir"),
-        (["--detections", "x", "--step", "1"], "--step has no meaning with --detections"),
-        (["--detections", "x", "--config.seed=1"], "--config has no meaning with --detections"),
+        (["--workdir", "x", "--ground-truth", "y"], "--ground-truth cannot be used with --workdir"),
+        (["--detections", "x", "--step", "1"], "--step cannot be used with --detections"),
+        (["--detections", "x", "--config.seed=1"], "--config cannot be used with --detections"),
         (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),
     ],
 )

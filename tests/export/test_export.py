@@ -310,7 +310,7 @@ def test_predict_knows_the_engines_before_it_reads_a_model(capsys):
     assert set(common.ENGINES) == {"auto", *engines._BUILDERS}
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "--model", "m", "--engine", "tensorrt", "photo.jpg", "--out", "o"])
-    assert "argument --engine: 'tensorrt' is none of auto, jax" in capsys.readouterr().err
+    assert "argument --engine: 'tensorrt' is not one of auto, jax" in capsys.readouterr().err
 
 
 def test_predict_tells_its_engine_and_why(model, pictures, tmp_path, capsys):

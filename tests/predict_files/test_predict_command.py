@@ -31,4 +31,6 @@ def test_what_is_not_there_is_told_before_the_detector_is_opened(words, message,
 def test_a_score_is_from_0_to_1(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "--workdir", "run", "1.jpg", "--out", "out", *words])
-    assert f"argument {words[0]}: {words[1]!r} is no number from 0 to 1" in capsys.readouterr().err
+    assert (
+        f"argument {words[0]}: {words[1]!r} is not a number from 0 to 1" in capsys.readouterr().err
+    )

@@ -44,32 +44,27 @@ def test_the_endpoint_takes_the_options_of_a_server_or_the_environment(
         monkeypatch.setenv(name, environment.get(name, ""))
     asked = {}
 
-    def opened(**words):
-        raise UserError(f"opened {asked.update(words)}")
+    def opened(model, engine):
+        raise UserError(f"opened {asked.update(model=model, engine=engine)}")
 
-    monkeypatch.setattr("ssd_jax.serve.opening.open_engine", opened)
+    monkeypatch.setattr("ssd_jax.export.exported.open_exported", opened)
     (tmp_path / "model").mkdir()
     words = ["sagemaker", "serve", "--root", str(tmp_path), "--port", "0", *options.split()]
     names = ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
     given = build_parser().parse_args(words)
     assert tuple(getattr(given, name) for name in names) == expected
     assert main(words) == 2
-    assert asked == {
-        "model": tmp_path / "model",
-        "workdir": None,
-        "engine": expected[0] or "auto",
-        "step": None,
-    }
+    assert asked == {"model": tmp_path / "model", "engine": expected[0] or "auto"}
 
 
 @pytest.mark.parametrize(
     ("name", "text", "option", "expected"),
     [
-        ("SSD_JAX_ENGINE", "foo", "--engine", "is none of auto, jax, onnxruntime, openvino"),
-        ("SSD_JAX_BATCHES", "many", "--batches", "is no list of batch sizes, as 1,4"),
-        ("SSD_JAX_QUEUE", "abc", "--queue", "is no whole number"),
+        ("SSD_JAX_ENGINE", "foo", "--engine", "is not one of auto, jax, onnxruntime, openvino"),
+        ("SSD_JAX_BATCHES", "many", "--batches", "is not a list of batch sizes such as 1,4"),
+        ("SSD_JAX_QUEUE", "abc", "--queue", "is not a whole number"),
         ("SSD_JAX_MAX_MEGAPIXELS", "0", "--max-megapixels", "is not at least 1"),
-        ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6.5", "--max-megabytes", "is no whole number"),
+        ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6.5", "--max-megabytes", "is not a whole number"),
     ],
 )
 def test_a_wrong_word_in_the_environment_is_one_message(
@@ -107,7 +102,7 @@ def original(tmp_path_factory):
 def test_an_artefact_of_the_original_is_served(original, monkeypatch):
     answers = []
 
-    def answer(engine, **words):
+    def answer(engine, listener, **words):
         canvas = np.zeros((1, engine.canvas, engine.canvas, 3), np.uint8)
         answers.append(
             (

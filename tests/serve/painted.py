@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from ssd_jax.serve.pictures import Limits
-from ssd_jax.serve.server import serve
+from ssd_jax.serve.server import listen, serve
 from ssd_jax.types import Detections
 
 
@@ -50,8 +50,8 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     serve(
         PaintedEngine(seconds=options.get("seconds", 0.0), warm_up=options.get("warm_up", 0.0)),
+        listen("127.0.0.1", 0),
         batches=options.get("batches", [1, 2, 4]),
-        port=0,
         limits=Limits(**options.get("limits", {})),
         token=options.get("token"),
     )

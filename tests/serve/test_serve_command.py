@@ -5,18 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-from painted import PaintedEngine
 from running import running
 
 from ssd_jax.answers import normalised
 from ssd_jax.cli import build_parser, main
 from ssd_jax.commands import serve
-from ssd_jax.data.decode import decode_image
 from ssd_jax.data.open import open_data
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
-from ssd_jax.serve import server
-from ssd_jax.serve.opening import RunEngine, default_batches
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +29,11 @@ def expected(tiny_run, pictures):
     ]
 
 
-def test_a_run_as_an_engine(tiny_run, pictures, expected):
-    engine = RunEngine(tiny_run)
-    canvas, extent, _ = decode_image(pictures[0], "it", engine.canvas)
-    found = engine.predict(canvas[None], np.array([extent], np.int32))
-    rows = normalised(type(found)(*(each[0] for each in found)))["prediction"]
-    np.testing.assert_array_equal(np.array(rows), expected[0])
-    assert default_batches(engine) == (1, 4)
-    assert (engine.engine, engine.why) == ("jax", "it is a run, not an export")
+def test_few_batch_sizes_are_compiled_on_a_cpu(monkeypatch):
+    assert serve.default_batches("jax") == (1, 4)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert serve.default_batches("onnxruntime") == (1, 4)
+    assert serve.default_batches("jax") == (1, 2, 4, 8, 16)
 
 
 def test_a_run_is_served(tiny_run, tmp_path, pictures, expected):
@@ -93,10 +86,10 @@ def test_settings_that_cannot_be(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("serve --model m --step 1", "serve: error: --step has no meaning with --model"),
-        ("serve --workdir r --engine jax", "serve: error: --engine has no meaning with --workdir"),
-        ("predict --model m --step 1 p --out o", "predict: error: --step has no meaning with"),
-        ("predict --workdir r --engine jax p --out o", "error: --engine has no meaning with"),
+        ("serve --model m --step 1", "serve: error: --step cannot be used with --model"),
+        ("serve --workdir r --engine jax", "serve: error: --engine cannot be used with --workdir"),
+        ("predict --model m --step 1 p --out o", "predict: error: --step cannot be used with"),
+        ("predict --workdir r --engine jax p --out o", "error: --engine cannot be used with"),
     ],
 )
 def test_options_of_the_other_kind_of_detector(arguments, message, capsys):
@@ -114,8 +107,6 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_opened(capsys):
         port = taken.getsockname()[1]
         assert main(["serve", "--model", "nowhere", "--port", str(port)]) == 2
         assert f"error: port {port} is in use. Choose another --port." in capsys.readouterr().err
-        with pytest.raises(UserError, match=f"port {port} is in use"):
-            server.serve(PaintedEngine(), batches=[1], port=port)
 
 
 def test_without_its_packages_it_names_the_extra(monkeypatch, capsys):
