@@ -7,6 +7,7 @@ reads a config.
 import difflib
 import importlib.util
 import json
+import operator
 import pathlib
 import re
 import traceback
@@ -17,7 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from ssd_jax import __version__
 from ssd_jax.errors import UserError
-from ssd_jax.files import write_text
+from ssd_jax.files import write_json
 from ssd_jax.literals import KINDS, read_value, with_home
 
 # In the folder of a run.
@@ -290,15 +291,13 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 
 def _kind(config: ConfigDict, name: str) -> type:
     """What a setting may be, also where it is None."""
-    *sections, last = name.split(".")
-    for section in sections:
-        config = config[section]
-    return config.get_type(last)
+    section, _, last = name.rpartition(".")
+    return (get(config, section) if section else config).get_type(last)
 
 
 def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:
     """Writes the resolved config as JSON; the file is there whole or not at all."""
-    write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    write_json(path, config.to_dict())
 
 
 def read_config(path: str | pathlib.Path) -> ConfigDict:
@@ -326,7 +325,7 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
             "`ssd-jax train` has started."
         )
     try:
-        items = _flatten(json.loads(path.read_text()))
+        items = _flatten(json.loads(path.read_text(encoding="utf-8")))
         return {RENAMED.get(name, name): value for name, value in items}
     except (ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
@@ -366,9 +365,7 @@ def _tuples(value: object) -> object:
 
 def get(config: ConfigDict, name: str) -> object:
     """The setting of a dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
+    return operator.attrgetter(name)(config)
 
 
 def split_assignments(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ _FRACTIONS = (
     "augment.jitter.probability", "augment.jitter.contrast", "augment.expand.probability",
     "augment.crop.probability", "augment.mosaic.probability", "match.iou_threshold",
     "match.negative_iou_threshold", "loss.label_smoothing", "loss.focal_alpha",
-    "optimizer.momentum", "model.batch_norm_momentum", "detect.iou_threshold",
+    "optimizer.momentum", "detect.iou_threshold",
     "detect.score_threshold", "evaluate.iou_threshold",
 )  # fmt: skip
 _AT_LEAST = {
@@ -122,8 +122,8 @@ def _check_numbers(config: ConfigDict) -> None:
             value = get(config, name)
             _expect(config, name, value is None or holds(value), expected)
     _expect(config, "seed", 0 <= config.seed < 2**31, "a number from 0 to 2147483647")
-    _expect(config, "optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1,
-            "at least 0, less than 1")  # fmt: skip
+    for name in ("optimizer.ema_decay", "model.batch_norm_momentum"):  # 1 would never move
+        _expect(config, name, 0 <= get(config, name) < 1, "at least 0, less than 1")
 
 
 def _check_tuples(config: ConfigDict) -> None:

@@ -18,7 +18,7 @@ from ssd_jax.detector import load_trained, open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.export.folder import META, read_folder
 from ssd_jax.models.initialise import init_variables, variable_shapes
-from ssd_jax.models.ssd import feature_shapes
+from ssd_jax.models.ssd import map_shapes
 from ssd_jax.network import Network, build_network
 from ssd_jax.ops.anchors import default_boxes
 from ssd_jax.recipes import recipe_config
@@ -275,9 +275,7 @@ def _check_anchors(source: str, artefact: Artefact, network: Network, config: Co
             f"{config.recipe} has {ours} at {config.model.image_size} px. Such a network cannot be "
             "imported."
         )
-    shapes = feature_shapes(
-        **{word: config.model[word] for word in ("backbone", "image_size", "extras", "first_stage")}
-    )
+    shapes = map_shapes(network.model, config.model.image_size)
     furthest = np.abs(default_boxes(shapes, artefact.levels) - network.anchors).max()
     if furthest > _SAME_ANCHOR:
         raise UserError(

@@ -3,7 +3,6 @@
 Training has more parts (`experiment.py`), which a program that only predicts need not import.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from ssd_jax.ops.anchors import (
     enlarged_image_levels,
     gluoncv_levels,
     levels_of_scales,
+    mxnet_legacy_levels,
     mxnet_levels,
     paper_levels,
 )
@@ -29,7 +29,7 @@ _LEVELS = {
     "paper": paper_levels,
     "gluoncv": gluoncv_levels,
     "mxnet": mxnet_levels,
-    "mxnet_legacy": functools.partial(mxnet_levels, legacy=True),
+    "mxnet_legacy": mxnet_legacy_levels,
 }
 
 

@@ -140,16 +140,6 @@ def build_model(
     ahead of the heads (`models.fpn`). `class_activation` is that of `Heads`. `batch_axis` is
     needed to train inside `jax.shard_map`, see `models.layers.GroupedBatchNorm`.
     """
-    _check_at_least(1, num_classes=num_classes)
-    _check_at_least(0, batch_norm_group=batch_norm_group, fpn_channels=fpn_channels)
-    for anchors in anchors_per_cell:
-        _check_at_least(1, anchors_per_cell=anchors)
-    _check_positive(width=width, batch_norm_epsilon=batch_norm_epsilon, l2_epsilon=l2_epsilon)
-    if not 0 <= batch_norm_momentum < 1:
-        raise UserError(
-            f"batch_norm_momentum is {batch_norm_momentum}; expected at least 0 and less than 1, "
-            "the part that the running statistics keep in a step."
-        )
     _check_choice("batch_norm", batch_norm, _BATCH_NORMS)
     if backbone in _RESNETS and batch_norm == "none":
         raise UserError(
@@ -193,7 +183,10 @@ def feature_shapes(
 
     300 px with VGG16: 38, 19, 10, 5, 3, 1. 512 px: 64, 32, 16, 8, 4, 2, 1; with ResNet50 32 to 1.
     """
-    _check_at_least(_SMALLEST_IMAGE, image_size=image_size)
+    if not isinstance(image_size, int) or image_size < _SMALLEST_IMAGE:
+        raise UserError(
+            f"image_size is {image_size!r}; expected a whole number of at least {_SMALLEST_IMAGE}."
+        )
     _check_choice("extras", extras, _EXTRAS)
     thin = ConvStyle(width=1 / 64)
     model = SSD(
@@ -238,18 +231,6 @@ def _check_choice(word: str, got: object, choices: Collection) -> None:
     if got not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{word} is {got!r}; expected one of {expected}.")
-
-
-def _check_at_least(least: int, **words: int) -> None:
-    for word, got in words.items():
-        if not isinstance(got, int) or got < least:
-            raise UserError(f"{word} is {got!r}; expected a whole number of at least {least}.")
-
-
-def _check_positive(**words: float) -> None:
-    for word, got in words.items():
-        if not got > 0:
-            raise UserError(f"{word} is {got}, expected more than 0.")
 
 
 def _check_levels(anchors_per_cell: tuple[int, ...], levels: int) -> None:

@@ -1,7 +1,7 @@
 """Anchors (the paper's default boxes) of the feature maps, as NumPy constants."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,66 +88,62 @@ _MXNET_LEGACY_SIZES = {
 }  # fmt: skip
 
 
-def even_levels(
-    num_levels: int, *, smallest_scale: float = 0.1, largest_scale: float = 1.05
-) -> tuple[AnchorLevel, ...]:
-    """Levels for any network: the first at `smallest_scale`, the others evenly spaced.
+def even_levels(num_levels: int) -> tuple[AnchorLevel, ...]:
+    """Levels for any network: scales from 0.1 on, then evenly from 0.2 to 1.05.
 
-    The others start at twice the smallest scale, and the step after the last one ends at
-    `largest_scale`: with the default values and six levels these are the scales of SSD300.
+    With six levels these are the scales of SSD300.
     """
-    if num_levels < 1 or not 0 < 2 * smallest_scale < largest_scale:
-        raise UserError(
-            f"anchor levels: got num_levels={num_levels}, smallest_scale={smallest_scale}, "
-            f"largest_scale={largest_scale}; expected at least one level and "
-            "0 < 2 * smallest_scale < largest_scale. Change the scales"
-        )
-    evenly = np.linspace(2 * smallest_scale, largest_scale, num_levels)
-    return chained_levels([smallest_scale, *evenly])
+    return chained_levels([0.1, *np.linspace(0.2, 1.05, num_levels)])
 
 
 def paper_levels(
     image_size: int, feature_shapes: Sequence[tuple[int, int]]
 ) -> tuple[AnchorLevel, ...]:
     """The paper's own levels for its SSD300 and SSD512; `even_levels` for every other network."""
-    network = _network(image_size, feature_shapes)
-    if network not in _PAPER_SCALES:
-        return even_levels(len(feature_shapes))
-    return _levels_in_pixels(network, _PAPER_SCALES[network])
+    published = _published(_PAPER_SCALES, image_size, feature_shapes)
+    return published or even_levels(len(feature_shapes))
 
 
 def gluoncv_levels(
     image_size: int, feature_shapes: Sequence[tuple[int, int]]
 ) -> tuple[AnchorLevel, ...]:
     """GluonCV's levels for its VOC networks at 512 pixels; `paper_levels` for all others."""
-    network = _network(image_size, feature_shapes)
-    if network not in _GLUONCV_SCALES:
-        return paper_levels(image_size, feature_shapes)
-    return _levels_in_pixels(network, _GLUONCV_SCALES[network])
+    published = _published(_GLUONCV_SCALES, image_size, feature_shapes)
+    return published or paper_levels(image_size, feature_shapes)
 
 
 def mxnet_levels(
-    image_size: int, feature_shapes: Sequence[tuple[int, int]], *, legacy: bool = False
+    image_size: int, feature_shapes: Sequence[tuple[int, int]]
 ) -> tuple[AnchorLevel, ...]:
     """Levels of mxnet-ssd, the reference behind SageMaker: symbol/symbol_factory.py, `get_scales`.
 
     The second map has 15 % of the image with seven maps and more, else 20 %; the last 90 % at most,
-    in between whole percents; the first has half of the second, rounded down. `legacy` takes the
-    rounded sizes of its Caffe-compatible VGG16, which are given for six and for seven maps only.
+    in between whole percents; the first has half of the second, rounded down.
     """
-    network, count = _network(image_size, feature_shapes), len(feature_shapes)
-    steps = _steps(network)
-    if legacy and count in _MXNET_LEGACY_SIZES:
-        return _levels(_MXNET_LEGACY_SIZES[count], steps)
-    if legacy or count < 3:
-        raise UserError(
-            f"mxnet-ssd's anchor levels: got {count} feature maps {list(feature_shapes)}; expected "
-            f"{'6 or 7' if legacy else 'at least 3'}. Choose other levels or a larger image."
-        )
+    count = len(feature_shapes)
+    if count < 3:
+        raise _wrong_count(feature_shapes, "at least 3")
     first, last = (15 if count >= 7 else 20), 90
     step = (last - first) // (count - 2)
     percents = [first // 2, *(first + i * step for i in range(count))]
-    return chained_levels([percent / 100 for percent in percents], steps)
+    return levels_of_scales([percent / 100 for percent in percents], image_size, feature_shapes)
+
+
+def mxnet_legacy_levels(
+    image_size: int, feature_shapes: Sequence[tuple[int, int]]
+) -> tuple[AnchorLevel, ...]:
+    """The rounded sizes of mxnet-ssd's Caffe-compatible VGG16, for six and for seven maps only."""
+    count = len(feature_shapes)
+    if count not in _MXNET_LEGACY_SIZES:
+        raise _wrong_count(feature_shapes, "6 or 7")
+    return _levels(_MXNET_LEGACY_SIZES[count], _steps(_network(image_size, feature_shapes)))
+
+
+def _wrong_count(feature_shapes: Sequence[tuple[int, int]], expected: str) -> UserError:
+    return UserError(
+        f"mxnet-ssd's anchor levels: got {len(feature_shapes)} feature maps "
+        f"{list(feature_shapes)}; expected {expected}. Choose other levels or a larger image."
+    )
 
 
 def _network(
@@ -160,10 +156,16 @@ def _steps(network: tuple[int, tuple[int, ...]]) -> list[float] | None:
     return [step / network[0] for step in _STEPS[network]] if network in _STEPS else None
 
 
-def _levels_in_pixels(
-    network: tuple[int, tuple[int, ...]], pixels: Sequence[float | int]
-) -> tuple[AnchorLevel, ...]:
-    return chained_levels([scale / network[0] for scale in pixels], _steps(network))
+def _published(
+    scales_in_pixels: Mapping[tuple[int, tuple[int, ...]], Sequence[float | int]],
+    image_size: int,
+    feature_shapes: Sequence[tuple[int, int]],
+) -> tuple[AnchorLevel, ...] | None:
+    """The levels of a published network; None for any other."""
+    scales = scales_in_pixels.get(_network(image_size, feature_shapes))
+    return scales and levels_of_scales(
+        [scale / image_size for scale in scales], image_size, feature_shapes
+    )
 
 
 def levels_of_scales(

@@ -80,7 +80,7 @@ def multibox_loss(
     box_deltas: Float[Array, "A 4"],
     class_logits: Float[Array, "A channels"],
     targets: Targets,
-    anchors: Float[Array | np.ndarray, "A 4"] | None = None,
+    anchors: Float[Array | np.ndarray, "A 4"],
     *,
     class_loss: str = "softmax",
     box_loss: str = "smooth_l1",
@@ -94,8 +94,7 @@ def multibox_loss(
     """A box loss over the positives, a class loss over positives and negatives.
 
     `class_logits` hold background first; they may be of any float type, the loss is float32.
-    Everything but "softmax" with "smooth_l1", the loss of the paper, needs the `anchors`, and the
-    `variances` that the targets were made with.
+    `anchors` and `variances` are those that the targets were made with.
 
     * `class_loss` "softmax": cross-entropy over positives and hard negatives. `label_smoothing` is
       the part of the target that is spread evenly over all channels (Szegedy et al.
@@ -107,12 +106,9 @@ def multibox_loss(
         choices = ", ".join(("smooth_l1", *BOX_LOSSES))
         raise UserError(f"box_loss: got {box_loss!r}, expected one of {choices}.")
     logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
-    boxes = target_boxes = None
-    if class_loss != "softmax" or box_loss != "smooth_l1":
-        if anchors is None:
-            raise UserError(f"anchors: {class_loss} with {box_loss} needs them, got none.")
-        boxes = decode(deltas, anchors, variances)
-        target_boxes = decode(targets.box_deltas, anchors, variances)
+    # XLA drops both where no loss asks for them, as in the paper's: softmax with smooth L1.
+    boxes = decode(deltas, anchors, variances)
+    target_boxes = decode(targets.box_deltas, anchors, variances)
 
     if class_loss == "softmax":
         classified = targets.positive | mine_hard_negatives(

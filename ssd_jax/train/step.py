@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 from ssd_jax.errors import UserError
 from ssd_jax.models.groups import group_size, group_sums
 from ssd_jax.ops.augment import Augmentation, augment
-from ssd_jax.ops.boxes import VARIANCES
 from ssd_jax.ops.images import normalise
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import match
@@ -107,7 +106,6 @@ def batch_loss(
     normalization: str = "positives",
     group: int = 0,
     batch_axis: str | None = None,
-    variances: tuple[float, float, float, float] = VARIANCES,
     **objective: int | float | str,
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
@@ -131,12 +129,11 @@ def batch_loss(
         negative_iou_threshold=negative_iou_threshold,
         strict=strict,
         empty_is_negative=empty_is_negative,
-        variances=variances,
     )
     targets = jax.vmap(match_image)(batch.boxes, batch.labels, batch.valid)
-    sums = jax.vmap(
-        lambda d, c, t: multibox_loss(d, c, t, anchors, variances=variances, **objective)
-    )(box_deltas, class_logits, targets)
+    sums = jax.vmap(lambda d, c, t: multibox_loss(d, c, t, anchors, **objective))(
+        box_deltas, class_logits, targets
+    )
     only_negatives = (sums.num_positive == 0) & (sums.num_classified > 0)
     counts = sums.num_positive + only_negatives, sums.num_positive
     if normalization == "valid":

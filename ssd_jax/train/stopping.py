@@ -35,7 +35,7 @@ class Stopping:
         self._signal: str | None = None
         self._holding = False
         self._before: dict[int, Any] = {}
-        self._asked: deque[jax.Array] = deque()
+        self._vote = _Vote(LAG)
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
@@ -69,10 +69,7 @@ class Stopping:
         Each of them asks at the same places. The answer comes a few steps after the request, as
         it travels with the steps.
         """
-        if jax.process_count() == 1:
-            return self._requested()
-        self._asked.append(any_process(self._requested()))
-        return len(self._asked) > LAG and _anybody(self._asked.popleft())
+        return self._vote(self._requested())
 
     def between(self, parts: Iterable) -> Iterator:
         """The parts of a longer work, which all processes take together.
@@ -80,14 +77,9 @@ class Stopping:
         Raises:
           Stopped: the run was asked to stop; the work is dropped.
         """
-        asked: deque[jax.Array] = deque()
+        vote = _Vote(1)  # The answer to the last question waits for the part that is going on.
         for part in parts:
-            stops = self._requested()
-            if jax.process_count() > 1:
-                # The answer to the question before: this one waits for the part that is going on.
-                asked.append(any_process(stops))
-                stops = len(asked) > 1 and _anybody(asked.popleft())
-            if stops:
+            if vote(self._requested()):
                 raise Stopped(f"stopped by {self.reason} in an evaluation. {AGAIN}")
             yield part
 
@@ -117,7 +109,22 @@ class Stopping:
         signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
-def _anybody(answer: jax.Array) -> bool:
+class _Vote:
+    """Whether any process says yes, answered `lag` questions late so that none waits for it."""
+
+    def __init__(self, lag: int):
+        self._lag = lag
+        self._asked: deque[jax.Array] = deque()
+
+    def __call__(self, yes: bool) -> bool:
+        """Asks once more; of a single process the answer is its own."""
+        if jax.process_count() == 1:
+            return yes
+        self._asked.append(any_process(yes))
+        return len(self._asked) > self._lag and _read(self._asked.popleft())
+
+
+def _read(answer: jax.Array) -> bool:
     return bool(jax.device_get(answer))
 
 

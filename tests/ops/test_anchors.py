@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -9,6 +11,7 @@ from ssd_jax.ops.anchors import (
     default_boxes,
     even_levels,
     gluoncv_levels,
+    mxnet_legacy_levels,
     mxnet_levels,
     paper_levels,
 )
@@ -99,8 +102,7 @@ def test_every_size_has_the_first_ratio_and_the_first_size_every_other():
 
 
 def test_anchors_reach_out_of_the_image():
-    levels = even_levels(2, smallest_scale=0.4)
-    free = default_boxes([(3, 3), (1, 1)], levels)
+    free = default_boxes([(3, 3), (1, 1)], chained_levels([0.4, 0.8, 1.05]))
     assert free.min() < 0
     assert free.max() > 1
 
@@ -120,12 +122,12 @@ def test_chained_levels_end_with_the_last_scale():
 
 
 def test_even_levels_of_a_small_network():
-    levels = even_levels(4, smallest_scale=0.08, largest_scale=0.76)
+    levels = even_levels(3)
+    scales = [0.1, 0.2, 0.625, 1.05]
     assert_allclose(
         [level.sizes for level in levels],
-        [(s, (s * t) ** 0.5) for s, t in ((0.08, 0.16), (0.16, 0.36), (0.36, 0.56), (0.56, 0.76))],
+        [(s, (s * t) ** 0.5) for s, t in itertools.pairwise(scales)],
     )
-    assert [level.anchors_per_cell for level in levels] == [4, 6, 4, 4]
 
 
 def test_a_resnet_at_300_pixels_does_not_get_the_steps_of_vgg():
@@ -170,7 +172,7 @@ def test_mxnets_resnet_has_the_steps_of_its_maps():
 )
 def test_legacy_levels_of_mxnet_have_rounded_sizes(image_size, maps, decimals):
     levels = mxnet_levels(image_size, maps)
-    legacy = mxnet_levels(image_size, maps, legacy=True)
+    legacy = mxnet_legacy_levels(image_size, maps)
     exact = np.array([level.sizes for level in levels])
     np.testing.assert_array_equal([level.sizes for level in legacy], exact.round(decimals))
     assert [each._replace(sizes=()) for each in legacy] == [
@@ -184,10 +186,10 @@ def test_the_cells_of_ssd512_double_from_map_to_map(maps):
     assert steps == [(8 * 2**i / 512,) * 2 for i in range(7)]
 
 
-@pytest.mark.parametrize(("count", "legacy"), [(2, False), (5, True)])
-def test_mxnet_has_no_levels_for_few_maps(count, legacy):
+@pytest.mark.parametrize(("count", "levels"), [(2, mxnet_levels), (5, mxnet_legacy_levels)])
+def test_mxnet_has_no_levels_for_few_maps(count, levels):
     with pytest.raises(UserError, match=f"got {count} feature maps"):
-        mxnet_levels(64, [(2, 2)] * count, legacy=legacy)
+        levels(64, [(2, 2)] * count)
 
 
 def test_gluoncv_differs_from_the_paper_at_512_pixels():
@@ -204,12 +206,3 @@ def test_gluoncv_differs_from_the_paper_at_512_pixels():
 def test_levels_and_maps_must_agree():
     with pytest.raises(UserError, match=r"got 3 levels for 2 feature maps"):
         default_boxes([(2, 2), (1, 1)], even_levels(3))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"smallest_scale": 0.0}, {"smallest_scale": 0.6}, {"largest_scale": 0.1}, {"num_levels": 0}],
-)
-def test_impossible_levels(wrong):
-    with pytest.raises(UserError, match=r"smallest_scale < largest_scale"):
-        even_levels(**{"num_levels": 4} | wrong)

@@ -8,7 +8,7 @@ from oracle.reference import seeded_parameter
 
 from ssd_jax.models import ssd
 from ssd_jax.models.initialise import variable_shapes
-from ssd_jax.ops.anchors import mxnet_levels
+from ssd_jax.ops.anchors import mxnet_legacy_levels, mxnet_levels
 from ssd_jax.weights import maps_mxnet
 from ssd_jax.weights.maps import NameMap
 
@@ -26,7 +26,8 @@ class Network(NamedTuple):
         return ssd.feature_shapes(**places, image_size=self.image_size)
 
     def levels(self):
-        return mxnet_levels(self.image_size, self.feature_shapes(), legacy=self.legacy)
+        levels = mxnet_legacy_levels if self.legacy else mxnet_levels
+        return levels(self.image_size, self.feature_shapes())
 
     def build(self, num_classes):
         return ssd.build_model(

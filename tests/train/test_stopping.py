@@ -111,7 +111,7 @@ def test_a_handler_that_python_does_not_know_gives_way_to_the_default():
 def test_of_several_processes_no_step_waits_for_the_answer_to_its_own_question(monkeypatch):
     monkeypatch.setattr("ssd_jax.train.stopping.jax.process_count", lambda: 2)
     monkeypatch.setattr("ssd_jax.train.stopping.any_process", lambda flag: flag)
-    monkeypatch.setattr("ssd_jax.train.stopping._anybody", bool)
+    monkeypatch.setattr("ssd_jax.train.stopping._read", bool)
     with Stopping() as stopping:
         stopping.hold()
         before = [stopping.agreed() for _ in range(3)]
@@ -134,7 +134,7 @@ def test_of_several_processes_no_part_waits_for_the_one_that_is_going_on(monkeyp
     events = []
     monkeypatch.setattr("ssd_jax.train.stopping.jax.process_count", lambda: 2)
     monkeypatch.setattr("ssd_jax.train.stopping.any_process", lambda flag: flag)
-    monkeypatch.setattr("ssd_jax.train.stopping._anybody", lambda a: events.append("read") or a)
+    monkeypatch.setattr("ssd_jax.train.stopping._read", lambda a: events.append("read") or a)
     with Stopping() as stopping:
         stopping.hold()
         parts = stopping.between("abcde")
