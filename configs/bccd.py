@@ -3,12 +3,11 @@
 Data:   https://github.com/Shenggan/BCCD_Dataset (MIT); put its BCCD folder at data/BCCD.
 Run:    ssd-jax train --config configs/bccd.py --workdir runs/bccd
 Result: test split, last checkpoint, mAP@.5 (VOC07 11-point): seed 0 0.872 (RBC .794, WBC .966,
-        Platelets .855; area 0.898), seed 1 0.855 (.791, .968, .805; area 0.887). The
-        checkpoint that is best on the 87 val images is no better: 0.848 and 0.855. Many cells at
-        the border are not labelled, which caps RBC.
-Cost:   13 to 16 images/s on one core, so about 13 minutes, 20 on a busy machine; measured with
-        JAX_NUM_CPU_DEVICES=1, two runs side by side on two cores (JAX 0.10.2). Other seeds:
-        --config.seed=1.
+        Platelets .855; area 0.898), seed 1 0.855 (.791, .968, .805; area 0.887). The checkpoint
+        that is best on the 87 val images is no better: 0.848 and 0.855. Many cells at the border
+        are not labelled, which limits the AP of RBC. For other seeds use --config.seed=1.
+Cost:   13 to 16 images/s on one core, about 13 minutes, or 20 on a busy machine; measured with
+        JAX_NUM_CPU_DEVICES=1, two runs side by side on two cores (JAX 0.10.2).
 """
 
 from ml_collections import ConfigDict

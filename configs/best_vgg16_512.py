@@ -1,18 +1,18 @@
 """The recipe `best` with VGG16 at 512 px, VOC2007+2012 trainval -> VOC2007 test; docs/best.md.
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
-Weights:  an ImageNet VGG16 at weights/vgg16.safetensors, see docs/weights.md.
+Weights:  an ImageNet VGG16 at weights/vgg16.safetensors (docs/weights.md).
 Run:      ssd-jax train --config configs/best_vgg16_512.py --workdir runs/best_vgg16
-Expected: to beat 80.7, the highest published of a plain SSD512 (README of lufficc/SSD), and to
-          come near 83.0, the highest of any detector on VGG16 at 512 px (HSD): mAP@.5 (VOC07
-          11-point), one view; this recipe looks at the mirrored image too. With `:multi_scale`
-          behind the file it is trained and measured at several image sizes, to beat 84.2, the
-          highest with such a test (RefineDet++512).
+          With `:multi_scale` after the file name it trains and evaluates at several image sizes.
+Expected: mAP@.5 (VOC07 11-point) above 80.7, the highest published for a plain SSD512 (README of
+          lufficc/SSD), and near 83.0, the highest of any detector on VGG16 at 512 px (HSD). Those
+          numbers are from one view; this recipe adds the mirrored image. With `:multi_scale`
+          above 84.2, the highest with several sizes (RefineDet++512).
 Cost:     240 epochs are 3.97 million images of 539 GFLOP (three forward passes of 180, by XLA's
-          count). Modelled, not measured: as fast by the FLOP as the plain network at 0.70 of the
-          coarse roofline, which makes 720 images/s on an H200 and 1.5 GPU hours; with
-          `:multi_scale` 3 % more pixels to train on, and 3 times as many to measure.
-Measured: that it builds and steps, on CPUs; nothing at full size.
+          count). Modelled, not measured: 720 images/s on an H200, 1.5 GPU hours, if it is as fast
+          per FLOP as the plain network (docs/voc.md). `:multi_scale` has 3 % more pixels in
+          training and 3 times as many in evaluation.
+Measured: builds and takes steps on CPUs; nothing at full size.
 """
 
 from ml_collections import ConfigDict

@@ -2,14 +2,13 @@
 
 Data:     COCO's train2017.zip, val2017.zip and annotations_trainval2017.zip, from
           https://cocodataset.org, unpacked into data/coco/.
-Weights:  an ImageNet VGG16 at weights/vgg16.safetensors, see docs/weights.md.
+Weights:  an ImageNet VGG16 at weights/vgg16.safetensors (docs/weights.md).
 Run:      ssd-jax train --config configs/coco_vgg16_300.py --workdir runs/coco300
-Expected: 25.1 on val2017 (torchvision, `ssd300_vgg16`), 25.1 on test-dev (the paper's authors,
-          Caffe, README of their `ssd` branch): mAP@[.5:.95].
-Cost:     400,000 steps are 12.8 million images. Modelled, not measured: an H200 trains 2,090
-          images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16, which makes 1.7 GPU
-          hours; the float32 of this config is taken for twice as long, 3.4.
-Measured: that it builds and steps, on CPUs; nothing at full size.
+Expected: mAP@[.5:.95] 25.1 on val2017 (torchvision, `ssd300_vgg16`), 25.1 on test-dev (the
+          paper's authors, Caffe, README of their `ssd` branch).
+Cost:     400,000 steps are 12.8 million images. Modelled, not measured (docs/voc.md): 1.7 H200
+          hours in bfloat16; 3.4 in float32, as here, assuming that it takes twice as long.
+Measured: builds and takes steps on CPUs; nothing at full size.
 
 It differs from the VOC config in smaller anchors, in the number of steps (three times as many, 108
 epochs of COCO instead of 240 of VOC), and in when the learning rate falls, all as in the authors'

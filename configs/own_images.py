@@ -8,7 +8,7 @@ With a GPU: SSD300 from ImageNet weights, --config configs/own_images.py:vgg16, 
 --config.weights.path=FILE; docs/weights.md says which (default: weights/vgg16.safetensors).
 Other formats than VOC have no image sets: add '--config.data.train.image_sets=()' and
 '--config.data.val.image_sets=()'. SSD300's anchors start at 10 % of the image side: for smaller
-objects set --config.anchors.scales (`ssd-jax doctor` tells).
+objects set --config.anchors.scales (`ssd-jax doctor` shows how well the anchors fit).
 """
 
 from ml_collections import ConfigDict

@@ -2,18 +2,17 @@
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
 Weights:  an ImageNet VGG16 at weights/vgg16.safetensors, ResNet-50 v1.5 at
-          weights/resnet50.safetensors, see docs/weights.md.
+          weights/resnet50.safetensors (docs/weights.md).
 Run:      ssd-jax train --config configs/voc0712_paper_512.py:resnet50_16 --workdir runs/paper
-          The row is one of vgg16_64, vgg16_16, resnet50_64, resnet50_16: network and batch.
+          The row is one of vgg16_64, vgg16_16, resnet50_64, resnet50_16: network and batch size.
           experiments/voc_table/run.py trains all of them with several seeds.
-Expected: VGG16 79.8 (the paper's authors, README of Caffe's `ssd` branch) and 79.2 (GluonCV),
-          ResNet-50 80.1 (GluonCV): mAP@.5 (VOC07 11-point), all with a batch of 32. The published
+Expected: mAP@.5 (VOC07 11-point), all with a batch of 32: VGG16 79.8 (the paper's authors, README
+          of Caffe's `ssd` branch) and 79.2 (GluonCV), ResNet-50 80.1 (GluonCV). The published
           rows, by another algorithm, have 78.0, 78.0, 79.1 and 79.6.
-Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 740 (VGG16) and
-          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16,
-          which makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long,
-          3.0 and 1.6; --config.model.dtype=bfloat16 takes the other.
-Measured: that it builds and steps, on CPUs; nothing at full size.
+Cost:     240 epochs are 3.97 million images. Modelled, not measured (docs/voc.md): 1.5 (VGG16)
+          and 0.8 (ResNet-50) H200 hours in bfloat16, with --config.model.dtype=bfloat16; 3.0 and
+          1.6 in float32, as here, assuming that it takes twice as long.
+Measured: builds and takes steps on CPUs; nothing at full size.
 
 The learning rate is the paper's 0.001 for a batch of 32, scaled with the batch. For three rows this
 is also the published number, for vgg16_64 half of it. Equal numbers are not equal steps: the other

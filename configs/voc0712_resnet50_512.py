@@ -1,13 +1,12 @@
-"""SSD512 with ResNet-50 (v1.5), VOC2007+2012 trainval -> VOC2007 test; maps as GluonCV's.
+"""SSD512 with ResNet-50 (v1.5), VOC2007+2012 trainval -> VOC2007 test; feature maps of GluonCV.
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
-Weights:  an ImageNet ResNet-50 v1.5 at weights/resnet50.safetensors, see docs/weights.md.
+Weights:  an ImageNet ResNet-50 v1.5 at weights/resnet50.safetensors (docs/weights.md).
 Run:      ssd-jax train --config configs/voc0712_resnet50_512.py --workdir runs/voc512_resnet50
 Expected: 80.1 (GluonCV, ssd_512_resnet50_v1_voc, ImageNet weights): mAP@.5 (VOC07 11-point).
-Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 1,400
-          images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16, which makes 0.8 GPU
-          hours; the float32 of this config is taken for twice as long, 1.6.
-Measured: that it builds and steps, on CPUs; nothing at full size.
+Cost:     240 epochs are 3.97 million images. Modelled, not measured (docs/voc.md): 0.8 H200
+          hours in bfloat16; 1.6 in float32, as here, assuming that it takes twice as long.
+Measured: builds and takes steps on CPUs; nothing at full size.
 """
 
 import pathlib

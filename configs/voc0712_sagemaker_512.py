@@ -2,19 +2,19 @@
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
 Weights:  VGG16 at weights/vgg16.safetensors; MXNet's pre-activated ResNet-50 of ImageNet at
-          weights/resnet-50-0000.params. docs/weights.md says where they come from.
+          weights/resnet-50-0000.params (docs/weights.md).
 Run:      ssd-jax train --config configs/voc0712_sagemaker_512.py:resnet50_16 --workdir runs/sm
-          The row is one of vgg16_64, vgg16_16, resnet50_64, resnet50_16: network and batch. 64 was
-          trained on four GPUs; its statistics are those of four groups of 16 on any number.
-          experiments/voc_table/run.py trains all of them with several seeds.
+          The row is one of vgg16_64, vgg16_16, resnet50_64, resnet50_16: network and batch size.
+          The published runs with a batch of 64 used four GPUs; here, statistics are those of four
+          groups of 16 on any number of devices.
+          experiments/voc_table/run.py trains all rows with several seeds.
 Expected: 78.0, 78.0, 79.1, 79.6 in that order, as published for Amazon SageMaker Object Detection
-          (AWS Machine Learning Blog); by which protocol is not said there. mxnet-ssd's README has
+          (AWS Machine Learning Blog), which does not say by which protocol. mxnet-ssd's README has
           79.9 (VGG16) and 79.1 (ResNet-50), VOC07 11-point by its own metric.
-Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 740 (VGG16) and
-          1,400 (ResNet-50) images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16,
-          which makes 1.5 and 0.8 GPU hours. The float32 of this config is taken for twice as long,
-          3.0 and 1.6; --config.model.dtype=bfloat16 takes the other.
-Measured: that it builds and steps, on CPUs; nothing at full size.
+Cost:     240 epochs are 3.97 million images. Modelled, not measured (docs/voc.md): 1.5 (VGG16)
+          and 0.8 (ResNet-50) H200 hours in bfloat16, with --config.model.dtype=bfloat16; 3.0 and
+          1.6 in float32, as here, assuming that it takes twice as long.
+Measured: builds and takes steps on CPUs; nothing at full size.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,15 @@
 """SSD300 with VGG16, VOC2007+2012 trainval -> VOC2007 test, after https://arxiv.org/abs/1512.02325.
 
 Data:     the official VOC tar files unpacked into data/VOCdevkit (VOC2007/ and VOC2012/).
-Weights:  an ImageNet VGG16 at weights/vgg16.safetensors, see docs/weights.md.
+Weights:  an ImageNet VGG16 at weights/vgg16.safetensors (docs/weights.md).
 Run:      ssd-jax train --config configs/voc0712_vgg16_300.py --workdir runs/voc300
 Expected: 77.2 (the paper's authors, Caffe, README of their `ssd` branch), 77.6 (GluonCV), 77.7
-          (lufficc): mAP@.5 (VOC07 11-point), difficult ignored.
-Cost:     240 epochs are 3.97 million images. Modelled, not measured: an H200 trains 2,090
-          images/s of a batch of 64 at 0.70 of the coarse roofline in bfloat16, which makes 0.5 GPU
-          hours; the float32 of this config is taken for twice as long, 1.1.
-Measured: that it builds and steps, on CPUs; nothing at full size. At 128 px, 12 epochs of 1,500
-          photos, its recipe comes to 26.3 (experiments/voc300).
+          (lufficc): mAP@.5 (VOC07 11-point), difficult objects ignored.
+Cost:     240 epochs are 3.97 million images. Modelled, not measured (docs/voc.md): 0.5 H200
+          hours in bfloat16; 1.1 in float32, as here, assuming that it takes twice as long.
+Measured: builds and takes steps on CPUs; nothing at full size. The same recipe at
+          128 px, 12 epochs of 1,500 photos, reaches 24.7 (23.2 to 26.3, three seeds;
+          experiments/voc300).
 """
 
 from ml_collections import ConfigDict
