@@ -80,7 +80,7 @@ def examined(config: ConfigDict, split: str, source: Source) -> Source:
     """What the doctor leaves of a split, with what it found; all of it, if it is not asked."""
     if not config.data.doctor:
         return source
-    usable, diagnosis = check_before_training(source, cache_folder(), show_progress=True)
+    usable, diagnosis = check_before_training(source, cache_folder())
     if len(usable) < len(source):
         place = f"config.data.{split}.root = {root}" if (root := config.data[split].root) else split
         source = check_not_empty(source.take(usable), place)

@@ -24,7 +24,7 @@ from ssd_jax.errors import UserError
 
 
 class Format(NamedTuple):
-    """How a format is written: `write(folder, source, name, progress=...)` makes the `parts`.
+    """How a format is written: `write(folder, source, name)` makes the `parts`.
 
     `suffixes` are those of its file; a format without any is a folder. A set is whole when the last
     part is there.
@@ -109,7 +109,6 @@ def convert(
     *,
     format: str | None = None,
     name: str = "train",
-    progress: bool = True,
 ) -> Target:
     """Write a source in a format of `FORMATS`, told by the suffix of `destination` if not given.
 
@@ -124,7 +123,7 @@ def convert(
     check_class_names(source.classes)
     target.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.folder) as temporary:
-        target.format.write(pathlib.Path(temporary), source, target.name, progress=progress)
+        target.format.write(pathlib.Path(temporary), source, target.name)
         for part in target.parts:
             (pathlib.Path(temporary) / part).rename(target.folder / part)
     return target
@@ -153,7 +152,6 @@ def run_convert(
     name: str | None = None,
     classes: Sequence[str] | None = None,
     problems: str = "error",
-    progress: bool = True,
 ) -> str:
     """The verb `convert`: from any location that `open_data` knows; returns what to print.
 
@@ -163,7 +161,7 @@ def run_convert(
     check_destination(destination, **words)
     policy = Problems(problems, advice="--skip-problems leaves out what cannot be used")
     source = open_data(location, split=split, classes=classes, problems=policy)
-    return describe_copy(source, convert(source, destination, progress=progress, **words))
+    return describe_copy(source, convert(source, destination, **words))
 
 
 def _check_format(destination: pathlib.Path, format: str | None) -> str:

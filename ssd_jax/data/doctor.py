@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from ssd_jax import __version__
 from ssd_jax.data import codes
@@ -93,7 +94,6 @@ def examine(
     other: Sequence[Source] = (),
     anchors: Float[np.ndarray, "A 4"] | None = None,
     label_width: int | None = None,
-    show_progress: bool = False,
 ) -> Diagnosis:
     """Everything that can be said of a set: its own problems first, then images, then the whole.
 
@@ -102,9 +102,10 @@ def examine(
     """
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
+    total = len(source) + sum(map(len, other))
     with (
         concurrent.futures.ThreadPoolExecutor(cores()) as pool,
-        _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
+        tqdm(total=total, desc="examining", unit=" images", disable=None) as bar,
     ):
         for start in range(0, len(source), CHUNK):
             chunk = range(start, min(start + CHUNK, len(source)))
@@ -131,10 +132,7 @@ def examine(
 
 
 def check_before_training(
-    source: Source,
-    cache_folder: str | os.PathLike,
-    *,
-    show_progress: bool = False,
+    source: Source, cache_folder: str | os.PathLike
 ) -> tuple[Int[np.ndarray, "K"], Diagnosis]:
     """The images that can be trained on, and all that was found.
 
@@ -147,7 +145,7 @@ def check_before_training(
     tells_change = _tells_change(source)
     diagnosis = _read_cache(path) if tells_change else None
     if diagnosis is None:
-        diagnosis = examine(source, show_progress=show_progress)
+        diagnosis = examine(source)
         if tells_change:
             with contextlib.suppress(OSError):
                 write_diagnosis(diagnosis, path)
@@ -371,9 +369,3 @@ def _stderr_of_c() -> Iterator[list[str]]:
             for line in lines:
                 if not COMPLAINT.fullmatch(line):
                     print(line, file=sys.stderr)
-
-
-def _progress_bar(total: int, show: bool):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="examining", unit=" images", disable=None if show else True)

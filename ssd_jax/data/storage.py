@@ -93,7 +93,7 @@ def stage(
     remote = _persistently(lambda: store.describe(url), url)
     if remote is not None:
         path = _place(url, [remote], cache)
-        _transfer_all(store, {path: remote}, progress=True)
+        _transfer_all(store, {path: remote})
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
     if names is not None:
@@ -115,7 +115,6 @@ def download(
     folder: pathlib.Path | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    progress: bool = True,
 ) -> pathlib.Path:
     """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
     folder = folder or _place(url, remotes, cache)
@@ -125,13 +124,11 @@ def download(
     for path in plan:
         if path in folders:
             raise _unsafe(plan[path].url, "it is an object and a folder of others")
-    _transfer_all(open_store(url), plan, progress=progress)
+    _transfer_all(open_store(url), plan)
     return folder
 
 
-def fetch(
-    url: str, path: str | os.PathLike, *, size: int, sha256: str, progress: bool = True
-) -> pathlib.Path:
+def fetch(url: str, path: str | os.PathLike, *, size: int, sha256: str) -> pathlib.Path:
     """Download a file whose size and SHA-256 are known; a file that is there is verified only."""
     path = pathlib.Path(path)
     if path.exists():
@@ -142,7 +139,7 @@ def fetch(
     if remote.size != size:
         raise _disagrees(url, f"{remote.size:,} bytes, expected {size:,}")
     remote = remote._replace(checksum=("sha256", sha256))
-    _transfer_all(store, {path: remote}, progress=progress)
+    _transfer_all(store, {path: remote})
     return path
 
 
@@ -206,9 +203,7 @@ def safe_names(url: str) -> list[str]:
     return [host, *names]
 
 
-def _transfer_all(
-    store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObject], *, progress: bool
-) -> None:
+def _transfer_all(store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObject]) -> None:
     plan = {path: remote for path, remote in plan.items() if not path.exists()}
     if not plan:
         return
@@ -230,7 +225,7 @@ def _transfer_all(
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        disable=None if progress else True,
+        disable=None,
     )
     stopped = threading.Event()
 

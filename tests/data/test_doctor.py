@@ -317,7 +317,7 @@ def test_changed_files_are_examined_again(tmp_path):
 
 
 def test_a_changed_record_file_is_examined_again(tmp_path):
-    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    convert(clean_set(), tmp_path / "a.rec")
     path = tmp_path / "a.rec"
 
     def counts():
@@ -351,7 +351,7 @@ def test_names_that_are_no_utf_8(tmp_path):
 
 
 def test_records_without_an_entry_in_the_index(tmp_path):
-    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    convert(clean_set(), tmp_path / "a.rec")
     index = tmp_path / "a.idx"
     index.write_text(index.read_text().splitlines(keepends=True)[0])
     (finding,) = examine(open_recordio(tmp_path / "a.rec")).findings
