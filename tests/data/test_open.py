@@ -267,6 +267,14 @@ def test_the_documented_way_from_labelimg(tmp_path):
     assert found == {"train": list("abcdf"), "val": ["e"]}
 
 
+def test_what_a_relative_path_counts_from_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^SSD101 data/voc: .* counts from .*, {tmp_path}$"):
+        open_data("data/voc")
+    with pytest.raises(DataError, match=r"Correct the path$"):
+        open_data(tmp_path / "data/voc")
+
+
 def test_what_is_none_of_these_is_told(tmp_path, source):
     with pytest.raises(DataError, match=r"SSD101 .*nowhere: there is no such file or folder"):
         open_data(tmp_path / "nowhere")
