@@ -77,12 +77,7 @@ def list_urls(url: str) -> list[str]:
     return [remote.url for remote in _persistently(lambda: _listed(store, url), url)]
 
 
-def stage(
-    url: str,
-    *,
-    names: Collection[str] | None = None,
-    cache: str | os.PathLike | None = None,
-) -> pathlib.Path:
+def stage(url: str, *, names: Collection[str] | None = None) -> pathlib.Path:
     """A local copy of an object, or of all objects below a prefix; what is there is not read again.
 
     With `names`, of a prefix only the objects of these names.
@@ -92,13 +87,13 @@ def stage(
     store = open_store(url)
     remote = _persistently(lambda: store.describe(url), url)
     if remote is not None:
-        path = _place(url, [remote], cache)
+        path = _place(url, [remote])
         _transfer_all(store, {path: remote})
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
     if names is not None:
         remotes = [each for each in remotes if each.url[len(url.rstrip("/")) + 1 :] in names]
-    return download(url, remotes, cache=cache)
+    return download(url, remotes)
 
 
 def list_objects(url: str) -> list[RemoteObject]:
@@ -113,11 +108,9 @@ def download(
     url: str,
     remotes: Sequence[RemoteObject],
     folder: pathlib.Path | None = None,
-    *,
-    cache: str | os.PathLike | None = None,
 ) -> pathlib.Path:
     """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
-    folder = folder or _place(url, remotes, cache)
+    folder = folder or _place(url, remotes)
     depth = len(safe_names(url))
     plan = {folder.joinpath(*safe_names(remote.url)[depth:]): remote for remote in remotes}
     folders = {parent for path in plan for parent in path.parents}
@@ -182,15 +175,13 @@ def _listed(store: Bucket, url: str) -> list[RemoteObject]:
     return remotes
 
 
-def _place(
-    url: str, remotes: Sequence[RemoteObject], cache: str | os.PathLike | None
-) -> pathlib.Path:
+def _place(url: str, remotes: Sequence[RemoteObject]) -> pathlib.Path:
     """Where an object or a prefix of this content belongs in the cache."""
     versions = "\n".join(f"{remote.url} {remote.size} {remote.version}" for remote in remotes)
     digest = hashlib.sha256(versions.encode()).hexdigest()[:12]
     *parents, name = safe_names(url)
-    folder = cache_folder() if cache is None else pathlib.Path(cache)
-    return folder.joinpath(url.partition("://")[0], *parents, digest, name).absolute()
+    scheme = url.partition("://")[0]
+    return cache_folder().joinpath(scheme, *parents, digest, name).absolute()
 
 
 def safe_names(url: str) -> list[str]:
