@@ -197,7 +197,10 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "statistics": diagnosis.statistics,
         "copies": diagnosis.copies,
         "digests": diagnosis.digests,
-        "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
+        "findings": [
+            each._asdict() | {"message": each.message, "severity": each.severity}
+            for each in diagnosis.findings
+        ],
     }
     write_text(path, json.dumps(report, indent=1))
 
@@ -221,9 +224,10 @@ def _tells_change(source: Source) -> bool:
 
 
 def _stamp(source: Source) -> str:
-    """Changes with the annotations, the package, and every file's name, size and time."""
+    """Changes with the annotations, what is kept, and every file's name, size and time."""
     left_out = [str(error) for error in source.problems.found]
-    digest = hashlib.sha256(repr((__version__, source.fingerprint, left_out)).encode())
+    what = (__version__, Finding._fields, source.fingerprint, left_out)
+    digest = hashlib.sha256(repr(what).encode())
     for path in [*source.files, *(source.locate(image) for image in range(len(source)))]:
         digest.update(f"\n{path}".encode(errors="backslashreplace"))
         # An image inside a larger file is no file of its own, and some names none can have.
@@ -279,18 +283,18 @@ def _image_findings(source: Source, looks: Sequence[_Look]) -> Iterator[Finding]
         if look.error is not None:
             yield Finding.of(look.error, image)
         elif look.complaint:
-            message = f"the image decodes, but the decoder says: {look.complaint}. Look at it, and "
-            message += "replace it if a part of it is grey or shifted"
-            yield Finding(codes.IMAGE_DAMAGED, where, message, image)
+            problem = f"the image decodes, but the decoder says: {look.complaint}"
+            fix = "Look at it, and replace it if a part of it is grey or shifted"
+            yield Finding(codes.IMAGE_DAMAGED, where, problem, fix, image)
+        turn = f"EXIF orientation {look.orientation}"
         if look.orientation not in range(1, 9):
-            message = f"EXIF orientation {look.orientation}, expected 1 to 8; the image stays as "
-            message += "stored. Remove the tag, for other programs may turn the image"
-            yield Finding(codes.EXIF_ILLEGAL, where, message, image)
+            problem = f"{turn}, expected 1 to 8; the image stays as stored"
+            fix = "Remove the tag, for other programs may turn the image"
+            yield Finding(codes.EXIF_ILLEGAL, where, problem, fix, image)
         elif look.orientation != 1:
-            message = f"EXIF orientation {look.orientation}, expected 1: the image is turned as "
-            message += "viewers turn it. See that its boxes were drawn on the turned image, or "
-            message += "remove the tag"
-            yield Finding(codes.EXIF_ORIENTATION, where, message, image)
+            problem = f"{turn}, expected 1: the image is turned as viewers turn it"
+            fix = "See that its boxes were drawn on the turned image, or remove the tag"
+            yield Finding(codes.EXIF_ORIENTATION, where, problem, fix, image)
 
 
 def _twins(looks: Sequence[_Look]) -> dict[int, int]:
@@ -303,9 +307,8 @@ def _twins(looks: Sequence[_Look]) -> dict[int, int]:
 def _twin_findings(source: Source, twins: dict[int, int]) -> Iterator[Finding]:
     for image, first in twins.items():
         same = "the same objects" if _same_objects(source, image, first) else "OTHER objects"
-        message = f"the same bytes as {source.locate(first)}, with {same}, expected each image "
-        message += "once. Remove one of them"
-        yield Finding(codes.IMAGE_TWICE, source.locate(image), message, image)
+        problem = f"the same bytes as {source.locate(first)}, with {same}, expected each image once"
+        yield Finding(codes.IMAGE_TWICE, source.locate(image), problem, "Remove one of them", image)
 
 
 def _same_objects(source: Source, image: int, other: int) -> bool:
@@ -321,9 +324,11 @@ def _leaks(
     for other, digests in others:
         for image, look in enumerate(looks):
             if look.digest and look.digest in digests:
-                message = f"the same bytes as {other.locate(digests[look.digest])} of the other "
-                message += "set, expected sets that share no image. Remove it from one of them"
-                yield Finding(codes.LEAKAGE, source.locate(image), message, image)
+                place = other.locate(digests[look.digest])
+                problem = f"the same bytes as {place} of the other set"
+                problem += ", expected sets that share no image"
+                fix = "Remove it from one of them"
+                yield Finding(codes.LEAKAGE, source.locate(image), problem, fix, image)
 
 
 def _statistics(source: Source, reach: Reach | None) -> dict[str, Any]:
