@@ -232,9 +232,9 @@ def _object_place(source: Source, k: int) -> str:
     return f"{source.locate(image)}, object {number} ({source.classes[columns.labels[k]]})"
 
 
-def _first_places(source: Source, images: Sequence[int], limit: int = 3) -> str:
-    places = [source.locate(image) for image in images[:limit]]
-    return ", ".join(places) + (", ..." if len(images) > limit else "")
+def _first_places(source: Source, images: Sequence[int]) -> str:
+    places = [source.locate(image) for image in images[:3]]
+    return ", ".join(places) + (", ..." if len(images) > 3 else "")
 
 
 def _plain(name: str) -> str:
