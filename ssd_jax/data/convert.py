@@ -56,7 +56,7 @@ FORMATS = {
 }
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """Where a set is written: the parts that `format` makes of NAME in a folder."""
 
     format: Format
@@ -81,16 +81,16 @@ class Target(NamedTuple):
 
 def check_destination(
     destination: str | os.PathLike, *, format: str | None = None, name: str = "train"
-) -> Target:
+) -> Destination:
     """What `convert` would write; a `UserError` for what is remote, ill named or there already."""
     if is_remote(destination):
         raise UserError(f"{destination} is remote: give a local path, then copy it there")
     destination = pathlib.Path(destination)
     form = FORMATS[_check_format(destination, format)]
     if form.suffixes:
-        target = Target(form, destination.parent, destination.name)
+        target = Destination(form, destination.parent, destination.name)
     else:
-        target = Target(form, destination, file_stems([name])[0])
+        target = Destination(form, destination, file_stems([name])[0])
     if form is FORMATS["tfds"]:
         check_set_name(target.name)
     if target.folder.exists() and not target.folder.is_dir():
@@ -109,7 +109,7 @@ def convert(
     *,
     format: str | None = None,
     name: str = "train",
-) -> Target:
+) -> Destination:
     """Write a source in a format of `FORMATS`, told by the suffix of `destination` if not given.
 
     Images are passed through byte for byte. They are looked at as far as the format needs it: kind
@@ -129,7 +129,7 @@ def convert(
     return target
 
 
-def describe_copy(source: Source, target: Target) -> str:
+def describe_copy(source: Source, target: Destination) -> str:
     """What was written, counted by reading it; what is not of `source`; how to read it."""
     problems = Problems("skip")
     problems.found += source.problems.found

@@ -31,7 +31,7 @@ _LONGEST_STEM = 240
 T = TypeVar("T")
 
 
-class Object(NamedTuple):
+class PixelObject(NamedTuple):
     """An object in pixels: xmin, ymin, xmax, ymax, to a thousandth."""
 
     class_id: int
@@ -45,7 +45,7 @@ class Picture(NamedTuple):
     stem: str
     file_name: str
     size: tuple[int, int]
-    objects: tuple[Object, ...]
+    objects: tuple[PixelObject, ...]
 
 
 def write_voc(folder: pathlib.Path, source: Source, name: str) -> None:
@@ -236,7 +236,7 @@ def nothing_left(source: Source) -> UserError:
 
 def _objects(
     source: Source, example: Example, size: tuple[int, int], first_pixel: int
-) -> Iterator[Object]:
+) -> Iterator[PixelObject]:
     """The objects in pixels, with xmin and ymin counted from `first_pixel`."""
     sides = np.array(size[::-1] * 2)
     corners = np.round(example.boxes.astype(np.float64) * sides, 3) + first_pixel * VOC_OFFSET
@@ -245,7 +245,7 @@ def _objects(
         if box[2] <= box[0] or box[3] <= box[1]:
             source.problems(too_thin(f"{example.name}, object {number}", box))
         else:
-            yield Object(label, tuple(map(_number, box)), int(difficult))
+            yield PixelObject(label, tuple(map(_number, box)), int(difficult))
 
 
 def too_thin(where: str, box: Sequence[float]) -> DataError:
@@ -284,7 +284,7 @@ def _image_ids(stems: Sequence[str]) -> Sequence[int]:
     return numbers if is_each_its_own else range(1, len(stems) + 1)
 
 
-def _coco_object(thing: Object, number: int, image: int) -> dict:
+def _coco_object(thing: PixelObject, number: int, image: int) -> dict:
     xmin, ymin, xmax, ymax = thing.box
     width, height = _number(xmax - xmin), _number(ymax - ymin)
     return {

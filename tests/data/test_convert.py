@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ssd_jax.data import writers
 from ssd_jax.data.convert import FORMATS, convert, run_convert
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Problems, build_source
+from ssd_jax.data.sources.base import Problems, source_of_objects
 from ssd_jax.errors import DataError, UserError
 
 # Where each format is written, and the split it is read back with.
@@ -45,7 +45,7 @@ def source_of(*images, sized=True, classes=CLASSES, problems=None, names=None):
     boxes = [np.array(box) / (size[::-1] * 2) for (_, box, _), size in objects]
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     sizes = np.array([size for _, size, _ in images], np.int32).reshape(-1, 2)
-    return build_source(
+    return source_of_objects(
         names=names or tuple(str(index) for index in range(len(images))),
         sizes=sizes if sized else np.zeros_like(sizes),
         object_counts=np.array([len(things) for *_, things in images], np.int64),

@@ -161,11 +161,11 @@ def test_a_damaged_coco_file_is_refused(change, message, tmp_path):
 
 
 def test_sizes_that_the_format_does_not_have_are_those_of_the_images(tmp_path):
-    from ssd_jax.data.sources.base import Problems, build_source
+    from ssd_jax.data.sources.base import Problems, source_of_objects
     from ssd_jax.evaluation.detection_files import _of_source
 
     save_png(tmp_path / "a.png", np.zeros((40, 80, 3), np.uint8))
-    source = build_source(
+    source = source_of_objects(
         names=["a"],
         sizes=np.zeros((1, 2), np.int32),
         object_counts=np.array([1]),

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.data.sources.json_records import (
     Box,
@@ -89,7 +95,7 @@ def open_coco(
         name = found[image].reference
         return f"{path}, annotations[{thing.number - 1}] of {name}, object {number}"
 
-    source = build_source(
+    source = source_of_objects(
         names=short_names([image.reference for image in found]),
         sizes=sizes,
         object_counts=counts,

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import short_names
 from ssd_jax.errors import UserError
@@ -83,7 +89,7 @@ def open_tfds(
         label_names[label] if 0 <= label < len(label_names) else str(label) for label in labels
     ]
 
-    source = build_source(
+    source = source_of_objects(
         names=short_names(names),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         object_counts=np.array(counts, np.int64),

@@ -15,7 +15,13 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, read_file
 from ssd_jax.errors import DataError, UserError, some_of, what_is_there
 from ssd_jax.files import listed
@@ -72,7 +78,7 @@ def open_voc(
     def read_image(index: int) -> bytes:
         return read_file(records[index].image)
 
-    source = build_source(
+    source = source_of_objects(
         names=tuple(record.name for record in records),
         sizes=sizes,
         object_counts=counts,
