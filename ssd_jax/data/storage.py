@@ -31,6 +31,7 @@ from ssd_jax.data.remote import (
     split_url,
 )
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import file_digest
 from ssd_jax.locks import lock
 
 # Tries without a byte of progress, and the first pause between them in seconds; each doubles it.
@@ -140,7 +141,7 @@ def verify(path: str | os.PathLike, *, size: int, sha256: str) -> None:
     """Raise a `DataError` if a local file is not the one that was expected."""
     if (got := os.path.getsize(path)) != size:
         raise _disagrees(os.fspath(path), f"{got:,} bytes, expected {size:,}")
-    if (got := _hash(path, "sha256")) != sha256:
+    if (got := file_digest(path)) != sha256:
         raise _disagrees(os.fspath(path), f"its sha256 is {got}, expected {sha256}")
 
 
@@ -300,7 +301,7 @@ def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO)
         return f"{length:,} bytes or more, expected {remote.size:,}"
     if remote.checksum is not None:
         algorithm, expected = remote.checksum
-        if (got := _hash(file.name, algorithm)) == expected:
+        if (got := file_digest(file.name, algorithm)) == expected:
             return ""
         if algorithm == "sha256" or store.etag_is_md5(remote):
             return f"its {algorithm} is {got}, expected {expected}"
@@ -312,11 +313,6 @@ def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO)
 def _length(file: BinaryIO) -> int:
     file.flush()
     return os.fstat(file.fileno()).st_size
-
-
-def _hash(path: str | os.PathLike, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _persistently(

@@ -19,7 +19,7 @@ from ssd_jax.data.sources.base import (
 )
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import short_names
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.types import VOC_OFFSET
 
 # The first of these that a feature of this meaning has.
@@ -116,7 +116,7 @@ def _builder(name: str | os.PathLike, data_dir: str | os.PathLike | None) -> Any
             return tfds.builder_from_directory(name)
         builder = tfds.builder(str(name), data_dir=data_dir, file_format="array_record")
     except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"tfds:{name} cannot be opened ({reason}). Correct its name") from error
     if not builder.info.splits:
         raise UserError(
