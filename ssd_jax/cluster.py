@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 import ssd_jax
 from ssd_jax.caches import keep_no_compiled_programs
 from ssd_jax.config import flat_items
-from ssd_jax.errors import UserError
-from ssd_jax.rendezvous import some_of, wait_for_all
+from ssd_jax.errors import UserError, some_of
+from ssd_jax.rendezvous import wait_for_all
 from ssd_jax.sharding import any_process, use_cpu_cores
 
 # Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssd_jax import __version__
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.files import write_json
 from ssd_jax.literals import KINDS, read_value, with_home
 
@@ -332,8 +332,8 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-    first = str(error).splitlines()[0]
-    return UserError(f"{path}: it is damaged ({first}). Give the --workdir of another run.")
+    reason = first_line(error)
+    return UserError(f"{path}: it is damaged ({reason}). Give the --workdir of another run.")
 
 
 def _started_with(folder: pathlib.Path) -> str:

@@ -71,7 +71,6 @@ def run_doctor(
             other=other,
             anchors=anchors,
             label_width=None if too_wide else label_width,
-            show_progress=True,
         )
         diagnosis = diagnosis._replace(findings=diagnosis.findings + too_wide)
     diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location, split))

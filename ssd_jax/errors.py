@@ -38,6 +38,11 @@ class Stopped(Exception):
     """A run was asked to stop; what it had done is saved, and the same command goes on."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of others says, for a message; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def some_of(names: Sequence[str], limit: int = 12) -> str:
     """A few names for a message, shortest first: `train` stands before VOC's `aeroplane_train`."""
     shown = sorted(names, key=lambda name: (len(name), name))[:limit]

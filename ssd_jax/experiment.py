@@ -1,7 +1,6 @@
 """Where a config becomes the parts of a training; `network.py` has those of a prediction."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
-from ssd_jax.data import codes
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
-from ssd_jax.data.storage import is_remote
 from ssd_jax.describe_data import doctor_command
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, anchors_at
 from ssd_jax.ops.augment import Augmentation
@@ -50,29 +47,17 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
         )
     classes = classes or config.data.classes
     command = doctor_command(config, split, classes)
-    try:
-        source = open_data(
-            place.root,
-            split=place.image_sets,
-            classes=classes or None,
-            problems=Problems(
-                config.data.problems,
-                advice=f"`{command}` shows all that cannot be used, and "
-                "--config.data.problems=skip leaves it out",
-            ),
-            label_width=config.data.label_width,
-        )
-    except DataError as error:
-        absolute = os.path.isabs(error.where) or is_remote(error.where)
-        if error.code != codes.FOLDER_MISSING or absolute or os.path.lexists(error.where):
-            raise
-        raise DataError(
-            error.code,
-            error.where,
-            error.problem,
-            f"{error.fix}. A relative path counts from the folder the run was started in: go "
-            f"there, or give --config.data.{split}.root=DIR",
-        ) from error
+    source = open_data(
+        place.root,
+        split=place.image_sets,
+        classes=classes or None,
+        problems=Problems(
+            config.data.problems,
+            advice=f"`{command}` shows all that cannot be used, and "
+            "--config.data.problems=skip leaves it out",
+        ),
+        label_width=config.data.label_width,
+    )
     return examined(config, split, source)
 
 
@@ -80,7 +65,7 @@ def examined(config: ConfigDict, split: str, source: Source) -> Source:
     """What the doctor leaves of a split, with what it found; all of it, if it is not asked."""
     if not config.data.doctor:
         return source
-    usable, diagnosis = check_before_training(source, cache_folder(), show_progress=True)
+    usable, diagnosis = check_before_training(source, cache_folder())
     if len(usable) < len(source):
         place = f"config.data.{split}.root = {root}" if (root := config.data[split].root) else split
         source = check_not_empty(source.take(usable), place)

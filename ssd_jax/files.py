@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and values as JSON has them."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -36,6 +37,12 @@ def is_apple_double(name: str) -> bool:
 def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     """What there is by a glob, sorted, but for what macOS wrote."""
     return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
+
+
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """The digest by which a file can be told from every other."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

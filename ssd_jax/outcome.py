@@ -17,7 +17,7 @@ from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
-from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
+from ssd_jax.evaluation.metrics import ErrorAnalysis, Evaluation
 from ssd_jax.evaluation.run import evaluate
 from ssd_jax.files import write_json
 from ssd_jax.network import build_predict
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     checkpoint: str
     source: Source
     evaluation: Evaluation
-    diagnosis: Diagnosis
+    diagnosis: ErrorAnalysis
 
     def __repr__(self) -> str:
         """A line; the arrays inside are of all images."""

@@ -8,16 +8,14 @@ import json
 import select
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, some_of
 
 # Within which a connection is made, and whoever made it says who they are.
 ANSWER_SECONDS = 5.0
 MESSAGE_BYTES = 1 << 20
-# Most entries of a list that a message spells out.
-SHOWN = 8
 
 
 class Place(NamedTuple):
@@ -134,12 +132,6 @@ def _missing(places: Mapping[int, Place], count: int, timeout: int) -> str:
         f"{some_of(missing)}; here: {some_of(here)}. Are they started, and can their hosts reach "
         f"{places[0]}? --start-timeout waits longer."
     )
-
-
-def some_of(words: Sequence[str]) -> str:
-    """A few words of a list, and how many more there are."""
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more
 
 
 def _listen(port: int) -> socket.socket:

@@ -45,7 +45,7 @@ def host_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=num_threads,
-        cache="ram" if config.data.cache == "ram" else "none",
+        keep_decoded=config.data.cache == "ram",
     )
 
 

@@ -134,6 +134,7 @@ def test_the_report_the_picture_and_the_exit_code(sick, tmp_path, capsys):
     assert (report["errors"], report["counts"]) == (2, {"SSD112": 1, "SSD177": 1})
     assert report["findings"][0]["where"].endswith("a.jpg")
     assert report["findings"][0]["severity"] == "error"
+    assert "the JPEG file ends early" in report["findings"][0]["message"]
     assert cv2.imread(str(tmp_path / "out/doctor.png")).shape[1] > 1000
     cleaned = open_voc(tmp_path / "fixed", "all")
     assert list(cleaned.names) == ["c"]
@@ -209,4 +210,4 @@ def test_every_code_stands_in_the_table():
         for code in vars(codes).values()
         if isinstance(code, str) and re.fullmatch(r"SSD\d+", code)
     }
-    assert listed == {code: Finding(code, "", "").severity for code in known}
+    assert listed == {code: Finding(code, "", "", "").severity for code in known}

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssd_jax.errors import first_line
 from ssd_jax.files import to_json, whole_file, write_json
 
 
@@ -15,6 +16,14 @@ def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
         assert part.suffix == ".json"
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(OSError("\n gone\nfor ever"), "gone"), (ValueError(), "ValueError"), (KeyError("a"), "'a'")],
+)
+def test_the_first_line_of_an_error_is_never_empty(error, line):
+    assert first_line(error) == line
 
 
 def test_what_fails_leaves_the_old_file_and_no_part(tmp_path):

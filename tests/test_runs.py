@@ -21,7 +21,7 @@ from ssd_jax.config import read_config
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.describe_data import describe_data
 from ssd_jax.detector import Detector
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_source
 from ssd_jax.locks import only_training
 from ssd_jax.outcome import Measured, measure
@@ -285,19 +285,6 @@ def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():
     gpus = Mock(spec=Mesh, size=4, devices=np.full(4, Mock(platform="gpu")))
     with pytest.raises(UserError, match="all but 2 devices: CUDA_VISIBLE_DEVICES=0,1"):
         check_divides(10, gpus)
-
-
-def test_a_relative_root_that_is_not_here_counts_from_where_the_run_was_started(shapes, tmp_path):
-    config = tiny_config(shapes, data__val__root="data/VOCdevkit")
-    with pytest.raises(
-        DataError, match=r"SSD101 data/VOCdevkit: .* folder the run was st"
-    ) as error:
-        build_source(config, "val")
-    assert "--config.data.val.root=" in str(error.value)
-    config.data.val.root = str(tmp_path / "nothing")
-    with pytest.raises(DataError, match="SSD101") as error:
-        build_source(config, "val")
-    assert "started" not in str(error.value)
 
 
 def test_a_canvas_smaller_than_the_network_is_told(shapes):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ssd_jax.data.sources.base import Problems, build_source
+from ssd_jax.data.sources.base import Problems, source_of_objects
 from ssd_jax.visualize.data import MAX_BARS, plot_data
 
 ANCHORS = np.array([(0.1, 0.1, 0.4, 0.4), (0.2, 0.0, 0.8, 1.2)])
@@ -12,7 +12,7 @@ ANCHORS = np.array([(0.1, 0.1, 0.4, 0.4), (0.2, 0.0, 0.8, 1.2)])
 
 def source(boxes, *, classes=1):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
-    return build_source(
+    return source_of_objects(
         names=("one", "none"),
         sizes=np.zeros((2, 2), np.int32),
         object_counts=np.array([len(boxes), 0]),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment
 from ssd_jax.data.pipeline import max_objects
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.network import build_network
 from ssd_jax.ops.mosaic import GROUP
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
@@ -93,7 +93,7 @@ def find_batch(
         try:
             plan = compile_step(step, state, batch, mesh, options=options)
         except jax.errors.JaxRuntimeError as error:  # a GPU tries kernels while it compiles
-            print(f"does not compile: {str(error).splitlines()[0]}", flush=True)
+            print(f"does not compile: {first_line(error)}", flush=True)
             return limit + 1
         measured[images] = step_memory(plan).total
         print(f"{measured[images] / _GIB:8.2f} GiB", flush=True)

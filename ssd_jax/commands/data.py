@@ -59,8 +59,6 @@ def _side(text: str) -> int:
 
 
 def _data_shapes(options, rest):
-    from tqdm import tqdm
-
     from ssd_jax.data.shapes import write_shapes
 
     _refuse_another_set(options.folder, train=options.train, val=options.val)
@@ -70,7 +68,6 @@ def _data_shapes(options, rest):
         val=options.val,
         seed=options.seed,
         image_size=options.image_size,
-        progress=lambda indices: tqdm(indices, desc="drawing", disable=None),
     )
     print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")
 

@@ -24,7 +24,7 @@ from ssd_jax.errors import UserError
 
 
 class Format(NamedTuple):
-    """How a format is written: `write(folder, source, name, progress=...)` makes the `parts`.
+    """How a format is written: `write(folder, source, name)` makes the `parts`.
 
     `suffixes` are those of its file; a format without any is a folder. A set is whole when the last
     part is there.
@@ -56,7 +56,7 @@ FORMATS = {
 }
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """Where a set is written: the parts that `format` makes of NAME in a folder."""
 
     format: Format
@@ -81,16 +81,16 @@ class Target(NamedTuple):
 
 def check_destination(
     destination: str | os.PathLike, *, format: str | None = None, name: str = "train"
-) -> Target:
+) -> Destination:
     """What `convert` would write; a `UserError` for what is remote, ill named or there already."""
     if is_remote(destination):
         raise UserError(f"{destination} is remote: give a local path, then copy it there")
     destination = pathlib.Path(destination)
     form = FORMATS[_check_format(destination, format)]
     if form.suffixes:
-        target = Target(form, destination.parent, destination.name)
+        target = Destination(form, destination.parent, destination.name)
     else:
-        target = Target(form, destination, file_stems([name])[0])
+        target = Destination(form, destination, file_stems([name])[0])
     if form is FORMATS["tfds"]:
         check_set_name(target.name)
     if target.folder.exists() and not target.folder.is_dir():
@@ -109,8 +109,7 @@ def convert(
     *,
     format: str | None = None,
     name: str = "train",
-    progress: bool = True,
-) -> Target:
+) -> Destination:
     """Write a source in a format of `FORMATS`, told by the suffix of `destination` if not given.
 
     Images are passed through byte for byte. They are looked at as far as the format needs it: kind
@@ -124,13 +123,13 @@ def convert(
     check_class_names(source.classes)
     target.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.folder) as temporary:
-        target.format.write(pathlib.Path(temporary), source, target.name, progress=progress)
+        target.format.write(pathlib.Path(temporary), source, target.name)
         for part in target.parts:
             (pathlib.Path(temporary) / part).rename(target.folder / part)
     return target
 
 
-def describe_copy(source: Source, target: Target) -> str:
+def describe_copy(source: Source, target: Destination) -> str:
     """What was written, counted by reading it; what is not of `source`; how to read it."""
     problems = Problems("skip")
     problems.found += source.problems.found
@@ -153,7 +152,6 @@ def run_convert(
     name: str | None = None,
     classes: Sequence[str] | None = None,
     problems: str = "error",
-    progress: bool = True,
 ) -> str:
     """The verb `convert`: from any location that `open_data` knows; returns what to print.
 
@@ -163,7 +161,7 @@ def run_convert(
     check_destination(destination, **words)
     policy = Problems(problems, advice="--skip-problems leaves out what cannot be used")
     source = open_data(location, split=split, classes=classes, problems=policy)
-    return describe_copy(source, convert(source, destination, progress=progress, **words))
+    return describe_copy(source, convert(source, destination, **words))
 
 
 def _check_format(destination: pathlib.Path, format: str | None) -> str:

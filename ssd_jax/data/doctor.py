@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from ssd_jax import __version__
 from ssd_jax.data import codes
@@ -93,7 +94,6 @@ def examine(
     other: Sequence[Source] = (),
     anchors: Float[np.ndarray, "A 4"] | None = None,
     label_width: int | None = None,
-    show_progress: bool = False,
 ) -> Diagnosis:
     """Everything that can be said of a set: its own problems first, then images, then the whole.
 
@@ -102,9 +102,10 @@ def examine(
     """
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
+    total = len(source) + sum(map(len, other))
     with (
         concurrent.futures.ThreadPoolExecutor(cores()) as pool,
-        _progress_bar(len(source) + sum(map(len, other)), show_progress) as bar,
+        tqdm(total=total, desc="examining", unit=" images", disable=None) as bar,
     ):
         for start in range(0, len(source), CHUNK):
             chunk = range(start, min(start + CHUNK, len(source)))
@@ -131,10 +132,7 @@ def examine(
 
 
 def check_before_training(
-    source: Source,
-    cache_folder: str | os.PathLike,
-    *,
-    show_progress: bool = False,
+    source: Source, cache_folder: str | os.PathLike
 ) -> tuple[Int[np.ndarray, "K"], Diagnosis]:
     """The images that can be trained on, and all that was found.
 
@@ -147,7 +145,7 @@ def check_before_training(
     tells_change = _tells_change(source)
     diagnosis = _read_cache(path) if tells_change else None
     if diagnosis is None:
-        diagnosis = examine(source, show_progress=show_progress)
+        diagnosis = examine(source)
         if tells_change:
             with contextlib.suppress(OSError):
                 write_diagnosis(diagnosis, path)
@@ -199,7 +197,10 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
         "statistics": diagnosis.statistics,
         "copies": diagnosis.copies,
         "digests": diagnosis.digests,
-        "findings": [each._asdict() | {"severity": each.severity} for each in diagnosis.findings],
+        "findings": [
+            each._asdict() | {"message": each.message, "severity": each.severity}
+            for each in diagnosis.findings
+        ],
     }
     write_text(path, json.dumps(report, indent=1))
 
@@ -223,9 +224,10 @@ def _tells_change(source: Source) -> bool:
 
 
 def _stamp(source: Source) -> str:
-    """Changes with the annotations, the package, and every file's name, size and time."""
+    """Changes with the annotations, what is kept, and every file's name, size and time."""
     left_out = [str(error) for error in source.problems.found]
-    digest = hashlib.sha256(repr((__version__, source.fingerprint, left_out)).encode())
+    what = (__version__, Finding._fields, source.fingerprint, left_out)
+    digest = hashlib.sha256(repr(what).encode())
     for path in [*source.files, *(source.locate(image) for image in range(len(source)))]:
         digest.update(f"\n{path}".encode(errors="backslashreplace"))
         # An image inside a larger file is no file of its own, and some names none can have.
@@ -281,18 +283,18 @@ def _image_findings(source: Source, looks: Sequence[_Look]) -> Iterator[Finding]
         if look.error is not None:
             yield Finding.of(look.error, image)
         elif look.complaint:
-            message = f"the image decodes, but the decoder says: {look.complaint}. Look at it, and "
-            message += "replace it if a part of it is grey or shifted"
-            yield Finding(codes.IMAGE_DAMAGED, where, message, image)
+            problem = f"the image decodes, but the decoder says: {look.complaint}"
+            fix = "Look at it, and replace it if a part of it is grey or shifted"
+            yield Finding(codes.IMAGE_DAMAGED, where, problem, fix, image)
+        turn = f"EXIF orientation {look.orientation}"
         if look.orientation not in range(1, 9):
-            message = f"EXIF orientation {look.orientation}, expected 1 to 8; the image stays as "
-            message += "stored. Remove the tag, for other programs may turn the image"
-            yield Finding(codes.EXIF_ILLEGAL, where, message, image)
+            problem = f"{turn}, expected 1 to 8; the image stays as stored"
+            fix = "Remove the tag, for other programs may turn the image"
+            yield Finding(codes.EXIF_ILLEGAL, where, problem, fix, image)
         elif look.orientation != 1:
-            message = f"EXIF orientation {look.orientation}, expected 1: the image is turned as "
-            message += "viewers turn it. See that its boxes were drawn on the turned image, or "
-            message += "remove the tag"
-            yield Finding(codes.EXIF_ORIENTATION, where, message, image)
+            problem = f"{turn}, expected 1: the image is turned as viewers turn it"
+            fix = "See that its boxes were drawn on the turned image, or remove the tag"
+            yield Finding(codes.EXIF_ORIENTATION, where, problem, fix, image)
 
 
 def _twins(looks: Sequence[_Look]) -> dict[int, int]:
@@ -305,9 +307,8 @@ def _twins(looks: Sequence[_Look]) -> dict[int, int]:
 def _twin_findings(source: Source, twins: dict[int, int]) -> Iterator[Finding]:
     for image, first in twins.items():
         same = "the same objects" if _same_objects(source, image, first) else "OTHER objects"
-        message = f"the same bytes as {source.locate(first)}, with {same}, expected each image "
-        message += "once. Remove one of them"
-        yield Finding(codes.IMAGE_TWICE, source.locate(image), message, image)
+        problem = f"the same bytes as {source.locate(first)}, with {same}, expected each image once"
+        yield Finding(codes.IMAGE_TWICE, source.locate(image), problem, "Remove one of them", image)
 
 
 def _same_objects(source: Source, image: int, other: int) -> bool:
@@ -323,9 +324,11 @@ def _leaks(
     for other, digests in others:
         for image, look in enumerate(looks):
             if look.digest and look.digest in digests:
-                message = f"the same bytes as {other.locate(digests[look.digest])} of the other "
-                message += "set, expected sets that share no image. Remove it from one of them"
-                yield Finding(codes.LEAKAGE, source.locate(image), message, image)
+                place = other.locate(digests[look.digest])
+                problem = f"the same bytes as {place} of the other set"
+                problem += ", expected sets that share no image"
+                fix = "Remove it from one of them"
+                yield Finding(codes.LEAKAGE, source.locate(image), problem, fix, image)
 
 
 def _statistics(source: Source, reach: Reach | None) -> dict[str, Any]:
@@ -371,9 +374,3 @@ def _stderr_of_c() -> Iterator[list[str]]:
             for line in lines:
                 if not COMPLAINT.fullmatch(line):
                     print(line, file=sys.stderr)
-
-
-def _progress_bar(total: int, show: bool):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="examining", unit=" images", disable=None if show else True)

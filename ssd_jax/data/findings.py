@@ -30,14 +30,20 @@ LABEL_HEADER, LABEL_OBJECT = 2, 5
 class Finding(NamedTuple):
     """Something wrong or odd, under a stable code.
 
-    `where` names the file, record and object; `message` says what was got, what was expected and
-    what to do. `image` is the index in the source, None where no image of it is to blame.
+    `where` names the file, record and object; `problem` says what was got and what was expected,
+    `fix` what to do. `image` is the index in the source, None where no image of it is to blame.
     """
 
     code: str
     where: str
-    message: str
+    problem: str
+    fix: str
     image: int | None = None
+
+    @property
+    def message(self) -> str:
+        """The whole of it, in sentences."""
+        return f"{self.problem}. {self.fix}"
 
     @property
     def severity(self) -> str:
@@ -47,13 +53,12 @@ class Finding(NamedTuple):
     @property
     def error(self) -> DataError:
         """The same as an exception."""
-        problem, _, fix = self.message.rpartition(". ")
-        return DataError(self.code, self.where, problem, fix)
+        return DataError(self.code, self.where, self.problem, self.fix)
 
     @classmethod
     def of(cls, error: DataError, image: int | None = None) -> "Finding":
         """The same as a finding."""
-        return cls(error.code, error.where, f"{error.problem}. {error.fix}", image)
+        return cls(error.code, error.where, error.problem, error.fix, image)
 
 
 class Reach(NamedTuple):
@@ -101,18 +106,19 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
         first: dict[str, pathlib.Path] = {}
         for path in paths:
             if path.stem not in annotations:
-                message = "the image has no annotation, expected an XML file of the same name. "
-                message += "Write it (without objects if it shows none), or remove the image"
-                found.append(Finding(codes.IMAGE_NOT_ANNOTATED, str(path), message))
+                problem = "the image has no annotation, expected an XML file of the same name"
+                fix = "Write it (without objects if it shows none), or remove the image"
+                found.append(Finding(codes.IMAGE_NOT_ANNOTATED, str(path), problem, fix))
             if path.stem in first:
-                message = f"the same id as {first[path.stem].name}, expected one image for an id. "
-                message += "Rename or remove one of them"
-                found.append(Finding(codes.NAME_TWICE, str(path), message))
+                problem = f"the same id as {first[path.stem].name}, expected one image for an id"
+                fix = "Rename or remove one of them"
+                found.append(Finding(codes.NAME_TWICE, str(path), problem, fix))
             first[path.stem] = path
         for stem in sorted(annotations.keys() - first.keys()):
-            message = f"the annotation has no image, expected one of its name in {images.name}. "
-            message += "Add the image, or remove the annotation"
-            found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, str(annotations[stem]), message))
+            where = str(annotations[stem])
+            problem = f"the annotation has no image, expected one of its name in {images.name}"
+            fix = "Add the image, or remove the annotation"
+            found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, where, problem, fix))
     return found
 
 
@@ -148,9 +154,10 @@ def _names_twice(source: Source) -> Iterator[Finding]:
     for image, name in enumerate(source.names):
         first = seen.setdefault(_plain(name), image)
         if first != image:
-            message = f"the name {name!r} differs from {source.names[first]!r} in case or Unicode "
-            message += "form only, expected names that stay apart when copied. Rename one of them"
-            yield Finding(codes.NAME_TWICE, source.locate(image), message, image)
+            problem = f"the name {name!r} differs from {source.names[first]!r} in case or Unicode "
+            problem += "form only, expected names that stay apart when copied"
+            where = source.locate(image)
+            yield Finding(codes.NAME_TWICE, where, problem, "Rename one of them", image)
 
 
 def _boxes_twice(source: Source) -> Iterator[Finding]:
@@ -160,9 +167,10 @@ def _boxes_twice(source: Source) -> Iterator[Finding]:
         image = int(columns.image_of_object[k])
         corners = ", ".join(f"{corner:.4g}" for corner in columns.boxes[k].tolist())
         of_class = "the same class" if same_class[k] else "another class"
-        message = f"box ({corners}) of the image's width and height stands twice, for {of_class}, "
-        message += "expected each object once. Remove one of them"
-        yield Finding(codes.BOX_TWICE, _object_place(source, k), message, image)
+        problem = f"box ({corners}) of the image's width and height stands twice, for {of_class}"
+        problem += ", expected each object once"
+        where = _object_place(source, k)
+        yield Finding(codes.BOX_TWICE, where, problem, "Remove one of them", image)
 
 
 def _paddings(source: Source, label_width: int | None) -> Iterator[Finding]:
@@ -170,15 +178,16 @@ def _paddings(source: Source, label_width: int | None) -> Iterator[Finding]:
     if label_width is not None:
         widths = LABEL_HEADER + LABEL_OBJECT * counts
         for image in np.flatnonzero(widths > label_width).tolist():
-            message = f"{counts[image]} objects need a label width of {widths[image]}, expected at "
-            message += f"most {label_width}. Set label_width to {widths.max()} or more, or leave it"
-            yield Finding(codes.LABEL_WIDTH_SMALL, source.locate(image), message)
+            problem = f"{counts[image]} objects need a label width of {widths[image]}"
+            problem += f", expected at most {label_width}"
+            fix = f"Set label_width to {widths.max()} or more, or leave it"
+            yield Finding(codes.LABEL_WIDTH_SMALL, source.locate(image), problem, fix)
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
-        message = f"{len(empty):,} of {len(source):,} images have no object, first "
-        message += f"{_first_places(source, empty)}. They are trained as background: see that "
-        message += "nothing was forgotten in them"
-        yield Finding(codes.NO_OBJECTS, "all images", message)
+        problem = f"{len(empty):,} of {len(source):,} images have no object, first "
+        problem += _first_places(source, empty)
+        fix = "They are trained as background: see that nothing was forgotten in them"
+        yield Finding(codes.NO_OBJECTS, "all images", problem, fix)
 
 
 def _classes(source: Source) -> Iterator[Finding]:
@@ -186,14 +195,14 @@ def _classes(source: Source) -> Iterator[Finding]:
     alike: dict[str, str] = {}
     for name, count in zip(source.classes, counts, strict=True):
         if not count:
-            message = f"no object of this class among {counts.sum():,}, expected at least one. "
-            message += "Correct the list of classes, or the split"
-            yield Finding(codes.CLASS_WITHOUT_OBJECTS, f"class {name!r}", message)
+            problem = f"no object of this class among {counts.sum():,}, expected at least one"
+            fix = "Correct the list of classes, or the split"
+            yield Finding(codes.CLASS_WITHOUT_OBJECTS, f"class {name!r}", problem, fix)
         other = alike.setdefault("".join(_plain(name).split()), name)
         if other != name:
-            message = f"differs from class {other!r} in case or spaces only. "
-            message += "Give both the same name if they are one class"
-            yield Finding(codes.CLASSES_ALIKE, f"class {name!r}", message)
+            problem = f"differs from class {other!r} in case or spaces only"
+            fix = "Give both the same name if they are one class"
+            yield Finding(codes.CLASSES_ALIKE, f"class {name!r}", problem, fix)
 
 
 def _sizes(source: Source, reach: Reach | None) -> Iterator[Finding]:
@@ -201,18 +210,19 @@ def _sizes(source: Source, reach: Reach | None) -> Iterator[Finding]:
     count = len(columns.labels)
     tiny = np.flatnonzero((columns.boxes[:, 2:] - columns.boxes[:, :2]).min(axis=1) < TINY_SIDE)
     if len(tiny):
-        message = f"{len(tiny):,} of {count:,} objects are narrower or lower than {TINY_SIDE:.0%} "
-        message += f"of their image, first {_object_place(source, int(tiny[0]))}. A network of 300 "
-        message += "pixels hardly sees them: cut the images into tiles, or use a larger network"
-        yield Finding(codes.TINY_OBJECTS, "all objects", message)
+        problem = f"{len(tiny):,} of {count:,} objects are narrower or lower than {TINY_SIDE:.0%} "
+        problem += f"of their image, first {_object_place(source, int(tiny[0]))}"
+        fix = "A network of 300 pixels hardly sees them: "
+        fix += "cut the images into tiles, or use a larger network"
+        yield Finding(codes.TINY_OBJECTS, "all objects", problem, fix)
     if reach is not None and count:
         share = reach.unreached
         if share > TOLERATED_UNREACHED:
             worst = _object_place(source, int(reach.objects[np.argmin(reach.best)]))
-            message = f"{share:.0%} of the objects reach no IoU of {REACHING_IOU:g} with any "
-            message += f"default box, expected at most {TOLERATED_UNREACHED:.0%}; worst is {worst}"
-            message += ". Use a larger network, or other scales and ratios of default boxes"
-            yield Finding(codes.UNREACHED_OBJECTS, "all objects", message)
+            problem = f"{share:.0%} of the objects reach no IoU of {REACHING_IOU:g} with any "
+            problem += f"default box, expected at most {TOLERATED_UNREACHED:.0%}; worst is {worst}"
+            fix = "Use a larger network, or other scales and ratios of default boxes"
+            yield Finding(codes.UNREACHED_OBJECTS, "all objects", problem, fix)
 
 
 def _object_place(source: Source, k: int) -> str:
@@ -222,9 +232,9 @@ def _object_place(source: Source, k: int) -> str:
     return f"{source.locate(image)}, object {number} ({source.classes[columns.labels[k]]})"
 
 
-def _first_places(source: Source, images: Sequence[int], limit: int = 3) -> str:
-    places = [source.locate(image) for image in images[:limit]]
-    return ", ".join(places) + (", ..." if len(images) > limit else "")
+def _first_places(source: Source, images: Sequence[int]) -> str:
+    places = [source.locate(image) for image in images[:3]]
+    return ", ".join(places) + (", ..." if len(images) > 3 else "")
 
 
 def _plain(name: str) -> str:

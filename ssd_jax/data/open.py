@@ -150,9 +150,12 @@ def _open_part(
     if path.is_file():
         _refuse_other_formats(path)
     if not path.is_dir():
-        fix = "Correct the path" if not path.exists() else f"Give one of these:{FORMATS}"
-        there = f"there is no such file or folder; {what_is_there(path)}"
-        problem = there if not path.exists() else "an unknown format"
+        problem, fix = "an unknown format", f"Give one of these:{FORMATS}"
+        if not path.exists():
+            problem = f"there is no such file or folder; {what_is_there(path)}"
+            fix = "Correct the path"
+            if not path.is_absolute():
+                fix += f": a relative one counts from the current directory, {pathlib.Path.cwd()}"
         raise DataError(codes.FOLDER_MISSING, location, problem, fix)
     return _open_folder(path, split, label_width, **words)
 

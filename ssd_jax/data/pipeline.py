@@ -34,17 +34,12 @@ def cache_bytes(source: Source, *, canvas: int) -> int:
     return len(source) * canvas * canvas * 3
 
 
-def train_positions(
-    num_images: int, *, batch_size: int, seed: int, start_step: int = 0
-) -> Iterator[Int[np.ndarray, "B"]]:
-    """The images of each global batch: a new order of all each epoch, without end."""
-    return iter(_train_positions(num_images, batch_size, seed)[start_step:])
-
-
-def _train_positions(num_images: int, batch_size: int, seed: int):
+def train_positions(num_images: int, *, batch_size: int, seed: int, start_step: int = 0):
+    """The images of each global batch, a data set of Grain: a new order each epoch, without end."""
     import grain
 
-    return grain.MapDataset.range(num_images).shuffle(seed=seed).repeat().batch(batch_size)
+    order = grain.MapDataset.range(num_images).shuffle(seed=seed).repeat()
+    return order.batch(batch_size)[start_step:]
 
 
 def train_batches(
@@ -58,26 +53,26 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-    cache: str = "none",
+    keep_decoded: bool = False,
 ) -> Iterator[Batch]:
     """Batches from `start_step` on, without end, in a new global order each epoch.
 
     `batch_size` is global; this process gets its rows of every batch. An epoch may end inside a
     batch. `num_threads` (0: none) build up to PREFETCHED batches ahead; `close()` on the result
-    stops them. `cache="ram"` keeps each image decoded, `cache_bytes` in all. A `DataError` of a
-    record is raised by the `next` that would have returned it.
+    stops them. With `keep_decoded` each image is decoded once, which takes `cache_bytes` in all. A
+    `DataError` of a record is raised by the `next` that would have returned it.
     """
-    if cache not in ("none", "ram"):
-        raise UserError(f"cache is {cache!r}: expected 'none' or 'ram'")
     share = share_of_process(batch_size, process_index, process_count)
 
     form = {"canvas": canvas, "max_objects": max_objects}
     rows = functools.partial(decode_rows, source, **form)
-    if cache == "ram":
+    if keep_decoded:
         row = functools.cache(lambda index: decode_example(source[index], index, **form))
         rows = lambda indices: _stacked(map(row, indices.tolist()))  # noqa: E731
-    positions = _train_positions(len(source), batch_size, seed)
-    batches = positions[start_step:].map(lambda indices: rows(indices[share]))
+    positions = train_positions(
+        len(source), batch_size=batch_size, seed=seed, start_step=start_step
+    )
+    batches = positions.map(lambda indices: rows(indices[share]))
     return _iterate(batches, num_threads)
 
 

@@ -28,7 +28,6 @@ def prepare_voc(
     years: Sequence[str] = ("2007", "2012"),
     base_url: str | None = None,
     checksums: Mapping[str, tuple[int, str]] | None = None,
-    progress: bool = True,
 ) -> dict[str, dict[str, int]]:
     """Prepare `voc/2007` and `voc/2012` below `out`; returns the images of each split.
 
@@ -46,7 +45,7 @@ def prepare_voc(
     from ssd_jax.data.tfds_voc import VocFromArchives
 
     # The same progress bars as everywhere: none where nobody watches.
-    if progress and sys.stderr.isatty():
+    if sys.stderr.isatty():
         tfds.enable_progress_bar()
     else:
         tfds.disable_progress_bar()
@@ -56,7 +55,7 @@ def prepare_voc(
         builder = Voc(config=year, **where)
         if not pathlib.Path(builder.data_dir, "dataset_info.json").is_file():
             paths = {
-                part: _archive(name, archives, base_url, checksums, progress)
+                part: _archive(name, archives, base_url, checksums)
                 for part, name in ARCHIVES[year].items()
             }
             builder = VocFromArchives(archives=paths, config=year, **where)
@@ -75,7 +74,6 @@ def _archive(
     folder: str | os.PathLike | None,
     base_url: str | None,
     checksums: Mapping[str, tuple[int, str]] | None,
-    progress: bool,
 ) -> pathlib.Path:
     """A verified archive, from the folder or else downloaded."""
     from tensorflow_datasets.object_detection.voc import Voc
@@ -86,7 +84,7 @@ def _archive(
         url = f"{base_url.rstrip('/')}/{name}"
     if folder is None:
         path = cache_folder() / "voc" / name
-        return storage.fetch(url, path, size=size, sha256=sha256, progress=progress)
+        return storage.fetch(url, path, size=size, sha256=sha256)
     path = pathlib.Path(folder) / name
     if not path.is_file():
         raise DataError(

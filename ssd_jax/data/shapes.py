@@ -10,12 +10,12 @@ it is smaller than `CLEARLY_LARGE`.
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from tqdm import tqdm
 
 CLASSES = ("cross", "ring", "triangle")
 
@@ -66,18 +66,16 @@ def write_shapes(
     test: int = 0,
     seed: int,
     image_size: int = 192,
-    progress: Callable[[range], Iterable[int]] = iter,
 ) -> None:
     """Write a VOC folder of so many images with image sets train, val and, if asked for, test.
 
     Sides lie between 5/6 of `image_size` and `image_size`. Each image is a function of (`seed`,
-    index); the image sets are written last, so a folder that has them is whole. `progress` wraps
-    the range of all indices, as tqdm does.
+    index); the image sets are written last, so a folder that has them is whole.
     """
     folder = pathlib.Path(folder)
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for index in progress(range(train + val + test)):
+    for index in tqdm(range(train + val + test), desc="drawing", disable=None):
         image, objects = draw_shapes(seed, index, image_size=image_size)
         jpeg = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
         (folder / "JPEGImages" / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())

@@ -31,6 +31,7 @@ from ssd_jax.data.remote import (
     split_url,
 )
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.files import file_digest
 from ssd_jax.locks import lock
 
 # Tries without a byte of progress, and the first pause between them in seconds; each doubles it.
@@ -77,12 +78,7 @@ def list_urls(url: str) -> list[str]:
     return [remote.url for remote in _persistently(lambda: _listed(store, url), url)]
 
 
-def stage(
-    url: str,
-    *,
-    names: Collection[str] | None = None,
-    cache: str | os.PathLike | None = None,
-) -> pathlib.Path:
+def stage(url: str, *, names: Collection[str] | None = None) -> pathlib.Path:
     """A local copy of an object, or of all objects below a prefix; what is there is not read again.
 
     With `names`, of a prefix only the objects of these names.
@@ -92,13 +88,13 @@ def stage(
     store = open_store(url)
     remote = _persistently(lambda: store.describe(url), url)
     if remote is not None:
-        path = _place(url, [remote], cache)
-        _transfer_all(store, {path: remote}, progress=True)
+        path = _place(url, [remote])
+        _transfer_all(store, {path: remote})
         return path
     remotes = _persistently(lambda: _listed(store, url), url)
     if names is not None:
         remotes = [each for each in remotes if each.url[len(url.rstrip("/")) + 1 :] in names]
-    return download(url, remotes, cache=cache)
+    return download(url, remotes)
 
 
 def list_objects(url: str) -> list[RemoteObject]:
@@ -113,25 +109,20 @@ def download(
     url: str,
     remotes: Sequence[RemoteObject],
     folder: pathlib.Path | None = None,
-    *,
-    cache: str | os.PathLike | None = None,
-    progress: bool = True,
 ) -> pathlib.Path:
     """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
-    folder = folder or _place(url, remotes, cache)
+    folder = folder or _place(url, remotes)
     depth = len(safe_names(url))
     plan = {folder.joinpath(*safe_names(remote.url)[depth:]): remote for remote in remotes}
     folders = {parent for path in plan for parent in path.parents}
     for path in plan:
         if path in folders:
             raise _unsafe(plan[path].url, "it is an object and a folder of others")
-    _transfer_all(open_store(url), plan, progress=progress)
+    _transfer_all(open_store(url), plan)
     return folder
 
 
-def fetch(
-    url: str, path: str | os.PathLike, *, size: int, sha256: str, progress: bool = True
-) -> pathlib.Path:
+def fetch(url: str, path: str | os.PathLike, *, size: int, sha256: str) -> pathlib.Path:
     """Download a file whose size and SHA-256 are known; a file that is there is verified only."""
     path = pathlib.Path(path)
     if path.exists():
@@ -142,7 +133,7 @@ def fetch(
     if remote.size != size:
         raise _disagrees(url, f"{remote.size:,} bytes, expected {size:,}")
     remote = remote._replace(checksum=("sha256", sha256))
-    _transfer_all(store, {path: remote}, progress=progress)
+    _transfer_all(store, {path: remote})
     return path
 
 
@@ -150,7 +141,7 @@ def verify(path: str | os.PathLike, *, size: int, sha256: str) -> None:
     """Raise a `DataError` if a local file is not the one that was expected."""
     if (got := os.path.getsize(path)) != size:
         raise _disagrees(os.fspath(path), f"{got:,} bytes, expected {size:,}")
-    if (got := _hash(path, "sha256")) != sha256:
+    if (got := file_digest(path)) != sha256:
         raise _disagrees(os.fspath(path), f"its sha256 is {got}, expected {sha256}")
 
 
@@ -185,15 +176,13 @@ def _listed(store: Bucket, url: str) -> list[RemoteObject]:
     return remotes
 
 
-def _place(
-    url: str, remotes: Sequence[RemoteObject], cache: str | os.PathLike | None
-) -> pathlib.Path:
+def _place(url: str, remotes: Sequence[RemoteObject]) -> pathlib.Path:
     """Where an object or a prefix of this content belongs in the cache."""
     versions = "\n".join(f"{remote.url} {remote.size} {remote.version}" for remote in remotes)
     digest = hashlib.sha256(versions.encode()).hexdigest()[:12]
     *parents, name = safe_names(url)
-    folder = cache_folder() if cache is None else pathlib.Path(cache)
-    return folder.joinpath(url.partition("://")[0], *parents, digest, name).absolute()
+    scheme = url.partition("://")[0]
+    return cache_folder().joinpath(scheme, *parents, digest, name).absolute()
 
 
 def safe_names(url: str) -> list[str]:
@@ -206,9 +195,7 @@ def safe_names(url: str) -> list[str]:
     return [host, *names]
 
 
-def _transfer_all(
-    store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObject], *, progress: bool
-) -> None:
+def _transfer_all(store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObject]) -> None:
     plan = {path: remote for path, remote in plan.items() if not path.exists()}
     if not plan:
         return
@@ -230,7 +217,7 @@ def _transfer_all(
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        disable=None if progress else True,
+        disable=None,
     )
     stopped = threading.Event()
 
@@ -314,7 +301,7 @@ def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO)
         return f"{length:,} bytes or more, expected {remote.size:,}"
     if remote.checksum is not None:
         algorithm, expected = remote.checksum
-        if (got := _hash(file.name, algorithm)) == expected:
+        if (got := file_digest(file.name, algorithm)) == expected:
             return ""
         if algorithm == "sha256" or store.etag_is_md5(remote):
             return f"its {algorithm} is {got}, expected {expected}"
@@ -326,11 +313,6 @@ def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO)
 def _length(file: BinaryIO) -> int:
     file.flush()
     return os.fstat(file.fileno()).st_size
-
-
-def _hash(path: str | os.PathLike, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _persistently(

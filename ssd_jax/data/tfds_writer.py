@@ -26,7 +26,7 @@ from ssd_jax.errors import DataError, UserError
 IMAGES_OF_A_SHARD = 1000
 
 
-def write_tfds(folder: pathlib.Path, source: Source, name: str, *, progress: bool = True) -> None:
+def write_tfds(folder: pathlib.Path, source: Source, name: str) -> None:
     """TFDS's data set NAME in the array_record format, with all images in its only split, NAME.
 
     The features are those of TFDS's `voc` that a source has, but boxes are edges in [0, 1] as they
@@ -35,7 +35,7 @@ def write_tfds(folder: pathlib.Path, source: Source, name: str, *, progress: boo
     check_set_name(name)
     import tensorflow_datasets as tfds
 
-    examples = _examples(source, progress=progress)
+    examples = _examples(source)
     shards = math.ceil(len(source) / IMAGES_OF_A_SHARD)
 
     class Converted(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -85,7 +85,7 @@ def _features(classes: Sequence[str]) -> Any:
     )
 
 
-def _examples(source: Source, *, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """All images as TFDS takes them, in order; what cannot be written goes to `source.problems`.
 
     Nothing left at all is a `UserError`.
@@ -105,7 +105,7 @@ def _examples(source: Source, *, progress: bool) -> Iterator[tuple[int, dict[str
         }
 
     count = 0
-    for made in in_parallel(read, len(source), progress=progress):
+    for made in in_parallel(read, len(source)):
         if made is not None:
             data, example = made
             # TFDS keeps all examples of a shard: closed, this one no longer holds the image.

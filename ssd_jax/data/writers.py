@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from xml.sax.saxutils import escape
 
 import numpy as np
+from tqdm import tqdm
 
 from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Source
@@ -30,7 +31,7 @@ _LONGEST_STEM = 240
 T = TypeVar("T")
 
 
-class Object(NamedTuple):
+class PixelObject(NamedTuple):
     """An object in pixels: xmin, ymin, xmax, ymax, to a thousandth."""
 
     class_id: int
@@ -44,10 +45,10 @@ class Picture(NamedTuple):
     stem: str
     file_name: str
     size: tuple[int, int]
-    objects: tuple[Object, ...]
+    objects: tuple[PixelObject, ...]
 
 
-def write_voc(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+def write_voc(folder: pathlib.Path, source: Source, name: str) -> None:
     """PASCAL VOC, image set NAME; the class list in `classes.txt`.
 
     Corners count from 1, both inside the box, so one of a pixel or less cannot be written.
@@ -60,12 +61,12 @@ def write_voc(folder: pathlib.Path, source: Source, name: str, *, progress: bool
         (folder / "Annotations" / f"{picture.stem}.xml").write_text(text, encoding="utf-8")
         return picture.stem
 
-    ids = _write_images(source, folder / "JPEGImages", annotate, first_pixel=1, progress=progress)
+    ids = _write_images(source, folder / "JPEGImages", annotate, first_pixel=1)
     _write_lines(folder / "ImageSets" / "Main" / f"{name}.txt", ids)
     _write_lines(folder / "classes.txt", source.classes)
 
 
-def write_json_folder(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+def write_json_folder(folder: pathlib.Path, source: Source, name: str) -> None:
     """SageMaker's pair of folders, NAME and NAME_annotation; each file lists all classes."""
     images, annotations = folder / name, folder / f"{name}_annotation"
     images.mkdir()
@@ -77,11 +78,11 @@ def write_json_folder(folder: pathlib.Path, source: Source, name: str, *, progre
         (annotations / f"{picture.stem}.json").write_text(_dump(record), encoding="utf-8")
         return picture.stem
 
-    for _ in _write_images(source, images, annotate, progress=progress):
+    for _ in _write_images(source, images, annotate):
         pass
 
 
-def write_manifest(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+def write_manifest(folder: pathlib.Path, source: Source, name: str) -> None:
     """An augmented manifest NAME with references to images in a folder named like it."""
     images = folder / pathlib.PurePath(name).stem
     images.mkdir()
@@ -93,17 +94,17 @@ def write_manifest(folder: pathlib.Path, source: Source, name: str, *, progress:
         record = _sagemaker_record(picture)
         return _dump({"source-ref": reference, "objects": record, "objects-metadata": metadata})
 
-    _write_lines(folder / name, _write_images(source, images, annotate, progress=progress))
+    _write_lines(folder / name, _write_images(source, images, annotate))
 
 
-def write_coco(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+def write_coco(folder: pathlib.Path, source: Source, name: str) -> None:
     """A COCO file NAME with images in a folder named like it; difficult objects are `iscrowd`.
 
     Files that are called by numbers have them as ids, as in COCO's own sets; else ids count from 1.
     """
     images = folder / pathlib.PurePath(name).stem
     images.mkdir()
-    pictures = list(_write_images(source, images, lambda picture: picture, progress=progress))
+    pictures = list(_write_images(source, images, lambda picture: picture))
     ids = _image_ids([picture.stem for picture in pictures])
     numbers = itertools.count(1)
     value = {
@@ -121,14 +122,14 @@ def write_coco(folder: pathlib.Path, source: Source, name: str, *, progress: boo
     (folder / name).write_text(_dump(value), encoding="utf-8")
 
 
-def write_record_file(folder: pathlib.Path, source: Source, name: str, *, progress: bool) -> None:
+def write_record_file(folder: pathlib.Path, source: Source, name: str) -> None:
     """A RecordIO file NAME with its index and list; the class list in `.classes.txt`.
 
     Bytes of images are copied whatever they are; only what cannot be read is a problem.
     """
     if source.problems.policy == "skip":
         source = _readable(source)  # a record once begun has to be written
-    images = in_parallel(source.read_image, len(source), progress=progress)
+    images = in_parallel(source.read_image, len(source))
     write_recordio(folder / name, source, images=images)
     _write_lines((folder / name).with_suffix(".classes.txt"), source.classes)
 
@@ -165,7 +166,6 @@ def _write_images(
     annotate: Callable[[Picture], T],
     *,
     first_pixel: int = 0,
-    progress: bool,
 ) -> Iterator[T]:
     """Write all images, and give what `annotate` makes of each (never None), in order.
 
@@ -189,7 +189,7 @@ def _write_images(
         return annotate(Picture(stems[index], file_name, size, objects))
 
     count = 0
-    for made in in_parallel(write, len(source), progress=progress):
+    for made in in_parallel(write, len(source)):
         if made is not None:
             count += 1
             yield made
@@ -197,14 +197,12 @@ def _write_images(
         raise nothing_left(source)
 
 
-def in_parallel(work: Callable[[int], T], count: int, *, progress: bool) -> Iterator[T]:
+def in_parallel(work: Callable[[int], T], count: int) -> Iterator[T]:
     """`work(0)`, `work(1)`, ... in order, a few of them ahead, so that memory is bounded."""
-    from tqdm import tqdm
-
     waiting: collections.deque[Future[T]] = collections.deque()
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=count, unit=" images", disable=not progress) as bar,
+        tqdm(total=count, unit=" images", disable=None) as bar,
     ):
         for index in range(count):
             waiting.append(pool.submit(work, index))
@@ -238,7 +236,7 @@ def nothing_left(source: Source) -> UserError:
 
 def _objects(
     source: Source, example: Example, size: tuple[int, int], first_pixel: int
-) -> Iterator[Object]:
+) -> Iterator[PixelObject]:
     """The objects in pixels, with xmin and ymin counted from `first_pixel`."""
     sides = np.array(size[::-1] * 2)
     corners = np.round(example.boxes.astype(np.float64) * sides, 3) + first_pixel * VOC_OFFSET
@@ -247,7 +245,7 @@ def _objects(
         if box[2] <= box[0] or box[3] <= box[1]:
             source.problems(too_thin(f"{example.name}, object {number}", box))
         else:
-            yield Object(label, tuple(map(_number, box)), int(difficult))
+            yield PixelObject(label, tuple(map(_number, box)), int(difficult))
 
 
 def too_thin(where: str, box: Sequence[float]) -> DataError:
@@ -286,7 +284,7 @@ def _image_ids(stems: Sequence[str]) -> Sequence[int]:
     return numbers if is_each_its_own else range(1, len(stems) + 1)
 
 
-def _coco_object(thing: Object, number: int, image: int) -> dict:
+def _coco_object(thing: PixelObject, number: int, image: int) -> dict:
     xmin, ymin, xmax, ymax = thing.box
     width, height = _number(xmax - xmin), _number(ymax - ymin)
     return {

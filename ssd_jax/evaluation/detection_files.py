@@ -10,25 +10,21 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Source, look_normalised
-from ssd_jax.data.sources.coco import MAX_BYTES, read_categories
+from ssd_jax.data.sources.base import Problems, Source, class_ids, look_normalised
+from ssd_jax.data.sources.coco import MAX_BYTES, read_categories, read_images, read_objects
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import (
-    box,
-    flag,
+    corner_column,
     member,
     read_json,
     shown,
-    side,
-    text,
     unreadable,
-    whole_number,
 )
 from ssd_jax.errors import UserError, some_of
 from ssd_jax.evaluation.coco import CocoObjects
@@ -88,10 +84,8 @@ def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredB
         )
     images, boxes, scores, labels = columns
     _check_pixels(path, boxes)
-    order = np.argsort(images, kind="stable")
-    ends = np.cumsum(np.bincount(images, minlength=len(labelled.ground_truths)))[:-1]
-    parts = (np.split(column[order], ends) for column in (boxes, scores, labels))
-    return [ScoredBoxes(*each) for each in zip(*parts, strict=True)]
+    rows = _by_image(images, (boxes, scores, labels), len(labelled.ground_truths))
+    return [ScoredBoxes(*row) for row in rows]
 
 
 def _check_pixels(path: pathlib.Path, boxes: Float[np.ndarray, "M 4"]) -> None:
@@ -142,95 +136,63 @@ def _ids_of_names(names: Sequence[str]) -> dict[int | str, int]:
 
 
 def _of_coco_file(path: pathlib.Path) -> Labelled:
+    where, problems = str(path), Problems()
     value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
-    listed = read_categories(value, str(path))
-    names = tuple(listed.values())
-    categories = {class_id: label for label, class_id in enumerate(listed)}
-    images = _read_images(value, path)
-    for key, found in (("categories", listed), ("images", images)):
+    categories = read_categories(value, where)
+    names = tuple(categories.values())
+    images, index_of_id = read_images(member(value, "images", list, where), None, where, problems)
+    for key, found in (("categories", categories), ("images", images)):
         if not found:
-            raise unreadable(str(path), f"{key!r} is empty, expected at least one")
+            raise unreadable(where, f"{key!r} is empty, expected at least one")
     # In the order in which pycocotools ranks detections of equal score.
-    ids = {image_id: index for index, image_id in enumerate(sorted(images))}
-    sizes = [
-        (side(item, "height", place), side(item, "width", place))
-        for item, place in (images[image_id] for image_id in ids)
-    ]
-    rows: list[list[_Object]] = [[] for _ in ids]
-    for number, item in enumerate(member(value, "annotations", list, str(path))):
-        image, thing = _annotation(item, f"{path}, annotations[{number}]", ids, categories)
-        rows[image].append(thing)
-    columns = [_Object(*zip(*row, strict=True)) if row else _Object(*[()] * 5) for row in rows]
-    files = [pathlib.PurePosixPath(text(images[i][0], "file_name", images[i][1])) for i in ids]
+    ids = {image_id: place for place, image_id in enumerate(sorted(index_of_id))}
+    images = [images[index_of_id[image_id]] for image_id in ids]
+    place_of = {index_of_id[image_id]: place for image_id, place in ids.items()}
+    objects = read_objects(
+        member(value, "annotations", list, where), index_of_id, categories, where, problems
+    )
+    boxes = corner_column([thing.box for thing in objects])
+    labels = class_ids([thing.class_name for thing in objects], names)
+    difficult = np.array([thing.difficult for thing in objects], bool)
+    areas = np.array([thing.area for thing in objects], np.float64)
+    crowds = np.array([thing.crowd for thing in objects], bool)
+    for wrong, expected in (
+        (~np.isfinite(boxes).all(axis=1), "'bbox' is not what is expected, four numbers"),
+        (labels < 0, "'category_id' is not one that the file lists"),
+        (~np.isfinite(areas), "'area' is not what is expected, a number of pixels"),
+    ):
+        if wrong.any():
+            raise unreadable(f"{where}, annotations[{objects[wrong.argmax()].number}]", expected)
+    of_image = np.array([place_of[thing.image] for thing in objects], np.int64)
+    columns = (boxes + VOC_OFFSET, labels, difficult, areas, crowds)
+    rows = list(_by_image(of_image, columns, len(images)))
+    files = [pathlib.PurePosixPath(image.reference) for image in images]
     stems = _ids_of_names([str(file).removesuffix(file.suffix) for file in files])
     return Labelled(
         classes=names,
-        ground_truths=[
-            GroundTruth(
-                np.array(each.box, np.float64).reshape(-1, 4) + VOC_OFFSET,
-                np.array(each.label, np.int64),
-                np.array(each.difficult, bool),
-            )
-            for each in columns
-        ],
-        image_sizes=np.array(sizes, np.int64).reshape(-1, 2),
+        ground_truths=[GroundTruth(*row[:3]) for row in rows],
+        image_sizes=np.array([image.size for image in images], np.int64),
         image_ids={
             **{stem: index for stem, index in stems.items() if isinstance(stem, str)},
             **{str(file): index for index, file in enumerate(files)},
             **ids,
         },
-        category_ids={name: label for label, name in enumerate(names)} | categories,
-        coco=[
-            CocoObjects(np.array(each.area, np.float64), np.array(each.crowd, bool))
-            for each in columns
-        ],
+        category_ids={
+            **{name: label for label, name in enumerate(names)},
+            **{class_id: label for label, class_id in enumerate(categories)},
+        },
+        coco=[CocoObjects(*row[3:]) for row in rows],
         file_numbers={stem: index for stem, index in stems.items() if isinstance(stem, int)},
     )
 
 
-class _Object(NamedTuple):
-    """An annotation of a COCO file, or the columns of several."""
-
-    box: Any  # edges in pixels
-    label: Any
-    difficult: Any
-    area: Any
-    crowd: Any
-
-
-def _read_images(value: Any, path: pathlib.Path) -> dict[int, tuple[Any, str]]:
-    """The items of the list, each with its place, by id."""
-    found = {}
-    for number, item in enumerate(member(value, "images", list, str(path))):
-        place = f"{path}, images[{number}]"
-        item_id = whole_number(item.get("id")) if isinstance(item, dict) else None
-        if item_id is None or item_id in found:
-            raise unreadable(place, f"it is {shown(item)}, expected an id of its own, a number")
-        found[item_id] = (item, place)
-    return found
-
-
-def _annotation(item, place, ids, categories) -> tuple[int, _Object]:
-    """An annotation and the image that it belongs to."""
-    if not isinstance(item, dict):
-        raise unreadable(place, f"it is {shown(item)}, expected an object")
-    sides = member(item, "bbox", list, place)
-    corners = box(*sides).corners if len(sides) == 4 else (np.nan,) * 4
-    if not np.isfinite(corners).all():
-        raise unreadable(place, f"'bbox' is {shown(sides)}, expected four numbers")
-    image = ids.get(whole_number(item.get("image_id")))
-    label = categories.get(whole_number(item.get("category_id")))
-    if image is None or label is None:
-        raise unreadable(
-            place,
-            f"'image_id' is {shown(item.get('image_id'))} and 'category_id' "
-            f"{shown(item.get('category_id'))}, expected ids that the file lists",
-        )
-    area = item.get("area", sides[2] * sides[3])
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or not np.isfinite(area):
-        raise unreadable(place, f"'area' is {shown(area)}, expected a number of pixels")
-    crowd = flag(item, "iscrowd", place)
-    return image, _Object(corners, label, crowd or flag(item, "ignore", place), area, crowd)
+def _by_image(
+    images: Int[np.ndarray, "M"], columns: Iterable[np.ndarray], count: int
+) -> Iterable[tuple[np.ndarray, ...]]:
+    """The columns of each of `count` images, in the order in which their rows came."""
+    order = np.argsort(images, kind="stable")
+    ends = np.cumsum(np.bincount(images, minlength=count))[:-1]
+    return zip(*(np.split(column[order], ends) for column in columns), strict=True)
 
 
 # ---- detections ----

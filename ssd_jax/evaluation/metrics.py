@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     seconds: float | None = None
 
 
-class Diagnosis(NamedTuple):
+class ErrorAnalysis(NamedTuple):
     """Where the average precision is lost: on objects of which size, by which errors."""
 
     sizes: tuple[SizeResult, ...]
@@ -85,14 +85,14 @@ def measure_detections(
     )
 
 
-def diagnose(evaluation: Evaluation) -> Diagnosis:
+def diagnose(evaluation: Evaluation) -> ErrorAnalysis:
     """Sizes and errors, at the IoU threshold of the VOC metrics."""
     options = {
         "num_classes": len(evaluation.result.per_class),
         "iou_threshold": evaluation.result.protocol.iou_threshold,
     }
     images = evaluation.ground_truths, evaluation.detections
-    return Diagnosis(
+    return ErrorAnalysis(
         average_precision_by_size(*images, evaluation.image_sizes, **options),
         error_breakdown(*images, **options),
     )
@@ -127,7 +127,7 @@ def speed(evaluation: Evaluation) -> dict[str, float]:
 
 
 def results_dict(
-    evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]
+    evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Everything for a JSON file; docs/evaluation.md has its meaning."""
     return {
@@ -160,7 +160,7 @@ def protocol_of(evaluation: Evaluation, metric: str) -> str:
     return result.protocol.describe("area" if metric == "voc12" else "11-point")
 
 
-def table(evaluation: Evaluation, diagnosis: Diagnosis, classes: Sequence[str]) -> str:
+def table(evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[str]) -> str:
     """Average precision of each class with its best score, COCO's numbers, sizes and errors."""
     result, coco = evaluation.result, evaluation.coco
     width = max(map(len, ("class", *classes)))

@@ -24,7 +24,7 @@ from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.data.remote import shown_url
 from ssd_jax.data.storage import stage
-from ssd_jax.errors import UserError, some_of
+from ssd_jax.errors import UserError, first_line, some_of
 from ssd_jax.weights.archive import is_archive, read_archive
 
 META = "meta.json"
@@ -72,7 +72,7 @@ class ModelFolder(NamedTuple):
             config.data.canvas = self.meta["canvas"]
             check(config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(self.source, f"in {META}: {str(error).splitlines()[0]}") from error
+            raise _damaged(self.source, f"in {META}: {first_line(error)}") from error
         sides = config.data.canvas, config.model.image_size, *config.detect.image_sizes
         if max(sides) > LARGEST_SIDE:
             raise _damaged(self.source, f"in {META}: a side of more than {LARGEST_SIDE} px")

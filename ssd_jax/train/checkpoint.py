@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ssd_jax.cluster import from_first, together, wait_until_seen
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.train.checkpoint_manifest import find_damage, saved_steps, write_manifest
 from ssd_jax.train.state import TrainState
 
@@ -163,7 +163,7 @@ class Checkpoints:
             free = shutil.disk_usage(self._folder).free
             raise UserError(
                 f"{self._folder}: the checkpoint of step {step} could not be written "
-                f"({_first_line(error)}). It needs {_megabytes(size)}, and {_megabytes(free)} are "
+                f"({first_line(error)}). It needs {_megabytes(size)}, and {_megabytes(free)} are "
                 "free there. The checkpoints before it are intact: make room, and give the same "
                 "command again."
             ) from error
@@ -329,7 +329,7 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
                 f"{self._folder}/{step}: the checkpoint is damaged or does not fit this network "
-                f"({_first_line(error)}). Restore it with the config that it was trained with, or "
+                f"({first_line(error)}). Restore it with the config that it was trained with, or "
                 "take another --step."
             ) from error
 
@@ -367,10 +367,6 @@ def _first_process(action: Callable[[], int | None]) -> int | None:
     with together():
         value = action() if jax.process_index() == 0 else None
     return from_first(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _megabytes(size: int) -> str:

@@ -1,11 +1,10 @@
 """What a finished checkpoint holds, file by file, so that damage is found before it is used."""
 
-import hashlib
 import json
 import os
 import pathlib
 
-from ssd_jax.files import write_json
+from ssd_jax.files import file_digest, write_json
 from ssd_jax.run_log import CHECKPOINTS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
@@ -22,12 +21,9 @@ def write_manifest(folder: pathlib.Path) -> None:
     """
     files = {}
     for path in _files(folder):
-        with path.open("rb") as file:
-            files[path.relative_to(folder).as_posix()] = {
-                "bytes": os.fstat(file.fileno()).st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        _sync(path)
     write_json(folder / MANIFEST_FILE, {"files": files})
     folders = [path for path in folder.rglob("*") if path.is_dir()]
     for path in (folder / MANIFEST_FILE, *folders, folder):
@@ -52,8 +48,7 @@ def find_damage(folder: pathlib.Path) -> str:
             return f"{name} has {got:,} bytes, expected {size:,}"
     for name, (_, sha256) in expected.items():
         try:
-            with (folder / name).open("rb") as file:
-                got = hashlib.file_digest(file, "sha256").hexdigest()
+            got = file_digest(folder / name)
         except OSError as error:
             return f"{name} cannot be read: {error}"
         if got != sha256:

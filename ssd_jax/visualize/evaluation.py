@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssd_jax.evaluation.errors import KINDS, VERDICTS, ErrorBreakdown
-from ssd_jax.evaluation.metrics import Diagnosis, Evaluation
+from ssd_jax.evaluation.metrics import ErrorAnalysis, Evaluation
 from ssd_jax.evaluation.sizes import LIMITS, SizeResult
 from ssd_jax.evaluation.voc import VocResult
 from ssd_jax.visualize.boxes import DASHES
@@ -28,7 +28,7 @@ _UNITS = {"pixels": "by size in pixels", "image": "by part of the image's side"}
 
 def draw_measures(
     evaluation: Evaluation,
-    diagnosis: Diagnosis,
+    diagnosis: ErrorAnalysis,
     folder: str | os.PathLike,
     *,
     classes: Sequence[str],

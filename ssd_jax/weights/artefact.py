@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ssd_jax.errors import UserError
-from ssd_jax.files import is_apple_double
+from ssd_jax.files import file_digest, is_apple_double
 from ssd_jax.ops.anchors import AnchorLevel
 from ssd_jax.ops.boxes import VARIANCES
 from ssd_jax.weights.archive import read_archive
 from ssd_jax.weights.mxnet_params import parse_mxnet_params
-from ssd_jax.weights.readers import WeightFile, file_sha256
+from ssd_jax.weights.readers import WeightFile
 
 # Beyond these it is no detector, but a file that wants to cost memory.
 _LARGEST_JSON = 2**26
@@ -101,7 +101,7 @@ def read_artefact(path: str | os.PathLike) -> Artefact:
         )
     tensors = parse_mxnet_params(params, f"{path} (.params)")
     return Artefact(
-        WeightFile(path, tensors, {"sha256": file_sha256(path)}), num_classes, levels, settings
+        WeightFile(path, tensors, {"sha256": file_digest(path)}), num_classes, levels, settings
     )
 
 

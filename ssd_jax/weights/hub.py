@@ -5,7 +5,7 @@ import pathlib
 import re
 import types
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 
 HUB = "hf://"
 _NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+)(?:@(?P<revision>[^@]+))?")
@@ -37,7 +37,7 @@ def fetch(name: str) -> tuple[str, dict[str, str]]:
     # The errors of the HTTP library below the hub, which is another one from version to version.
     except Exception as error:
         raise UserError(
-            f"{name}: could not be fetched ({_first_line(error)}). Check the name and the network, "
+            f"{name}: could not be fetched ({first_line(error)}). Check the name and the network, "
             "or download the file yourself and give its path."
         ) from error
     return path, _about(huggingface_hub, match["repo"], match["revision"])
@@ -55,11 +55,7 @@ def _about(hub: types.ModuleType, repo: str, revision: str | None) -> dict[str, 
             about |= _preprocessing(pathlib.Path(config).read_text())
         return about
     except Exception as error:  # a file in the cache can be used without a network
-        return {"licence": f"not known, the hub gave no answer ({_first_line(error)})"}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+        return {"licence": f"not known, the hub gave no answer ({first_line(error)})"}
 
 
 def _preprocessing(config: str) -> dict[str, str]:

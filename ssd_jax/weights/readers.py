@@ -1,6 +1,5 @@
 """Weight files of other frameworks -> NumPy arrays by name."""
 
-import hashlib
 import mmap
 import os
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ssd_jax.errors import UserError
+from ssd_jax.files import file_digest
 from ssd_jax.weights.archive import GZIP_MAGIC
 from ssd_jax.weights.hub import HUB, fetch
 from ssd_jax.weights.keras_h5 import HDF5_MAGIC, read_keras_arrays
@@ -54,13 +54,7 @@ def read_weights(source: str | os.PathLike) -> WeightFile:
             )
         else:
             tensors, own = _read_safetensors(path)
-    return WeightFile(source, tensors, {**own, **metadata, "sha256": file_sha256(path)})
-
-
-def file_sha256(path: str) -> str:
-    """Give the digest by which a file can be told from every other."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightFile(source, tensors, {**own, **metadata, "sha256": file_digest(path)})
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -6,10 +6,10 @@ import pytest
 from ssd_jax.data.sources.base import (
     Problems,
     Source,
-    build_source,
     check_not_empty,
     class_ids,
     combine,
+    source_of_objects,
 )
 from ssd_jax.errors import DataError, UserError
 
@@ -20,7 +20,7 @@ def source(*images, classes=("cat", "dog"), sizes=None, problems=None, prefix=""
     """A source of images given as lists of (class name, box in parts of the image)."""
     objects = [thing for image in images for thing in image]
     boxes = np.array([box for _, box in objects], np.float64).reshape(-1, 4)
-    return build_source(
+    return source_of_objects(
         names=tuple(f"{prefix}{index}" for index in range(len(images))),
         sizes=np.zeros((len(images), 2), np.int32) if sizes is None else np.array(sizes),
         object_counts=np.array([len(image) for image in images]),

@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import shlex
+import sys
 import tempfile
 
 import cv2
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ssd_jax.data import writers
 from ssd_jax.data.convert import FORMATS, convert, run_convert
 from ssd_jax.data.open import open_data
-from ssd_jax.data.sources.base import Problems, build_source
+from ssd_jax.data.sources.base import Problems, source_of_objects
 from ssd_jax.errors import DataError, UserError
 
 # Where each format is written, and the split it is read back with.
@@ -44,7 +45,7 @@ def source_of(*images, sized=True, classes=CLASSES, problems=None, names=None):
     boxes = [np.array(box) / (size[::-1] * 2) for (_, box, _), size in objects]
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     sizes = np.array([size for _, size, _ in images], np.int32).reshape(-1, 2)
-    return build_source(
+    return source_of_objects(
         names=names or tuple(str(index) for index in range(len(images))),
         sizes=sizes if sized else np.zeros_like(sizes),
         object_counts=np.array([len(things) for *_, things in images], np.int64),
@@ -78,7 +79,7 @@ def missing(index):
 def written(source, folder, format, **words):
     """The source as it comes back from a format."""
     place, split = PLACES[format]
-    target = convert(source, folder / place, format=format, progress=False, **words)
+    target = convert(source, folder / place, format=format, **words)
     assert target.split == (split if format in ("voc", "tfds") else ())
     return open_data(target.location if format == "tfds" else folder / place, split=split)
 
@@ -162,7 +163,7 @@ def test_sizes_are_read_where_the_source_has_none(tmp_path):
 def test_what_others_read(tmp_path):
     source = one()
     for format in ("voc", "json", "manifest", "coco"):
-        convert(source, tmp_path / format / PLACES[format][0], format=format, progress=False)
+        convert(source, tmp_path / format / PLACES[format][0], format=format)
     xml = (tmp_path / "voc/set/Annotations/0.xml").read_text()
     assert "<xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>25</ymax>" in xml
     assert "<width>100</width><height>50</height><depth>3</depth>" in xml
@@ -199,7 +200,7 @@ def test_what_others_read(tmp_path):
 )
 def test_images_of_coco_have_the_numbers_that_they_are_called(names, ids, tmp_path):
     images = [(picture(50, 100), (50, 100), [(0, (1, 1, 9, 9), False)])] * 2
-    convert(source_of(*images, names=names), tmp_path / "set.json", progress=False)
+    convert(source_of(*images, names=names), tmp_path / "set.json")
     coco = json.loads((tmp_path / "set.json").read_text())
     assert [(each["id"], each["file_name"]) for each in coco["images"]] == [
         (number, f"{name}.jpg") for number, name in zip(ids, names, strict=True)
@@ -209,12 +210,12 @@ def test_images_of_coco_have_the_numbers_that_they_are_called(names, ids, tmp_pa
 
 def test_several_splits_and_folders(tmp_path):
     for name in ("train", "validation"):
-        convert(one(), tmp_path / "set", format="json", name=name, progress=False)
+        convert(one(), tmp_path / "set", format="json", name=name)
     assert len(open_data(tmp_path / "set", split=("train", "validation"))) == 2
-    convert(one(), tmp_path / "set", format="json", name="../a[:9%]", progress=False)
+    convert(one(), tmp_path / "set", format="json", name="../a[:9%]")
     assert len(open_data(tmp_path / "set/_a[_9%]")) == 1
     with pytest.raises(UserError, match=r"set/train is there already"):
-        convert(one(), tmp_path / "set", format="json", progress=False)
+        convert(one(), tmp_path / "set", format="json")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -230,7 +231,7 @@ def test_nothing_half_written_looks_whole(tmp_path, format):
 
     source.read_image = read_image
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / PLACES[format][0], format=format, progress=False)
+        convert(source, tmp_path / PLACES[format][0], format=format)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -256,10 +257,10 @@ def test_what_cannot_be_read_is_refused_or_left_out(tmp_path, format):
 def test_images_of_other_kinds_are_refused(tmp_path):
     gif = source_of((b"GIF89a", (50, 100), []))
     with pytest.raises(DataError, match="SSD112 image 0: 6 bytes that start with b'GIF8'"):
-        convert(gif, tmp_path / "a.json", progress=False)
+        convert(gif, tmp_path / "a.json")
     cut = source_of((picture(50, 100)[:9], (50, 100), []), sized=False)
     with pytest.raises(DataError, match="SSD112"):
-        convert(cut, tmp_path / "a.json", progress=False)
+        convert(cut, tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("format", ["voc", "json", "manifest", "coco"])
@@ -289,17 +290,17 @@ def test_boxes_too_thin_for_a_format_are_told(tmp_path):
 
 
 def test_the_verb(tmp_path):
-    convert(one(), tmp_path / "voc", name="val", progress=False)
+    convert(one(), tmp_path / "voc", name="val")
     text = run_convert(str(tmp_path / "voc"), tmp_path / "set", split=("val",), format="json")
     assert text.startswith("1 images, 1 objects (zebra 1")
     assert (tmp_path / "set/val_annotation/0.json").exists()
-    run_convert(str(tmp_path / "set"), tmp_path / "set.rec", split=("val",), progress=False)
+    run_convert(str(tmp_path / "set"), tmp_path / "set.rec", split=("val",))
     source = open_data(tmp_path / "set.rec")
     assert (source.classes, list(source.names)) == (CLASSES, ["0"])
 
 
 def test_the_verb_counts_what_it_wrote(tmp_path):
-    convert(source_of(*one_and_cut()), tmp_path / "a.rec", progress=False)
+    convert(source_of(*one_and_cut()), tmp_path / "a.rec")
     with pytest.raises(DataError, match="--skip-problems leaves out"):
         run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json")
     text = run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json", problems="skip")
@@ -309,7 +310,7 @@ def test_the_verb_counts_what_it_wrote(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_verb_says_how_to_read_it(tmp_path, format):
-    convert(one(), tmp_path / "in.rec", progress=False)
+    convert(one(), tmp_path / "in.rec")
     destination = tmp_path / "a b" / PLACES[format][0]
     text = run_convert(str(tmp_path / "in.rec"), destination, format=format, name="a:b")
     location, *split = shlex.split(text.splitlines()[-1].removeprefix("read it with: "))
@@ -344,10 +345,16 @@ def test_mistakes_are_told_before_anything_is_read(
 def test_class_names_that_some_format_cannot_hold(tmp_path):
     for name in ("a\nb", " a", ""):
         with pytest.raises(UserError, match="cannot be written, expected printable"):
-            convert(one(classes=(name, "b", "c")), tmp_path / "a.json", progress=False)
+            convert(one(classes=(name, "b", "c")), tmp_path / "a.json")
 
 
-def test_progress_is_shown_when_asked_for(tmp_path, capsys):
+def test_progress_is_shown_on_a_terminal_only(tmp_path, capsys, monkeypatch):
     convert(one(), tmp_path / "a.json")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    convert(one(), tmp_path / "b.json")
     assert "1/1" in capsys.readouterr().err
+
+
+def test_names_of_files_differ_without_case():
     assert writers.file_stems(["a", "A", "a_2"]) == ["a", "A_2", "a_2_2"]

@@ -20,7 +20,7 @@ from ssd_jax.data import codes, findings
 from ssd_jax.data.convert import convert
 from ssd_jax.data.doctor import check_before_training, clean, examine
 from ssd_jax.data.findings import best_ious
-from ssd_jax.data.sources.base import Problems, build_source, class_ids
+from ssd_jax.data.sources.base import Problems, class_ids, source_of_objects
 from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import DataError, UserError
@@ -48,7 +48,7 @@ def make(
             raise DataError(codes.IMAGE_MISSING, f"file {index}", "gone", "Put it back")
         return images[index][0]
 
-    return build_source(
+    return source_of_objects(
         names=names or tuple(map(str, range(len(images)))),
         sizes=np.tile(np.array(size), (len(images), 1)),
         object_counts=np.array([len(things) for _, *things in images]),
@@ -317,7 +317,7 @@ def test_changed_files_are_examined_again(tmp_path):
 
 
 def test_a_changed_record_file_is_examined_again(tmp_path):
-    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    convert(clean_set(), tmp_path / "a.rec")
     path = tmp_path / "a.rec"
 
     def counts():
@@ -351,7 +351,7 @@ def test_names_that_are_no_utf_8(tmp_path):
 
 
 def test_records_without_an_entry_in_the_index(tmp_path):
-    convert(clean_set(), tmp_path / "a.rec", progress=False)
+    convert(clean_set(), tmp_path / "a.rec")
     index = tmp_path / "a.idx"
     index.write_text(index.read_text().splitlines(keepends=True)[0])
     (finding,) = examine(open_recordio(tmp_path / "a.rec")).findings

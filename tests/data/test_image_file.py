@@ -85,14 +85,23 @@ def test_damaged_exif_data_is_passed_over():
     assert image_size(turned(6).replace(b"MM\0*", b"MM\xff\xff"), "a") == (50, 100)
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", JPEG[:9], PNG[:20]])
-def test_other_files_are_refused(data):
-    with pytest.raises(DataError, match=f"SSD112 here: {len(data)} bytes that start with"):
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "0 bytes that start with"),
+        (b"GIF89a", "6 bytes that start with"),
+        (JPEG[:9], r"a JPEG header without an image \(9 bytes\)"),
+        (PNG[:20], "20 bytes that start with"),
+        (PNG[:16] + bytes(4) + PNG[20:], "0 x 50 pixels, expected a whole"),
+    ],
+)
+def test_other_files_are_refused(data, problem):
+    with pytest.raises(DataError, match=f"SSD112 here: {problem}"):
         image_size(data, "here")
 
 
 def test_a_claim_of_gigabytes_is_refused():
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + crc(header)
-    with pytest.raises(DataError, match="SSD113 here: too many pixels"):
+    with pytest.raises(DataError, match="SSD113 here: 60000 x 60000 pixels, expected at most"):
         image_size(PNG[:8] + chunk + PNG[33:], "here")

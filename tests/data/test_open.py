@@ -71,7 +71,7 @@ def labels(source):
     ],
 )
 def test_every_format_by_its_location(tmp_path, source, place, words, location, split):
-    convert(source, tmp_path / place, progress=False, **words)
+    convert(source, tmp_path / place, **words)
     found = open_data(str(tmp_path / location), split=split)
     assert found[0].image == JPEG
     np.testing.assert_allclose(found[0].boxes, [(0.1, 0.1, 0.6, 0.5)], rtol=1e-6)
@@ -88,7 +88,7 @@ def test_one_folder_of_images_and_json(tmp_path):
 
 
 def test_class_names_beside_a_record_file(tmp_path, source):
-    convert(source, tmp_path / "set.rec", progress=False)
+    convert(source, tmp_path / "set.rec")
     (tmp_path / "set.classes.txt").rename(tmp_path / "classes.txt")
     assert open_data(tmp_path / "set.rec").classes == ("owl",)
     (tmp_path / "classes.txt").unlink()
@@ -96,7 +96,7 @@ def test_class_names_beside_a_record_file(tmp_path, source):
 
 
 def test_records_with_another_class_list_go_by_name(tmp_path, other):
-    convert(other, tmp_path / "set.rec", progress=False)
+    convert(other, tmp_path / "set.rec")
     found = open_data(tmp_path / "set.rec", classes=("owl", "ox", "elk"))
     assert labels(found) == [["elk", "owl"]]
     with pytest.raises(DataError, match=r"SSD134 .*unknown class 'elk', expected one of owl"):
@@ -108,16 +108,16 @@ def test_records_with_another_class_list_go_by_name(tmp_path, other):
 
 
 def test_a_local_name_may_hold_any_sign(tmp_path, source):
-    convert(source, tmp_path / "#1?x=y.z/set.json", progress=False)
+    convert(source, tmp_path / "#1?x=y.z/set.json")
     assert len(open_data(tmp_path / "#1?x=y.z/set.json")) == 1
-    convert(source, tmp_path / "a@b + c/d@e.json", progress=False)
+    convert(source, tmp_path / "a@b + c/d@e.json")
     assert len(open_data(tmp_path / "a@b + c/d@e.json")) == 1
 
 
 def test_several_locations_with_splits_of_their_own(tmp_path, source, other):
-    convert(source, tmp_path / "voc", name="train", progress=False)
-    convert(other, tmp_path / "json", format="json", name="val", progress=False)
-    convert(other, tmp_path / "set.rec", progress=False)
+    convert(source, tmp_path / "voc", name="train")
+    convert(other, tmp_path / "json", format="json", name="val")
+    convert(other, tmp_path / "set.rec")
     voc, pair, records = (str(tmp_path / name) for name in ("voc", "json", "set.rec"))
     assert len(open_data(f"{voc}@train")) == 1
     assert len(open_data(f"{voc}@train", split=("none",))) == 1
@@ -136,8 +136,8 @@ def test_several_locations_with_splits_of_their_own(tmp_path, source, other):
 
 
 def test_several_locations_with_one_list_of_problems(tmp_path, source, other):
-    convert(source, tmp_path / "one.rec", progress=False)
-    convert(other, tmp_path / "two.rec", progress=False)
+    convert(source, tmp_path / "one.rec")
+    convert(other, tmp_path / "two.rec")
     both = f"{tmp_path}/one.rec + {tmp_path}/two.rec"
     problems = Problems("skip")
     found = open_data(both, classes=("owl",), problems=problems)
@@ -173,10 +173,10 @@ def test_which_splits_belong_to_a_location(location, expected):
 
 def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
     """The copies of a bucket `s3://b` lie in a folder here."""
-    convert(source, tmp_path / "sets/set.json", progress=False)
-    convert(source, tmp_path / "sets/far.manifest", progress=False)
-    convert(source, tmp_path / "sets/voc", progress=False)
-    convert(source, tmp_path / "sets/far.rec", progress=False)
+    convert(source, tmp_path / "sets/set.json")
+    convert(source, tmp_path / "sets/far.manifest")
+    convert(source, tmp_path / "sets/voc")
+    convert(source, tmp_path / "sets/far.rec")
     staged = []
 
     def stage(url):
@@ -203,7 +203,7 @@ def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
 
 def test_what_stands_beside_a_remote_record_file(tmp_path, other, monkeypatch):
     monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "cache"))
-    convert(other.take([0]), tmp_path / "val.rec", progress=False)
+    convert(other.take([0]), tmp_path / "val.rec")
     (tmp_path / "val.idx").write_text("seven\t0\n")
     with WebServer() as server:
         for folder in ("open", "secret"):  # the second one answers 403, not 404
@@ -265,6 +265,14 @@ def test_the_documented_way_from_labelimg(tmp_path):
     subprocess.run(["bash", "-ec", documented("sh")], cwd=tmp_path, check=True)
     found = {split: list(open_data(tmp_path, split=split).names) for split in ("train", "val")}
     assert found == {"train": list("abcdf"), "val": ["e"]}
+
+
+def test_what_a_relative_path_counts_from_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^SSD101 data/voc: .* counts from .*, {tmp_path}$"):
+        open_data("data/voc")
+    with pytest.raises(DataError, match=r"Correct the path$"):
+        open_data(tmp_path / "data/voc")
 
 
 def test_what_is_none_of_these_is_told(tmp_path, source):

@@ -116,7 +116,9 @@ def test_all_threads_work_at_the_same_time():
     assert list(pipeline._iterate(batches, num_threads=12)) == list(range(24))
 
 
-@pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 3}, {"cache": "ram"}])
+@pytest.mark.parametrize(
+    "options", [{"num_threads": 0}, {"num_threads": 3}, {"keep_decoded": True}]
+)
 def test_threads_and_cache_change_nothing(unbroken, options):
     assert_same(train(10, **options), unbroken)
 
@@ -141,7 +143,7 @@ def test_evaluation_sees_every_image_once_in_order():
 
 def test_cache_reads_every_image_once():
     source = TinySource()
-    train(10, source, cache="ram", num_threads=0)
+    train(10, source, keep_decoded=True, num_threads=0)
     assert source.reads == 10
     assert pipeline.cache_bytes(source, canvas=8) == 10 * 8 * 8 * 3
 
@@ -165,5 +167,3 @@ def test_damaged_record_reaches_the_consumer(threads):
 def test_impossible_options_are_refused():
     with pytest.raises(UserError, match="batch_size is 4: expected a multiple of the 3 processes"):
         train(1, process_count=3)
-    with pytest.raises(UserError, match="cache is 'disk': expected 'none' or 'ram'"):
-        train(1, cache="disk")

@@ -91,7 +91,7 @@ def folder(tars, tmp_path):
 
 @pytest.fixture
 def prepared(tars, folder, tmp_path):
-    counts = prepare_voc(tmp_path / "out", archives=folder, checksums=sums(tars), progress=False)
+    counts = prepare_voc(tmp_path / "out", archives=folder, checksums=sums(tars))
     return tmp_path / "out", counts
 
 
@@ -121,21 +121,21 @@ def test_stock_tfds_reads_what_was_prepared(prepared):
 
 def test_what_is_prepared_is_left_alone(prepared, tmp_path):
     out, counts = prepared
-    assert prepare_voc(out, archives=tmp_path / "empty", progress=False) == counts
+    assert prepare_voc(out, archives=tmp_path / "empty") == counts
 
 
 def test_the_recorded_checksums_are_those_of_the_official_archives(folder, tmp_path):
     # Sizes as on http://host.robots.ox.ac.uk/pascal/VOC
     with pytest.raises(DataError, match=r"expected 460,032,000") as found:
-        prepare_voc(tmp_path / "out", archives=folder, years=("2007",), progress=False)
+        prepare_voc(tmp_path / "out", archives=folder, years=("2007",))
     assert found.value.code == codes.CONTENT_DISAGREES
     with pytest.raises(DataError, match=r"expected 1,999,639,040"):
-        prepare_voc(tmp_path / "out", archives=folder, years=("2012",), progress=False)
+        prepare_voc(tmp_path / "out", archives=folder, years=("2012",))
 
 
 def test_missing_archives_and_unknown_years(tmp_path):
     with pytest.raises(DataError, match=r"06-Nov-2007.tar.*460,032,000 bytes.*https://") as found:
-        prepare_voc(tmp_path / "out", archives=tmp_path, progress=False)
+        prepare_voc(tmp_path / "out", archives=tmp_path)
     assert found.value.code == codes.ARCHIVE_MISSING
     with pytest.raises(UserError, match="2008 here, expected 2007, 2012"):
         prepare_voc(tmp_path / "out", years=("2008",))
@@ -147,7 +147,7 @@ def test_archives_are_downloaded_and_a_cut_is_mended(tars, tmp_path, monkeypatch
     with WebServer() as web:
         web.files = {f"/mirror/{name}": content for name, content in tars.items()}
         web.cuts = [10**9, 4000]
-        options = {"base_url": f"{web.url}/mirror/", "checksums": sums(tars), "progress": False}
+        options = {"base_url": f"{web.url}/mirror/", "checksums": sums(tars)}
         counts = prepare_voc(tmp_path / "out", **options)
         assert "bytes=4000-" in web.ranges
     assert counts["voc/2007"]["train"] == 2
@@ -211,9 +211,7 @@ def refuse(tars, folder, tmp_path, content, code, problem):
     (folder / name).write_bytes(content)
     checksums = sums(tars | {name: content})
     with pytest.raises(DataError, match=problem) as found:
-        prepare_voc(
-            tmp_path / "out", archives=folder, years=("2007",), checksums=checksums, progress=False
-        )
+        prepare_voc(tmp_path / "out", archives=folder, years=("2007",), checksums=checksums)
     assert found.value.code == code
     assert not list((tmp_path / "out").rglob("*array_record*"))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data.sources.base import Problems, build_source
+from ssd_jax.data.sources.base import Problems, source_of_objects
 from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.recordio_file import frame
 from ssd_jax.data.sources.recordio_writer import write_recordio
@@ -26,7 +26,7 @@ def source_of(images, *, names=None, sizes=None, classes=("a", "b", "c")):
     """A source of images given as (bytes, [(class id, box, difficult), ...])."""
     objects = [thing for _, things in images for thing in things]
     boxes = np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4).astype(np.float64)
-    return build_source(
+    return source_of_objects(
         names=names or [f"image {i}" for i in range(len(images))],
         sizes=np.zeros((len(images), 2), np.int32) if sizes is None else np.array(sizes),
         object_counts=np.array([len(things) for _, things in images], np.int64),

@@ -110,7 +110,6 @@ def test_colour_does_not_tell_the_class(drawings):
 
 
 def test_written_folder_reads_back(tmp_path):
-    seen = []
     shapes.write_shapes(
         tmp_path,
         train=4,
@@ -118,9 +117,7 @@ def test_written_folder_reads_back(tmp_path):
         test=2,
         seed=3,
         image_size=96,
-        progress=lambda indices: (seen.append(index) or index for index in indices),
     )
-    assert seen == list(range(9))
     start = 0
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         source = open_voc(tmp_path, (split,), classes=shapes.CLASSES)

@@ -111,15 +111,16 @@ def test_an_object_is_staged_once_and_keeps_its_name(s3, tmp_path):
     assert s3[1].passed < 2000
 
 
-def test_a_prefix_is_staged_as_a_folder(s3, tmp_path):
-    folder = stage("s3://bucket/set", cache=tmp_path / "elsewhere")
+def test_a_prefix_is_staged_as_a_folder(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "elsewhere"))
+    folder = stage("s3://bucket/set")
     assert folder.name == "set"
     assert folder.is_relative_to(tmp_path / "elsewhere")
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     assert set(found) == {"big.rec", "empty", "deep/one.txt"}
     assert found["big.rec"].read_bytes() == BIG
     assert found["deep/one.txt"].read_bytes() == b"one"
-    assert stage("s3://bucket/set/", cache=tmp_path / "elsewhere").name == "set"
+    assert stage("s3://bucket/set/").name == "set"
 
 
 def test_a_changed_object_gets_a_new_place(s3):
@@ -291,16 +292,18 @@ def test_objects_that_were_stored_with_newer_checksums_are_staged_in_parts(s3_to
     assert stage("s3://bucket/out/checked").read_bytes() == BIG
 
 
-def test_web_files_resume_where_the_server_allows_it(web, tmp_path):
+def test_web_files_resume_where_the_server_allows_it(web, tmp_path, monkeypatch):
     web.cuts = [10**9, 300_000, 300_000]
     assert stage(f"{web.url}/set/big.rec").read_bytes() == BIG
     assert web.ranges[:4] == [None, None, "bytes=300000-", "bytes=600000-"]
     web.with_ranges, web.cuts, web.ranges = False, [10**9, 300_000], []
-    assert stage(f"{web.url}/set/big.rec", cache=tmp_path / "b").read_bytes() == BIG
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "b"))
+    assert stage(f"{web.url}/set/big.rec").read_bytes() == BIG
     assert web.ranges == [None, None, "bytes=300000-", None]
     # Without a version, what is there may be the beginning of another file.
     web.with_ranges, web.with_versions, web.cuts, web.ranges = True, False, [10**9, 300_000], []
-    assert stage(f"{web.url}/set/big.rec", cache=tmp_path / "c").read_bytes() == BIG
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "c"))
+    assert stage(f"{web.url}/set/big.rec").read_bytes() == BIG
     assert web.ranges == [None, None, None, None]
 
 

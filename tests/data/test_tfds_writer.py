@@ -45,7 +45,7 @@ def source_of(images=IMAGES, *, box=(0, 0, 1, 1), problems=None, read_image=None
 
 
 def written(source, folder, name="train"):
-    write_tfds(folder, source, name, progress=False)
+    write_tfds(folder, source, name)
     return open_tfds(folder / name / "1.0.0", name)
 
 
@@ -119,19 +119,20 @@ def test_what_is_no_image_or_no_box_is_a_problem(tmp_path):
 @pytest.mark.parametrize("name", ["voc", "2007", "train[:9%]", "a/b", ""])
 def test_names_that_tfds_does_not_take(tmp_path, name):
     with pytest.raises(UserError, match="expected a letter, then letters, digits"):
-        write_tfds(tmp_path, source_of(), name, progress=False)
+        write_tfds(tmp_path, source_of(), name)
 
 
 def test_images_do_not_stay_in_memory(tmp_path):
     count, size = 80, 500_000
     source = source_of((b"",) * count, read_image=lambda index: IMAGES[0] + bytes(size))
     tracemalloc.start()
-    write_tfds(tmp_path, source, "train", progress=False)
+    write_tfds(tmp_path, source, "train")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < count * size / 2
 
 
-def test_progress_is_shown_when_asked_for(tmp_path, capsys):
+def test_progress_is_shown_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     write_tfds(tmp_path, source_of(), "train")
     assert "4/4" in capsys.readouterr().err

@@ -246,6 +246,16 @@ def test_the_fingerprint_follows_the_annotations(tmp_path):
     assert same[0] == same[1] != other
 
 
+def test_what_macos_wrote_is_no_image_set(tmp_path):
+    write_voc(tmp_path, {"a": annotation(thing())})
+    for name in ("ImageSets/Main/train.txt", "JPEGImages/a.jpg"):
+        path = tmp_path / name
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    with expect("SSD102", "Name one or more of train$"):
+        open_voc(tmp_path, ("val",))
+    assert open_voc(tmp_path, ("train",)).names == ("a",)
+
+
 def test_an_image_that_vanished_is_told(tmp_path):
     source = one(tmp_path, thing())
     (tmp_path / "JPEGImages" / "a.jpg").unlink()

@@ -123,12 +123,12 @@ def test_which_checkpoint_is_taken_is_for_process_0_to_say(outcomes):
 
 
 def test_the_few_that_differ_are_named_first():
-    of_all = [{"host": f"h{i}", "stopped": None, "facts": {"jax": "1"}} for i in range(12)]
+    of_all = [{"host": f"h{i}", "stopped": None, "facts": {"jax": "1"}} for i in range(15)]
     assert disagreement(of_all) is None
     of_all[7]["facts"] = {"jax": "2"}
     assert disagreement(of_all).splitlines()[1] == (
         '  jax: "2" on process 7 (h7); "1" on process 0 (h0), 1 (h1), 2 (h2), 3 (h3), 4 (h4), '
-        "5 (h5), 6 (h6), 8 (h8) and 3 more"
+        "5 (h5), 6 (h6), 8 (h8), 9 (h9), 10 (h10), 11 (h11), 12 (h12), ..."
     )
     of_all[3]["stopped"] = "no such file"  # the cause, rather than what it has led to
     assert disagreement(of_all) == "process 3 (h3) stopped: no such file"

@@ -137,13 +137,18 @@ def test_a_coco_file_is_read_as_it_is(instances):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, 1, 1]}]}, "lists"),
+        (
+            {"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, 1, 1]}]},
+            "which no image",
+        ),
+        ({"annotations": [COCO["annotations"][0] | {"category_id": 9}]}, "that the file lists"),
+        ({"annotations": [COCO["annotations"][0] | {"bbox": [0, 0, 1, "a"]}]}, "four numbers"),
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1]}]}, "four numbers"),
         (
             {"annotations": [COCO["annotations"][0] | {"area": True}]},
-            "'area' is True, expected a number of pixels",
+            "'area' is not what is expected, a number of pixels",
         ),
-        ({"images": [COCO["images"][0]] * 2}, "an id of its own"),
+        ({"images": [COCO["images"][0]] * 2}, "has a record already"),
         ({"categories": []}, "'categories' is empty"),
         (
             {"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0.1, 0.2, 0.5, 0.4]}]},
@@ -160,12 +165,24 @@ def test_a_damaged_coco_file_is_refused(change, message, tmp_path):
         read_ground_truth(str(written(tmp_path / "instances.json", COCO | change)))
 
 
+def test_images_of_a_coco_file_may_have_one_name(tmp_path):
+    images = [each | {"file_name": "a.jpg"} for each in COCO["images"]]
+    path = written(tmp_path / "instances.json", COCO | {"images": images})
+    assert len(read_ground_truth(str(path)).ground_truths) == 2
+
+
+def test_areas_that_a_coco_file_does_not_have_are_those_of_the_boxes(tmp_path):
+    annotations = [{"image_id": 7, "category_id": 18, "bbox": [0.1, 0.2, 32, 32]}]
+    path = written(tmp_path / "instances.json", COCO | {"annotations": annotations})
+    assert [each.area.tolist() for each in read_ground_truth(str(path)).coco] == [[], [1024]]
+
+
 def test_sizes_that_the_format_does_not_have_are_those_of_the_images(tmp_path):
-    from ssd_jax.data.sources.base import Problems, build_source
+    from ssd_jax.data.sources.base import Problems, source_of_objects
     from ssd_jax.evaluation.detection_files import _of_source
 
     save_png(tmp_path / "a.png", np.zeros((40, 80, 3), np.uint8))
-    source = build_source(
+    source = source_of_objects(
         names=["a"],
         sizes=np.zeros((1, 2), np.int32),
         object_counts=np.array([1]),

@@ -23,7 +23,7 @@ mine = jax.jit(mine_hard_negatives, static_argnames=("negatives_per_positive", "
 @jax.jit
 def loss_and_gradient(predictions, targets):
     def total(predictions):
-        sums = multibox_loss(*predictions, targets, jnp.zeros((ANCHORS, 4)))
+        sums = multibox_loss(*predictions, targets, square_anchors())
         return sums.class_loss + sums.box_loss, sums
 
     return jax.value_and_grad(total, has_aux=True)(predictions)
@@ -188,7 +188,7 @@ def test_vmap_equals_one_by_one():
     rng = np.random.default_rng(6)
     examples = [(*random_predictions(rng), random_targets(rng)) for _ in range(3)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-    together = jax.jit(jax.vmap(multibox_loss, (0, 0, 0, None)))(*batch, jnp.zeros((ANCHORS, 4)))
+    together = jax.jit(jax.vmap(multibox_loss, (0, 0, 0, None)))(*batch, square_anchors())
     for i, (*predictions, targets) in enumerate(examples):
         (_, alone), _ = loss_and_gradient(tuple(predictions), targets)
         assert_allclose([x[i] for x in together], alone, rtol=1e-6)
@@ -348,7 +348,7 @@ def test_the_keywords_of_mining_reach_it():
     targets = random_targets(np.random.default_rng(13), share_positive=0.0)
     predictions = random_predictions(np.random.default_rng(13))
     for minimum in (0, 5):
-        sums = multibox_loss(*predictions, targets, minimum_negatives=minimum)
+        sums = multibox_loss(*predictions, targets, square_anchors(), minimum_negatives=minimum)
         assert sums.num_classified == minimum
 
 
@@ -357,7 +357,7 @@ def test_label_smoothing_is_cross_entropy_with_smooth_labels():
     targets, predictions = random_targets(rng), random_predictions(rng)
     smooth = jax.jit(
         functools.partial(multibox_loss, label_smoothing=0.1, negatives_per_positive=0)
-    )(*predictions, targets)
+    )(*predictions, targets, square_anchors())
     wanted = 0.9 * jax.nn.one_hot(targets.class_ids, CHANNELS) + 0.1 / CHANNELS
     expected = -(wanted * jax.nn.log_softmax(predictions[1])).sum(axis=1)
     chosen = np.asarray(targets.positive | targets.negative)

@@ -1,7 +1,7 @@
 """What every format becomes: annotations as columns, images read when they are asked for.
 
 A format is a function `open_FORMAT(...) -> Source`. It reads annotations only, hands all objects
-with their boxes as written to `build_source`, and says how the bytes of an image are read.
+with their boxes as written to `source_of_objects`, and says how the bytes of an image are read.
 """
 
 import collections
@@ -249,7 +249,7 @@ def combine(sources: Sequence[Source]) -> Source:
     )
 
 
-def build_source(
+def source_of_objects(
     *,
     names: Sequence[str],
     sizes: Int[np.ndarray, "N 2"],

@@ -11,10 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.data.sources.json_records import (
+    LARGEST_AREA,
     Box,
+    bounded,
     box,
     check_folder,
     corner_column,
@@ -36,18 +44,27 @@ from ssd_jax.errors import DataError
 MAX_BYTES = 2**31
 
 
-class _Image(NamedTuple):
+class CocoImage(NamedTuple):
+    """An image of the list; `path` is None where no image was looked for."""
+
     reference: str
-    path: pathlib.Path
+    path: pathlib.Path | None
     size: tuple[int, int]
 
 
-class _Object(NamedTuple):
-    number: int  # in the list `annotations`, from 1
-    image: int  # in the images that are used
+class CocoAnnotation(NamedTuple):
+    """An object: `number` in the list, from 0, and its `image` in those that are used.
+
+    `area` is the one in the file, else that of the box, in pixels; NaN for what is no number.
+    """
+
+    number: int
+    image: int
     class_name: str
     box: Box
     difficult: bool
+    area: float
+    crowd: bool
 
 
 def open_coco(
@@ -71,8 +88,8 @@ def open_coco(
     listed = member(value, "images", list, str(path))
     folder = _image_folder(path, listed) if images is None else pathlib.Path(images)
     check_folder(folder)
-    found, index_of_id = _read_images(listed, folder, str(path), problems)
-    objects = _read_objects(
+    found, index_of_id = read_images(listed, folder, str(path), problems)
+    objects = read_objects(
         member(value, "annotations", list, str(path)), index_of_id, categories, str(path), problems
     )
     objects.sort(key=lambda thing: thing.image)
@@ -87,9 +104,9 @@ def open_coco(
     def locate_object(image: int, number: int) -> str:
         thing = objects[int(starts[image]) + number - 1]
         name = found[image].reference
-        return f"{path}, annotations[{thing.number - 1}] of {name}, object {number}"
+        return f"{path}, annotations[{thing.number}] of {name}, object {number}"
 
-    source = build_source(
+    source = source_of_objects(
         names=short_names([image.reference for image in found]),
         sizes=sizes,
         object_counts=counts,
@@ -163,11 +180,14 @@ def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:
     return path.parent
 
 
-def _read_images(
-    listed: list, folder: pathlib.Path, where: str, problems: Problems
-) -> tuple[list[_Image], dict[int, int | None]]:
-    """The images that can be used, and their place by id; None for those that cannot."""
-    found: list[_Image] = []
+def read_images(
+    listed: list, folder: pathlib.Path | None, where: str, problems: Problems
+) -> tuple[list[CocoImage], dict[int, int | None]]:
+    """The images that can be used, and their place by id; None for those that cannot.
+
+    Without a folder no image need be there, and two may have one file, for their ids differ.
+    """
+    found: list[CocoImage] = []
     index_of_id: dict[int, int | None] = {}
     references: set[str] = set()
     for number, item in enumerate(listed):
@@ -179,29 +199,30 @@ def _read_images(
                 problem = f"'id' is {shown(item.get('id'))}, expected a whole number"
                 raise unreadable(place, problem)
             reference = str(pathlib.PurePosixPath(written))
-            if reference in references or image_id in index_of_id:
+            if image_id in index_of_id or (folder is not None and reference in references):
                 raise listed_twice(place, f"{reference} (id {image_id})")
             references.add(reference)
             index_of_id[image_id] = None
             size = (side(item, "height", place), side(item, "width", place))
-            found.append(_Image(reference, path_inside(folder, reference, place), size))
+            path = None if folder is None else path_inside(folder, reference, place)
+            found.append(CocoImage(reference, path, size))
             index_of_id[image_id] = len(found) - 1
         except DataError as error:
             problems(error)
     return found, index_of_id
 
 
-def _read_objects(
+def read_objects(
     listed: list,
     index_of_id: dict[int, int | None],
     categories: dict[int, str],
     where: str,
     problems: Problems,
-) -> list[_Object]:
+) -> list[CocoAnnotation]:
     """The objects of the images that can be used; those of the others are left out with them."""
     objects = []
-    for number, item in enumerate(listed, 1):
-        place = f"{where}, annotations[{number - 1}]"
+    for number, item in enumerate(listed):
+        place = f"{where}, annotations[{number}]"
         try:
             sides = member(item, "bbox", list, place)
             if len(sides) != 4:
@@ -214,11 +235,14 @@ def _read_objects(
                     f"'image_id' is {shown(item.get('image_id'))}, which no image has",
                     "Add the image to the list 'images', or take the annotation out",
                 )
-            difficult = flag(item, "iscrowd", place) or flag(item, "ignore", place)
+            crowd = flag(item, "iscrowd", place)
+            difficult = crowd or flag(item, "ignore", place)
             if (image := index_of_id[image_id]) is not None:
                 written = item.get("category_id")
                 name = categories.get(whole_number(written), f"category_id {shown(written)}")
-                objects.append(_Object(number, image, name, box(*sides), difficult))
+                outline = box(*sides)
+                area = bounded(item["area"], LARGEST_AREA) if "area" in item else outline.area
+                objects.append(CocoAnnotation(number, image, name, outline, difficult, area, crowd))
         except DataError as error:
             problems(error)
     return objects

@@ -1,9 +1,7 @@
 """A file of an image, before it is decoded: its bytes, its kind, its size, how it is turned."""
 
-import io
 import pathlib
-
-from PIL import Image, UnidentifiedImageError
+from typing import NamedTuple
 
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError
@@ -14,7 +12,18 @@ _EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
 # Of a size that an annotation states.
 MAX_PIXELS_OF_A_SIDE = 2**24
-_FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
+# Refused before any memory is taken: a few kilobytes can claim to be a picture of gigabytes.
+MAX_PIXELS = 2**27
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", _PNG: ".png"}
+
+
+class Header(NamedTuple):
+    """What stands at the beginning of a file: (height, width) as stored, before it is turned."""
+
+    size: tuple[int, int]
+    kind: str
+    complete: bool  # whether the file has its end
 
 
 def read_file(path: pathlib.Path) -> bytes:
@@ -51,8 +60,25 @@ def image_suffix(data: bytes, where: str) -> str:
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(height, width) as decoded: the EXIF orientation is applied. Nothing else is decoded."""
-    width, height = _open(data, where).size
-    return (width, height) if exif_orientation(data) in _TURNED else (height, width)
+    size = read_header(data, where).size
+    return size[::-1] if exif_orientation(data) in _TURNED else size
+
+
+def read_header(data: bytes, where: str) -> Header:
+    """What a file says of its picture; a `DataError` for more than MAX_PIXELS."""
+    read = _jpeg_header if data.startswith(b"\xff\xd8") else _png_header
+    header = read(data, where)
+    height, width = header.size
+    if not height * width:
+        raise image_unreadable(where, f"{width} x {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            codes.IMAGE_TOO_LARGE,
+            where,
+            f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}",
+            "Scale the image down",
+        )
+    return header
 
 
 def exif_orientation(data: bytes) -> int:
@@ -78,15 +104,29 @@ def exif_orientation(data: bytes) -> int:
     return 1
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise _neither(data, where) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            codes.IMAGE_TOO_LARGE, where, f"too many pixels ({error})", "Scale the image down"
-        ) from error
+def _png_header(data: bytes, where: str) -> Header:
+    if not data.startswith(_PNG) or len(data) < 24:
+        raise _neither(data, where)
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    return Header((height, width), "PNG", data.rfind(b"IEND") >= 0)
+
+
+def _jpeg_header(data: bytes, where: str) -> Header:
+    """Walk the marker segments up to the first scan (ITU T.81, annex B)."""
+    size, at = None, 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA and size is not None:
+            # Inside a scan FF is always followed by 00 or a restart marker, so FF D9 is the end.
+            return Header(size, "JPEG", data.rfind(b"\xff\xd9", at) >= 0)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
+            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
+            size = (height, width)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise image_unreadable(where, f"a JPEG header without an image ({len(data):,} bytes)")
 
 
 def _neither(data: bytes, where: str) -> DataError:

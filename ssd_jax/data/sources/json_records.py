@@ -23,12 +23,14 @@ from ssd_jax.errors import DataError
 MAX_RECORD_BYTES = 8 * 2**20
 # Farther out, a number is a mistake, and its squares and products would overflow.
 LARGEST_COORDINATE = 1e9
+LARGEST_AREA = LARGEST_COORDINATE**2
 
 
 class Box(NamedTuple):
-    """A box as written, in pixels from 0; `corners` are NaN for what is no number."""
+    """A box as written, in pixels from 0; `corners` and `area` are NaN for what is no number."""
 
     corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
+    area: float
     text: str
 
 
@@ -127,6 +129,13 @@ def side(value: Any, key: str, where: str) -> int:
     return pixels
 
 
+def bounded(value: Any, largest: float) -> float:
+    """A number that is not beyond `largest`; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value) if abs(value) <= largest else math.nan
+
+
 def flag(value: dict[str, Any], key: str, where: str) -> bool:
     """`value[key]`, 0 or 1, false or true; absent is 0."""
     found = value.get(key, 0)
@@ -138,9 +147,10 @@ def flag(value: dict[str, Any], key: str, where: str) -> bool:
 def box(left: Any, top: Any, width: Any, height: Any) -> Box:
     """A box of four values that should be numbers."""
     values = (left, top, width, height)
-    x, y, w, h = (_coordinate(value) for value in values)
+    x, y, w, h = (bounded(value, LARGEST_COORDINATE) for value in values)
     words = zip(("left", "top", "width", "height"), values, strict=True)
-    return Box((x, y, x + w, y + h), ", ".join(f"{word} {shown(value)}" for word, value in words))
+    text = ", ".join(f"{word} {shown(value)}" for word, value in words)
+    return Box((x, y, x + w, y + h), w * h, text)
 
 
 def shown(value: Any) -> str:
@@ -212,9 +222,3 @@ def check_folder(folder: pathlib.Path) -> None:
             "there is no such folder, expected one with images and their annotations",
             "Correct the path",
         )
-
-
-def _coordinate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    return float(value) if abs(value) <= LARGEST_COORDINATE else math.nan

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty
+from ssd_jax.data.sources.base import Problems, Source, check_not_empty, source_of_objects
 from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.errors import UserError
 
@@ -74,7 +74,7 @@ def source_from_arrays(
     flags = [np.zeros(n, bool) for n in counts] if difficult is None else difficult
     ids = column("labels", labels, "iu", "class ids, int")
     flat = np.concatenate([np.zeros((0, 4)), *boxes])
-    source = build_source(
+    source = source_of_objects(
         names=names,
         sizes=np.array([_size(each, i) for i, each in enumerate(images)], np.int32).reshape(-1, 2),
         object_counts=counts,

@@ -19,10 +19,10 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.base import (
     Problems,
     Source,
-    build_source,
     check_not_empty,
     class_ids,
     names_are_numbers,
+    source_of_objects,
 )
 from ssd_jax.data.sources.recordio_file import (
     FIRST,
@@ -98,7 +98,7 @@ def open_recordio(
             return file.read(offset, lengths[index])
         return file.payload(int(heads.offset[index]))[int(label_ends[index]) :]
 
-    source = build_source(
+    source = source_of_objects(
         names=reader.names(),
         sizes=reader.sizes(),
         object_counts=np.bincount(objects.record, minlength=len(heads.number)),

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.json_records import (
     Box,
     box,
@@ -28,7 +34,7 @@ from ssd_jax.errors import DataError
 MAX_CLASSES = 2**16
 
 
-class Object(NamedTuple):
+class RecordObject(NamedTuple):
     """An annotated object; `class_id` is None for what is no id."""
 
     class_id: int | None
@@ -42,7 +48,7 @@ class Record(NamedTuple):
 
     where: str
     size: tuple[int, int]
-    objects: tuple[Object, ...]
+    objects: tuple[RecordObject, ...]
     names: dict[int, str]
 
 
@@ -65,7 +71,9 @@ def parse_record(value: Any, where: str) -> Record:
         sides = (item.get(key) for key in ("left", "top", "width", "height"))
         class_id = item.get("class_id")
         difficult = flag(item, "difficult", place)
-        objects.append(Object(whole_number(class_id), shown(class_id), box(*sides), difficult))
+        objects.append(
+            RecordObject(whole_number(class_id), shown(class_id), box(*sides), difficult)
+        )
     height, width = side(size, "height", where), side(size, "width", where)
     return Record(where, (height, width), tuple(objects), {})
 
@@ -136,7 +144,7 @@ def source_of_records(
         without = f"class_id {objects[k].class_text}"
         return (stated[k] or f"{without}, which has no name") if given else without
 
-    source = build_source(
+    source = source_of_objects(
         names=names,
         sizes=sizes,
         object_counts=counts,

@@ -10,10 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import short_names
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.types import VOC_OFFSET
 
 # The first of these that a feature of this meaning has.
@@ -83,7 +89,7 @@ def open_tfds(
         label_names[label] if 0 <= label < len(label_names) else str(label) for label in labels
     ]
 
-    source = build_source(
+    source = source_of_objects(
         names=short_names(names),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         object_counts=np.array(counts, np.int64),
@@ -110,7 +116,7 @@ def _builder(name: str | os.PathLike, data_dir: str | os.PathLike | None) -> Any
             return tfds.builder_from_directory(name)
         builder = tfds.builder(str(name), data_dir=data_dir, file_format="array_record")
     except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"tfds:{name} cannot be opened ({reason}). Correct its name") from error
     if not builder.info.splits:
         raise UserError(

@@ -15,9 +15,16 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from ssd_jax.data import codes
-from ssd_jax.data.sources.base import Problems, Source, build_source, check_not_empty, class_ids
+from ssd_jax.data.sources.base import (
+    Problems,
+    Source,
+    check_not_empty,
+    class_ids,
+    source_of_objects,
+)
 from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, read_file
 from ssd_jax.errors import DataError, UserError, some_of, what_is_there
+from ssd_jax.files import listed
 from ssd_jax.types import VOC_OFFSET
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -71,7 +78,7 @@ def open_voc(
     def read_image(index: int) -> bytes:
         return read_file(records[index].image)
 
-    source = build_source(
+    source = source_of_objects(
         names=tuple(record.name for record in records),
         sizes=sizes,
         object_counts=counts,
@@ -184,7 +191,7 @@ def _record(
 def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise _folder_missing(folder)
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [path for path in listed(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
     # The last one of an id stays, so the preferred suffix comes last.
     paths.sort(key=lambda path: -IMAGE_SUFFIXES.index(path.suffix.lower()))
     return {path.stem: path for path in paths}
@@ -202,7 +209,9 @@ def _folder_missing(folder: pathlib.Path) -> DataError:
 def _expected(root: pathlib.Path) -> str:
     """What to name: the image sets under a root, as one writes them, or to make one first."""
     paths = [
-        path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}ImageSets/Main/*.txt")
+        path
+        for depth in ("", "*/", "*/*/")
+        for path in listed(root, f"{depth}ImageSets/Main/*.txt")
     ]
     if not paths:
         return (
