@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from ssd_jax.data import codes
+from ssd_jax.data.open import split_of_role
 from ssd_jax.data.sources.base import Source
 
 # Of a set: where so much of it cannot be used, it is likely to be read wrongly.
@@ -54,7 +55,8 @@ def doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> st
     """What shows everything that is wrong with a split; `classes` are those that it must have."""
     place = config.data[split]
     words = ["ssd-jax", "doctor", place.root]
-    for option, names in (("--split", place.image_sets), ("--classes", classes)):
+    splits = split_of_role(place.root, place.image_sets, split)
+    for option, names in (("--split", splits), ("--classes", classes)):
         words += [option, ",".join(names)] if names else []
     return shlex.join(words)
 
@@ -78,5 +80,6 @@ def _against_training(config: ConfigDict, split: str) -> str:
     """What shows the images that a split shares with the training split."""
     train = config.data.train
     words = ["--against", train.root]
-    words += ["--against-split", ",".join(train.image_sets)] if train.image_sets else []
+    splits = split_of_role(train.root, train.image_sets, "train")
+    words += ["--against-split", ",".join(splits)] if splits else []
     return f"{doctor_command(config, split, config.data.classes)} {shlex.join(words)}"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
 from ssd_jax.data.doctor import check_before_training
-from ssd_jax.data.open import open_data
+from ssd_jax.data.open import open_data, split_of_role
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
 from ssd_jax.describe_data import doctor_command
 from ssd_jax.errors import UserError
@@ -49,7 +49,7 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
     command = doctor_command(config, split, classes)
     source = open_data(
         place.root,
-        split=place.image_sets,
+        split=split_of_role(place.root, place.image_sets, split),
         classes=classes or None,
         problems=Problems(
             config.data.problems,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ssd_jax import __version__, experiment
 from ssd_jax.cluster import run_facts, together
 from ssd_jax.config import CONFIG_FILE
+from ssd_jax.data.open import split_of_role
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
@@ -95,6 +96,7 @@ def measure(
 def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
     """The content of report.json: metrics with the protocol that they were measured by."""
     results = metrics.results_dict(measured.evaluation, measured.diagnosis, measured.source.classes)
+    place = config.data[measured.split]
     return {
         "headline": headline(config, measured),
         **results,
@@ -102,8 +104,8 @@ def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
         | {
             "headline": metrics.protocol_of(measured.evaluation, config.evaluate.metric),
             "split": measured.split,
-            "root": config.data[measured.split].root,
-            "image_sets": config.data[measured.split].image_sets,
+            "root": place.root,
+            "image_sets": split_of_role(place.root, place.image_sets, measured.split),
             "fingerprint": measured.source.fingerprint,
             "image_fingerprint": measured.source.image_fingerprint,
             "recipe": config.recipe,

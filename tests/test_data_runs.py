@@ -38,7 +38,6 @@ def test_records_on_the_device_train_as_the_folder_did(tiny_run, shapes, record_
     changes = {"data__cache": "device"}
     for split in ("train", "val"):
         changes[f"data__{split}__root"] = str(record_files / f"{split}.rec")
-        changes[f"data__{split}__image_sets"] = ()
     run_training(tiny_config(shapes, **changes), tmp_path, mesh=make_mesh(jax.devices()[:1]))
 
     def numbers(workdir):
@@ -48,6 +47,9 @@ def test_records_on_the_device_train_as_the_folder_did(tiny_run, shapes, record_
     assert numbers(tmp_path) == numbers(tiny_run)
     data = json.loads((tmp_path / "report.json").read_text())["data"]
     assert {split: data[split]["images"] for split in data} == {"train": 20, "val": 12}
+    # The config names the splits "train" and "val", which files do not have.
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["protocol"]["image_sets"] == []
 
 
 def test_the_cache_asks_the_devices_of_its_own_process_for_memory(shapes):

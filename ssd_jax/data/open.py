@@ -76,6 +76,20 @@ def open_parts(location: str, split: tuple[str, ...] = ()) -> list[tuple[str, tu
     ]
 
 
+def split_of_role(location: str, split: tuple[str, ...], role: str) -> tuple[str, ...]:
+    """The splits to open a location with, if `split` are those that a config has for a `role`.
+
+    A config for any data may name the split "train" for training. Files such as .rec or COCO's
+    .json have no splits, so for them this name, and no other, is left out.
+    """
+    if os.path.lexists(location):
+        places = [location]
+    else:
+        places = [place for place, _ in open_parts(location)] if location.strip() else []
+    are_files = places and all(_suffix(place) in FILE_SUFFIXES for place in places)
+    return () if are_files and split == (role,) else split
+
+
 def _own_split(location: str) -> tuple[str, tuple[str, ...] | None]:
     """A location without its splits, and these; None if it has none of its own."""
     # What a web server has are files, and an @ may stand in their addresses.
@@ -175,15 +189,13 @@ def _open_folder(
     if any(next(path.glob(f"{depth}Annotations"), None) for depth in ("", "*/", "*/*/")):
         words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
         return open_voc(path, split, **words)
-    if split:
-        if not all(_annotation_folder(path / name).is_dir() for name in split):
-            _refuse_other_formats(path)
+    if any(_annotation_folder(path / name).is_dir() for name in split):
         return _open_together(
             [functools.partial(_open_pair, path / name) for name in split], **words
         )
-    if _annotation_folder(path).is_dir():
+    if not split and _annotation_folder(path).is_dir():
         return _open_pair(path, **words)
-    if len(records := listed(path, "*.rec")) == 1:
+    if not split and len(records := listed(path, "*.rec")) == 1:
         return _open_recordio(records[0], label_width=label_width, **words)
     jsons = (each for each in path.rglob("*.json") if not is_apple_double(each.name))
     some = [each for each in islice(jsons, 5) if each.is_file()]  # of many, a few tell
@@ -192,9 +204,15 @@ def _open_folder(
             f"{path}: it holds a file of COCO, {coco}. Give that file; its images are found beside "
             "it, in images/ or as COCO has them."
         )
-    if some:
+    if some and not split:
         return open_json_folder(path, **words)
     _refuse_other_formats(path)
+    if split:
+        raise UserError(
+            f"{path}: nothing there has the split {', '.join(split)}. Expected a folder of PASCAL "
+            "VOC, a data set of TFDS, or NAME/ and NAME_annotation/ for each split NAME; the other "
+            f"formats have no splits:{FORMATS}"
+        )
     raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")
 
 

@@ -14,7 +14,7 @@ from loopback import WebServer
 from ssd_jax.data import codes
 from ssd_jax.data import open as open_module
 from ssd_jax.data.convert import convert
-from ssd_jax.data.open import open_data, open_parts
+from ssd_jax.data.open import open_data, open_parts, split_of_role
 from ssd_jax.data.sources.base import Problems
 from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.errors import DataError, UserError
@@ -292,5 +292,30 @@ def test_what_is_none_of_these_is_told(tmp_path, source):
         open_data(tmp_path / "given")
     with pytest.raises(UserError, match=r"tfds:voc/2007 needs a split, got none"):
         open_data("tfds:voc/2007")
-    with pytest.raises(DataError, match=r"SSD101 .*val: there is no such folder"):
+    with pytest.raises(UserError, match=r"holds a file of COCO, .*given\.json. Give that file"):
         open_data(tmp_path / "given", split=("val",))
+
+
+def test_files_need_no_split_that_is_named_as_their_role(tmp_path, source):
+    convert(source, tmp_path / "voc", name="train")
+    convert(source, tmp_path / "set.rec")
+    records, folder = str(tmp_path / "set.rec"), str(tmp_path / "voc")
+    for place, named, role, expected in [
+        (records, ("train",), "train", ()),
+        (records, ("train",), "val", ("train",)),
+        (f"{records} + {records}", ("val",), "val", ()),
+        (f"{records} + {folder}", ("train",), "train", ("train",)),
+        ("s3://bucket/train.json", ("train",), "train", ()),
+        (folder, ("train",), "train", ("train",)),
+        ("", ("train",), "train", ("train",)),
+    ]:
+        assert split_of_role(place, named, role) == expected
+
+
+def test_a_folder_without_splits_says_where_splits_are_known(tmp_path, source):
+    convert(source, tmp_path / "pairs", format="json", name="val")
+    with pytest.raises(UserError, match=r"nothing there has the split train\. Expected a folder"):
+        open_data(tmp_path / "pairs", split=("train",))
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"nothing there has the split train"):
+        open_data(tmp_path / "images", split=("train",))
