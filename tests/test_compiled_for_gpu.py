@@ -1,16 +1,13 @@
 """The reader of compiled programs; compiling for a GPU needs packages that the tests have not."""
 
-import importlib
-import sys
-
 import pytest
+from scripts import script
 
 
 @pytest.fixture
-def script(monkeypatch, request):
-    monkeypatch.syspath_prepend(request.config.rootpath / "experiments" / "speed")
-    yield importlib.import_module("compiled_for_gpu")
-    sys.modules.pop("compiled_for_gpu")
+def compiled():
+    with script("experiments/speed/compiled_for_gpu.py") as module:
+        yield module
 
 
 PROGRAM = """HloModule jit_step
@@ -45,27 +42,27 @@ metadata={op_name="jit(step)/loss/mine"}, backend_config={"known_trip_count":{"n
 """
 
 
-def test_the_bytes_of_each_kernel(script):
-    assert script.kernels_of(script.computations(PROGRAM)[""]) == [
-        script.Kernel("sum.1", "fusion", "jit(step)/loss/add", written=36, read=64),
-        script.Kernel("loop", "while", "jit(step)/loss/mine", written=36, read=36),
-        script.Kernel("out", "fusion", "", written=32, read=68),
+def test_the_bytes_of_each_kernel(compiled):
+    assert compiled.kernels_of(compiled.computations(PROGRAM)[""]) == [
+        compiled.Kernel("sum.1", "fusion", "jit(step)/loss/add", written=36, read=64),
+        compiled.Kernel("loop", "while", "jit(step)/loss/mine", written=36, read=36),
+        compiled.Kernel("out", "fusion", "", written=32, read=68),
     ]
 
 
-def test_the_launches_of_loops(script):
-    loops = script.loops_of(script.computations(PROGRAM))
-    assert loops == [script.Loop("jit(step)/loss/mine", rounds=10, launches_a_round=2)]
+def test_the_launches_of_loops(compiled):
+    loops = compiled.loops_of(compiled.computations(PROGRAM))
+    assert loops == [compiled.Loop("jit(step)/loss/mine", rounds=10, launches_a_round=2)]
     assert loops[0].launches == 20
 
 
-def test_a_loop_whose_rounds_depend_on_data_launches_its_condition_once_more(script):
+def test_a_loop_whose_rounds_depend_on_data_launches_its_condition_once_more(compiled):
     program = PROGRAM.replace("known_trip_count", "nothing_known")
-    (loop,) = script.loops_of(script.computations(program))
-    assert loop == script.Loop("jit(step)/loss/mine", None, launches_a_round=3, launches_to_end=1)
+    (loop,) = compiled.loops_of(compiled.computations(program))
+    assert loop == compiled.Loop("jit(step)/loss/mine", None, launches_a_round=3, launches_to_end=1)
     assert loop.launches == 4
 
 
-def test_the_bytes_of_shapes(script):
-    assert script.bytes_of("(pred[3]{0}, u8[2,2]{1,0}, bf16[4]{0})") == 3 + 4 + 8
-    assert script.bytes_of("s64[]") == 8
+def test_the_bytes_of_shapes(compiled):
+    assert compiled.bytes_of("(pred[3]{0}, u8[2,2]{1,0}, bf16[4]{0})") == 3 + 4 + 8
+    assert compiled.bytes_of("s64[]") == 8

@@ -1,27 +1,24 @@
 """What a step needs at least on an H200, from its kernels."""
 
-import importlib
-import sys
-
 import pytest
+from scripts import script
 
 from ssd_jax.roofline import Kernel
 
 
 @pytest.fixture
-def script(monkeypatch, request):
-    monkeypatch.syspath_prepend(request.config.rootpath / "experiments" / "speed")
-    yield importlib.import_module("modelled")
-    sys.modules.pop("modelled")
+def modelled():
+    with script("experiments/speed/modelled.py") as module:
+        yield module
 
 
-def test_the_row_of_a_table(script):
+def test_the_row_of_a_table(modelled):
     # 2 s of arithmetic, then 1 s and 1 s of memory.
     kernels = [
         Kernel("network", "conv_general_dilated", 2 * 790 * 10**12, 4300 * 10**9),
         Kernel("loss/mine", "fused", 0, 4300 * 10**9, count=2),
     ]
-    row = script.row(kernels, images=8)
+    row = modelled.row(kernels, images=8)
     assert row["images_per_second"] == 2.0
     assert row["arithmetic_alone"] == 4.0
     assert row["gflop_an_image"] == 2 * 790e3 / 8

@@ -1,22 +1,20 @@
 """The scaling experiment: its model by hand, its figure, and a small measurement."""
 
-import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from scripts import script
 
 FILE = pathlib.Path(__file__).parents[1] / "experiments" / "scaling" / "measure.py"
 
 
 @pytest.fixture(scope="module")
 def scaling():
-    spec = importlib.util.spec_from_file_location("scaling_measure", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("experiments/scaling/measure.py") as module:
+        yield module
 
 
 def test_the_model_by_hand(scaling):

@@ -1,37 +1,35 @@
 """`make bench-check`: what counts as slower; and the figure of the growth."""
 
-import importlib.util
 import json
 import pathlib
 
 import pytest
+from scripts import script
 
 from ssd_jax.config import load_config
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "speed"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"speed_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def guard():
+    with script("experiments/speed/check.py") as module:
+        yield module
 
 
 @pytest.fixture
-def check(monkeypatch, tmp_path):
+def check(guard, monkeypatch, tmp_path):
     """The guard with a baseline of 2, without a network; `measured` is what it will measure."""
-    check = script("check")
-    check.measured = []
-    monkeypatch.setattr(check, "contests_of", lambda _: ({"step": None}, "cpu"))
-    monkeypatch.setattr(check, "ratios", lambda *_: {"step": check.measured.pop(0)})
+    waiting = []
+    monkeypatch.setattr(guard, "contests_of", lambda _: ({"step": None}, "cpu"))
+    monkeypatch.setattr(guard, "ratios", lambda *_: {"step": waiting.pop(0)})
 
     def run(*measured, write=False):
-        check.measured[:] = measured
+        waiting[:] = measured
         arguments = ["check.py", "--baseline", str(tmp_path / "baseline.json")]
         monkeypatch.setattr("sys.argv", arguments + ["--write"] * write)
-        check.main()
-        return check.measured
+        guard.main()
+        return waiting
 
     run(2.0, write=True)
     return run
@@ -57,8 +55,8 @@ def test_another_device_has_no_baseline(check, tmp_path):
         check(2.0)
 
 
-def test_a_baseline_is_of_a_config_a_device_and_its_cores(monkeypatch):
-    guard, config = script("check"), load_config(str(FOLDER.parents[1] / "configs/quickstart.py"))
+def test_a_baseline_is_of_a_config_a_device_and_its_cores(guard, monkeypatch):
+    config = load_config(str(FOLDER.parents[1] / "configs/quickstart.py"))
     monkeypatch.setattr("ssd_jax.hardware.cores", lambda: 2)
     baselines = json.loads((FOLDER / "baseline.json").read_text())
     assert guard.subject_of("quickstart", config, "cpu") in baselines
@@ -68,11 +66,11 @@ def test_a_baseline_is_of_a_config_a_device_and_its_cores(monkeypatch):
 
 
 def test_growth_is_drawn_beside_proportion(tmp_path):
-    growth = script("growth")
     rows = [
         {"axis": axis, "size": size, "program": "train", "seconds": 0.1 * size, "bytes": 0}
         for axis in ("image size, px", "images of the data set")
         for size in (1, 10, 100)
     ]
-    growth.draw(rows, tmp_path / "growth.png")
+    with script("experiments/speed/growth.py") as growth:
+        growth.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000

@@ -10,6 +10,7 @@ import pathlib
 import jax
 import pytest
 from PIL import Image
+from scripts import script
 
 from ssd_jax import experiment
 from ssd_jax.config import flat_items
@@ -25,11 +26,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "voc300"
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("voc300_run", FOLDER / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        spec.loader.exec_module(module)
+    with script("experiments/voc300/run.py") as module:
         yield module
 
 

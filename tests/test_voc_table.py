@@ -1,27 +1,21 @@
 """The experiment of the published table: its jobs, its table, and one row of all of it."""
 
-import importlib.util
+import importlib
 import json
 import pathlib
 import re
 
 import jax
 import pytest
+from scripts import script
 
 from ssd_jax.config import VOC_CLASSES, default_config
 from ssd_jax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "voc_table"
-
 
 @pytest.fixture(scope="module")
 def voc_table():
-    """The module run.py, whose neighbours it finds as when it is run as a script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        spec = importlib.util.spec_from_file_location("voc_table_run", FOLDER / "run.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    with script("experiments/voc_table/run.py") as module:
         yield module
 
 
