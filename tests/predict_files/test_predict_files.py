@@ -332,7 +332,7 @@ def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
     assert not detector.batches
     keys = ["s3://bucket/pictures/../../evil.jpg"]
     monkeypatch.setattr(inputs, "list_urls", lambda url: keys)
-    with pytest.raises(DataError, match=r"'\.\.' is no name that a file can have"):
+    with pytest.raises(DataError, match=r"'\.\.' is not a valid file name"):
         find_items(["s3://bucket/pictures"])
 
 
