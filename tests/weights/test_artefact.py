@@ -111,7 +111,10 @@ def set_argument(op, **arguments):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda made: made.hyperparams.update(num_classes="4"), "says 4 classes, the symbol has 3"),
+        (
+            lambda made: made.hyperparams.update(num_classes="4"),
+            "says 4 classes, but the symbol has 3",
+        ),
         (
             lambda made: made.hyperparams.pop("image_shape"),
             "not understood .KeyError.'image_shape'",
@@ -173,7 +176,7 @@ def test_an_archive_without_one_of_the_files_is_refused(resnet, tmp_path, ending
 @pytest.mark.parametrize("name", ["model_algo_1-symbol.json", "hyperparams.json"])
 def test_hostile_json_is_refused(resnet, tmp_path, name, text):
     (tmp_path / "model.tar.gz").write_bytes(tar_bytes({**resnet.files(), name: text}))
-    with pytest.raises(UserError, match=r"model\.tar\.gz: its symbol or hyperparams\.json is not"):
+    with pytest.raises(UserError, match=r"model\.tar\.gz: its symbol or hyperparams\.json cannot"):
         read_artefact(tmp_path / "model.tar.gz")
 
 
