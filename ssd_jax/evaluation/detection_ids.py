@@ -52,7 +52,9 @@ def look_up_categories(
 def advice_on_classes(labelled: Labelled) -> str:
     """Advice about a class that is not in the ground truth."""
     advice = "Give the data set that the detections were made on"
-    return advice if labelled.coco else f"{advice}, or list all of its classes with --classes"
+    return (
+        advice if labelled.coco else f"{advice}, or list all of its classes in order with --classes"
+    )
 
 
 def warn_of_doubtful_ids(

@@ -157,7 +157,7 @@ def test_a_class_id_is_a_whole_number(tmp_path, class_id):
         (payload(np.nan, np.inf, *OBJECT), "SSD144", ["begins with nan, inf"]),
         (payload(2, 5, *OBJECT, length=99, image=b""), "SSD144", ["52 bytes", "99 numbers"]),
         (payload(2, 5, length=2**32 - 1), "SSD144", ["4,294,967,295 numbers"]),
-        (b"", "SSD144", ["0 bytes", "24 of header"]),
+        (b"", "SSD144", ["0 bytes", "24 for the header"]),
         (b"short" + MAGIC, "SSD144", ["9 bytes"]),
         (payload(2, 5, 1, 0.5, 0, 0.5, 1), "SSD133", ["object 1", "(0.5, 0, 0.5, 1)"]),
         (payload(2, 5, 1, 0, 0, 0, 0), "SSD133", ["object 1"]),

@@ -311,10 +311,10 @@ def test_wrong_results_are_refused(value, message, instances, tmp_path):
         (
             "comp4_det_test_lamp.txt",
             "",
-            "end with a class of the ground truth.* list all of its classes with --classes",
+            "end with a class of the ground truth.* in order with --classes",
         ),
-        ("comp3_det_test_ring.txt", "", "got 2 files of class ring"),
-        ("comp4_det_test_ring.txt", None, "got 0 files of class ring"),
+        ("comp3_det_test_ring.txt", "", "got 2 files for class ring"),
+        ("comp4_det_test_ring.txt", None, "got 0 files for class ring"),
     ],
 )
 def test_wrong_devkit_files_are_refused(name, content, message, devkit, labelled):
