@@ -181,7 +181,7 @@ def test_a_saved_config_reads_back_equal(tmp_path):
 def test_a_group_that_lost_a_setting_is_refused():
     config = overridden()
     config.early_stopping = {"enabled": True}
-    with pytest.raises(UserError, match=r"early_stopping\.\w+: it is missing.*\.update"):
+    with pytest.raises(UserError, match=r"early_stopping\.\w+: the setting is missing.*\.update"):
         check(config)
 
 
@@ -212,7 +212,7 @@ def test_a_missing_value_is_refused():
 @pytest.mark.parametrize("content", ["{", "[]", '{"batch_size": "many"}'])
 def test_a_damaged_config_is_told(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json: it is damaged"):
+    with pytest.raises(UserError, match=r"config\.json: the file is damaged"):
         configs.read_config(tmp_path / "config.json")
 
 

@@ -242,7 +242,7 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
     annotations.write_text(json.dumps(value))
     detector = Fake()
     with pytest.raises(
-        UserError, match=r"^sub/2\.jpg: the annotations have no image of that file_na"
+        UserError, match=r"^sub/2\.jpg: the annotations have no image with that file_na"
     ):
         run_prediction(detector, [str(pictures)], tmp_path, **words, batch_size=1)
     assert not detector.batches
@@ -387,7 +387,7 @@ def test_nothing_that_lies_beside_a_picture_is_replaced(pictures, tmp_path):
     with pytest.raises(UserError, match=r"1\.png: its drawing would overwrite it"):
         run_prediction(Fake(), [str(pictures / "1.png")], pictures)
     (folder / "2.json").write_text("annotations")
-    with pytest.raises(UserError, match=r"2\.json: what is found in .*2\.jpg would overwrite it"):
+    with pytest.raises(UserError, match=r"2\.json: the detections in .*2\.jpg would overwrite"):
         run_prediction(Fake(), [str(folder)], folder, draw=False)
     assert (folder / "2.json").read_text() == "annotations"
     run_prediction(Fake(), [str(folder)], folder, format="jsonl")
