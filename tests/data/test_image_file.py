@@ -92,7 +92,7 @@ def test_damaged_exif_data_is_passed_over():
         (b"GIF89a", "6 bytes that start with"),
         (JPEG[:9], r"a JPEG header without an image \(9 bytes\)"),
         (PNG[:20], "20 bytes that start with"),
-        (PNG[:16] + bytes(4) + PNG[20:], "0 x 50 pixels, expected a complete"),
+        (PNG[:16] + bytes(4) + PNG[20:], "0 x 50 pixels, expected a whole"),
     ],
 )
 def test_other_files_are_refused(data, problem):

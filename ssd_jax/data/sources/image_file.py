@@ -45,7 +45,7 @@ def image_unreadable(where: str, problem: str) -> DataError:
     return DataError(
         codes.IMAGE_UNREADABLE,
         where,
-        f"{problem}, expected a complete JPEG or PNG file",
+        f"{problem}, expected a whole JPEG or PNG file",
         "Replace the file, or leave it out",
     )
 
