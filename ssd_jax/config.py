@@ -1,7 +1,7 @@
 """The settings of an experiment: defaults, files, and overrides from the command line.
 
-A run's parts are put together from them in `network.py` and `experiment.py`; below these nothing
-reads a config.
+`network.py` and `experiment.py` build the parts of a run from them; the layers below do not read a
+config.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from ssd_jax.errors import UserError, first_line
 from ssd_jax.files import write_json
 from ssd_jax.literals import KINDS, read_value, with_home
 
-# In the folder of a run.
+# Files in the folder of a run.
 CONFIG_FILE = "config.json"
 STARTS_FILE = "starts.jsonl"
 NAMES = (
@@ -29,7 +29,7 @@ NAMES = (
     "data.test.image_sets",
 )  # fmt: skip
 PLACES = {"data.train.root", "data.val.root", "data.test.root", "weights.path"}
-# Settings that had another name in a release: the old name -> the present one.
+# Settings that had another name in a release: the old name -> the current one.
 RENAMED: dict[str, str] = {}
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -41,61 +41,61 @@ VOC_CLASSES = (
 def default_config() -> ConfigDict:
     """The SSD of the paper (https://arxiv.org/abs/1512.02325) with VGG16 at 300 px.
 
-    `recipes.py` has what the recipes "sagemaker" and "best" change.
+    `recipes.py` has the changes that the recipes "sagemaker" and "best" make.
     """
     config = ConfigDict()
-    config.recipe = "paper"  # paper | sagemaker | best: what the algorithm is compared with
+    config.recipe = "paper"  # paper | sagemaker | best: the algorithm that a run is compared with
     config.seed = 0
     config.batch_size = 32
-    config.epochs = placeholder(float)  # exactly one of epochs and steps is set
+    config.epochs = placeholder(float)  # set exactly one of epochs and steps
     config.steps = placeholder(int)
     config.log_every_steps = 10
-    config.sharding = "replicated"  # replicated | fsdp: the state whole on each device, or cut
+    config.sharding = "replicated"  # replicated | fsdp: state copied to each device, or sharded
     config.model = {
         "backbone": "vgg16",  # vgg16 | resnet50 (v1.5), _v1, _v2 | small | package.module:Class
-        "extras": "paper",  # paper | mxnet: the layers behind the backbone
-        "image_size": 300,  # px; the network's square input
+        "extras": "paper",  # paper | mxnet: the layers after the backbone
+        "image_size": 300,  # px; the side of the network's square input
         "width": 1.0,  # multiplies every channel count
-        "fpn_channels": 0,  # of a feature pyramid over the maps, see models/fpn.py; 0 = none
-        "class_activation": "softmax",  # softmax | sigmoid, which the class loss decides
-        "first_stage": placeholder(int),  # of a ResNet: the finest stage that is detected on
-        "dtype": "float32",  # of the computation: float32 | bfloat16; parameters are float32
+        "fpn_channels": 0,  # channels of a feature pyramid, see models/fpn.py; 0 = none
+        "class_activation": "softmax",  # softmax | sigmoid, as loss.class_loss requires
+        "first_stage": placeholder(int),  # ResNet: the first (finest) stage with detections
+        "dtype": "float32",  # float32 | bfloat16, for computing; parameters are float32
         "batch_norm": "none",  # none | frozen | batch; a ResNet needs one of the latter two
-        "batch_norm_group": 0,  # images that share their statistics; 0 = the whole batch
+        "batch_norm_group": 0,  # images that share statistics; 0 = the whole batch
         "batch_norm_epsilon": 1e-5,
-        "batch_norm_momentum": 0.9,  # the part that the running statistics keep in a step
-        "l2_epsilon": 1e-10,  # vgg16: of the L2 normalisation of conv4_3
+        "batch_norm_momentum": 0.9,  # fraction of the running statistics that a step keeps
+        "l2_epsilon": 1e-10,  # vgg16: for the L2 normalisation of conv4_3
     }
     config.anchors = {
-        "layout": "paper",  # paper | gluoncv | mxnet | mxnet_legacy: whose scales
-        "scales": (),  # or one's own, as parts of the image side, one more than there are maps
+        "layout": "paper",  # paper | gluoncv | mxnet | mxnet_legacy: whose scales to use
+        "scales": (),  # or your own, as fractions of the image side, one more than feature maps
     }
     config.weights = {
-        "path": "",  # what to begin with, see docs/weights.md; "" = from scratch
-        "reinitialise": (),  # what may be of another shape there, as ("params/heads/*",)
+        "path": "",  # initial weights, see docs/weights.md; "" = from scratch
+        "reinitialise": (),  # parameters that may differ in shape, e.g. ("params/heads/*",)
     }
     split = {
-        "root": "",  # a data set of any format, see docs/data.md; several as "A + B"
-        "image_sets": (),  # its splits; of VOC as "VOC2007/trainval", or "train" without years
+        "root": "",  # a data set of any format, see docs/data.md; several: "A + B"
+        "image_sets": (),  # its splits; for VOC "VOC2007/trainval", or "train" without years
     }
     config.data = {
         "train": dict(split),
         "val": dict(split),  # evaluated during training; may choose the best checkpoint
-        "test": dict(split),  # evaluated once, at the end; root "" = there is none
-        "classes": (),  # names in the order of their ids; () = found in the training split
+        "test": dict(split),  # evaluated once, at the end; root "" = none
+        "classes": (),  # names in the order of their ids; () = those in the training split
         "problems": "error",  # error | skip, for records and boxes that cannot be used
-        "canvas": 512,  # px; larger pictures are scaled down to fit when they are decoded
-        "doctor": True,  # look at every image once before the run; remembered for the next one
-        "label_width": placeholder(int),  # of record files: refuse wider labels
-        "cache": "none",  # none | ram | device: keep the decoded pictures
-        "threads": placeholder(int),  # that decode; None = the cores, up to 16 a device
+        "canvas": 512,  # px; larger images are scaled down to this side when decoded
+        "doctor": True,  # check every image once before training; the result is kept
+        "label_width": placeholder(int),  # RecordIO: refuse wider labels
+        "cache": "none",  # none | ram | device: where to keep decoded images
+        "threads": placeholder(int),  # for decoding; None = one per core, at most 16 per device
     }
-    config.augment = {  # see ops/augment.py for what each word does
+    config.augment = {  # ops/augment.py explains each setting
         "image_sizes": (),  # px; each step trains at one of them; () = model.image_size
         "flip": 0.5,  # probability
         "flip_vertical": 0.0,
-        "interpolations": ("linear",),  # of nearest, linear, cubic, area, lanczos4; one by chance
-        "exact_boxes": True,  # False: up to a pixel off, as the references round
+        "interpolations": ("linear",),  # drawn from: nearest, linear, cubic, area, lanczos4
+        "exact_boxes": True,  # False: up to a pixel off, rounded as in the original algorithms
         "distort": {  # probability 0 = none
             "probability": 0.5,
             "brightness": 32.0,
@@ -103,7 +103,7 @@ def default_config() -> ConfigDict:
             "saturation": (0.5, 1.5),
             "hue": 18.0,
         },
-        "jitter": {  # in HLS, as mxnet-ssd; probability 0 = none
+        "jitter": {  # in HLS, as in mxnet-ssd; probability 0 = none
             "probability": 0.0,
             "hue": 18.0,
             "lightness": 32.0,
@@ -114,7 +114,7 @@ def default_config() -> ConfigDict:
             "probability": 0.5,
             "scale": (1.0, 4.0),
             "minimum": 1.0,
-            "fill": (),  # RGB of what is uncovered; () = preprocess.mean
+            "fill": (),  # RGB of the area around the image; () = preprocess.mean
         },
         "crop": {  # min_ious () = none
             "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9, 0.0),
@@ -138,81 +138,82 @@ def default_config() -> ConfigDict:
         "iou_threshold": 0.5,
         "strict": False,  # True: the IoU must exceed the threshold
         "negative_iou_threshold": placeholder(float),  # None = iou_threshold
-        "empty_is_negative": True,  # False: images without objects are not learned from
+        "empty_is_negative": True,  # False: images without objects do not contribute
     }
     config.loss = {
         "class_loss": "softmax",  # softmax | focal | quality_focal | varifocal, see ops/losses.py
         "box_loss": "smooth_l1",  # smooth_l1 | giou | diou | ciou, see ops/box_losses.py
         "label_smoothing": 0.0,  # softmax only
         "focal_alpha": 0.25,  # focal, varifocal (there 0.75)
-        "focal_gamma": 2.0,  # all but softmax
+        "focal_gamma": 2.0,  # all except softmax
         "negatives_per_positive": 3,
         "minimum_negatives": 3,  # also in an image without objects
         "box_weight": 1.0,
-        "normalization": "positives",  # positives | valid: what the losses are divided by
-        "group": 0,  # images that are counted together; 0 = the whole batch
+        "normalization": "positives",  # positives | valid: the count that divides the losses
+        "group": 0,  # images whose counts are added; 0 = the whole batch
     }
     config.optimizer = {
         "name": "sgd",  # sgd | adamw | adam | rmsprop | adadelta (the last three as in MXNet)
-        "learning_rate": 1e-3,  # the highest
+        "learning_rate": 1e-3,  # the maximum of the schedule
         "momentum": 0.9,  # sgd only
         "learning_rate_in_momentum": False,  # sgd only
         "weight_decay": 5e-4,
-        # (glob on a parameter's path, factor) pairs; the last match wins, without one it is 1
+        # pairs (glob on a parameter's path, factor); the last match counts, without one it is 1
         "rate_multipliers": (),  # of the learning rate; 0 freezes
         "decay_multipliers": (("*", 0.0), ("*/kernel", 1.0)),  # of weight_decay
         "clip_norm": placeholder(float),  # largest global norm of the gradient
-        "gradient_scale": 1.0,  # multiplies the gradient, ahead of the clipping
+        "gradient_scale": 1.0,  # multiplies the gradient before clipping
         "schedule": "step",  # step | cosine | one_cycle
-        # step: learning rate times decay_factor after these; None = after 2/3 and 5/6 of the run
+        # step: multiply the learning rate by decay_factor after these epochs;
+        # None = after 2/3 and 5/6 of the run
         "decay_epochs": placeholder(tuple),
-        "steps_per_epoch": placeholder(int),  # of decay_epochs; None = images / batch_size
+        "steps_per_epoch": placeholder(int),  # for decay_epochs; None = images / batch_size
         "decay_factor": 0.1,
         "warmup_steps": 0,  # step, cosine: linear from 0
-        "ema_decay": 0.0,  # of a moving average of the weights, which then is measured; 0 = none
+        "ema_decay": 0.0,  # of an EMA of the weights, which is then evaluated; 0 = none
     }
     config.detect = {
         "score_threshold": 0.01,
         "iou_threshold": 0.45,
         "strict": True,  # False: reaching a threshold is enough
         "class_per_anchor": "all",  # all | best
-        "force_suppress": False,  # with best: boxes of any class suppress each other
-        "candidates": 400,  # a class; with best in all
+        "force_suppress": False,  # with best: NMS across classes
+        "candidates": 400,  # per class; with best in total
         "max_detections": 200,
-        "nms": "hard",  # hard | linear | gaussian: the latter two lower scores, see ops/nms.py
+        "nms": "hard",  # hard | linear | gaussian; the latter two are Soft-NMS, see ops/nms.py
         "soft_nms_sigma": 0.5,  # gaussian only
-        "flip": False,  # True: look at the mirrored image too, in twice the time
-        "image_sizes": (),  # px; look at each image in all of them; () = model.image_size
-        "clip": True,  # boxes to the image
+        "flip": False,  # True: detect in the mirrored image too, which takes twice the time
+        "image_sizes": (),  # px; detect at all of these sizes; () = model.image_size
+        "clip": True,  # clip boxes to the image
     }
     config.evaluate = {
-        "every_epochs": placeholder(float),  # neither = only at the end
+        "every_epochs": placeholder(float),  # None for both = only at the end
         "every_steps": placeholder(int),
         "batch_size": 32,
-        "metric": "voc07",  # voc07 | voc12 | mxnet | coco: the mAP that chooses the best checkpoint
+        "metric": "voc07",  # voc07 | voc12 | mxnet | coco: the mAP that selects the best checkpoint
         "iou_threshold": 0.5,
     }
     config.checkpoint = {
-        "every_steps": 1000,  # and after each evaluation
+        "every_steps": 1000,  # also after each evaluation
         "keep_latest": 2,
-        "select": "last",  # last | best: what the end of a run, evaluate and predict use
+        "select": "last",  # last | best: used at the end of a run, by evaluate and by predict
     }
     config.early_stopping = {
-        "enabled": False,  # True: end the run when evaluate.metric stands still
-        "minimum_epochs": 10.0,  # never end it before
+        "enabled": False,  # True: end the run when evaluate.metric stops improving
+        "minimum_epochs": 10.0,  # never end before
         "patience": 5,  # evaluations without an improvement
-        "tolerance": 0.0,  # what counts as one: more than this part of the best
+        "tolerance": 0.0,  # an improvement is more than this fraction of the best value
     }
     config.watchdog = {  # see docs/reliability.md
-        "factor": 20.0,  # times the median of a step, then the run ends as stalled; 0 = never
-        "minimum_seconds": 300.0,  # but never sooner
+        "factor": 20.0,  # a step of this many medians ends the run as stalled; 0 = never
+        "minimum_seconds": 300.0,  # a step may always take this long
         "first_seconds": 3600.0,  # for the first steps, which compile
     }
     return config.lock()
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
-    """The config of a file: `FILE.py`, `FILE.py:variant`, or the config.json of a run.
+    """Load a config from `FILE.py`, `FILE.py:variant`, or the config.json of a run.
 
     A Python file has `get_config()`, which may take the variant.
     """
@@ -234,17 +235,19 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise UserError("no get_config() there, which gives the settings. See configs/bccd.py.")
+            raise UserError(
+                "it has no get_config(), which returns the settings. See configs/bccd.py."
+            )
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
         raise UserError(f"config {path}: {_told(error, spec.origin)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"config {path}: get_config gave {config!r}, expected a ConfigDict.")
+        raise UserError(f"config {path}: get_config returned {config!r}, expected a ConfigDict.")
     return config
 
 
 def _told(error: Exception, file: str) -> str:
-    """What went wrong in the code of a config, with the line of the file."""
+    """A message about an error in the code of a config, with the line of the file."""
     frames = list(traceback.walk_tb(error.__traceback__))
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
     if isinstance(error, SyntaxError) and error.filename == file:
@@ -252,7 +255,7 @@ def _told(error: Exception, file: str) -> str:
     where = f"line {lines[-1]}: " if lines else ""
     if isinstance(error, UserError):
         return f"{where}{error}"
-    # ConfigDict says neither which group it is, nor the nearest name of a group.
+    # The error of ConfigDict names neither the group nor the nearest name in it.
     group = frames[-1][0].f_locals.get("self")
     key = re.match(r"""(?:\W*Key )?\W*["'](\w+)\W?["']""", str(error))
     if isinstance(group, ConfigDict) and isinstance(error, AttributeError | KeyError) and key:
@@ -264,16 +267,16 @@ def _told(error: Exception, file: str) -> str:
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-    """Sets `("optimizer.learning_rate", "3e-4")` and the like, in place, keeping types.
+    """Apply assignments such as `("optimizer.learning_rate", "3e-4")` in place, keeping types.
 
-    A `~` ahead of a place, also of one that the config had, becomes the home folder.
+    A `~` at the start of a path, also of a path already in the config, becomes the home folder.
     """
     known = dict(flat_items(config))
     for name, text in assignments:
         if name == "recipe":
             raise UserError(
-                "--config.recipe: a recipe is all settings of a config together. Take a config "
-                "that begins with it, as configs/voc0712_sagemaker_512.py does."
+                "--config.recipe: a recipe is a whole set of settings. Use a config that starts "
+                "from it, such as configs/voc0712_sagemaker_512.py."
             )
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
@@ -290,25 +293,25 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 
 
 def _kind(config: ConfigDict, name: str) -> type:
-    """What a setting may be, also where it is None."""
+    """The type of a setting, even if its value is None."""
     section, _, last = name.rpartition(".")
     return (get(config, section) if section else config).get_type(last)
 
 
 def save_config(config: ConfigDict, path: str | pathlib.Path) -> None:
-    """Writes the resolved config as JSON; the file is there whole or not at all."""
+    """Write the resolved config as JSON; an interrupted write leaves no file."""
     write_json(path, config.to_dict())
 
 
 def read_config(path: str | pathlib.Path) -> ConfigDict:
-    """Reads what `save_config` wrote; what came into being since has its default."""
+    """Read the file of `save_config`; settings that were added since get their defaults."""
     path = pathlib.Path(path)
     settings, config = stored_settings(path), default_config()
     if unknown := sorted(settings.keys() - dict(flat_items(config)).keys()):
         raise UserError(
-            f"{path}: ssd_jax {__version__} has no setting {', '.join(unknown)}. The run is of "
-            f"{_started_with(path.parent)}: go back to that. "
-            f"`ssd-jax report page --workdir {path.parent}` shows it anyway."
+            f"{path}: ssd_jax {__version__} has no setting {', '.join(unknown)}. The run was "
+            f"started with {_started_with(path.parent)}: use that. "
+            f"`ssd-jax report page --workdir {path.parent}` shows the run anyway."
         )
     try:
         config.update_from_flattened_dict(settings)
@@ -318,11 +321,11 @@ def read_config(path: str | pathlib.Path) -> ConfigDict:
 
 
 def stored_settings(path: pathlib.Path) -> dict[str, object]:
-    """The settings in a file by their present names, unknown ones too."""
+    """The settings in a file under their current names, including unknown ones."""
     if not path.is_file():
         raise UserError(
             f"{path.parent} has no {path.name}. Give the --workdir of a run that "
-            "`ssd-jax train` has started."
+            "`ssd-jax train` started."
         )
     try:
         items = _flatten(json.loads(path.read_text(encoding="utf-8")))
@@ -333,11 +336,11 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
     reason = first_line(error)
-    return UserError(f"{path}: it is damaged ({reason}). Give the --workdir of another run.")
+    return UserError(f"{path}: the file is damaged ({reason}). Give the --workdir of another run.")
 
 
 def _started_with(folder: pathlib.Path) -> str:
-    """The version, with the commit where it is known, that last started the run in a folder."""
+    """The version, with the commit if known, that last started the run in a folder."""
     try:
         start = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[-1])
         version = f"ssd_jax {start['environment']['ssd_jax']}"
@@ -364,22 +367,22 @@ def _tuples(value: object) -> object:
 
 
 def get(config: ConfigDict, name: str) -> object:
-    """The setting of a dotted name."""
+    """The value of the setting with a dotted name."""
     return operator.attrgetter(name)(config)
 
 
 def split_assignments(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Turns `--config.a.b=1` or `--config.a.b 1` into `("a.b", "1")`; refuses all else."""
+    """Turn `--config.a.b=1` or `--config.a.b 1` into `("a.b", "1")`; refuse anything else."""
     found, rest = [], list(arguments)
     while rest:
         head = rest.pop(0)
         match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", head, re.DOTALL)
         if not match:
-            raise UserError(f"{head}: not understood. Settings are given as --config.NAME=VALUE.")
+            raise UserError(f"{head}: not understood. Give settings as --config.NAME=VALUE.")
         name, text = match.groups()
         if text is None:
             if not rest:
-                raise UserError(f"{head}: a value is missing. Write {head}=VALUE.")
+                raise UserError(f"{head}: the value is missing. Write {head}=VALUE.")
             text = rest.pop(0)
         found.append((name, text))
     return found

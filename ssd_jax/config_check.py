@@ -1,4 +1,4 @@
-"""Which values of the settings are possible: found before anything is built."""
+"""Checks of the values of all settings, before anything is built."""
 
 import difflib
 import math
@@ -10,7 +10,8 @@ from ssd_jax.errors import UserError
 from ssd_jax.models.own import EXPECTED, is_own
 from ssd_jax.recipes import RESNETS, recipe_config
 
-# Of what reads them this file imports nothing, for that is JAX: a test compares them.
+# Copies of what other files allow, because importing those files would import JAX. A test compares
+# them.
 CHOICES = {
     "recipe": ("paper", "sagemaker", "best"),
     "sharding": ("replicated", "fsdp"),
@@ -36,7 +37,7 @@ CHOICES = {
 INTERPOLATIONS = ("nearest", "linear", "cubic", "area", "lanczos4")
 SMALLEST_IMAGE = 64  # px
 
-# Of the settings below None passes: `_check_complete` refuses it where it means nothing.
+# These checks let None pass: `_check_complete` refuses it for settings that need a value.
 _FRACTIONS = (
     "augment.flip", "augment.flip_vertical", "augment.distort.probability",
     "augment.jitter.probability", "augment.jitter.contrast", "augment.expand.probability",
@@ -77,7 +78,7 @@ _IMAGE_SIZES = ("augment.image_sizes", "detect.image_sizes")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises `UserError` on the first value that no run could use; touches no file."""
+    """Raise a `UserError` for the first value that no run could use; reads no files."""
     _check_complete(config)
     for name, choices in CHOICES.items():
         value = get(config, name)
@@ -100,8 +101,8 @@ def _check_complete(config: ConfigDict) -> None:
     defaults, given = (dict(flat_items(each)) for each in (default_config(), config))
     for name in sorted(defaults.keys() - given.keys()):
         raise UserError(
-            f"config.{name}: it is missing. Change the settings of a group one by one, or with "
-            f"config.{name.rpartition('.')[0]}.update({{...}})."
+            f"config.{name}: the setting is missing. Change the settings of a group one by one, or "
+            f"with config.{name.rpartition('.')[0]}.update({{...}})."
         )
     for name, value in given.items():
         _expect(config, name, value is not None or defaults[name] is None, "a value")
@@ -136,11 +137,11 @@ def _check_tuples(config: ConfigDict) -> None:
          and _each_once(sizes),
          f"whole pixels, at least {SMALLEST_IMAGE}, each size once")  # fmt: skip
     each(_RANGES, lambda pair: _numbers(pair, 2) and 0 < pair[0] <= pair[1],
-         "two rising numbers above 0")  # fmt: skip
+         "two increasing numbers above 0")  # fmt: skip
     each(("augment.mosaic.scale",), lambda pair: _numbers(pair, 2) and 1 <= pair[0] <= pair[1] <= 2,
-         "two rising numbers from 1 to 2")  # fmt: skip
+         "two increasing numbers from 1 to 2")  # fmt: skip
     each(("preprocess.mean", "preprocess.std"), lambda values: _numbers(values, 3),
-         "three numbers, one a channel (RGB)")  # fmt: skip
+         "three numbers, one per channel (RGB)")  # fmt: skip
     each(("preprocess.std",), lambda values: 0 not in values, "numbers that are not 0")
     each(("augment.expand.fill",), lambda fill: fill == () or _numbers(fill, 3),
          "three numbers (RGB) or ()")  # fmt: skip
@@ -149,12 +150,12 @@ def _check_tuples(config: ConfigDict) -> None:
     each(("optimizer.rate_multipliers", "optimizer.decay_multipliers"),
          lambda pairs: all(len(pair) == 2 and isinstance(pair[0], str) and _numbers(pair[1:])
                            for pair in pairs),
-         "pairs of a pattern and a factor, as ((\"*/bias\", 2.0),)")  # fmt: skip
+         "pairs of a pattern and a factor, e.g. ((\"*/bias\", 2.0),)")  # fmt: skip
     decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()
     each(("augment.crop.min_ious", "anchors.scales", *decays),
          lambda values: _numbers(values) and all(x >= 0 for x in values),
          "numbers of at least 0")  # fmt: skip
-    each(decays, lambda epochs: list(epochs) == sorted(epochs), "rising epochs")
+    each(decays, lambda epochs: list(epochs) == sorted(epochs), "increasing epochs")
     each(NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
          "names, each once")  # fmt: skip
     each(NAMES, lambda names: all(name.strip() for name in names), "names that are not empty")
@@ -170,7 +171,7 @@ def _check_combinations(config: ConfigDict) -> None:
             f"config.steps: got {steps!r}, and config.epochs: got {epochs!r}, expected exactly one "
             "of the two. "
             + (
-                "Give one, as --config.epochs=100."
+                "Give one, e.g. --config.epochs=100."
                 if steps is None
                 else f"For {steps} steps add --config.epochs=None, for {epochs:g} epochs "
                 "--config.steps=None."
@@ -198,12 +199,12 @@ def _check_combinations(config: ConfigDict) -> None:
     with_softmax = config.loss.class_loss == "softmax"
     expect("model.class_activation", (config.model.class_activation == "softmax") == with_softmax,
            f"{'softmax' if with_softmax else 'sigmoid'}, which loss.class_loss "
-           f"{config.loss.class_loss!r} is made for")  # fmt: skip
+           f"{config.loss.class_loss!r} requires")  # fmt: skip
     expect("loss.label_smoothing", not config.loss.label_smoothing or with_softmax,
            "0, or loss.class_loss = 'softmax'")  # fmt: skip
     expect("loss.normalization", config.loss.normalization == "positives"
            or (with_softmax and config.loss.box_loss == "smooth_l1"),
-           "positives: only softmax with smooth_l1 can be counted otherwise")  # fmt: skip
+           "positives: only softmax with smooth_l1 can use valid")  # fmt: skip
 
 
 def _each_once(values: tuple) -> bool:

@@ -1,4 +1,4 @@
-"""A trained detector as a function: pictures in, boxes out."""
+"""A trained detector as a function: images in, boxes out."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from ssd_jax.types import Detections
 
 
 class Trained(NamedTuple):
-    """A checkpoint of a run with what it takes to use it."""
+    """A checkpoint of a run, with everything needed to use it."""
 
     network: Network
     variables: Any
@@ -35,10 +35,10 @@ def load_trained(
     mesh: Mesh | None = None,
     step: str | int | None = None,
 ) -> Trained:
-    """The checkpoint that `step` names: last, best, a number, or None for the config's choice.
+    """Load the checkpoint `step`: last, best, a number, or None for the config's choice.
 
-    The best is the one by the metric of the run, whatever `config` is to be measured by. The
-    variables lie on every device of `mesh`, by default all that there are.
+    "best" is the best by the metric of the run, even if `config` is evaluated by another metric.
+    The variables are on every device of `mesh`, by default all devices.
     """
     mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
     trained_with = read_config(own) if own.is_file() else config
@@ -67,7 +67,7 @@ def open_checkpoints(
 
 
 class Detector(OnPictures):
-    """`Detector.load(workdir)(images)` gives the detections of pictures."""
+    """A trained detector: `Detector.load(workdir)(images)` returns the detections in images."""
 
     engine, why = "jax", "it is a run, not an export"
 
@@ -81,7 +81,7 @@ class Detector(OnPictures):
 
     @classmethod
     def load(cls, workdir: str | pathlib.Path, *, step: str | int | None = None) -> "Detector":
-        """The detector that a training run left in `workdir`; `step` as in `load_trained`."""
+        """Load the detector of a training run in `workdir`; `step` is as in `load_trained`."""
         workdir = pathlib.Path(workdir)
         config = read_config(workdir / CONFIG_FILE)
         mesh = make_mesh(jax.local_devices()[:1])
@@ -90,5 +90,5 @@ class Detector(OnPictures):
     def predict(
         self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
     ) -> Detections:
-        """Detections of decoded pictures as `types.Batch` holds them, S being `self.canvas`."""
+        """The detections in decoded images, given as in `types.Batch`; S is `self.canvas`."""
         return jax.device_get(self._predict(self._variables, canvas, extent))

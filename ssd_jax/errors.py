@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config or a file; the command line shows it without traceback."""
+    """A mistake in a command, a config or a file; the command line shows no traceback for it."""
 
 
 class DataError(UserError):
-    """A record of a data set that cannot be used, under a code that stays the same for ever."""
+    """A record of a data set that cannot be used, with a code that never changes."""
 
     def __init__(self, code: str, where: str, problem: str, fix: str):
         super().__init__(f"{code} {where}: {problem}. {fix}")
@@ -23,9 +23,9 @@ class DataError(UserError):
 
 
 class AnotherRun(UserError):
-    """The run in a folder is not the one that is asked for.
+    """The run in a folder is not the requested one.
 
-    `settings` are the names of those that differ; none where it is the data.
+    `settings` are the names of the settings that differ; empty if it is the data that differ.
     """
 
     def __init__(self, problem: str, fix: str, settings: Iterable[str] = ()):
@@ -35,21 +35,21 @@ class AnotherRun(UserError):
 
 
 class Stopped(Exception):
-    """A run was asked to stop; what it had done is saved, and the same command goes on."""
+    """A run was stopped on request; its state is saved, and the same command resumes it."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error of others says, for a message; its kind, if it says nothing."""
+    """The first line of another library's error, for a message; its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def some_of(names: Sequence[str], limit: int = 12) -> str:
-    """A few names for a message, shortest first: `train` stands before VOC's `aeroplane_train`."""
+    """A few names for a message, shortest first: `train` comes before VOC's `aeroplane_train`."""
     shown = sorted(names, key=lambda name: (len(name), name))[:limit]
     return (", ".join(shown) or "nothing") + (", ..." if len(names) > limit else "")
 
 
 def what_is_there(path: pathlib.Path) -> str:
-    """For a path that does not exist: what its nearest parent holds."""
+    """Advice about a path that does not exist: the content of its nearest parent."""
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
     return f"{parent} holds {some_of([path.name for path in parent.iterdir()])}"

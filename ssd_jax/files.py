@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and values as JSON has them."""
+"""Files that are written completely or not at all, and values for JSON."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Where to write what will be the file `path` if all goes well; its folder is made.
+    """Yield a temporary path that is renamed to `path` if all goes well; its folder is made.
 
-    Readers see the old file or the new one, never a part, also where several write the same one.
+    Readers see the old file or the new one, never a part, even if several processes write it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no process of any host has. Of the file's own the suffix stays, by which OpenCV
-    # tells what to write, and no more: it may be as long as a name can be.
+    # A name that no process of any host uses. It keeps only the suffix, from which OpenCV knows the
+    # format, because the rest may already be as long as a name can be.
     part = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         yield part
@@ -30,34 +30,34 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def is_apple_double(name: str) -> bool:
-    """Whether macOS wrote it: its archives and copies have `._NAME` beside NAME, no such file."""
+    """Whether it is a `._NAME` that macOS adds beside NAME in archives and copies."""
     return name.startswith("._")
 
 
 def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    """What there is by a glob, sorted, but for what macOS wrote."""
+    """The paths that match a glob, sorted, except for macOS's `._NAME` files."""
     return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
 
 
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """The digest by which a file can be told from every other."""
+    """The digest of the content of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file in one piece, as `whole_file` does, in UTF-8."""
+    """Write a text file in UTF-8, completely or not at all (`whole_file`)."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file in one piece, as `whole_file` does."""
+    """Write a JSON file, completely or not at all (`whole_file`)."""
     write_text(path, _json_text(value, indent=2))
 
 
 def json_line(value: Any) -> str:
-    """A line of a file of JSON lines."""
+    """A line of a JSON lines file."""
     return _json_text(value)
 
 

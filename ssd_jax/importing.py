@@ -1,4 +1,4 @@
-"""Weights from elsewhere into the folder of a run, and out of one into another."""
+"""Imports weights from other frameworks into the folder of a run, or from one run into another."""
 
 import pathlib
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from ssd_jax.weights.maps import Input, NameMap, Target, unchanged
 from ssd_jax.weights.readers import WeightFile
 
 REPORT_FILE = "import.txt"
-# MXNet prints the sizes of anchors with six digits, so no anchor lies further off than this.
+# MXNet prints anchor sizes with six digits, which cannot move an anchor further than this.
 _SAME_ANCHOR = 1e-5
 
 
@@ -44,20 +44,22 @@ def import_weights(
     assignments: Sequence[tuple[str, str]] = (),
     reinit_heads: bool = False,
 ) -> LoadReport:
-    """Make the folder of a run, at step 0, of a trained detector.
+    """Make the folder of a run, at step 0, from a trained detector.
 
-    `source` is a model.tar.gz of SageMaker Object Detection, which says itself what network it is
-    for, or any file that `read_weights` knows, for the network of `config`. `assignments` change
-    the settings, as `config.override` takes them. `classes` are the names, which no artefact
-    holds; class_0, class_1, ... if none are given. With `reinit_heads`, heads that are for another
-    number of classes are made new. The report is also written into the folder.
+    `source` is a model.tar.gz of SageMaker Object Detection, which describes its own network, or
+    any file that `read_weights` knows, for the network of `config`. `assignments` change the
+    settings, as in `config.override`. `classes` are the names, which an artefact does not hold;
+    default: class_0, class_1, ... With `reinit_heads`, heads for another number of classes are
+    initialised again. The report is also written into the folder.
     """
     if workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"{workdir}: it is not empty. Give a new folder.")
+        raise UserError(f"{workdir}: the folder is not empty. Give a new folder.")
     source = _local(source)
     if is_archive(source):
         if config is not None:
-            raise UserError(f"{source}: an artefact says itself what it is. Leave out the config.")
+            raise UserError(
+                f"{source}: an artefact describes its own network. Leave out the config."
+            )
         artefact = read_artefact(source)
         config = recipe_config("sagemaker", artefact.settings["model.backbone"])
         config.update_from_flattened_dict(artefact.settings)
@@ -67,7 +69,7 @@ def import_weights(
         artefact, weights = None, source
     else:
         raise UserError(
-            f"{source}: the file does not say what network it is for. Give its config, "
+            f"{source}: the file does not say which network it is for. Give its config with "
             "--config FILE."
         )
     configs.override(config, assignments)
@@ -102,13 +104,13 @@ def start_from(
     config: ConfigDict | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[dict, LoadReport]:
-    """Variables to begin a training with, and what was loaded.
+    """Load initial variables for training; returns them with a report.
 
-    `source` is the folder of a run, of which the checkpoint is taken that its config selects, an
-    exported detector, a model.tar.gz of SageMaker, a URL of one of these, or anything that
-    `load_weights` takes; the other words are its as well. With `config`, a detector must have had
-    the same input and anchors, and with `classes` not these in another order, without which its
-    weights mean something else.
+    `source` is the folder of a run (the checkpoint that its config selects is used), an exported
+    detector, a model.tar.gz of SageMaker, a URL of one of these, or anything that `load_weights`
+    takes; the other arguments are those of `load_weights` too. With `config`, a detector must have
+    the same input and anchors, because otherwise its weights do not fit; with `classes`, it must
+    not have these in another order.
     """
     source = _local(source)
     folder = pathlib.Path(source)
@@ -119,11 +121,11 @@ def start_from(
         file, own, theirs = _read_run(folder, config, classes)
     elif is_archive(source):
         file = _read_sagemaker(source, config)
-    words = {"name_map": own, "backbone": backbone, "reinitialise": reinitialise}
+    options = {"name_map": own, "backbone": backbone, "reinitialise": reinitialise}
     if config:
-        words["network_sees"] = Input(config.preprocess.mean, config.preprocess.std)
+        options["network_sees"] = Input(config.preprocess.mean, config.preprocess.std)
     try:
-        return load_weights(variables, file, **words)
+        return load_weights(variables, file, **options)
     except UserError as error:
         differing = _differing(config, theirs, ("model",)) if theirs else []
         if not differing:
@@ -132,14 +134,17 @@ def start_from(
 
 
 def count_classes(archive: str) -> int:
-    """Of the detector in a model.tar.gz, an exported one of ours or SageMaker's."""
+    """The number of classes of the detector in a model.tar.gz, exported here or by SageMaker."""
     if _is_exported(archive):
         return len(read_folder(archive).classes)
     return read_artefact(archive).num_classes
 
 
 def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
-    """Convolutions of the backbone that the file lacked, but those whose scale a norm undoes."""
+    """The backbone's convolutions missing in the file, except those followed by a norm.
+
+    A norm undoes the scale of the convolution before it.
+    """
     backbone = variables["params"]["backbone"]
     return tuple(
         layer
@@ -149,16 +154,16 @@ def new_layers(variables: dict, report: LoadReport) -> tuple[str, ...]:
 
 
 def check_weights(source: str) -> None:
-    """Raises `UserError` if `source` is a path, and nothing is there."""
+    """Raise a `UserError` if `source` is a path that does not exist."""
     if not (is_remote(source) or source.startswith("hf://") or pathlib.Path(source).exists()):
         raise UserError(
             f"{source}: no such file. Give a weight file, its URL, a model.tar.gz or the folder "
-            "of a run; docs/weights.md says where ImageNet weights are found."
+            "of a run; docs/weights.md says where to find ImageNet weights."
         )
 
 
 def _local(source: str) -> str:
-    """The path of a file, fetched if it is remote; hf:// is for `read_weights`, which knows it."""
+    """The path of a file, downloaded if it is remote; hf:// is left to `read_weights`."""
     if is_remote(source):
         return str(stage(source))
     check_weights(source)
@@ -224,27 +229,27 @@ def _differing(
 ) -> Sequence[str]:
     before = dict(configs.flat_items(theirs))
     return [
-        f"config.{name} is {value!r}, in that run {before[name]!r}"
+        f"config.{name} is {value!r}, but {before[name]!r} in that run"
         for name, value in configs.flat_items(ours or theirs)
         if name.split(".")[0] in sections and before[name] != value
     ]
 
 
 def _about_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """What the report tells of the classes; as many others may be new names of the same."""
+    """The report's lines about the classes; equally many others may be new names for them."""
     theirs, ours = tuple(theirs), tuple(ours)
     if theirs != ours and sorted(theirs) == sorted(ours):
         raise UserError(
-            f"{source}: its classes are {', '.join(theirs)}, and here they are the same in another "
-            f"order, {', '.join(ours)}. Give config.data.classes in the order of the weights."
+            f"{source}: its classes are {', '.join(theirs)}; here they are in another order, "
+            f"{', '.join(ours)}. Give config.data.classes in the order of the weights."
         )
-    told = {"classes": ", ".join(theirs)}
+    lines = {"classes": ", ".join(theirs)}
     if theirs != ours and len(theirs) == len(ours):
         pairs = zip(theirs, ours, strict=True)
-        told["classes are OTHERS here, and begin with their heads"] = ", ".join(
+        lines["classes are OTHERS here, and begin with their heads"] = ", ".join(
             f"{new} with that of {old}" for old, new in pairs if new != old
         )
-    return told
+    return lines
 
 
 def _class_names(
@@ -255,31 +260,31 @@ def _class_names(
         return tuple(f"class_{index}" for index in range(artefact.num_classes))
     if not names:
         raise UserError(
-            "the file does not say how its classes are called. Give them, --classes NAME,NAME,..."
+            "the file does not name its classes. Give them with --classes NAME,NAME,..."
         )
     if artefact and len(names) != artefact.num_classes and not reinit_heads:
         raise UserError(
-            f"got {len(names)} names of classes, expected {artefact.num_classes}, which the "
-            "artefact was trained on. Give all of them, or --reinit-heads to begin with new heads."
+            f"got {len(names)} class names, expected {artefact.num_classes}, because the artefact "
+            "was trained on so many. Give all of them, or --reinit-heads to start with new heads."
         )
     return names
 
 
 def _check_anchors(source: str, artefact: Artefact, network: Network, config: ConfigDict) -> None:
-    """The loaded heads mean what they say only with the anchors that they were trained with."""
+    """Raise a `UserError` if the network has other anchors than the heads were trained with."""
     per_cell = tuple(level.anchors_per_cell for level in artefact.levels)
     ours = network.model.heads.anchors_per_cell
     if per_cell != ours:
         raise UserError(
-            f"{source}: its symbol has {per_cell} anchors a cell on its feature maps, the recipe "
-            f"{config.recipe} has {ours} at {config.model.image_size} px. Such a network cannot be "
-            "imported."
+            f"{source}: its symbol has {per_cell} anchors per cell on its feature maps, but the "
+            f"recipe {config.recipe} has {ours} at {config.model.image_size} px. Such a network "
+            "cannot be imported."
         )
     shapes = map_shapes(network.model, config.model.image_size)
     furthest = np.abs(default_boxes(shapes, artefact.levels) - network.anchors).max()
     if furthest > _SAME_ANCHOR:
         raise UserError(
-            f"{source}: the anchors of its symbol lie up to {furthest:.2g} of the image away from "
+            f"{source}: the anchors of its symbol are up to {furthest:.2g} of the image away from "
             f"those of the recipe {config.recipe} at {config.model.image_size} px, expected at "
             f"most {_SAME_ANCHOR:.0e}. Set config.anchors to those of the symbol: "
             f"{[level.sizes for level in artefact.levels]}."
@@ -287,7 +292,7 @@ def _check_anchors(source: str, artefact: Artefact, network: Network, config: Co
 
 
 def import_report(workdir: pathlib.Path) -> str:
-    """What became of the weights that were imported into the folder of a run."""
+    """The report of the weights that were imported into the folder of a run."""
     path = workdir / REPORT_FILE
     return path.read_text(encoding="utf-8").strip() if path.is_file() else f"{path.name} is gone"
 
@@ -295,7 +300,7 @@ def import_report(workdir: pathlib.Path) -> str:
 def _write_run(
     config: ConfigDict, variables: dict[str, Any], report: LoadReport, workdir: pathlib.Path
 ) -> None:
-    """Leaves what a training leaves, but without an optimizer's state."""
+    """Write the files that a training run writes, without the optimizer state."""
     workdir.mkdir(parents=True, exist_ok=True)
     state = create_state(variables, optax.identity(), make_mesh(jax.local_devices()[:1]))
     with open_checkpoints(config, workdir) as checkpoints:

@@ -1,4 +1,4 @@
-"""What the texts of a command line mean: values of settings, places with a `~`."""
+"""Parsing of command line texts: values of settings, and paths with a `~`."""
 
 import ast
 import os
@@ -13,9 +13,9 @@ KINDS = {
 
 
 def read_value(text: str, kind: type, *, names: bool = False) -> object:
-    """The value of a setting of a kind, or of a tuple of names.
+    """The value of a setting of type `kind`, or of a tuple of names.
 
-    What is of another kind is left for others to refuse.
+    A value of another type is returned as it is, for the caller to refuse.
     """
     if kind is str:
         return text
@@ -33,16 +33,16 @@ def read_value(text: str, kind: type, *, names: bool = False) -> object:
         value = tuple(value) if isinstance(value, list) else (value,)
     if not names or value is None or all(isinstance(name, str) for name in value):
         return value
-    # 1,2 are names too.
+    # Names may also be numbers: 1,2.
     quoted = any(isinstance(name, str) for name in value)
     return tuple(map(str, value)) if quoted else split_names(text)
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names in `cat, dog`, and in `[cat,dog]` or `(cat,dog,)`, whose quotes a shell took."""
+    """The names in `cat, dog`, `[cat,dog]` or `(cat,dog,)`; a shell may have removed the quotes."""
     text = text.strip()
     opening, inner, closing = text[:1], text[1:-1], text[-1:]
-    # In "(a) cat, dog (b)" the brackets are those of names.
+    # In "(a) cat, dog (b)" the brackets belong to names.
     if opening + closing in ("()", "[]") and inner.find(opening) <= inner.find(closing):
         text = inner
     names = tuple(name.strip() for name in text.split(","))
@@ -50,5 +50,5 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def with_home(location: str) -> str:
-    """With the home folder for a `~`, also of each place in "A + B"."""
+    """Replace `~` by the home folder, in each path of "A + B"."""
     return " + ".join(map(os.path.expanduser, location.split(" + ")))

@@ -1,4 +1,4 @@
-"""Pictures -> detections: the one path of evaluation, prediction, serving and export."""
+"""Images -> detections: the common path of evaluation, prediction, serving and export."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from ssd_jax.types import Detections
 def prepare(
     canvas: UInt8[Array, "B H W 3"], extent: Int[Array, "B 2"], *, size: int
 ) -> Float[Array, "B S S 3"]:
-    """Pictures, as `types.Batch` holds them, in the size of the network: grey levels 0..255."""
+    """Resize images, given as in `types.Batch`, to the network's input: RGB values 0..255."""
     return jax.vmap(lambda c, e: resize(c, e, size=size))(canvas, extent)
 
 
@@ -34,9 +34,9 @@ def run_network(
     std: tuple[float, ...],
     flip: bool = False,
 ) -> tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]:
-    """Box deltas and class scores of grey levels 0..255, in float32.
+    """Box deltas and class scores, in float32, for RGB values 0..255.
 
-    With `flip` also those of the mirrored images, behind the others. They belong to
+    With `flip` they are followed by those of the mirrored images. They belong to
     `predicting_anchors`.
     """
     images = normalise(images, mean, std)
@@ -44,7 +44,7 @@ def run_network(
         box_deltas, class_logits = model.apply(variables, images, train=False)
         if flip:
             deltas, logits = model.apply(variables, images[:, :, ::-1], train=False)
-            # Brought back from the mirrored image, a shift to the right is one to the left.
+            # Mirrored back, a shift to the right becomes a shift to the left.
             deltas *= jnp.array([-1.0, 1.0, 1.0, 1.0])
             box_deltas = jnp.concatenate([box_deltas, deltas], axis=1)
             class_logits = jnp.concatenate([class_logits, logits], axis=1)
@@ -58,7 +58,7 @@ def finish(
     anchors: Float[np.ndarray, "A 4"],
     **settings: int | float | str,
 ) -> Detections:
-    """The detections of each picture; `settings` go to `ops.detect.multibox_detection`."""
+    """The detections of each image; `settings` go to `ops.detect.multibox_detection`."""
     return jax.vmap(lambda d, s: multibox_detection(d, s, anchors, **settings))(box_deltas, scores)
 
 
@@ -81,11 +81,11 @@ def make_predict(
     flip: bool = False,
     **detect_settings: int | float | str,
 ) -> Callable[[Any, Array, Array], Detections]:
-    """Returns `predict(variables, canvas, extent) -> Detections`, to be jitted by the caller.
+    """Make `predict(variables, canvas, extent) -> Detections`, to be jitted by the caller.
 
-    The pictures come as `types.Batch` holds them. Each is looked at in every image size that
-    `anchors` has those of, and with `flip` mirrored as well; the boxes of all these views suppress
-    each other. `detect_settings` go to `finish`.
+    The images are given as in `types.Batch`. Detections are made at every image size in `anchors`,
+    and with `flip` in the mirrored image as well; NMS runs over the boxes of all these views
+    together. `detect_settings` go to `finish`.
     """
     all_anchors = np.concatenate([predicting_anchors(each, flip=flip) for each in anchors.values()])
 
@@ -103,7 +103,7 @@ def make_predict(
     return predict
 
 
-# The bytes of a JPEG or PNG file, its path, or its pixels in RGB.
+# The bytes of a JPEG or PNG file, its path, or RGB pixels.
 Picture = bytes | str | os.PathLike | UInt8[np.ndarray, "H W 3"]
 
 
@@ -117,32 +117,32 @@ class AnyDetector(Protocol):
     def predict(
         self, canvas: UInt8[np.ndarray, "B S S 3"], extent: Int[np.ndarray, "B 2"]
     ) -> Detections:
-        """Detections of decoded pictures, padded to the same number for each."""
+        """The detections in decoded images, padded to the same number for each."""
 
 
 class OnPictures:
-    """Makes what detects in decoded pictures, as `AnyDetector`, take any pictures."""
+    """Extends a detector for decoded images (`AnyDetector`) to files, bytes and arrays."""
 
-    @no_type_check  # of jaxtyping in tests: the errors below are its own
+    @no_type_check  # jaxtyping in tests would hide the errors raised below
     def __call__(
         self, images: Sequence[Picture], *, names: Sequence[str] = (), batch_size: int = 1
     ) -> list[Detections]:
-        """Detections of each picture, without padding.
+        """The detections in each image, without padding.
 
-        A picture is the bytes of a JPEG or PNG file, the path of one, or a uint8 array in RGB.
-        Boxes are normalised to the picture. `names` stand in the messages; without them it is the
-        path, or "image 0" and so on. On a GPU many pictures take less time as batches, for each
-        size of which a program is compiled.
+        An image is the bytes of a JPEG or PNG file, the path of one, or a uint8 array in RGB.
+        Boxes are normalised to the image. `names` are used in messages; by default the path, or
+        "image 0" and so on. On a GPU many images take less time in batches; a program is compiled
+        for each batch size.
 
         Raises:
-          UserError: a picture is no such thing, or is not in a list; `batch_size` is below 1.
-          DataError: a picture does not decode.
+          UserError: an image is none of these, or is not in a list; `batch_size` is below 1.
+          DataError: an image cannot be decoded.
         """
         alone = isinstance(images, bytes | bytearray | str | os.PathLike)
         if alone or (isinstance(images, np.ndarray) and images.ndim == 3):
             raise UserError(
-                f"images: got a single {type(images).__name__}, expected a list of pictures. Put "
-                "it in brackets: detector([picture])."
+                f"images: got a single {type(images).__name__}, expected a list of images. Put "
+                "it in brackets: detector([image])."
             )
         if batch_size < 1:
             raise UserError(f"batch_size: got {batch_size}, expected at least 1.")
@@ -160,7 +160,7 @@ class OnPictures:
 def padded(
     pictures: Sequence[tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]], rows: int, side: int
 ) -> tuple[UInt8[np.ndarray, "rows S S 3"], Int[np.ndarray, "rows 2"]]:
-    """Decoded pictures and their extents as a batch of `rows`: one shape, one compilation."""
+    """Decoded images and their extents as a batch of `rows`: one shape, one compilation."""
     canvas = np.zeros((rows, side, side, 3), np.uint8)
     extent = np.full((rows, 2), side, np.int32)
     for row, (image, size) in enumerate(pictures):
@@ -169,7 +169,7 @@ def padded(
 
 
 def without_padding(batch: Detections, row: int) -> Detections:
-    """The detections of one picture of a batch."""
+    """The detections of one image of a batch."""
     return jax.tree.map(lambda each: each[row][batch.valid[row]], batch)
 
 
@@ -180,7 +180,7 @@ def _called(picture: object, index: int) -> str:
 def _on_canvas(
     picture: object, name: str, side: int
 ) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
-    """As `decode_image`, without the size of the picture."""
+    """Like `decode_image`, without the size of the image."""
     if isinstance(picture, str | os.PathLike):
         if not os.path.isfile(picture):
             raise UserError(f"{name}: no such file. Give the path of a JPEG or PNG file.")

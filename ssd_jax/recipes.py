@@ -1,7 +1,7 @@
-"""The recipes: every choice that makes a run the one algorithm or the other.
+"""The recipes: every choice that makes a run one algorithm or another.
 
-docs/recipes.md holds the two faithful ones next to each other, quirk by quirk, with the sources;
-docs/best.md says what the third adds.
+docs/recipes.md compares the two faithful ones in detail, with the sources; docs/best.md says what
+the third adds.
 """
 
 from ml_collections import ConfigDict
@@ -10,12 +10,12 @@ from ssd_jax.config import default_config, flat_items, get
 from ssd_jax.errors import UserError
 
 RESNETS = ("resnet50", "resnet50_v1", "resnet50_v2")
-# What belongs to the algorithm; the rest is data, hardware and taste.
+# The groups that belong to the algorithm; the rest is data, hardware and preference.
 _SECTIONS = ("model", "anchors", "preprocess", "augment", "match", "loss", "optimizer", "detect")
-# What every user sets for the images at hand.
+# Settings that every user chooses for their own images.
 _FREE = ("model.image_size", "model.width", "model.dtype", "anchors.scales")
 
-# Settings that change how a run is computed and told, but not what comes out of it.
+# Settings that change how a run is computed and reported, but not its result.
 HARDWARE = ("sharding", "data.cache", "data.threads", "data.doctor", "log_every_steps",
             "checkpoint.every_steps", "checkpoint.keep_latest", "evaluate.batch_size",
             "watchdog.factor", "watchdog.minimum_seconds", "watchdog.first_seconds")  # fmt: skip
@@ -33,7 +33,10 @@ def recipe_config(recipe: str, backbone: str) -> ConfigDict:
 
 
 def recipe_changes(config: ConfigDict) -> dict[str, dict[str, object]]:
-    """What a config changes of the recipe that it names: setting -> value of "recipe" and "run"."""
+    """The settings in which a config differs from its recipe: name -> values of both.
+
+    The values have the keys "recipe" and "run".
+    """
     recipe = recipe_config(config.recipe, config.model.backbone)
     return {
         name: {"recipe": get(recipe, name), "run": value}
@@ -54,15 +57,15 @@ def _paper(backbone: str) -> ConfigDict:
 
 
 def _sagemaker(backbone: str) -> ConfigDict:
-    """mxnet-ssd, whose graph the artefacts of SageMaker's Object Detection are, as published.
+    """mxnet-ssd as published; the artefacts of SageMaker's Object Detection have its graph.
 
     The settings are those of the published runs: 512 px, batch 16 on one GPU with a learning rate
-    of 0.0005; for 64 on four GPUs it is 0.002 (ResNet-50) or 0.004 (VGG16).
+    of 0.0005; for batch 64 on four GPUs it is 0.002 (ResNet-50) or 0.004 (VGG16).
     """
     if backbone not in ("resnet50_v2", "vgg16"):
         raise UserError(
-            f"config.model.backbone: got {backbone!r}, expected resnet50_v2 or vgg16, which are "
-            "the networks of the recipe sagemaker."
+            f"config.model.backbone: got {backbone!r}, expected resnet50_v2 or vgg16, the networks "
+            "of the recipe sagemaker."
         )
     config = default_config()
     config.recipe = "sagemaker"
@@ -107,19 +110,19 @@ def _sagemaker(backbone: str) -> ConfigDict:
 
 
 def _best(backbone: str) -> ConfigDict:
-    """The paper's SSD at 512 px with what the years since gave, by published gains."""
+    """The paper's SSD at 512 px with later techniques, chosen by published gains."""
     if backbone not in ("vgg16", "resnet50"):
         raise UserError(
-            f"config.model.backbone: got {backbone!r}, expected vgg16 or resnet50, which are the "
-            "networks of the recipe best."
+            f"config.model.backbone: got {backbone!r}, expected vgg16 or resnet50, the networks "
+            "of the recipe best."
         )
     config = _paper(backbone)
     config.recipe = "best"
     config.epochs = 240.0
     config.model.update({"image_size": 512, "fpn_channels": 256})
     if backbone == "resnet50":
-        config.model.first_stage = 2  # stride 8, which the anchors of VGG16 begin at too
-    # Both make objects smaller; half of each leaves them as large as the paper's expansion does.
+        config.model.first_stage = 2  # stride 8, where the anchors of VGG16 start too
+    # Both make objects smaller; with half of each they are as large as with the paper's expansion.
     config.augment.mosaic.probability = config.augment.expand.probability = 0.25
     config.loss.update({"box_loss": "ciou", "box_weight": 5.0})
     config.optimizer.update(

@@ -1,8 +1,8 @@
-"""The four records that cross the borders between the parts, and the conventions they obey.
+"""The four records that are passed between the parts of the package, and their conventions.
 
 Boxes are float32 `xyxy` (xmin, ymin, xmax, ymax), normalised to the true image, in [0, 1].
-Public class ids are 0..C-1; logit channel 0 is background and stays inside `ops` and `models`.
-Padding is told by a mask, never by a special value.
+Public class ids are 0..C-1; logit channel 0 is background and is used only in `ops` and `models`.
+Padding is marked by a mask, never by a special value.
 
 Letters in shapes, everywhere in the package:
 
@@ -16,18 +16,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-# What PASCAL VOC writes are edges in pixels plus this: its pixels count from 1, and both corners of
-# a box belong to it.
+# Added to edges in pixels it gives PASCAL VOC's coordinates: its pixels count from 1, and both
+# corners of a box belong to it.
 VOC_OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
-# In pixels: where boxes end that are parts of a side, also those of a centre and a size.
+# Boxes that are normalised, even as centre and size, end at most here if they are read as pixels.
 NORMALISED_BOXES_END = 1.5
 
 
 class Example(NamedTuple):
-    """One annotated image as a source gives it, not yet decoded.
+    """One annotated image from a source, not yet decoded.
 
-    `size` is the (height, width) in pixels that the boxes were normalised by; decoding checks it.
-    None where the format does not say.
+    `size` is the (height, width) in pixels by which the boxes were normalised; decoding checks it.
+    It is None if the format does not have it.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Decoded images and padded objects; on the host NumPy, on the mesh `jax.Array`.
+    """Decoded images and padded objects: NumPy arrays on the host, `jax.Array` on the mesh.
 
-    The picture lies in the upper left corner of its canvas; `extent` is its (height, width) there,
-    `size` the (height, width) of the file, larger when it was scaled down to fit. `real` is False
-    for the rows that only fill up the last batch of an evaluation. `sample_id` is the record's
-    index in its source.
+    The image is in the upper left corner of its canvas; `extent` is its (height, width) there,
+    `size` the (height, width) of the file, which is larger if it was scaled down to fit. `real` is
+    False for rows that only pad the last batch of an evaluation. `sample_id` is the record's index
+    in its source.
     """
 
     canvas: UInt8[Array | np.ndarray, "*B H W 3"]
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What each anchor is asked to predict.
+    """The training target of each anchor.
 
     `class_ids` counts background as 0, so a matched anchor holds its label + 1. Anchors that are
     neither `positive` nor `negative` are ignored.

@@ -164,7 +164,7 @@ def test_boxes_that_are_parts_of_the_side_are_a_finding(sick, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fix", "message"), [("s3://bucket/set", "is remote"), ("there", "is there already")]
+    ("fix", "message"), [("s3://bucket/set", "is remote"), ("there", "already exists")]
 )
 def test_a_place_that_cannot_be_written_is_told_first(tmp_path, monkeypatch, fix, message):
     monkeypatch.chdir(tmp_path)

@@ -112,7 +112,7 @@ def test_a_training_starts_from_an_artefact_of_sagemaker(archive, imported, made
     same(variables, made.variables)
     assert report.layout == "SSD vgg16_reduced of mxnet-ssd"
     config.anchors.scales = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-    with pytest.raises(UserError, match="the anchors of its symbol lie up to"):
+    with pytest.raises(UserError, match="the anchors of its symbol are up to"):
         start_from(variables, archive, config=config)
 
 
@@ -134,7 +134,7 @@ def test_weights_of_a_network_of_another_size_say_what_differs(imported):
     network = build_network(config, 2)
     shapes = variable_shapes(network.model, 512)
     with pytest.raises(
-        UserError, match=r"(?s)MISSING.*config\.model\.image_size is 512, in .* 300"
+        UserError, match=r"(?s)MISSING.*config\.model\.image_size is 512, but 300 in"
     ) as told:
         start_from(shapes, str(imported[0]), config=config)
     assert "width" not in str(told.value)
@@ -209,7 +209,7 @@ def test_classes_are_numbered_when_nobody_names_them(archive, tmp_path):
 
 def test_other_classes_take_new_heads(archive, tmp_path):
     names = ("a", "b", "c")
-    with pytest.raises(UserError, match=r"got 3 names of classes, expected 2.*--reinit-heads"):
+    with pytest.raises(UserError, match=r"got 3 class names, expected 2.*--reinit-heads"):
         import_weights(archive, tmp_path / "w", classes=names, assignments=THIN)
     report = import_weights(
         archive, tmp_path / "w", classes=names, assignments=THIN, reinit_heads=True
@@ -222,7 +222,7 @@ def test_other_classes_take_new_heads(archive, tmp_path):
 def test_anchors_that_are_not_the_recipes_are_refused(made, tmp_path):
     other = copy.deepcopy(made)
     other.node("_contrib_MultiBoxPrior")["attrs"]["sizes"] = "(0.1,0.15)"
-    with pytest.raises(UserError, match=r"anchors of its symbol lie up to 0\.0043"):
+    with pytest.raises(UserError, match=r"anchors of its symbol are up to 0\.0043"):
         import_weights(other.write(tmp_path / "m"), tmp_path / "w", assignments=THIN)
     assert not (tmp_path / "w").exists()
 
@@ -235,7 +235,7 @@ def test_another_number_of_anchors_is_refused(made, tmp_path):
         elif node["name"].endswith("_cls_pred_conv"):
             node["attrs"]["num_filter"] = "12"
     with pytest.raises(
-        UserError, match=r"\(4, 4, 4, 4, 4, 4\) anchors a cell .*\(4, 6, 6, 6, 4, 4\)"
+        UserError, match=r"\(4, 4, 4, 4, 4, 4\) anchors per cell .*\(4, 6, 6, 6, 4, 4\)"
     ):
         import_weights(other.write(tmp_path / "m"), tmp_path / "w", assignments=THIN)
 
@@ -252,7 +252,7 @@ def test_an_incomplete_artefact_leaves_nothing(made, tmp_path):
 
 def test_a_folder_that_is_in_use_is_refused(archive, tmp_path):
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(UserError, match="it is not empty"):
+    with pytest.raises(UserError, match="the folder is not empty"):
         import_weights(archive, tmp_path, assignments=THIN)
 
 

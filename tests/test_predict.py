@@ -68,7 +68,7 @@ def test_a_picture_is_bytes_a_path_or_an_array(tmp_path):
         assert extent == (5, 7)
         np.testing.assert_array_equal(canvas[:5, :7], rgb)
         assert not canvas[5:].any()
-        with pytest.raises(UserError, match=r"images: got a single .* detector\(\[picture\]\)"):
+        with pytest.raises(UserError, match=r"images: got a single .* detector\(\[image\]\)"):
             echo(picture)
 
 

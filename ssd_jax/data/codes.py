@@ -1,8 +1,8 @@
-"""The stable codes of `DataError`: a code keeps its meaning for ever and is never used again.
+"""The stable codes of `DataError`: a code keeps its meaning for ever and is never reused.
 
-1xx is data at rest: 10x folders and splits, 11x image files, 12x annotation files, 13x objects,
-14x RecordIO, 15x JSON, 16x stores and archives, 17x and 18x what the doctor sees in a whole set.
-docs/doctor.md has the table of all.
+1xx is stored data: 10x folders and splits, 11x image files, 12x annotation files, 13x objects,
+14x RecordIO, 15x JSON, 16x stores and archives, 17x and 18x what the doctor finds in a whole set.
+docs/doctor.md lists them all.
 """
 
 FOLDER_MISSING = "SSD101"
@@ -26,7 +26,7 @@ TOO_MANY_OBJECTS = "SSD135"
 NO_BOX_LEFT = "SSD136"
 BOXES_NORMALISED = "SSD137"
 
-# Of RecordIO files.
+# RecordIO files.
 RECORD_FILE_MISSING = "SSD141"
 RECORD_DAMAGED = "SSD142"
 RECORD_INDEX_UNREADABLE = "SSD143"
@@ -34,14 +34,14 @@ LABEL_UNREADABLE = "SSD144"
 OBJECT_WIDTHS_MIXED = "SSD145"
 RECORDS_NOT_INDEXED = "SSD146"
 
-# Of JSON and other annotations that stand in one file or name their images.
+# JSON and other formats whose annotations share a file or refer to their images by name.
 ANNOTATION_TOO_LARGE = "SSD151"
 CLASS_NAMES_DISAGREE = "SSD152"
 REFERENCE_OUTSIDE = "SSD153"
 OBJECT_WITHOUT_IMAGE = "SSD154"
 LABEL_MISSING = "SSD155"
 
-# Of object stores and archives.
+# Object stores and archives.
 OBJECT_MISSING = "SSD161"
 ACCESS_REFUSED = "SSD162"
 TRANSFER_FAILED = "SSD163"
@@ -50,7 +50,7 @@ NAME_UNSAFE = "SSD165"
 ARCHIVE_MISSING = "SSD166"
 ARCHIVE_UNREADABLE = "SSD167"
 
-# Of the doctor: oddities of images, and of the set as a whole.
+# Found by the doctor only: oddities of images, and of the set as a whole.
 EXIF_ORIENTATION = "SSD171"
 EXIF_ILLEGAL = "SSD172"
 IMAGE_DAMAGED = "SSD173"
@@ -67,27 +67,27 @@ LABEL_WIDTH_SMALL = "SSD183"
 IMAGE_NOT_ANNOTATED = "SSD184"
 ANNOTATION_WITHOUT_IMAGE = "SSD185"
 
-# Findings that do not keep an image or a box from being used, in a few words; every other code is
-# an error.
+# The codes of findings after which every image and box can still be used, with short descriptions;
+# every other code is an error.
 WARNINGS = {
     OBJECT_WIDTHS_MIXED: "objects of 5 and of 6 numbers",
-    RECORDS_NOT_INDEXED: "records that the index leaves out",
+    RECORDS_NOT_INDEXED: "records missing from the index",
     EXIF_ORIENTATION: "image turned by its EXIF orientation",
     EXIF_ILLEGAL: "illegal EXIF orientation",
-    IMAGE_DAMAGED: "image whose data are damaged",
-    IMAGE_TWICE: "image that stands twice",
-    NAME_TWICE: "names that are nearly the same",
-    BOX_TWICE: "box that stands twice",
+    IMAGE_DAMAGED: "image with damaged data",
+    IMAGE_TWICE: "duplicate image",
+    NAME_TWICE: "nearly identical names",
+    BOX_TWICE: "duplicate box",
     NO_OBJECTS: "images without objects",
     CLASS_WITHOUT_OBJECTS: "class without objects",
-    CLASSES_ALIKE: "classes whose names are nearly the same",
-    TINY_OBJECTS: "objects too small to be seen well",
-    UNREACHED_OBJECTS: "objects that no default box reaches",
+    CLASSES_ALIKE: "classes with nearly identical names",
+    TINY_OBJECTS: "very small objects",
+    UNREACHED_OBJECTS: "objects that no anchor overlaps well",
     IMAGE_NOT_ANNOTATED: "image without annotation",
     ANNOTATION_WITHOUT_IMAGE: "annotation without image",
 }
 
-# What leaves its image in the set: a box or a name goes, or a second record.
+# Errors after which the image stays in the set: only a box, a name or a second record is dropped.
 KEEPS_THE_IMAGE = frozenset(
     {
         RECORD_TWICE,

@@ -1,4 +1,4 @@
-"""Any data set into another format: `ssd-jax convert SRC DST`."""
+"""Conversion of a data set to another format: `ssd-jax convert SRC DST`."""
 
 import os
 import pathlib
@@ -26,8 +26,8 @@ from ssd_jax.errors import UserError
 class Format(NamedTuple):
     """How a format is written: `write(folder, source, name)` makes the `parts`.
 
-    `suffixes` are those of its file; a format without any is a folder. A set is whole when the last
-    part is there.
+    `suffixes` are the allowed suffixes of its file; a format without any is a folder. A set is
+    complete when its last part exists.
     """
 
     write: Callable[..., None]
@@ -57,7 +57,7 @@ FORMATS = {
 
 
 class Destination(NamedTuple):
-    """Where a set is written: the parts that `format` makes of NAME in a folder."""
+    """Where a set is written: the parts of a set NAME of `format` in a folder."""
 
     format: Format
     folder: pathlib.Path
@@ -65,24 +65,24 @@ class Destination(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """Names in the folder."""
+        """The names of the parts in the folder."""
         return self.format.parts(self.name)
 
     @property
     def split(self) -> tuple[str, ...]:
-        """The splits that `open_data` takes to read it back."""
+        """The splits to pass to `open_data` to read the set back."""
         return (self.name,) if self.format in (FORMATS["voc"], FORMATS["tfds"]) else ()
 
     @property
     def location(self) -> str:
-        """The location that `open_data` takes to read it back."""
+        """The location to pass to `open_data` to read the set back."""
         return str(self.folder if self.format is FORMATS["voc"] else self.folder / self.name)
 
 
 def check_destination(
     destination: str | os.PathLike, *, format: str | None = None, name: str = "train"
 ) -> Destination:
-    """What `convert` would write; a `UserError` for what is remote, ill named or there already."""
+    """What `convert` would write; a `UserError` if it is remote, badly named or already exists."""
     if is_remote(destination):
         raise UserError(f"{destination} is remote: give a local path, then copy it there")
     destination = pathlib.Path(destination)
@@ -94,11 +94,11 @@ def check_destination(
     if form is FORMATS["tfds"]:
         check_set_name(target.name)
     if target.folder.exists() and not target.folder.is_dir():
-        raise UserError(f"{target.folder} is a file: expected a folder, or a name that is free")
+        raise UserError(f"{target.folder} is a file: expected a folder, or a name not in use")
     for part in target.parts:
         if os.path.lexists(target.folder / part):
             raise UserError(
-                f"{target.folder / part} is there already: move it away, or give another place"
+                f"{target.folder / part} already exists: move it away, or give another destination"
             )
     return target
 
@@ -110,14 +110,15 @@ def convert(
     format: str | None = None,
     name: str = "train",
 ) -> Destination:
-    """Write a source in a format of `FORMATS`, told by the suffix of `destination` if not given.
+    """Write a source in one of the `FORMATS`, by default the one of `destination`'s suffix.
 
-    Images are passed through byte for byte. They are looked at as far as the format needs it: kind
-    and size, and in RecordIO nothing, which takes the bytes of a broken image as they are. `name`
-    is the image set of VOC (format `voc`, the default for a folder) or names SageMaker's pair of
-    folders (`json`); other formats are called like their file. What is there already is not
-    overwritten, and nothing has its name before it is whole. What a source cannot give or a format
-    cannot hold goes to `source.problems`; a set of which no image is left is a `UserError`.
+    Images are copied byte for byte. Only what the format needs of them is checked: file type and
+    size, and nothing for RecordIO, which also stores the bytes of a broken image. `name` is the
+    image set of VOC (format `voc`, the default for a folder) or the name of SageMaker's pair of
+    folders (`json`); the other formats are named after their file. Existing files are not
+    overwritten, and no file has its final name before it is complete. Images that cannot be read
+    and boxes that the format cannot hold go to `source.problems`; it is a `UserError` if no image
+    is left.
     """
     target = check_destination(destination, format=format, name=name)
     check_class_names(source.classes)
@@ -130,7 +131,7 @@ def convert(
 
 
 def describe_copy(source: Source, target: Destination) -> str:
-    """What was written, counted by reading it; what is not of `source`; how to read it."""
+    """What was written, counted by reading it back; what was left out; how to read it."""
     problems = Problems("skip")
     problems.found += source.problems.found
     copy = open_data(target.location, split=target.split, problems=problems)
@@ -139,7 +140,7 @@ def describe_copy(source: Source, target: Destination) -> str:
 
 
 def split_name(split: Sequence[str]) -> str:
-    """What a copy is called: the last word of the only split ("VOC2007/test": test), else train."""
+    """The name for a copy: the end of the only split ("VOC2007/test": test), else train."""
     return split[0].rpartition("/")[2] if len(split) == 1 else "train"
 
 
@@ -153,19 +154,19 @@ def run_convert(
     classes: Sequence[str] | None = None,
     problems: str = "error",
 ) -> str:
-    """The verb `convert`: from any location that `open_data` knows; returns what to print.
+    """Run the verb `convert` from any location that `open_data` knows; returns what to print.
 
-    `name` is by default that of `split_name`.
+    `name` defaults to `split_name(split)`.
     """
-    words = {"format": format, "name": split_name(split) if name is None else name}
-    check_destination(destination, **words)
+    options = {"format": format, "name": split_name(split) if name is None else name}
+    check_destination(destination, **options)
     policy = Problems(problems, advice="--skip-problems leaves out what cannot be used")
     source = open_data(location, split=split, classes=classes, problems=policy)
-    return describe_copy(source, convert(source, destination, **words))
+    return describe_copy(source, convert(source, destination, **options))
 
 
 def _check_format(destination: pathlib.Path, format: str | None) -> str:
-    """The format to write; a `UserError` if it is none, or does not fit the destination."""
+    """The format to write; a `UserError` if it is unknown or does not fit the destination."""
     suffix = destination.suffix.lower()
     if format is None:
         found = [key for key, target in FORMATS.items() if suffix in target.suffixes]

@@ -1,8 +1,8 @@
-"""Encoded bytes to a uint8 canvas: the same for training, evaluation and serving.
+"""Decoding of image files to a uint8 canvas, the same for training, evaluation and serving.
 
 JPEG and PNG of any depth and colour space become 8-bit RGB; an alpha channel is ignored. The EXIF
-orientation is applied first, so "the image" everywhere is what a viewer shows, and annotations
-must have been made on that.
+orientation is applied first, so "the image" is always the one that a viewer shows, and boxes must
+have been drawn on it.
 """
 
 import cv2
@@ -14,8 +14,8 @@ from ssd_jax.data.sources.image_file import Header, image_unreadable, read_heade
 from ssd_jax.errors import DataError
 from ssd_jax.types import Batch, Example
 
-# Images are already decoded in parallel; OpenCV's own threads on top of that only cost: 5.0 ms of
-# processor time instead of 2.9 ms for one resize from 640 to 512 pixels on two cores.
+# Images are already decoded in parallel, so OpenCV's own threads only cost time: 5.0 ms of CPU time
+# instead of 2.9 ms for one resize from 640 to 512 pixels on two cores.
 cv2.setNumThreads(1)
 
 REDUCED_FLAGS = {
@@ -31,9 +31,9 @@ def decode_image(
 ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int], tuple[int, int]]:
     """Decode into the upper left corner of a square canvas of zeros.
 
-    A picture larger than the canvas is scaled down to fit, keeping its aspect ratio. `name` stands
-    in the errors. Returns (canvas, extent, size): `extent` is the picture's (height, width) on the
-    canvas, `size` that of the file.
+    An image larger than the canvas is scaled down to fit, keeping its aspect ratio. `name` is used
+    in errors. Returns (canvas, extent, size): `extent` is the image's (height, width) on the
+    canvas, `size` its (height, width) in the file.
     """
     canvas = np.empty((canvas_side, canvas_side, 3), np.uint8)
     return canvas, *draw_image(canvas, data, name)
@@ -42,7 +42,7 @@ def decode_image(
 def draw_image(
     canvas: UInt8[np.ndarray, "S S 3"], data: bytes, name: str
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """`decode_image` on a canvas that is there already, whatever it holds: (extent, size)."""
+    """`decode_image` into an existing canvas, whatever it holds; returns (extent, size)."""
     canvas_side = len(canvas)
     header = read_header(data, name)
     if not header.complete:
@@ -66,7 +66,7 @@ def draw_pixels(
     picture: UInt8[np.ndarray, "h w 3"],
     size: tuple[int, int],
 ) -> tuple[int, int]:
-    """The same for a picture as OpenCV gives it (BGR), perhaps reduced from `size`: its extent."""
+    """The same for a decoded BGR image, perhaps reduced from `size`; returns its extent."""
     scale = min(1.0, len(canvas) / max(size))
     extent = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     if picture.shape[:2] != extent:
@@ -78,7 +78,7 @@ def draw_pixels(
 
 
 def empty_rows(*leading: int, canvas: int, max_objects: int) -> Batch:
-    """Memory for the rows of a batch, not filled in; `canvas` is the side in pixels."""
+    """Uninitialised memory for the rows of a batch; `canvas` is the side in pixels."""
     return Batch(
         canvas=np.empty((*leading, canvas, canvas, 3), np.uint8),
         extent=np.empty((*leading, 2), np.int32),
@@ -100,10 +100,10 @@ def decode_example(example: Example, sample_id: int, *, canvas: int, max_objects
 
 
 def decode_into(row: Batch, example: Example, sample_id: int) -> None:
-    """`decode_example` into a row that is there already.
+    """`decode_example` into an existing row.
 
-    Rows of a batch are filled where they stand: no canvas is copied, and the system need not clear
-    memory for each.
+    Rows of a batch are filled in place: no canvas is copied, and the system need not clear memory
+    for each.
     """
     count, max_objects = len(example.labels), len(row.labels)
     if count > max_objects:
@@ -129,11 +129,11 @@ def decode_into(row: Batch, example: Example, sample_id: int) -> None:
 
 
 def _reduction(header: Header, canvas_side: int) -> int:
-    """The factor by which libjpeg can shrink while it decodes, at a fraction of the cost."""
+    """The factor by which libjpeg can shrink the image while decoding, which is much cheaper."""
     height, width = header.size
     for factor in (8, 4, 2):
         reduced = _divided(header.size, factor)
-        # A reduced picture that came out square no longer tells whether EXIF turned it.
+        # If the reduced image is square, its shape no longer shows whether EXIF turned it.
         tells_turn = height == width or reduced[0] != reduced[1]
         if header.kind == "JPEG" and max(reduced) >= canvas_side and tells_turn:
             return factor

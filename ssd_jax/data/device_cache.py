@@ -1,4 +1,4 @@
-"""Decoded images in device memory: after they are filled in, the host sends nothing but indices."""
+"""Decoded images in device memory: once they are there, the host sends nothing but indices."""
 
 import functools
 import math
@@ -18,16 +18,16 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.sharding import BATCH_AXIS, put_replicated, split
 from ssd_jax.types import Batch
 
-# Images that are decoded before they are sent.
+# The number of images that are decoded before they are sent.
 _CHUNK = 256
 
 
 def fill_device_cache(
     source: Source, mesh: Mesh, *, canvas: int, max_objects: int, num_threads: int
 ) -> Batch:
-    """All rows of the source, decoded and cut evenly over the devices of the mesh.
+    """All rows of the source, decoded and sharded evenly over the devices of the mesh.
 
-    Each process decodes what its own devices hold. Rows beyond the source fill up the last device.
+    Each process decodes the rows of its own devices. Padding rows fill up the last device.
     """
     per_device = math.ceil(len(source) / mesh.size)
     form = {"canvas": canvas, "max_objects": max_objects}
@@ -74,10 +74,10 @@ def cached_batches(
 
 
 def _picker(mesh: Mesh):
-    """The rows of a batch, wherever they lie, each to the device that its place in it belongs to.
+    """A function that gathers the rows of a batch from all devices and shards the batch.
 
-    Every device lays out the whole batch with the rows that it holds and zeros for the others; the
-    sum, of which each device keeps its own part, is the batch.
+    Every device builds the whole batch from the rows that it holds and zeros for the others; these
+    are summed, and each device keeps its own shard of the sum.
     """
 
     def pick(cache: Batch, indices: jax.Array) -> Batch:

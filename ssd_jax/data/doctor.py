@@ -1,6 +1,6 @@
-"""The doctor: reads a whole data set once, in parallel, and says what is wrong with it.
+"""The doctor: reads a whole data set once, in parallel, and reports what is wrong with it.
 
-No accelerator is touched. An image is judged by the same decoder that training uses.
+It uses no accelerator. It decodes images with the same decoder as training.
 """
 
 import collections
@@ -42,21 +42,21 @@ from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import write_text
 from ssd_jax.hardware import cores
 
-# Decoding to a small canvas reads all of the data, but builds only an eighth of the picture.
+# Decoding to a small canvas reads all of the data, but builds only an eighth of the image.
 CANVAS = 32
-# Images between two looks at what the JPEG decoder complained about.
+# Images after which the JPEG decoder's complaints are read.
 CHUNK = 64
-# libjpeg goes on after these and fills in grey; it tells on standard error only.
+# libjpeg continues after these and fills in grey; it reports them on standard error only.
 COMPLAINT = re.compile(
     r"(Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression .*)"
 )
 
 
 class Diagnosis(NamedTuple):
-    """What was found, the figures of the set as JSON values, and images that copy an earlier one.
+    """The findings, the set's statistics as JSON values, and the images that copy an earlier one.
 
-    A copy has the same bytes and the same objects. `digests` are those of the bytes of each image,
-    "" for one that cannot be read.
+    A copy has the same bytes and the same objects. `digests` has a hash of the bytes of each
+    image, "" for an image that cannot be read.
     """
 
     findings: tuple[Finding, ...]
@@ -66,11 +66,11 @@ class Diagnosis(NamedTuple):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Findings by code."""
+        """The number of findings by code."""
         return dict(sorted(collections.Counter(each.code for each in self.findings).items()))
 
     def count(self, severity: str) -> int:
-        """Findings of one severity."""
+        """The number of findings of one severity."""
         return sum(each.severity == severity for each in self.findings)
 
     def usable(self, source: Source) -> Int[np.ndarray, "K"]:
@@ -80,7 +80,7 @@ class Diagnosis(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What reading one image told."""
+    """What was learned from reading one image."""
 
     digest: bytes
     error: DataError | None
@@ -95,10 +95,10 @@ def examine(
     anchors: Float[np.ndarray, "A 4"] | None = None,
     label_width: int | None = None,
 ) -> Diagnosis:
-    """Everything that can be said of a set: its own problems first, then images, then the whole.
+    """Diagnose a set: first the problems met when it was opened, then its images, then the whole.
 
     Open `source` with `Problems("skip")`, so that what it left out is reported too. Images that
-    also stand in `other` are leaks. `label_width` is a limit to check, if any.
+    are also in one of `other` are leaks. `label_width` is a limit to check, if any.
     """
     looks: list[_Look] = []
     digests: list[dict[bytes, int]] = [{} for _ in other]
@@ -134,12 +134,12 @@ def examine(
 def check_before_training(
     source: Source, cache_folder: str | os.PathLike
 ) -> tuple[Int[np.ndarray, "K"], Diagnosis]:
-    """The images that can be trained on, and all that was found.
+    """Examine a set; returns the images that can be trained on, and all that was found.
 
     Unusable images are refused or left out as `source.problems` says; `source.take` the rest. The
     result is kept in `cache_folder`, if that can be written to, for as long as the annotations, the
-    image files and `source.files` are the same. Images behind a URL, as a manifest may have them,
-    or in memory tell no change: such a set is examined each time.
+    image files and `source.files` are the same. Changes of images behind a URL, as in some
+    manifests, or in memory cannot be seen: such a set is examined each time.
     """
     path = pathlib.Path(cache_folder) / f"doctor-{_stamp(source)}.json"
     tells_change = _tells_change(source)
@@ -155,7 +155,7 @@ def check_before_training(
     if bad and source.problems.policy == "error":
         shown = "\n".join(f"  {each.error}" for each in bad[:5])
         raise UserError(
-            f"{len(bad):,} findings in images that cannot be used, expected none:\n{shown}\n"
+            f"found {len(bad):,} errors in images, expected none:\n{shown}\n"
             + source.problems.advice
         )
     for each in bad:
@@ -164,10 +164,10 @@ def check_before_training(
 
 
 def clean(source: Source, diagnosis: Diagnosis) -> Source:
-    """What is left when every error is out, and every exact copy.
+    """The source without the images that have errors, and without exact copies.
 
-    Copies are objects of the same box and class in an image, and images of the same bytes with the
-    same objects. Boxes that cannot be used were left out when the source was opened.
+    Copies are objects with the same box and class in one image, and images with the same bytes and
+    the same objects. Boxes that cannot be used were left out when the source was opened.
     """
     columns = source.annotations
     keep = ~boxes_twice(columns)[1]
@@ -189,7 +189,7 @@ def clean(source: Source, diagnosis: Diagnosis) -> Source:
 
 
 def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
-    """All findings and figures; the file is there whole or not at all."""
+    """Write all findings and statistics; an interrupted write leaves no file."""
     report = {
         "errors": diagnosis.count("error"),
         "warnings": diagnosis.count("warning"),
@@ -206,7 +206,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | os.PathLike) -> None:
 
 
 def _read_cache(path: pathlib.Path) -> Diagnosis | None:
-    """None where there is none, or it cannot be read or is not whole."""
+    """The diagnosis in a file; None if there is none, or it is unreadable or incomplete."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = [Finding(*(each[name] for name in Finding._fields)) for each in report["findings"]]
@@ -218,19 +218,19 @@ def _read_cache(path: pathlib.Path) -> Diagnosis | None:
 
 
 def _tells_change(source: Source) -> bool:
-    """Whether a look at the files would notice other images."""
+    """Whether a change of the images shows in the size or time of their files."""
     places = map(source.locate, range(len(source)))
     return not any(is_remote(place) or place.startswith(IN_MEMORY) for place in places)
 
 
 def _stamp(source: Source) -> str:
-    """Changes with the annotations, what is kept, and every file's name, size and time."""
+    """A hash of the annotations, the fields kept, and the name, size and time of every file."""
     left_out = [str(error) for error in source.problems.found]
     what = (__version__, Finding._fields, source.fingerprint, left_out)
     digest = hashlib.sha256(repr(what).encode())
     for path in [*source.files, *(source.locate(image) for image in range(len(source)))]:
         digest.update(f"\n{path}".encode(errors="backslashreplace"))
-        # An image inside a larger file is no file of its own, and some names none can have.
+        # An image inside a larger file is not a file itself, and some names no file can have.
         with contextlib.suppress(OSError, ValueError):
             status = os.stat(path)
             digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
@@ -244,7 +244,8 @@ def _look_at(
     with _stderr_of_c() as lines:
         looks = list(pool.map(look, images))
     if _complaint(lines):
-        # Standard error belongs to the whole process: one at a time tells whom it is about.
+        # Standard error is shared by the whole process: decoding the images one at a time shows
+        # which of them each complaint is about.
         for place, image in enumerate(images):
             with _stderr_of_c() as lines:
                 look_again = look(image)
@@ -289,16 +290,16 @@ def _image_findings(source: Source, looks: Sequence[_Look]) -> Iterator[Finding]
         turn = f"EXIF orientation {look.orientation}"
         if look.orientation not in range(1, 9):
             problem = f"{turn}, expected 1 to 8; the image stays as stored"
-            fix = "Remove the tag, for other programs may turn the image"
+            fix = "Remove the tag: other programs may turn the image"
             yield Finding(codes.EXIF_ILLEGAL, where, problem, fix, image)
         elif look.orientation != 1:
             problem = f"{turn}, expected 1: the image is turned as viewers turn it"
-            fix = "See that its boxes were drawn on the turned image, or remove the tag"
+            fix = "Check that its boxes were drawn on the turned image, or remove the tag"
             yield Finding(codes.EXIF_ORIENTATION, where, problem, fix, image)
 
 
 def _twins(looks: Sequence[_Look]) -> dict[int, int]:
-    """Images of the same bytes as an earlier one: {image: the first of them}."""
+    """Images with the same bytes as an earlier one: {image: the first of them}."""
     first: dict[bytes, int] = {}
     seen = {image: first.setdefault(look.digest, image) for image, look in enumerate(looks)}
     return {image: one for image, one in seen.items() if image != one and looks[image].digest}
@@ -354,9 +355,9 @@ def _complaint(lines: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _stderr_of_c() -> Iterator[list[str]]:
-    """Gives the lines that were written to standard error, by C code too.
+    """Collect the lines that are written to standard error, also by C code.
 
-    Those that are no complaint about an image are passed on.
+    Lines that are not a complaint about an image are passed on.
     """
     lines: list[str] = []
     with tempfile.TemporaryFile() as spool:

@@ -1,4 +1,4 @@
-"""What the doctor can say from annotations, folders and indices: no image is opened here."""
+"""The doctor's findings from annotations, folders and indices; no image is opened here."""
 
 import itertools
 import pathlib
@@ -16,22 +16,26 @@ from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
 from ssd_jax.files import listed
 
-# Of the image's width or height: 3 of 300 pixels, less than half a cell of the finest feature map.
+# As a fraction of the image's width or height: 3 of 300 pixels, less than half a cell of the
+# finest feature map.
 TINY_SIDE = 0.01
-# An object that no default box reaches is still matched to its best one; too many are a mismatch.
+# An object that no anchor overlaps this well is still matched to its best anchor; if there are
+# many, the anchors do not fit the data.
 REACHING_IOU = 0.5
 TOLERATED_UNREACHED = 0.25
-# Enough for a share that is right within 1 to 2 %, in about a second for 24,564 default boxes.
+# Gives the share to within 1 to 2 %, in about a second for 24,564 anchors.
 MEASURED_OBJECTS = 3000
-# Of a RecordIO label: header width, object width; then class id and four corners an object.
+# Numbers in a RecordIO label: the header (its own width and the object width), and per object the
+# class id and four corners.
 LABEL_HEADER, LABEL_OBJECT = 2, 5
 
 
 class Finding(NamedTuple):
     """Something wrong or odd, under a stable code.
 
-    `where` names the file, record and object; `problem` says what was got and what was expected,
-    `fix` what to do. `image` is the index in the source, None where no image of it is to blame.
+    `where` names the file, record and object; `problem` says what was found and what was expected,
+    `fix` what to do. `image` is its index in the source, or None if the finding is not about one
+    image.
     """
 
     code: str
@@ -42,34 +46,34 @@ class Finding(NamedTuple):
 
     @property
     def message(self) -> str:
-        """The whole of it, in sentences."""
+        """The problem and the fix, as sentences."""
         return f"{self.problem}. {self.fix}"
 
     @property
     def severity(self) -> str:
-        """`error`: cannot be used, or spoils a measurement. `warning`: look whether it is meant."""
+        """`error`: cannot be used, or spoils a measurement. `warning`: may be intended."""
         return "warning" if self.code in codes.WARNINGS else "error"
 
     @property
     def error(self) -> DataError:
-        """The same as an exception."""
+        """The finding as an exception."""
         return DataError(self.code, self.where, self.problem, self.fix)
 
     @classmethod
     def of(cls, error: DataError, image: int | None = None) -> "Finding":
-        """The same as a finding."""
+        """The finding that an exception reports."""
         return cls(error.code, error.where, error.problem, error.fix, image)
 
 
 class Reach(NamedTuple):
-    """The best IoU that any default box has with an object, of some objects of a set."""
+    """The highest IoU of any anchor with each of some objects of a set."""
 
     objects: Int[np.ndarray, "K"]
     best: Float[np.ndarray, "K"]
 
     @property
     def unreached(self) -> float:
-        """The share of objects that no default box reaches at REACHING_IOU."""
+        """The share of objects that no anchor overlaps with an IoU of REACHING_IOU."""
         return float(np.mean(self.best < REACHING_IOU)) if len(self.best) else 0.0
 
 
@@ -79,7 +83,7 @@ def annotation_findings(
     reach: Reach | None = None,
     label_width: int | None = None,
 ) -> list[Finding]:
-    """Findings about names, boxes, classes and counts; `reach` is what `best_ious` gave."""
+    """Findings about names, boxes, classes and counts; `reach` is the result of `best_ious`."""
     return [
         *_names_twice(source),
         *_boxes_twice(source),
@@ -90,14 +94,14 @@ def annotation_findings(
 
 
 def index_findings(source: Source) -> list[Finding]:
-    """Records that the indices of RecordIO files leave out."""
+    """Findings about records that are missing from the indices of RecordIO files."""
     pairs = itertools.pairwise(source.files)  # an index follows its file
     errors = (not_indexed(*pair) for pair in pairs if pair[1].endswith(".idx"))
     return [Finding.of(error) for error in errors if error is not None]
 
 
 def folder_findings(root: pathlib.Path) -> list[Finding]:
-    """What lies in the VOC folders under `root` without its counterpart, listed or not."""
+    """Images without annotations, and the reverse, in VOC folders under `root`, listed or not."""
     found = []
     depths = ("", "*/", "*/*/")
     for images in sorted({each for depth in depths for each in root.glob(f"{depth}JPEGImages")}):
@@ -110,20 +114,20 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
                 fix = "Write it (without objects if it shows none), or remove the image"
                 found.append(Finding(codes.IMAGE_NOT_ANNOTATED, str(path), problem, fix))
             if path.stem in first:
-                problem = f"the same id as {first[path.stem].name}, expected one image for an id"
+                problem = f"the same id as {first[path.stem].name}, expected one image per id"
                 fix = "Rename or remove one of them"
                 found.append(Finding(codes.NAME_TWICE, str(path), problem, fix))
             first[path.stem] = path
         for stem in sorted(annotations.keys() - first.keys()):
             where = str(annotations[stem])
-            problem = f"the annotation has no image, expected one of its name in {images.name}"
+            problem = f"the annotation has no image, expected one of the same name in {images.name}"
             fix = "Add the image, or remove the annotation"
             found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, where, problem, fix))
     return found
 
 
 def best_ious(annotations: Annotations, anchors: Float[np.ndarray, "A 4"]) -> Reach:
-    """The best IoU of each object; of many objects MEASURED_OBJECTS are taken, evenly spread."""
+    """The highest IoU of each object; at most MEASURED_OBJECTS are measured, evenly spread."""
     count = len(annotations.labels)
     objects = np.unique(np.linspace(0, count - 1, min(count, MEASURED_OBJECTS)).astype(np.int64))
     areas = np.prod(anchors[:, 2:] - anchors[:, :2], axis=1)
@@ -137,7 +141,7 @@ def best_ious(annotations: Annotations, anchors: Float[np.ndarray, "A 4"]) -> Re
 
 
 def boxes_twice(annotations: Annotations) -> tuple[Bool[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
-    """Objects whose box an earlier one of their image has: (any class, the same class)."""
+    """Objects with the same box as an earlier one of their image: (any class, the same class)."""
     rows = np.column_stack([annotations.image_of_object, annotations.boxes])
     return _repeated(rows), _repeated(np.column_stack([rows, annotations.labels]))
 
@@ -149,13 +153,13 @@ def _repeated(rows: Float[np.ndarray, "M k"]) -> Bool[np.ndarray, "M"]:
 
 
 def _names_twice(source: Source) -> Iterator[Finding]:
-    """Names that are one name on a file system without case, or in another Unicode form."""
+    """Names that a file system without case or with other Unicode forms cannot tell apart."""
     seen: dict[str, int] = {}
     for image, name in enumerate(source.names):
         first = seen.setdefault(_plain(name), image)
         if first != image:
-            problem = f"the name {name!r} differs from {source.names[first]!r} in case or Unicode "
-            problem += "form only, expected names that stay apart when copied"
+            problem = f"the name {name!r} differs from {source.names[first]!r} only in case or "
+            problem += "Unicode form, expected names that stay different when copied"
             where = source.locate(image)
             yield Finding(codes.NAME_TWICE, where, problem, "Rename one of them", image)
 
@@ -167,8 +171,8 @@ def _boxes_twice(source: Source) -> Iterator[Finding]:
         image = int(columns.image_of_object[k])
         corners = ", ".join(f"{corner:.4g}" for corner in columns.boxes[k].tolist())
         of_class = "the same class" if same_class[k] else "another class"
-        problem = f"box ({corners}) of the image's width and height stands twice, for {of_class}"
-        problem += ", expected each object once"
+        problem = f"box ({corners}), in fractions of the image's width and height, appears twice, "
+        problem += f"for {of_class}, expected each object once"
         where = _object_place(source, k)
         yield Finding(codes.BOX_TWICE, where, problem, "Remove one of them", image)
 
@@ -180,13 +184,13 @@ def _paddings(source: Source, label_width: int | None) -> Iterator[Finding]:
         for image in np.flatnonzero(widths > label_width).tolist():
             problem = f"{counts[image]} objects need a label width of {widths[image]}"
             problem += f", expected at most {label_width}"
-            fix = f"Set label_width to {widths.max()} or more, or leave it"
+            fix = f"Set label_width to {widths.max()} or more, or leave it out"
             yield Finding(codes.LABEL_WIDTH_SMALL, source.locate(image), problem, fix)
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
         problem = f"{len(empty):,} of {len(source):,} images have no object, first "
         problem += _first_places(source, empty)
-        fix = "They are trained as background: see that nothing was forgotten in them"
+        fix = "Check that no annotation is missing: they are trained as background"
         yield Finding(codes.NO_OBJECTS, "all images", problem, fix)
 
 
@@ -200,7 +204,7 @@ def _classes(source: Source) -> Iterator[Finding]:
             yield Finding(codes.CLASS_WITHOUT_OBJECTS, f"class {name!r}", problem, fix)
         other = alike.setdefault("".join(_plain(name).split()), name)
         if other != name:
-            problem = f"differs from class {other!r} in case or spaces only"
+            problem = f"differs from class {other!r} only in case or spaces"
             fix = "Give both the same name if they are one class"
             yield Finding(codes.CLASSES_ALIKE, f"class {name!r}", problem, fix)
 
@@ -213,15 +217,16 @@ def _sizes(source: Source, reach: Reach | None) -> Iterator[Finding]:
         problem = f"{len(tiny):,} of {count:,} objects are narrower or lower than {TINY_SIDE:.0%} "
         problem += f"of their image, first {_object_place(source, int(tiny[0]))}"
         fix = "A network of 300 pixels hardly sees them: "
-        fix += "cut the images into tiles, or use a larger network"
+        fix += "cut the images into tiles, or use a larger image_size"
         yield Finding(codes.TINY_OBJECTS, "all objects", problem, fix)
     if reach is not None and count:
         share = reach.unreached
         if share > TOLERATED_UNREACHED:
             worst = _object_place(source, int(reach.objects[np.argmin(reach.best)]))
-            problem = f"{share:.0%} of the objects reach no IoU of {REACHING_IOU:g} with any "
-            problem += f"default box, expected at most {TOLERATED_UNREACHED:.0%}; worst is {worst}"
-            fix = "Use a larger network, or other scales and ratios of default boxes"
+            problem = f"{share:.0%} of the objects overlap no anchor with an IoU of "
+            problem += f"{REACHING_IOU:g}, expected at most {TOLERATED_UNREACHED:.0%}; "
+            problem += f"the worst is {worst}"
+            fix = "Set anchors.scales, or a larger image_size"
             yield Finding(codes.UNREACHED_OBJECTS, "all objects", problem, fix)
 
 

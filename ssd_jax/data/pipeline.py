@@ -1,8 +1,8 @@
-"""Sources to host batches, by Grain: the position in the data is the step, and nothing else.
+"""Sources to host batches, with Grain: the step alone determines the position in the data.
 
-The indices of whole global batches are laid out first; a process then decodes its consecutive
-share of each. So the batch of a step, rows in order, is the same on any number of processes and
-threads, and a resumed run needs no state but its step.
+The indices of global batches are computed first; each process then decodes its consecutive share.
+So the batch of a step, with its rows in order, is the same for any number of processes and threads,
+and a resumed run needs no state except its step.
 """
 
 import functools
@@ -17,25 +17,25 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.types import Batch
 
-# Batches that are built ahead.
+# The number of batches that are built ahead.
 PREFETCHED = 8
 
 
 def max_objects(source: Source) -> int:
-    """The padded length G that the source needs, at least 1."""
+    """The padded number of objects G that the source needs, at least 1."""
     return max(1, int(source.object_counts.max()))
 
 
 def cache_bytes(source: Source, *, canvas: int) -> int:
-    """The memory that the decoded pictures will take, in bytes.
+    """The memory that the decoded images will take, in bytes.
 
-    With the cache in RAM in each process, on devices in all of them together.
+    It is needed in each process for a cache in RAM, and in all devices together for a cache there.
     """
     return len(source) * canvas * canvas * 3
 
 
 def train_positions(num_images: int, *, batch_size: int, seed: int, start_step: int = 0):
-    """The images of each global batch, a data set of Grain: a new order each epoch, without end."""
+    """A Grain data set of the images of each global batch: endless, a new order each epoch."""
     import grain
 
     order = grain.MapDataset.range(num_images).shuffle(seed=seed).repeat()
@@ -55,12 +55,12 @@ def train_batches(
     num_threads: int = 4,
     keep_decoded: bool = False,
 ) -> Iterator[Batch]:
-    """Batches from `start_step` on, without end, in a new global order each epoch.
+    """Endless batches from `start_step` on, in a new global order each epoch.
 
     `batch_size` is global; this process gets its rows of every batch. An epoch may end inside a
     batch. `num_threads` (0: none) build up to PREFETCHED batches ahead; `close()` on the result
-    stops them. With `keep_decoded` each image is decoded once, which takes `cache_bytes` in all. A
-    `DataError` of a record is raised by the `next` that would have returned it.
+    stops them. With `keep_decoded` each image is decoded once, which takes `cache_bytes` in total.
+    A `DataError` of a record is raised by the `next` that would have returned it.
     """
     share = share_of_process(batch_size, process_index, process_count)
 
@@ -86,9 +86,9 @@ def evaluation_batches(
     process_count: int = 1,
     num_threads: int = 4,
 ) -> Iterator[Batch]:
-    """Every image once, in order; rows that fill up the last batch are not `real`.
+    """Batches with every image once, in order; rows that pad the last batch are not `real`.
 
-    Every process gets the same number of batches. See `train_batches` for the other words.
+    Every process gets the same number of batches. See `train_batches` for the other arguments.
     """
     import grain
 
@@ -102,7 +102,7 @@ def evaluation_batches(
 
 
 def share_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Consecutive rows: in order of the processes they make up the global batch again."""
+    """The rows of a process; joined in the order of processes they are the global batch."""
     if batch_size % process_count:
         raise UserError(
             f"batch_size is {batch_size}: expected a multiple of the {process_count} processes"
@@ -119,7 +119,7 @@ def decode_rows(
     max_objects: int,
     apply: Callable[..., Iterable] = map,
 ) -> Batch:
-    """These images as a batch; for an index beyond the source a row that is not `real`.
+    """The images at `indices` as a batch; an index beyond the source gives a row not `real`.
 
     `apply` calls a function on each row, as `map` does or the `map` of an executor.
     """
@@ -139,7 +139,7 @@ def decode_rows(
 def _fill_unreal(row: Batch) -> None:
     for field in row:
         field[...] = 0
-    row.extent[:] = row.size[:] = 1  # of no picture, but one can divide by it
+    row.extent[:] = row.size[:] = 1  # there is no image, but later code divides by these
 
 
 def _stacked(rows: Iterable[Batch]) -> Batch:

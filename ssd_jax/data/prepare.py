@@ -1,7 +1,7 @@
 """`ssd-jax data prepare voc`: PASCAL VOC 2007 and 2012 from the official archives to TFDS's format.
 
-The archives are downloaded, or taken from a folder; they are verified and read as they are, which
-needs no TensorFlow and no room for extracted files.
+The archives are downloaded, or taken from a folder; they are verified and read without extracting
+them, which needs no TensorFlow and no space for extracted files.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ def prepare_voc(
 
     With `archives`, a folder, nothing is downloaded. Otherwise the tar files come from `base_url`
     (default: the mirror that TFDS names) and stay in the cache folder. `checksums` gives size and
-    SHA-256 by file name; the default are those that tensorflow-datasets records in
-    `url_checksums/voc.txt`. What is prepared already is left as it is.
+    SHA-256 by file name; the defaults are those that tensorflow-datasets has in
+    `url_checksums/voc.txt`. A year that is already prepared is left as it is.
     """
     for year in years:
         if year not in ARCHIVES:
-            raise UserError(f"there is no VOC {year} here, expected {', '.join(ARCHIVES)}")
+            raise UserError(f"the year is {year!r}, expected one of {', '.join(ARCHIVES)}")
     import tensorflow_datasets as tfds
     from tensorflow_datasets.object_detection.voc import Voc
 
     from ssd_jax.data.tfds_voc import VocFromArchives
 
-    # The same progress bars as everywhere: none where nobody watches.
+    # Progress bars only in a terminal, as everywhere.
     if sys.stderr.isatty():
         tfds.enable_progress_bar()
     else:
@@ -60,7 +60,7 @@ def prepare_voc(
             }
             builder = VocFromArchives(archives=paths, config=year, **where)
             config = tfds.download.DownloadConfig(try_download_gcs=False)
-            # TFDS announces a download of unknown size, which is not what happens.
+            # TFDS announces a download of unknown size, but nothing is downloaded.
             with contextlib.redirect_stdout(None):
                 builder.download_and_prepare(download_config=config)
         counts[f"voc/{year}"] = {
@@ -75,7 +75,7 @@ def _archive(
     base_url: str | None,
     checksums: Mapping[str, tuple[int, str]] | None,
 ) -> pathlib.Path:
-    """A verified archive, from the folder or else downloaded."""
+    """A verified archive, from the folder if one is given, else downloaded."""
     from tensorflow_datasets.object_detection.voc import Voc
 
     url, info = next(item for item in Voc.url_infos.items() if item[0].endswith(f"/{name}"))

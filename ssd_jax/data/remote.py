@@ -1,7 +1,7 @@
-"""Web servers and object stores behind one interface: describe an object, list a prefix, read on.
+"""Web servers and object stores behind one interface: describe an object, list a prefix, read.
 
-HTTP needs nothing beyond the bare install; `s3://` and `gs://` go through fsspec. Endpoint and
-credentials come from the environment, as the libraries of each store read them.
+HTTP needs no extra packages; `s3://` and `gs://` use fsspec. Endpoint and credentials come from
+the environment, as each store's library reads them.
 """
 
 import base64
@@ -19,14 +19,15 @@ SCHEMES = ("s3", "gs", "http", "https")
 CHUNK_BYTES = 8 << 20
 _CONNECT_READ_SECONDS = (10, 60)
 _EXTRAS = {"s3": "pip install 'ssd-jax[s3]'", "gs": "pip install gcsfs"}
-# Stores that speak S3 but not its newer checksums send ones of the whole object with a part of it.
+# Stores that speak S3 but not its newer checksums send the checksum of the whole object with a
+# part of it, so the parts would not verify.
 _OPTIONS = {
     "s3": {
         "use_listings_cache": False,
         "config_kwargs": {
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
-            # s3fs and our own loop try again; a third loop only multiplies the waiting.
+            # s3fs and our own loop already retry; a third loop would only multiply the waiting.
             "retries": {"total_max_attempts": 1},
         },
     },
@@ -37,7 +38,7 @@ _OPTIONS = {
 class RemoteObject(NamedTuple):
     """An object as its server describes it; `checksum` is (algorithm, hexadecimal digits).
 
-    Another `version` is other content; "" where the server does not say.
+    A different `version` means different content; "" if the server gives none.
     """
 
     url: str
@@ -51,20 +52,20 @@ class WebServer:
 
     def describe(self, url: str) -> RemoteObject:
         """Size and validator of a file."""
-        # Not HEAD: an address that was signed for reading is signed for GET alone.
+        # Not HEAD: a URL that was signed for reading is signed for GET only.
         with _get(url, {}) as response:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
                 raise UserError(
-                    f"{shown_url(url)}: the server does not say how long the file is, so a cut "
-                    "could not be told from its end. Download it by other means and give the local "
-                    "path."
+                    f"{shown_url(url)}: the server does not report the size of the file, so a "
+                    "broken transfer could not be noticed. Download it by other means and give "
+                    "the local path."
                 )
             version = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
             return RemoteObject(url, int(length), version)
 
     def read(self, remote: RemoteObject, offset: int) -> tuple[int, Iterator[bytes]]:
-        """The bytes from `offset` on, or from 0 where the server cannot or tells no versions."""
+        """The bytes from `offset` on, or from 0 if the server sends no ranges or no versions."""
         resume = offset and remote.version
         response = _get(remote.url, {"Range": f"bytes={offset}-"} if resume else {})
         found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -103,7 +104,7 @@ class Bucket:
         return [
             _remote_object(f"{self._scheme}://{path}", info)
             for path, info in sorted(found.items())
-            # An object of no bytes whose name ends in a slash stands for a folder.
+            # An empty object whose name ends in a slash represents a folder.
             if not path.endswith("/")
         ]
 
@@ -117,7 +118,7 @@ class Bucket:
             yield self._files.cat_file(remote.url, start=start, end=end)
 
     def etag_is_md5(self, remote: RemoteObject) -> bool:
-        """Whether an ETag that looks like an MD5 is one: not so for objects encrypted by KMS.
+        """Whether an ETag that looks like an MD5 is one; it is not for objects encrypted by KMS.
 
         Source: Amazon S3 API reference, `Object`, `ETag`.
         """
@@ -128,7 +129,7 @@ class Bucket:
         return not head.get("ServerSideEncryption", "").startswith("aws:kms")
 
     def put(self, path: str | os.PathLike, url: str) -> None:
-        """Store a file; the object appears when all of it has arrived."""
+        """Upload a file; the object appears only when all of it has arrived."""
         self._files.put_file(os.fspath(path), url)
 
     def remove(self, url: str) -> None:
@@ -137,15 +138,15 @@ class Bucket:
 
 
 def open_store(url: str) -> WebServer | Bucket:
-    """What answers for a URL."""
+    """The store that serves a URL."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
-        raise UserError(f"{url!r} is no remote location, expected one of {', '.join(SCHEMES)}://")
+        raise UserError(f"{url!r} is not a URL, expected one of {', '.join(SCHEMES)}://")
     return WebServer() if scheme in ("http", "https") else Bucket(scheme)
 
 
 def open_to_write(url: str) -> Bucket:
-    """What answers for a URL, if files can be put there."""
+    """The store that serves a URL, if files can be written there."""
     store = open_store(url)
     if not isinstance(store, Bucket):
         raise UserError(f"{shown_url(url)}: cannot be written to, expected s3:// or gs://")
@@ -153,7 +154,7 @@ def open_to_write(url: str) -> Bucket:
 
 
 def split_url(url: str) -> tuple[str, str, list[str]]:
-    """Scheme, host or bucket, and the names on the path; keys of buckets are taken literally."""
+    """Scheme, host or bucket, and the names on the path; bucket keys are not unquoted."""
     scheme, _, rest = url.partition("://")
     if scheme in ("http", "https"):
         parts = urlsplit(url)
@@ -164,7 +165,7 @@ def split_url(url: str) -> tuple[str, str, list[str]]:
 
 
 def shown_url(url: str) -> str:
-    """A URL for messages: without what may be a password or a signature."""
+    """A URL for messages, without anything that may be a password or a signature."""
     scheme, host, names = split_url(url)
     return f"{scheme}://{'/'.join([host, *names])}"
 
@@ -188,9 +189,9 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
 
 
 def _remote_object(url: str, info: dict) -> RemoteObject:
-    """From what s3fs (`ETag`) or gcsfs (`etag`, `md5Hash` in base64) say of an object."""
+    """A `RemoteObject` from s3fs's (`ETag`) or gcsfs's (`etag`, `md5Hash` in base64) metadata."""
     version = str(info.get("ETag") or info.get("etag") or "").strip('"')
     md5 = base64.b64decode(info["md5Hash"]).hex() if "md5Hash" in info else version
-    # The ETag of an object stored in parts is a hash of hashes, with their number behind a dash.
+    # The ETag of an object uploaded in parts is a hash of hashes, then a dash and their number.
     checksum = ("md5", md5) if re.fullmatch("[0-9a-f]{32}", md5) else None
     return RemoteObject(url, int(info["size"]), version, checksum)

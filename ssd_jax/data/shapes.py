@@ -1,11 +1,11 @@
-"""A generated data set to learn the ropes on: shapes on textured backgrounds, as a VOC folder.
+"""A synthetic data set to get started with: shapes on textured backgrounds, as a VOC folder.
 
-Crosses, rings and triangles, turned and slightly stretched, in colours that do not tell the class,
-between strokes that are no objects, on noise, gradients, stripes and checks. An object's box is
-tight around its visible pixels, as VOC's annotation guidelines ask. It is `difficult` when less
-than `CLEARLY_VISIBLE` of its area shows (the rest covered or beyond the border), when its box has
-lost more than the rest of `CLEARLY_WHOLE` of a side with it, as a triangle without its tip, or when
-it is smaller than `CLEARLY_LARGE`.
+Crosses, rings and triangles, turned and slightly stretched, in colours that do not reveal the
+class, among strokes that are not objects, on noise, gradients, stripes and checks. An object's box
+is tight around its visible pixels, as VOC's annotation guidelines require. It is `difficult` if
+less than `CLEARLY_VISIBLE` of its area is visible (the rest is covered or beyond the border), if a
+side of its box is less than `CLEARLY_WHOLE` of the whole shape's (a triangle without its tip), or
+if it is smaller than `CLEARLY_LARGE`.
 """
 
 import os
@@ -23,9 +23,9 @@ CLASSES = ("cross", "ring", "triangle")
 SMALLEST, LARGEST, CLEARLY_LARGE = 0.05, 0.8, 0.15
 CLEARLY_VISIBLE, LEAST_VISIBLE = 0.92, 0.4
 CLEARLY_WHOLE = 0.85
-# Boxes closer than this would fall to non-maximum suppression.
+# NMS could remove one of two boxes with a larger IoU.
 LARGEST_OVERLAP = 0.1
-LARGEST_TURN = 15.0  # degrees; shapes at any angle take a small network several times as long
+LARGEST_TURN = 15.0  # degrees; with any angle a small network needs several times as many steps
 EMPTY_IMAGES = 0.07
 MOST_OBJECTS = 3
 
@@ -34,7 +34,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
 _CIRCLE = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
 _ARM = np.array([(-1, 3), (1, 3), (1, 1)]) / 3
 _QUARTER_TURN = np.array([(0, -1), (1, 0)])
-# One or two outlines a class; what two enclose together is a hole.
+# One or two outlines per class; the area inside both is a hole.
 _UNIT_OUTLINES = (
     (np.concatenate([_ARM @ np.linalg.matrix_power(_QUARTER_TURN, k) for k in range(4)]),),
     (_CIRCLE, 0.55 * _CIRCLE),
@@ -43,7 +43,7 @@ _UNIT_OUTLINES = (
 
 
 class DrawnObject(NamedTuple):
-    """An object of a drawing; `box` is (xmin, ymin, xmax, ymax) in pixels from 1, inclusive."""
+    """A drawn object; `box` is (xmin, ymin, xmax, ymax) in pixels from 1, inclusive."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -51,7 +51,7 @@ class DrawnObject(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """A shape with what cannot be seen of it: area and (width, height) in pixels."""
+    """A shape including its hidden parts: area and (width, height) in pixels."""
 
     label: int
     area: float
@@ -67,10 +67,10 @@ def write_shapes(
     seed: int,
     image_size: int = 192,
 ) -> None:
-    """Write a VOC folder of so many images with image sets train, val and, if asked for, test.
+    """Write a VOC folder with the image sets train, val and, if `test` is not 0, test.
 
-    Sides lie between 5/6 of `image_size` and `image_size`. Each image is a function of (`seed`,
-    index); the image sets are written last, so a folder that has them is whole.
+    Image sides are between 5/6 of `image_size` and `image_size`. Each image is a function of
+    (`seed`, index); the image sets are written last, so a folder that has them is complete.
     """
     folder = pathlib.Path(folder)
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -92,11 +92,11 @@ def write_shapes(
 def draw_shapes(
     seed: int, index: int, *, image_size: int = 192
 ) -> tuple[UInt8[np.ndarray, "H W 3"], list[DrawnObject]]:
-    """Draw one RGB image and say what can be seen on it."""
+    """Draw one RGB image; returns it and its visible objects."""
     rng = np.random.default_rng((seed, index))
     height, width = (int(side) for side in rng.integers(image_size * 5 // 6, image_size + 1, 2))
     image = _background(rng, height, width)
-    # Which object each pixel shows: 0 none, k the k-th one placed.
+    # The object that each pixel shows: 0 for none, k for the k-th one placed.
     owner = np.zeros((height, width), np.uint8)
     _draw_strokes(rng, image, owner, count=int(rng.integers(0, 3)))
 
@@ -134,7 +134,7 @@ def _random_outlines(
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     outlines = [points * stretch @ turn.T for points in _UNIT_OUTLINES[label]]
     low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
-    # Even in the logarithm, but rarely at the two ends.
+    # Spread over the logarithm of the size, but rarely near either end.
     size = SMALLEST * (LARGEST / SMALLEST) ** rng.beta(3.0, 1.7) * min(height, width)
     scale = size / (high - low).max()
     sides = np.array([width, height])
@@ -148,7 +148,7 @@ def _random_outlines(
 def _filled(
     outlines: list[Float[np.ndarray, "_P 2"]], height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "H W"], float]:
-    """The opacity of each pixel, and the area of the whole shape, also beyond the border."""
+    """The opacity of each pixel, and the area of the whole shape, including beyond the border."""
     mask = np.zeros((height, width), np.uint8)
     points = [np.round(outline * 2**_SUB_PIXEL_BITS).astype(np.int32) for outline in outlines]
     cv2.fillPoly(mask, points, 255, lineType=cv2.LINE_AA, shift=_SUB_PIXEL_BITS)
@@ -157,7 +157,7 @@ def _filled(
 
 
 def _all_separable(owner: UInt8[np.ndarray, "H W"], areas: list[float]) -> bool:
-    """Enough of every object is in sight, no sliver, and no two boxes are nearly the same."""
+    """Whether enough of every object is visible, none is a sliver, and no boxes nearly coincide."""
     shown = [owner == number for number in range(1, len(areas) + 1)]
     visible = np.array([np.count_nonzero(pixels) for pixels in shown])
     if (visible < LEAST_VISIBLE * np.array(areas)).any():
@@ -196,7 +196,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> UInt8[np.n
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
-    """A random pattern over the whole range of grey: noise, a gradient, stripes or checks."""
+    """A random pattern over the full range of grey: noise, a gradient, stripes or checks."""
     kind = rng.integers(5)
     if kind <= 1:  # noise, coarse or fine
         cells = int(rng.integers(3, 9) if kind == 0 else rng.integers(16, 49))
@@ -225,7 +225,7 @@ def _paint(
     ground, opacity = image[window], mask[window][..., None] / np.float32(255)
     candidates = rng.uniform(0, 255, (16, 3))
     distance = np.linalg.norm(candidates - cv2.mean(ground, mask[window])[:3], axis=1)
-    # One that is far enough away; the farthest would be nearly always black or white.
+    # The first that is far enough away; the farthest would nearly always be black or white.
     colour = candidates[np.argmax(distance > min(150, distance.max() - 1))].astype(np.float32)
     shade = (_texture(rng, height, width) - np.float32(128)) * np.float32(rng.uniform(0, 0.15))
     paint = np.clip(colour + shade[..., None], 0, 255)

@@ -1,7 +1,8 @@
 """Files behind a URL, `s3://`, `gs://` or `https://`: read whole, or staged to a local cache.
 
-A transfer writes to `NAME.VERSION.part`. After a cut it goes on there, also in another process; it
-gets its name only when its size, and the checksum where the store has one, agree.
+A transfer writes to `NAME.VERSION.part`. If it is interrupted it resumes from there, also in
+another process. The file gets its final name only when its size agrees, and its checksum if the
+store has one.
 """
 
 import contextlib
@@ -34,22 +35,23 @@ from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import file_digest
 from ssd_jax.locks import lock
 
-# Tries without a byte of progress, and the first pause between them in seconds; each doubles it.
+# Attempts without a byte of progress, and the first pause between them in seconds; each further
+# pause is twice as long.
 ATTEMPTS = 5
 PAUSE = 0.5
 PARALLEL_TRANSFERS = 16
 LARGEST_READ = 256 << 20
-# File systems allow 255 bytes; a temporary name is longer by its version.
+# File systems allow 255 bytes; the name of a temporary file also has the version.
 LONGEST_NAME = 230
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# botocore's, which may not be installed.
+# Exceptions of botocore, by name, because it may not be installed.
 _WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 Result = TypeVar("Result")
 
 
 def is_remote(location: str | os.PathLike) -> bool:
-    """Whether a location is a URL of a scheme that is read here."""
+    """Whether a location is a URL of one of `SCHEMES`."""
     scheme, separator, _ = os.fspath(location).partition("://")
     return bool(separator) and scheme in SCHEMES
 
@@ -61,7 +63,7 @@ def read_bytes(url: str) -> bytes:
     def read() -> bytes:
         remote = _described(store, url)
         if remote.size > LARGEST_READ:
-            raise _disagrees(url, f"{remote.size:,} bytes, expected {LARGEST_READ:,} at most")
+            raise _disagrees(url, f"{remote.size:,} bytes, expected at most {LARGEST_READ:,}")
         content = b"".join(store.read(remote, 0)[1])
         if len(content) != remote.size:
             raise OSError(f"{len(content)} of {remote.size} bytes arrived")
@@ -71,7 +73,7 @@ def read_bytes(url: str) -> bytes:
 
 
 def list_urls(url: str) -> list[str]:
-    """The URLs of all objects below a prefix, by name; of an object its own."""
+    """The URLs of all objects below a prefix, sorted by name; for an object, its own URL."""
     store = open_store(url)
     if _persistently(lambda: store.describe(url), url) is not None:
         return [url]
@@ -79,11 +81,11 @@ def list_urls(url: str) -> list[str]:
 
 
 def stage(url: str, *, names: Collection[str] | None = None) -> pathlib.Path:
-    """A local copy of an object, or of all objects below a prefix; what is there is not read again.
+    """A local copy of an object, or of all objects below a prefix; existing files are kept.
 
-    With `names`, of a prefix only the objects of these names.
+    With `names`, only the objects of a prefix that have these names.
 
-    A changed object gets a new place, so that a path that was returned never changes its content.
+    A changed object gets a new path, so the content of a path that was returned never changes.
     """
     store = open_store(url)
     remote = _persistently(lambda: store.describe(url), url)
@@ -98,7 +100,7 @@ def stage(url: str, *, names: Collection[str] | None = None) -> pathlib.Path:
 
 
 def list_objects(url: str) -> list[RemoteObject]:
-    """All objects below a prefix, by name; none where there is no such prefix."""
+    """All objects below a prefix, sorted by name; empty if there is no such prefix."""
     store = open_store(url)
     if not isinstance(store, Bucket):
         raise UserError(f"{shown_url(url)}: has no folders to list, expected s3:// or gs://")
@@ -110,20 +112,20 @@ def download(
     remotes: Sequence[RemoteObject],
     folder: pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """Write objects below a prefix into a folder, or where `stage` would; returns the folder."""
+    """Download objects below a prefix to a folder, by default `stage`'s; returns the folder."""
     folder = folder or _place(url, remotes)
     depth = len(safe_names(url))
     plan = {folder.joinpath(*safe_names(remote.url)[depth:]): remote for remote in remotes}
     folders = {parent for path in plan for parent in path.parents}
     for path in plan:
         if path in folders:
-            raise _unsafe(plan[path].url, "it is an object and a folder of others")
+            raise _unsafe(plan[path].url, "it is both an object and a folder of other objects")
     _transfer_all(open_store(url), plan)
     return folder
 
 
 def fetch(url: str, path: str | os.PathLike, *, size: int, sha256: str) -> pathlib.Path:
-    """Download a file whose size and SHA-256 are known; a file that is there is verified only."""
+    """Download a file whose size and SHA-256 are known; an existing file is only verified."""
     path = pathlib.Path(path)
     if path.exists():
         verify(path, size=size, sha256=sha256)
@@ -146,7 +148,7 @@ def verify(path: str | os.PathLike, *, size: int, sha256: str) -> None:
 
 
 def upload(path: str | os.PathLike, url: str) -> None:
-    """Store a file, or all files below a folder, and check the sizes that arrived."""
+    """Upload a file, or all files below a folder, and check their sizes in the store."""
     path = pathlib.Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist, expected a file or a folder to upload")
@@ -158,7 +160,7 @@ def upload(path: str | os.PathLike, url: str) -> None:
         def put(file: pathlib.Path = file, target: str = target) -> None:
             store.put(file, target)
             if store.describe(target).size != file.stat().st_size:
-                raise OSError("another number of bytes arrived than was sent")
+                raise OSError("the stored object has a different size from the file")
 
         _persistently(put, target)
 
@@ -177,7 +179,7 @@ def _listed(store: Bucket, url: str) -> list[RemoteObject]:
 
 
 def _place(url: str, remotes: Sequence[RemoteObject]) -> pathlib.Path:
-    """Where an object or a prefix of this content belongs in the cache."""
+    """The path in the cache for an object or a prefix with this content."""
     versions = "\n".join(f"{remote.url} {remote.size} {remote.version}" for remote in remotes)
     digest = hashlib.sha256(versions.encode()).hexdigest()[:12]
     *parents, name = safe_names(url)
@@ -186,12 +188,12 @@ def _place(url: str, remotes: Sequence[RemoteObject]) -> pathlib.Path:
 
 
 def safe_names(url: str) -> list[str]:
-    """Host or bucket and the names on the path, safe as names of files."""
+    """The host or bucket and the names on the path, all safe as file names."""
     _, host, names = split_url(url)
     for name in (host, *names):
         strange = name in ("", ".", "..") or "\0" in name or "\\" in name
         if strange or len(name.encode()) > LONGEST_NAME:
-            raise _unsafe(url, f"{name!r} is no name that a file can have")
+            raise _unsafe(url, f"{name!r} is not a valid file name")
     return [host, *names]
 
 
@@ -208,8 +210,8 @@ def _transfer_all(store: WebServer | Bucket, plan: dict[pathlib.Path, RemoteObje
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise UserError(
-            f"{folder}: {missing:,} bytes are to be staged, but only {free:,} are free. "
-            "Make room, or set SSD_JAX_CACHE to a folder on another disk."
+            f"{folder}: {missing:,} bytes have to be downloaded, but only {free:,} are free. "
+            "Free some space, or set SSD_JAX_CACHE to a folder on another disk."
         )
     bar = tqdm(
         total=total,
@@ -253,7 +255,7 @@ def _transfer(
 ) -> None:
     part = _part(path, remote)
     with part.open("ab") as file:
-        # Another process may be staging the same; who waited finds it done.
+        # Another process may be staging the same file; after the wait it is already there.
         lock(file, wait=True)
         if path.exists():
             part.unlink(missing_ok=True)
@@ -271,7 +273,7 @@ def _transfer(
 def _receive(
     store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO, advance: Callable[[int], None]
 ) -> None:
-    """Append what is missing; return only if the file is whole."""
+    """Append the missing bytes; return only if the file is complete."""
 
     def drop_from(start: int) -> None:
         advance(start - _length(file))
@@ -291,12 +293,12 @@ def _receive(
         raise OSError(f"the transfer ended after {length:,} of {remote.size:,} bytes")
     if problem := _difference(store, remote, file):
         drop_from(0)
-        # What was left from an earlier transfer may be to blame: once more from the start.
+        # The remains of an earlier transfer may be to blame: try once more from the start.
         raise OSError(problem) if resumed else _disagrees(remote.url, problem)
 
 
 def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO) -> str:
-    """What is wrong with a file that has arrived; empty if nothing is."""
+    """What is wrong with a transferred file; empty if nothing is."""
     if (length := _length(file)) > remote.size:
         return f"{length:,} bytes or more, expected {remote.size:,}"
     if remote.checksum is not None:
@@ -307,7 +309,7 @@ def _difference(store: WebServer | Bucket, remote: RemoteObject, file: BinaryIO)
             return f"its {algorithm} is {got}, expected {expected}"
     now = _described(store, remote.url)
     unchanged = (now.size, now.version) == (remote.size, remote.version)
-    return "" if unchanged else "it was changed while it was read"
+    return "" if unchanged else "it changed while it was read"
 
 
 def _length(file: BinaryIO) -> int:
@@ -318,7 +320,7 @@ def _length(file: BinaryIO) -> int:
 def _persistently(
     action: Callable[[], Result], url: str, *, progress: Callable[[], int] = lambda: 0
 ) -> Result:
-    """The result of an action that may fail for a while; tries that get further do not count."""
+    """The result of an action that may fail for a while; tries that make progress do not count."""
     failures, reached = 0, progress()
     while True:
         try:
@@ -343,9 +345,9 @@ def _persistently(
                 raise DataError(
                     codes.TRANSFER_FAILED,
                     shown_url(url),
-                    f"{ATTEMPTS} tries failed, the last with {type(error).__name__}: {error}",
+                    f"{ATTEMPTS} attempts failed, the last with {type(error).__name__}: {error}",
                     "Check the address, the endpoint and the network, and run it again: "
-                    "it goes on where it stopped",
+                    "it resumes where it stopped",
                 ) from error
             time.sleep(PAUSE * 2**failures)
 
@@ -366,7 +368,7 @@ def _disagrees(where: str, problem: str) -> DataError:
         codes.CONTENT_DISAGREES,
         shown_url(where) if is_remote(where) else where,
         problem,
-        "Delete a local copy and try again, or ask where the file comes from",
+        "Delete the local copy, if any, and try again, or ask the provider of the file",
     )
 
 

@@ -1,8 +1,8 @@
 """TFDS's data set `voc`, prepared from the official tar files without TensorFlow.
 
 The builder of tensorflow-datasets 4.9.10 extracts the archives and reads them with TensorFlow's
-file system. This one has its name, features and version, and reads from the tar files as they are,
-so that what it prepares is read by `tfds.builder("voc/2007")` and `tfds.data_source`.
+file system. The builder here has the same name, features and version but reads the tar files
+directly; `tfds.builder("voc/2007")` and `tfds.data_source` can read the data set it prepares.
 """
 
 import io
@@ -20,13 +20,13 @@ from tensorflow_datasets.object_detection import voc
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
-# Many times what VOC has: images of 0.2 MB, image sets of 0.2 MB, annotations of 20 kB.
+# Many times VOC's sizes: images of 0.2 MB, image sets of 0.2 MB, annotations of 20 kB.
 LARGEST_MEMBER = 32 << 20
 MOST_MEMBERS = 1_000_000
 
 
 class Archive:
-    """Files of a tar archive, read where they lie; nothing is ever extracted to the disk."""
+    """Files of a tar archive, read in place; nothing is ever extracted to disk."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -34,7 +34,7 @@ class Archive:
         try:
             self._tar = tarfile.open(path, "r:")  # noqa: SIM115, closed by close()
         except (tarfile.TarError, OSError) as error:
-            raise self._unreadable(f"it is no tar file ({error})") from error
+            raise self._unreadable(f"it is not a tar file ({error})") from error
         try:
             for count, member in enumerate(self._tar):
                 self._check(member, count)
@@ -75,7 +75,7 @@ class Archive:
         elif not (member.isreg() or member.isdir()):
             problem = "it is a link or a device, expected files and folders only"
         elif not 0 <= member.size <= LARGEST_MEMBER:
-            problem = f"it has {member.size:,} bytes, expected {LARGEST_MEMBER:,} at most"
+            problem = f"it has {member.size:,} bytes, expected at most {LARGEST_MEMBER:,}"
         elif count >= MOST_MEMBERS:
             problem = f"it is one of more than {MOST_MEMBERS:,} files"
         if problem:
@@ -95,9 +95,9 @@ class Archive:
 with registered.skip_registration():
 
     class VocFromArchives(voc.Voc):
-        """TFDS's `voc`, whose `archives` (`trainval`, `test`) are tar files that stay as they are.
+        """TFDS's `voc` from tar files `archives` (`trainval`, `test`), which are not extracted.
 
-        Without `test` there is no test split: that of 2012 has no annotations.
+        Without `test` there is no test split: the test images of 2012 have no annotations.
         """
 
         name = "voc"
@@ -159,7 +159,7 @@ def _object(thing: Element, width: float, height: float) -> dict[str, Any]:
     return {
         "label": thing.findtext("name").lower(),
         "pose": thing.findtext("pose").lower(),
-        # As TFDS has it: VOC's pixels, which count from 1, divided as they are.
+        # As in TFDS: VOC's pixels, which count from 1, are divided without a shift.
         "bbox": tfds.features.BBox(ymin / height, xmin / width, ymax / height, xmax / width),
         "is_truncated": thing.findtext("truncated") == "1",
         "is_difficult": thing.findtext("difficult") == "1",

@@ -1,7 +1,7 @@
-"""A source as a data set of TensorFlow Datasets, prepared without TensorFlow.
+"""Writes a source as a data set of TensorFlow Datasets, without TensorFlow.
 
-TFDS's `GeneratorBasedBuilder` shuffles what it writes, and asks TensorFlow for help with more than
-1000 MiB. Its `ShardBasedBuilder` writes the images in their order, and needs room for a few.
+TFDS's `GeneratorBasedBuilder` shuffles the examples, and needs TensorFlow for more than 1000 MiB.
+Its `ShardBasedBuilder` writes the images in their order, and holds only a few in memory.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from ssd_jax.data.sources.image_file import image_suffix
 from ssd_jax.data.writers import file_stems, in_parallel, nothing_left, too_thin
 from ssd_jax.errors import DataError, UserError
 
-# 100 MB of VOC, 160 MB of COCO: TFDS wants shards of 64 MB to 1 GB.
+# 100 MB of VOC, 160 MB of COCO: TFDS recommends shards of 64 MB to 1 GB.
 IMAGES_OF_A_SHARD = 1000
 
 
 def write_tfds(folder: pathlib.Path, source: Source, name: str) -> None:
-    """TFDS's data set NAME in the array_record format, with all images in its only split, NAME.
+    """Write a TFDS data set NAME in the array_record format, with one split, also called NAME.
 
-    The features are those of TFDS's `voc` that a source has, but boxes are edges in [0, 1] as they
-    are here.
+    The features are those of TFDS's `voc` that a source has, but boxes are edges in [0, 1], as in
+    this package.
     """
     check_set_name(name)
     import tensorflow_datasets as tfds
@@ -45,7 +45,7 @@ def write_tfds(folder: pathlib.Path, source: Source, name: str) -> None:
             return tfds.core.DatasetInfo(builder=self, features=_features(source.classes))
 
         def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list]:
-            # Where images are left out, the last shards get fewer, or none.
+            # If images are left out, the last shards get fewer, or none.
             return {
                 name: [functools.partial(itertools.islice, examples, IMAGES_OF_A_SHARD)] * shards
             }
@@ -53,17 +53,17 @@ def write_tfds(folder: pathlib.Path, source: Source, name: str) -> None:
     Converted.name = name
     builder = Converted(data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # TFDS announces a download and makes a folder for it, which is not what happens.
+    # TFDS announces a download and makes a folder for it, but nothing is downloaded.
     with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(download_dir=downloads, download_config=config)
 
 
 def check_set_name(name: str) -> None:
-    """A `UserError` for what TFDS does not take as the name of a data set and of a split."""
+    """Raise a `UserError` for a name that TFDS does not accept for a data set and a split."""
     if not re.fullmatch(r"[a-zA-Z]\w*", name) or name == "voc":
         raise UserError(
             f"the name of a TFDS data set is {name!r}: expected a letter, then letters, digits or "
-            "'_', and not voc, which is TFDS's own. Give another name"
+            "'_', and not voc, which TFDS itself uses. Give another name"
         )
 
 
@@ -86,9 +86,9 @@ def _features(classes: Sequence[str]) -> Any:
 
 
 def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All images as TFDS takes them, in order; what cannot be written goes to `source.problems`.
+    """All images as TFDS examples, in order; errors of unwritable ones go to `source.problems`.
 
-    Nothing left at all is a `UserError`.
+    It is a `UserError` if no image is left.
     """
     stems = file_stems(source.names)
 
@@ -108,7 +108,7 @@ def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     for made in in_parallel(read, len(source)):
         if made is not None:
             data, example = made
-            # TFDS keeps all examples of a shard: closed, this one no longer holds the image.
+            # TFDS keeps all examples of a shard: closing the file frees the memory of the image.
             with io.BytesIO(data) as image:
                 yield count, {"image": image, **example}
             count += 1

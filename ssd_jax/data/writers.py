@@ -1,8 +1,8 @@
-"""Sources to files: images byte for byte, annotations in each format's own words.
+"""Sources to files: images byte for byte, annotations in each format.
 
-A writer gets an empty folder and a name, and leaves in the folder what its format calls NAME. What
-a format has no place for stands where its other readers do not look, so nothing is lost on the way
-back: `"difficult": 1` in JSON, `classes.txt` where a format lists no classes.
+A writer gets an empty folder and a name, and writes the files of a set NAME into the folder. Values
+that a format has no place for are written where its other readers do not look, so that nothing is
+lost when it is read back: `"difficult": 1` in JSON, `classes.txt` if a format lists no classes.
 """
 
 import collections
@@ -26,13 +26,13 @@ from ssd_jax.types import VOC_OFFSET, Example
 
 THREADS = 4
 _AHEAD = 4 * THREADS
-# Names of files may have 255 bytes on common systems, with suffix and number.
+# Common systems allow 255 bytes for a file name, including the suffix and a number.
 _LONGEST_STEM = 240
 T = TypeVar("T")
 
 
 class PixelObject(NamedTuple):
-    """An object in pixels: xmin, ymin, xmax, ymax, to a thousandth."""
+    """An object with its box in pixels: xmin, ymin, xmax, ymax, to three decimals."""
 
     class_id: int
     box: tuple[float | int, ...]
@@ -40,7 +40,7 @@ class PixelObject(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image whose file was written, and what is on it."""
+    """An image whose file was written, and its objects."""
 
     stem: str
     file_name: str
@@ -51,7 +51,8 @@ class Picture(NamedTuple):
 def write_voc(folder: pathlib.Path, source: Source, name: str) -> None:
     """PASCAL VOC, image set NAME; the class list in `classes.txt`.
 
-    Corners count from 1, both inside the box, so one of a pixel or less cannot be written.
+    Pixels count from 1 and both corners are inside the box, so a box of a pixel or less cannot be
+    written.
     """
     for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
@@ -83,7 +84,7 @@ def write_json_folder(folder: pathlib.Path, source: Source, name: str) -> None:
 
 
 def write_manifest(folder: pathlib.Path, source: Source, name: str) -> None:
-    """An augmented manifest NAME with references to images in a folder named like it."""
+    """An augmented manifest NAME with references to images in a folder of the same name."""
     images = folder / pathlib.PurePath(name).stem
     images.mkdir()
     class_map = {str(class_id): class_name for class_id, class_name in enumerate(source.classes)}
@@ -98,9 +99,10 @@ def write_manifest(folder: pathlib.Path, source: Source, name: str) -> None:
 
 
 def write_coco(folder: pathlib.Path, source: Source, name: str) -> None:
-    """A COCO file NAME with images in a folder named like it; difficult objects are `iscrowd`.
+    """A COCO file NAME with images in a folder of the same name; difficult objects are `iscrowd`.
 
-    Files that are called by numbers have them as ids, as in COCO's own sets; else ids count from 1.
+    If the file names are numbers they become the image ids, as in COCO's own sets; otherwise ids
+    count from 1.
     """
     images = folder / pathlib.PurePath(name).stem
     images.mkdir()
@@ -125,17 +127,17 @@ def write_coco(folder: pathlib.Path, source: Source, name: str) -> None:
 def write_record_file(folder: pathlib.Path, source: Source, name: str) -> None:
     """A RecordIO file NAME with its index and list; the class list in `.classes.txt`.
 
-    Bytes of images are copied whatever they are; only what cannot be read is a problem.
+    Image bytes are copied without a check; only a file that cannot be read is a problem.
     """
     if source.problems.policy == "skip":
-        source = _readable(source)  # a record once begun has to be written
+        source = _readable(source)  # a record that was started has to be written
     images = in_parallel(source.read_image, len(source))
     write_recordio(folder / name, source, images=images)
     _write_lines((folder / name).with_suffix(".classes.txt"), source.classes)
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """A name of a file for each name: without folders, printable, unique also without case."""
+    """A file name for each name: without folders, printable, unique even if case is ignored."""
     stems, taken = [], set()
     for name in names:
         plain = "".join(letter if letter.isprintable() else "_" for letter in name)
@@ -151,12 +153,12 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 
 def check_class_names(classes: Sequence[str]) -> None:
-    """A `UserError` for a name that not all formats can hold."""
+    """Raise a `UserError` for a class name that not all formats can hold."""
     for name in classes:
         if not name or not name.isprintable() or name != name.strip():
             raise UserError(
-                f"the class {name!r} cannot be written, expected printable letters without spaces "
-                "around them. Give other classes"
+                f"the class {name!r} cannot be written, expected printable characters without "
+                "spaces at the ends. Give other class names"
             )
 
 
@@ -167,10 +169,10 @@ def _write_images(
     *,
     first_pixel: int = 0,
 ) -> Iterator[T]:
-    """Write all images, and give what `annotate` makes of each (never None), in order.
+    """Write all images and yield `annotate`'s result (never None) for each, in order.
 
-    What cannot be written goes to `source.problems`, and is left out if they let it pass; but
-    nothing left at all is a `UserError`.
+    Images and boxes that cannot be written go to `source.problems`, and are left out if it returns.
+    It is a `UserError` if no image is left.
     """
     stems = file_stems(source.names)
 
@@ -198,7 +200,7 @@ def _write_images(
 
 
 def in_parallel(work: Callable[[int], T], count: int) -> Iterator[T]:
-    """`work(0)`, `work(1)`, ... in order, a few of them ahead, so that memory is bounded."""
+    """`work(0)`, `work(1)`, ... in order; only a few are computed ahead, which bounds memory."""
     waiting: collections.deque[Future[T]] = collections.deque()
     with (
         ThreadPoolExecutor(THREADS) as pool,
@@ -215,7 +217,7 @@ def in_parallel(work: Callable[[int], T], count: int) -> Iterator[T]:
 
 
 def _readable(source: Source) -> Source:
-    """The images that can be read; the others go to `source.problems`."""
+    """The source's readable images; the errors of the others go to `source.problems`."""
     images = []
     for index in range(len(source)):
         try:
@@ -229,7 +231,7 @@ def _readable(source: Source) -> Source:
 
 
 def nothing_left(source: Source) -> UserError:
-    """The error of a set of which no image can be written."""
+    """The error for a set none of whose images can be written."""
     why = ", ".join(f"{count} {code}" for code, count in source.problems.counts.items())
     return UserError(f"nothing to write: every image was left out, {why}. See `ssd-jax doctor`")
 
@@ -237,7 +239,7 @@ def nothing_left(source: Source) -> UserError:
 def _objects(
     source: Source, example: Example, size: tuple[int, int], first_pixel: int
 ) -> Iterator[PixelObject]:
-    """The objects in pixels, with xmin and ymin counted from `first_pixel`."""
+    """The objects of an example in pixels, with xmin and ymin counted from `first_pixel`."""
     sides = np.array(size[::-1] * 2)
     corners = np.round(example.boxes.astype(np.float64) * sides, 3) + first_pixel * VOC_OFFSET
     rows = zip(corners.tolist(), example.labels.tolist(), example.difficult.tolist(), strict=True)
@@ -249,17 +251,17 @@ def _objects(
 
 
 def too_thin(where: str, box: Sequence[float]) -> DataError:
-    """The error of a box that has no area left in the numbers of a format."""
+    """The error for a box that has no area left in the precision of a format."""
     return DataError(
         codes.BOX_WITHOUT_AREA,
         where,
-        f"box ({', '.join(map(str, box))}) is too thin for the format that is written",
+        f"box ({', '.join(map(str, box))}) is too thin for the output format",
         "Choose another format",
     )
 
 
 def _number(value: float | int) -> float | int:
-    """An integer where it is one: some readers know no others. Else three decimals."""
+    """An int if the value is whole, because some readers know only ints; else three decimals."""
     value = round(value, 3)
     return int(value) if value == int(value) else value
 
@@ -278,7 +280,7 @@ def _sagemaker_record(picture: Picture) -> dict:
 
 
 def _image_ids(stems: Sequence[str]) -> Sequence[int]:
-    """The numbers that all stems are, if each is another that readers can hold; else 1, 2, ..."""
+    """The stems as numbers, if all are different numbers that readers can hold; else 1, 2, ..."""
     numbers = [int(stem) for stem in stems if stem.isdecimal()]
     is_each_its_own = len(set(numbers)) == len(stems) and max(numbers) < 2**53
     return numbers if is_each_its_own else range(1, len(stems) + 1)
@@ -303,7 +305,7 @@ def _voc_annotation(picture: Picture, classes: Sequence[str]) -> str:
     for thing in picture.objects:
         tags = zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)
         box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-        # TFDS's reader asks for pose and truncated.
+        # TFDS's reader requires pose and truncated.
         objects.append(
             f"<object><name>{escape(classes[thing.class_id])}</name><pose>Unspecified</pose>"
             f"<truncated>0</truncated><difficult>{thing.difficult}</difficult>"

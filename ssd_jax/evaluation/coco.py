@@ -1,13 +1,13 @@
 """COCO's detection metric (cocodataset.org/#detection-eval), computed by faster-coco-eval.
 
-The twelve numbers are pycocotools': average precision AP and recall AR, over ten IoU thresholds
-from 0.5 to 0.95, at 101 recalls, for at most 100 detections of a class in an image; s, m and l are
-objects below 32 x 32 pixels, up to 96 x 96, and above. Differences to the VOC metric:
+The twelve numbers are those of pycocotools: average precision AP and recall AR, over ten IoU
+thresholds from 0.5 to 0.95, at 101 recalls, for at most 100 detections per class and image; s, m
+and l are objects below 32 x 32 pixels, up to 96 x 96, and above. Differences from the VOC metric:
 
-* A detection takes the object of highest IoU that is still free.
-* A crowd region counts neither way. A detection lies on it if that part of its own area does, and
-  any number of them may. Objects that VOC calls difficult are treated so.
-* Objects and boxes have sizes in pixels as real numbers, without + 1.
+* A detection is matched to the object with the highest IoU that is still free.
+* A crowd region counts neither way. A detection is on it if that fraction of the detection's area
+  is, and any number of detections may be. Objects that VOC calls difficult are treated the same.
+* Box sizes are real numbers of pixels, without + 1.
 """
 
 import contextlib
@@ -37,25 +37,25 @@ NUMBERS = {
     "ARl": ("recall", None, "large", 100),
 }
 _NOTHING_TO_FIND = {
-    "all": "no object to find",
-    "small": "no object of at most 32 x 32 pixels",
-    "medium": "no object from 32 x 32 to 96 x 96 pixels",
-    "large": "no object of at least 96 x 96 pixels",
+    "all": "no objects",
+    "small": "no objects of at most 32 x 32 pixels",
+    "medium": "no objects from 32 x 32 to 96 x 96 pixels",
+    "large": "no objects of at least 96 x 96 pixels",
 }
-# Decimals of a pixel, far below what matters. They take back the rounding errors of moving boxes
-# about, so that a tie at a threshold is decided as it is by the numbers in the file.
+# Decimals of a pixel. Rounding to so many removes the errors of converting boxes, so that a tie at
+# a threshold is decided by the numbers in the file; the difference is far too small to matter.
 _DECIMALS = 9
 
 
 class CocoObjects(NamedTuple):
-    """What a COCO file says of the objects of one image; `area` is that of their outlines."""
+    """The objects of one image in a COCO file; `area` is the area of their outlines."""
 
     area: Num[np.ndarray, "N"]
     crowd: Bool[np.ndarray, "N"]
 
 
 class CocoResult(NamedTuple):
-    """The numbers by name, None where `undefined` has the reason; `per_class` is AP by class id."""
+    """The numbers by name, None if `undefined` has a reason; `per_class` is the AP by class id."""
 
     numbers: dict[str, float | None]
     undefined: dict[str, str]
@@ -63,14 +63,14 @@ class CocoResult(NamedTuple):
     images: int
 
     def describe(self) -> str:
-        """The protocol, to be kept beside the numbers."""
+        """The protocol, to be reported with the numbers."""
         return (
             f"COCO, IoU 0.5:0.95, 101 recalls, at most 100 detections a class and image, crowd and "
             f"difficult objects ignored, {self.images} images"
         )
 
     def to_dict(self) -> dict[str, str | float | dict[str, str] | None]:
-        """The same for a JSON file."""
+        """The result for a JSON file."""
         return {**self.numbers, "undefined": self.undefined, "protocol": self.describe()}
 
 
@@ -81,19 +81,19 @@ def evaluate_coco(
     num_classes: int,
     objects: Sequence[CocoObjects] | None = None,
 ) -> CocoResult:
-    """The twelve numbers; boxes are the edges in pixels, so their width is xmax - xmin.
+    """Compute the twelve numbers; boxes are edges in pixels, so their width is xmax - xmin.
 
-    Without `objects` the area of an object is that of its box, and crowds are the difficult ones.
+    Without `objects` the area of an object is that of its box, and difficult objects are crowds.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     if not ground_truths or len(ground_truths) != len(detections):
         raise UserError(
-            f"got ground truth of {len(ground_truths)} images and detections of "
+            f"got ground truth for {len(ground_truths)} images and detections for "
             f"{len(detections)}; expected the same images, at least one"
         )
     categories = [{"id": label} for label in range(1, num_classes + 1)]
-    # Only their ids are asked for. Ids count from 1: to the library, 0 is none.
+    # The library only needs ids. They count from 1, because it takes 0 for none.
     images = [{"id": image} for image in range(1, len(ground_truths) + 1)]
     shared = {"images": images, "categories": categories}
     with _collector_paused():
@@ -122,7 +122,7 @@ def evaluate_coco(
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Garbage collection would go through the records of all boxes again and again."""
+    """Disable garbage collection, which would walk the records of all boxes again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -154,7 +154,7 @@ def _scored(detections):
 
 
 def _annotations(images):
-    """One record a box, as the library's own reader of result files would make them, but faster."""
+    """One record per box, as the library's reader of result files makes them, but faster."""
     counts = [len(image.labels) for image in images]
     boxes = np.concatenate([image.boxes for image in images]).astype(np.float64)
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(_DECIMALS)
@@ -171,13 +171,13 @@ def _annotations(images):
 
 
 def _column(metric, quantity, size, most, threshold):
-    """[thresholds, (recalls,) classes] of one size and one limit of detections."""
+    """[thresholds, (recalls,) classes] for one size and one limit of detections."""
     params = metric.params
     values = metric.eval[quantity][..., params.areaRngLbl.index(size), params.maxDets.index(most)]
     return values if threshold is None else values[np.isclose(params.iouThrs, threshold)]
 
 
 def _mean(values):
-    """-1 stands for a class without objects."""
+    """The mean over classes with objects; -1 marks a class without."""
     defined = values[values > -1]
     return float(defined.mean()) if len(defined) else None

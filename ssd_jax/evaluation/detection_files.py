@@ -1,8 +1,8 @@
-"""Detections made by anything, from files, beside the ground truth of any data set.
+"""Detections of any detector, from files, and the ground truth of any data set.
 
-Detections are the results of COCO (a JSON list of `image_id`, `category_id`, `bbox`, `score`;
-cocodataset.org/#format-results) or of the VOC devkit (a folder of files NAME_det_SET_CLASS.txt, one
-line a detection: image, score, xmin, ymin, xmax, ymax; devkit documentation, section 7.2).
+Detections are COCO results (a JSON list of `image_id`, `category_id`, `bbox`, `score`;
+cocodataset.org/#format-results) or VOC devkit results (a folder of files NAME_det_SET_CLASS.txt,
+one line per detection: image, score, xmin, ymin, xmax, ymax; devkit documentation, section 7.2).
 """
 
 import collections
@@ -47,16 +47,16 @@ _RESULT = "expected image_id, category_id, bbox (left, top, width, height) and s
 def read_ground_truth(
     location: str, *, split: Sequence[str] = (), classes: Sequence[str] = ()
 ) -> Labelled:
-    """The ground truth of any data set that `open_data` knows; the arguments are its.
+    """The ground truth of any data set that `open_data` knows; the arguments are the same.
 
-    Of a COCO file here, only the annotations are read: no image need be there, and areas, crowds
-    and ids are its own.
+    A local COCO file needs no images: only its annotations are read, with their areas, crowds and
+    ids.
     """
     path = pathlib.Path(location)
     if path.suffix.lower() == ".json" and path.is_file():
         if split or classes:
             raise UserError(
-                f"{path}: got splits or classes, expected none: a COCO file has its own"
+                f"{path}: got splits or classes, expected neither: a COCO file has its own"
             )
         labelled = _of_coco_file(path)
         _check_pixels(path, np.concatenate([truth.boxes for truth in labelled.ground_truths]))
@@ -68,7 +68,7 @@ def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredB
     """The detections in a folder (VOC) or a JSON file (COCO), for each image of the ground truth.
 
     An image or class that the ground truth does not have is a `UserError`, and so are boxes that
-    all look like parts of the image's sides.
+    all look normalised.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -91,8 +91,8 @@ def read_detections(path: str | os.PathLike, labelled: Labelled) -> list[ScoredB
 def _check_pixels(path: pathlib.Path, boxes: Float[np.ndarray, "M 4"]) -> None:
     if look_normalised(boxes):
         raise UserError(
-            f"{path}: all {len(boxes):,} boxes end within {NORMALISED_BOXES_END:g} pixels, as "
-            "parts of the image's sides do; expected pixels. Multiply them by the width and the "
+            f"{path}: all {len(boxes):,} boxes end within {NORMALISED_BOXES_END:g} pixels, like "
+            "fractions of the image sides; expected pixels. Multiply them by the width and the "
             "height of their images"
         )
 
@@ -111,7 +111,7 @@ def _of_source(source: Source) -> Labelled:
         GroundTruth(annotated_pixels(boxes, size), labels, difficult)
         for size, boxes, labels, difficult in zip(sizes, *parts, strict=True)
     ]
-    # As `ssd-jax convert` writes them.
+    # The form that `ssd-jax convert` writes.
     categories = {name: label for label, name in enumerate(source.classes)}
     categories |= {label: label - 1 for label in range(1, len(source.classes) + 1)}
     return Labelled(
@@ -125,7 +125,7 @@ def _of_source(source: Source) -> Labelled:
 
 
 def _ids_of_names(names: Sequence[str]) -> dict[int | str, int]:
-    """Names, what stands after their last slash, and that as a number, where it is only one's."""
+    """The names, their parts after the last slash, and these as numbers, each if it is unique."""
     owners: dict[int | str, list[int]] = collections.defaultdict(list)
     for index, name in enumerate(names):
         short = name.rpartition("/")[2]
@@ -144,7 +144,7 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
     for key, found in (("categories", categories), ("images", images)):
         if not found:
             raise unreadable(where, f"{key!r} is empty, expected at least one")
-    # In the order in which pycocotools ranks detections of equal score.
+    # The order in which pycocotools ranks detections with equal scores.
     ids = {image_id: place for place, image_id in enumerate(sorted(index_of_id))}
     images = [images[index_of_id[image_id]] for image_id in ids]
     place_of = {index_of_id[image_id]: place for image_id, place in ids.items()}
@@ -157,9 +157,9 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
     areas = np.array([thing.area for thing in objects], np.float64)
     crowds = np.array([thing.crowd for thing in objects], bool)
     for wrong, expected in (
-        (~np.isfinite(boxes).all(axis=1), "'bbox' is not what is expected, four numbers"),
-        (labels < 0, "'category_id' is not one that the file lists"),
-        (~np.isfinite(areas), "'area' is not what is expected, a number of pixels"),
+        (~np.isfinite(boxes).all(axis=1), "'bbox' is not valid, expected four numbers"),
+        (labels < 0, "'category_id' is unknown, expected one that the file lists"),
+        (~np.isfinite(areas), "'area' is not valid, expected a number of pixels"),
     ):
         if wrong.any():
             raise unreadable(f"{where}, annotations[{objects[wrong.argmax()].number}]", expected)
@@ -189,7 +189,7 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
 def _by_image(
     images: Int[np.ndarray, "M"], columns: Iterable[np.ndarray], count: int
 ) -> Iterable[tuple[np.ndarray, ...]]:
-    """The columns of each of `count` images, in the order in which their rows came."""
+    """The columns of each of `count` images, with rows in their original order."""
     order = np.argsort(images, kind="stable")
     ends = np.cumsum(np.bincount(images, minlength=count))[:-1]
     return zip(*(np.split(column[order], ends) for column in columns), strict=True)
@@ -227,7 +227,7 @@ def _read_results(path: pathlib.Path, labelled: Labelled):
         number = int(negative.argmax())
         raise UserError(
             f"{path}, detection {number}: got the bbox {shown(records[number]['bbox'])}, expected "
-            "left, top, width and height, of which the last two are not negative. Write no corners"
+            "left, top, width and height, the last two not negative. Do not write corners"
         )
     boxes[:, 2:] += boxes[:, :2]
     columns = look_up_images(images, labelled, path), look_up_categories(labels, labelled, path)
@@ -247,10 +247,10 @@ def _read_devkit(folder: pathlib.Path, labelled: Labelled):
     rows = {"image": [], "label": [], "numbers": []}
     for path, label in _class_files(folder, labelled):
         for number, line in enumerate(_lines(path), 1):
-            if not (words := line.split()):
+            if not (fields := line.split()):
                 continue
             try:
-                score, *corners = map(float, words[1:])
+                score, *corners = map(float, fields[1:])
                 if len(corners) != 4 or not np.isfinite([score, *corners]).all():
                     raise ValueError
             except ValueError:
@@ -260,10 +260,10 @@ def _read_devkit(folder: pathlib.Path, labelled: Labelled):
                 ) from None
             if corners[2] < corners[0] or corners[3] < corners[1]:
                 raise UserError(
-                    f"{path}:{number}: got {line[:80]!r}, expected xmin ymin xmax ymax, which do "
-                    "not fall. Write no sizes, and corners in this order"
+                    f"{path}:{number}: got {line[:80]!r}, expected xmin ymin xmax ymax with "
+                    "xmin <= xmax and ymin <= ymax. Write corners, not sizes, in this order"
                 )
-            rows["image"].append(words[0])
+            rows["image"].append(fields[0])
             rows["label"].append(label)
             rows["numbers"].append((score, *corners))
     numbers = np.array(rows["numbers"], np.float64).reshape(-1, 5)
@@ -280,7 +280,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _class_files(folder: pathlib.Path, labelled: Labelled) -> Iterable[tuple[pathlib.Path, int]]:
-    """The file of each class; what stands before the class in its name is the same for all."""
+    """The file of each class; the part of the name before the class is the same for all."""
     classes = labelled.classes
     files = {path.stem: path for path in listed(folder, "*.txt")}
     found: dict[str, list[str]] = {name: [] for name in classes}
@@ -288,15 +288,15 @@ def _class_files(folder: pathlib.Path, labelled: Labelled) -> Iterable[tuple[pat
         ends = [name for name in classes if stem == name or stem.endswith(f"_{name}")]
         if not ends:
             raise UserError(
-                f"{files[stem]}: no class of the ground truth is at the end of its name; expected "
+                f"{files[stem]}: the name does not end with a class of the ground truth; expected "
                 f"one of {some_of(classes)}. {advice_on_classes(labelled)}"
             )
-        # "dog" ends "hot_dog", too.
+        # "hot_dog" also ends with "dog".
         found[max(ends, key=len)].append(stem)
     wrong = [name for name, stems in found.items() if len(stems) != 1]
     if wrong:
         raise UserError(
-            f"{folder}: got {len(found[wrong[0]])} files of class {wrong[0]}, expected one of each "
-            f"class, as comp4_det_test_{wrong[0]}.txt. Without detections it is empty"
+            f"{folder}: got {len(found[wrong[0]])} files for class {wrong[0]}, expected one per "
+            f"class, such as comp4_det_test_{wrong[0]}.txt. Write an empty one for no detections"
         )
     return [(files[stems[0]], label) for label, stems in enumerate(found.values())]

@@ -1,4 +1,4 @@
-"""What the images and classes of detections are called, against those of the ground truth."""
+"""The image and class names of detections, matched to those of the ground truth."""
 
 import pathlib
 import sys
@@ -19,9 +19,9 @@ class Labelled(NamedTuple):
     """The ground truth of a data set, image by image; boxes are in the devkit's pixels.
 
     `image_ids` and `category_ids` are the numbers and names that files of detections may use for
-    its images and classes. `image_sizes` are (height, width). `coco` is what a COCO file says more,
-    and `file_numbers` are its images by the numbers that their files are called. `classes_found`:
-    nobody listed the classes, they are those of the objects.
+    its images and classes. `image_sizes` are (height, width). `coco` has the additional content of
+    a COCO file, and `file_numbers` its images by the numbers that name their files.
+    `classes_found` is true if no class list was given and the classes are those of the objects.
     """
 
     classes: tuple[str, ...]
@@ -37,7 +37,7 @@ class Labelled(NamedTuple):
 def look_up_images(
     written: Sequence[Any], labelled: Labelled, path: pathlib.Path
 ) -> Int[np.ndarray, "M"]:
-    """The places of images; a name of digits may be the number."""
+    """The indices of images; a name of digits may be the number."""
     advice = "Give the data set that the detections were made on"
     return _look_up(written, labelled.image_ids, "image", path, advice)
 
@@ -45,35 +45,37 @@ def look_up_images(
 def look_up_categories(
     written: Sequence[Any], labelled: Labelled, path: pathlib.Path
 ) -> Int[np.ndarray, "M"]:
-    """The places of classes, as `look_up_images`."""
+    """The indices of classes, found as in `look_up_images`."""
     return _look_up(written, labelled.category_ids, "category", path, advice_on_classes(labelled))
 
 
 def advice_on_classes(labelled: Labelled) -> str:
-    """What to do about a class that the ground truth has not."""
+    """Advice about a class that is not in the ground truth."""
     advice = "Give the data set that the detections were made on"
-    return advice if labelled.coco else f"{advice}, or all of its classes in order with --classes"
+    return (
+        advice if labelled.coco else f"{advice}, or list all of its classes in order with --classes"
+    )
 
 
 def warn_of_doubtful_ids(
     images: Sequence[Any], categories: Sequence[Any], labelled: Labelled, path: pathlib.Path
 ) -> None:
-    """Tells on stderr of numbers that may mean other images or classes than they are taken for."""
+    """Warn on stderr about numbers that may mean other images or classes than assumed."""
     numbers = _whole_numbers(images)
     by_file, by_id = labelled.file_numbers, labelled.image_ids
     others = sorted(number for number in numbers if by_file.get(number) != by_id[number])
     if others and numbers <= by_file.keys():
         _warn(
-            f"{path}: its image ids are taken for those of the ground truth, in which the id "
-            f"{others[0]} is not that of the file called {others[0]}. If they are names as "
-            "numbers, as `ssd-jax predict` has them without --annotations, give it the ground "
+            f"{path}: its image ids are read as ids of the ground truth, in which the id "
+            f"{others[0]} is not that of the file called {others[0]}. If they are file names as "
+            "numbers, as `ssd-jax predict` writes them without --annotations, give it the ground "
             "truth there"
         )
     if labelled.classes_found and _whole_numbers(categories):
         counted = [f"{number} {name}" for number, name in enumerate(labelled.classes[:100], 1)]
         _warn(
-            f"{path}: its category ids are counted over the classes that were found in the ground "
-            f"truth: {', '.join(counted)}. If it lacks one, give all in order with --classes"
+            f"{path}: its category ids are read as numbers of the classes found in the ground "
+            f"truth: {', '.join(counted)}. If a class is missing, list all in order with --classes"
         )
 
 
@@ -99,11 +101,11 @@ def _look_up(
         if place is None and isinstance(key, str) and key.isdecimal():
             place = known.get(whole_number(key))
         if place is None:
-            # Each once: most have a number besides their name.
+            # Each once: most have a number as well as a name.
             names = {at: str(each) for each, at in known.items() if isinstance(each, type(key))}
             expected = list(names.values()) or [str(each) for each in known]
             raise UserError(
-                f"{path}: a detection has the {what} {key!r}, which the ground truth has not; "
+                f"{path}: a detection has the {what} {key!r}, which is not in the ground truth; "
                 f"expected one of {some_of(expected)}. {advice}"
             )
         places[key] = place

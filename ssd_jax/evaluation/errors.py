@@ -1,21 +1,21 @@
-"""What kind of mistake a detector makes.
+"""The kinds of errors that a detector makes.
 
 Kinds and thresholds are those of TIDE (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying
-Object Detection Errors", section 2.2), with its two kinds of wrong class as one, as in Hoiem et al.
-2012, "Diagnosing Error in Object Detectors", section 3.1. Every detection that is not correct is of
+Object Detection Errors", section 2.2), with its two kinds of wrong class joined, as in Hoiem et al.
+2012, "Diagnosing Error in Object Detectors", section 3.1. Every detection that is not correct gets
 the first kind that fits:
 
-* duplicate: on an object of its class (IoU of at least 0.5), which a better detection has taken.
+* duplicate: on an object of its class (IoU of at least 0.5) that has a better detection.
 * localisation: near an object of its class (IoU of at least 0.1, but below 0.5).
 * confusion: on or near an object of another class (IoU of at least 0.1).
 * background: none of these.
 
-An object is missed if it was not found, no localisation error is about it, and no confusion that
-lies on it (IoU of at least 0.5).
+An object is missed if it was not found, has no localisation error, and has no confusion on it (IoU
+of at least 0.5).
 
-Two measures are taken. `counts` are, as in Hoiem et al., among as many of the best detections of a
-class as it has objects: far down in the ranking nearly all is background. `gains` are, as in TIDE,
-what the mean average precision would gain if a kind did not exist; gains do not add up.
+There are two measures. `counts` are, as in Hoiem et al., taken over the N best detections of a
+class with N objects, because far down in the ranking nearly all detections are background. `gains`
+are, as in TIDE, what the mean average precision would gain without a kind; gains do not add up.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from ssd_jax.evaluation.voc import (
 )
 
 BACKGROUND_IOU = 0.1
-# Of detections; a verdict is a place in this list.
+# The verdicts on detections; a verdict is an index into this list.
 VERDICTS = ("ignored", "correct", "localisation", "confusion", "duplicate", "background")
 _IGNORED, CORRECT, LOCALISATION, CONFUSION, DUPLICATE, BACKGROUND = range(len(VERDICTS))
 KINDS = (*VERDICTS[LOCALISATION:], "missed")
@@ -46,7 +46,7 @@ KINDS = (*VERDICTS[LOCALISATION:], "missed")
 class Judged(NamedTuple):
     """The verdict on each detection, the object that it is about (-1: none), the missed objects.
 
-    All are in the order of the concatenated images. `on_object` tells the detections whose IoU with
+    All are in the order of the concatenated images. `on_object` flags the detections whose IoU with
     that object reaches the threshold.
     """
 
@@ -59,7 +59,7 @@ class Judged(NamedTuple):
 class ErrorBreakdown(NamedTuple):
     """`counts[label]` by verdict, with "objects" and "missed"; `gains` by kind.
 
-    `confusions[label][other]` counts the confusions of a class with another among the same.
+    `confusions[label][other]` counts, among the same detections, those of a class on another one.
     """
 
     iou_threshold: float
@@ -69,11 +69,11 @@ class ErrorBreakdown(NamedTuple):
 
     @property
     def total(self) -> dict[str, int]:
-        """The counts of all classes together."""
+        """The counts summed over all classes."""
         return {name: sum(of_class[name] for of_class in self.counts) for name in self.counts[0]}
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """The counts and gains for a JSON file."""
         per_class = {}
         for name, counts, others in zip(classes, self.counts, self.confusions, strict=True):
             confused = {classes[other]: int(others[other]) for other in np.flatnonzero(others)}
@@ -95,13 +95,13 @@ def judge(
     num_classes: int,
     iou_threshold: float = 0.5,
 ) -> Judged:
-    """A verdict on each detection; boxes are in the devkit's pixels, and matching is its too."""
+    """Judge each detection; boxes are in the devkit's pixels and matched by its rules."""
     truths, found = concatenate(ground_truths), concatenate(detections)
     nearest, iou = nearest_objects(ground_truths, detections, num_classes=num_classes)
     outcome = settle(
         np.where(iou >= iou_threshold, nearest, -1), truths.difficult, found.scores
     ).outcome
-    # Where no object of the class is near, the nearest of all is of another class.
+    # If no object of the class is near, the nearest object is of another class.
     any_nearest, any_iou = nearest_objects(
         ground_truths, detections, num_classes=num_classes, any_class=True
     )
@@ -132,7 +132,7 @@ def error_breakdown(
     num_classes: int,
     iou_threshold: float = 0.5,
 ) -> ErrorBreakdown:
-    """Counts and gains of all kinds; the arguments are those of `judge`."""
+    """The counts and gains of all kinds; the arguments are those of `judge`."""
     judged = judge(ground_truths, detections, num_classes=num_classes, iou_threshold=iou_threshold)
     truths, found = concatenate(ground_truths), concatenate(detections)
     objects = np.bincount(truths.labels[~truths.difficult], minlength=num_classes)
@@ -159,7 +159,7 @@ def error_breakdown(
 
 
 def _gains(judged, truths, found, objects, missed):
-    """The mean average precision (area) without a kind of error, less that with all of them."""
+    """The mean average precision (area) without a kind of error, minus the one with all errors."""
     outcome = np.select(
         [judged.verdict == _IGNORED, judged.verdict == CORRECT],
         [IGNORED, TRUE_POSITIVE],
@@ -187,7 +187,7 @@ def _gains(judged, truths, found, objects, missed):
 def _mendable(judged, truths, found, of_kind):
     """The detections of a kind that would be correct with the right box or the right class.
 
-    They are the best ones for an object that nobody has found. All others would be duplicates.
+    These are the best ones for an object that was not found. All others would be duplicates.
     """
     taken = np.isin(np.arange(len(truths.labels)), judged.truth[judged.verdict == CORRECT])
     candidates = of_kind & ((judged.verdict == LOCALISATION) | judged.on_object)
@@ -196,7 +196,7 @@ def _mendable(judged, truths, found, of_kind):
 
 
 def _mean_average(found, outcome, asked_for, objects):
-    """Over the classes that have objects; one of which nothing is asked for is perfect."""
+    """The mean over classes with objects; a class none of whose objects is counted is perfect."""
     results = class_results(found, outcome, asked_for)
     return float(
         np.mean(

@@ -21,12 +21,12 @@ from ssd_jax.types import VOC_OFFSET
 
 
 class Evaluation(NamedTuple):
-    """The metrics, and image by image what they compared; boxes in pixels as the devkit counts.
+    """The metrics, and the boxes of each image that they compared, in the devkit's pixels.
 
-    `result` is the devkit's. `counted` asks for difficult objects too, as where their flag was lost
-    on the way (the VOC notebooks of SageMaker); `mxnet` is mxnet-ssd's own metric, errors included.
-    `coco` is None where it was not asked for. `image_sizes` are (height, width) in pixels.
-    `seconds` is what the network and the metrics took, None where no network was run.
+    `result` is the devkit's metric. `counted` also counts difficult objects, as happens if their
+    flag was lost (SageMaker's VOC notebooks); `mxnet` is mxnet-ssd's metric, including its errors.
+    `coco` is None if it was not requested. `image_sizes` are (height, width) in pixels. `seconds`
+    is the time of the network and the metrics, None if no network was run.
     """
 
     result: VocResult
@@ -40,13 +40,13 @@ class Evaluation(NamedTuple):
 
 
 class ErrorAnalysis(NamedTuple):
-    """Where the average precision is lost: on objects of which size, by which errors."""
+    """Where average precision is lost: by object size, and by kind of error."""
 
     sizes: tuple[SizeResult, ...]
     errors: ErrorBreakdown
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """The breakdown for a JSON file."""
         return {
             "sizes": [each.to_dict() for each in self.sizes],
             "errors": self.errors.to_dict(classes),
@@ -63,9 +63,9 @@ def measure_detections(
     with_coco: bool = True,
     coco_objects: Sequence[CocoObjects] | None = None,
 ) -> Evaluation:
-    """All metrics of the detections; boxes are in the devkit's pixels.
+    """Compute all metrics of the detections; boxes are in the devkit's pixels.
 
-    `iou_threshold` is that of the VOC metrics. `coco_objects` is the `objects` of `evaluate_coco`.
+    `iou_threshold` is for the VOC metrics. `coco_objects` is the `objects` of `evaluate_coco`.
     """
     metric = functools.partial(evaluate_voc, num_classes=num_classes, iou_threshold=iou_threshold)
     edges = [
@@ -86,7 +86,7 @@ def measure_detections(
 
 
 def diagnose(evaluation: Evaluation) -> ErrorAnalysis:
-    """Sizes and errors, at the IoU threshold of the VOC metrics."""
+    """The breakdown by size and error, at the IoU threshold of the VOC metrics."""
     options = {
         "num_classes": len(evaluation.result.per_class),
         "iou_threshold": evaluation.result.protocol.iou_threshold,
@@ -99,7 +99,7 @@ def diagnose(evaluation: Evaluation) -> ErrorAnalysis:
 
 
 def summary(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float | None]:
-    """The numbers by name: the means of all protocols, and the averages of each class."""
+    """The metrics by name: the means of all protocols, and the average precision of each class."""
     result, coco = evaluation.result, evaluation.coco
     values = {
         "map_voc07": result.map11,
@@ -119,7 +119,7 @@ def summary(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float |
 
 
 def speed(evaluation: Evaluation) -> dict[str, float]:
-    """`seconds` and `images_per_second`: all that may differ between two equal evaluations."""
+    """`seconds` and `images_per_second`, the only values that differ between equal evaluations."""
     if evaluation.seconds is None:
         return {}
     rate = len(evaluation.detections) / evaluation.seconds
@@ -129,7 +129,7 @@ def speed(evaluation: Evaluation) -> dict[str, float]:
 def results_dict(
     evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything for a JSON file; docs/evaluation.md has its meaning."""
+    """Everything for a JSON file; docs/evaluation.md explains it."""
     return {
         "metrics": summary(evaluation, classes),
         "protocol": evaluation.result.protocol.to_dict(),
@@ -149,11 +149,11 @@ def headline(evaluation: Evaluation, metric: str) -> str:
         "mxnet": (f"mAP@{threshold} (mxnet-ssd 11-point)", evaluation.mxnet.map11),
         "coco": ("AP@[.5:.95] (COCO)", evaluation.coco and evaluation.coco.numbers["AP"]),
     }[metric]
-    return f"{name} = " + ("undefined: no object to find" if value is None else f"{value:.3f}")
+    return f"{name} = " + ("undefined: no objects" if value is None else f"{value:.3f}")
 
 
 def protocol_of(evaluation: Evaluation, metric: str) -> str:
-    """What the headline by that metric was measured by, in words."""
+    """The protocol of the headline by a metric, in words."""
     if metric == "coco":
         return evaluation.coco.describe() if evaluation.coco else ""
     result = evaluation.mxnet if metric == "mxnet" else evaluation.result
@@ -161,7 +161,7 @@ def protocol_of(evaluation: Evaluation, metric: str) -> str:
 
 
 def table(evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[str]) -> str:
-    """Average precision of each class with its best score, COCO's numbers, sizes and errors."""
+    """A table of average precisions and best scores, then COCO's numbers, sizes and errors."""
     result, coco = evaluation.result, evaluation.coco
     width = max(map(len, ("class", *classes)))
     per_class = coco.per_class if coco else [None] * len(classes)
@@ -178,12 +178,12 @@ def table(evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[st
     lines.append(f"{'mean':{width}}     {'  '.join(map(_number, means))}")
     if common := best_common_threshold(result.per_class):
         lines.append(
-            f"one score for all classes: {shown_score(common.score):.3f}, with an F1 of "
+            f"one score threshold for all classes: {shown_score(common.score):.3f}, with an F1 of "
             f"{common.f1:.3f}, a precision of {common.precision:.3f} and a recall of "
             f"{common.recall:.3f}"
         )
     lines.append(
-        f"with difficult objects asked for {_number(evaluation.counted.map11)}, by mxnet-ssd's own "
+        f"with difficult objects counted {_number(evaluation.counted.map11)}, by mxnet-ssd's own "
         f"metric {_number(evaluation.mxnet.map11)} (11-point)"
     )
     if coco:
@@ -192,7 +192,7 @@ def table(evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[st
         for name, reason in coco.undefined.items():
             reasons.setdefault(reason, []).append(name)
         lines += [f"      no {', '.join(names)}: {why}" for why, names in reasons.items()]
-    for unit, text in (("pixels", "size"), ("image", "part of the image's side")):
+    for unit, text in (("pixels", "size"), ("image", "fraction of the image side")):
         by_name = {f"{s.name}:": s.ap for s in diagnosis.sizes if s.unit == unit and s.objects}
         lines.append(f"area AP by {text}: " + _listed(by_name, separator=", "))
     lines.append(_errors_line(diagnosis.errors))
@@ -203,7 +203,7 @@ def table(evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[st
 
 
 def _errors_line(errors: ErrorBreakdown) -> str:
-    """The counts of all classes, in one line."""
+    """The counts of all classes as one line."""
     total = errors.total
     tally = ", ".join(f"{total[name]:,} {name}" for name in total if name != "objects")
     return f"best {total['objects']:,} detections and objects: {tally}"
@@ -212,7 +212,7 @@ def _errors_line(errors: ErrorBreakdown) -> str:
 def devkit_pixels(
     boxes: Float[np.ndarray, "N 4"], size: Int[np.ndarray, "2"] | tuple[int, int]
 ) -> Float[np.ndarray, "N 4"]:
-    """Normalised edges to pixels counted from 1, both corners inside, as VOC writes them."""
+    """Normalised edges to pixels counted from 1, both corners inside, as in VOC."""
     height, width = size
     return boxes.astype(np.float64) * [width, height, width, height] + VOC_OFFSET
 
@@ -220,7 +220,7 @@ def devkit_pixels(
 def annotated_pixels(
     boxes: Float[np.ndarray, "N 4"], size: Int[np.ndarray, "2"] | tuple[int, int]
 ) -> Float[np.ndarray, "N 4"]:
-    """The same for ground truth: back to the annotation's numbers, which float32 just misses."""
+    """The same for ground truth, rounded to undo the rounding errors of float32."""
     return np.round(devkit_pixels(boxes, size), 2)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a network on a source: predict, gather, and the metrics in NumPy."""
+"""Evaluation of a network on a source: prediction, gathering, and metrics in NumPy."""
 
 import itertools
 import math
@@ -37,11 +37,11 @@ def evaluate(
     with_coco: bool = True,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> Evaluation:
-    """Measures every image of the source once.
+    """Evaluate every image of the source once.
 
     `predict` takes batches on the mesh; `batch_size` is rounded up to a multiple of its devices.
-    `with_coco` measures COCO's metric too, which takes seconds for thousands of images. The batches
-    are pulled through `watch`, which may end the evaluation by an exception.
+    `with_coco` adds COCO's metric, which takes seconds for thousands of images. `watch` wraps the
+    iteration over batches and may end the evaluation with an exception.
     """
     began = perf_counter()
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
@@ -66,11 +66,11 @@ def evaluate(
         for batch in progress:
             on_mesh = put_batch(batch, mesh)
             found = predict(variables, on_mesh.canvas, on_mesh.extent)
-            # Both come back through the mesh, so that their rows agree on any number of processes.
+            # Both return through the mesh, so that their rows agree on any number of processes.
             yield found, on_mesh._replace(canvas=on_mesh.extent)
 
     ground_truths, detections, sizes = [], [], []
-    # Results are waited for when the next batch has been sent: the devices need not wait too.
+    # Wait for results only after the next batch was sent, so that the devices do not wait.
     for on_devices, _ in itertools.pairwise(itertools.chain(dispatched(), (None,))):
         found, truth = gather(on_devices)
         for row in np.flatnonzero(truth.real).tolist():

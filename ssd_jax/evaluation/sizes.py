@@ -1,10 +1,10 @@
-"""Average precision by the size of the objects, in pixels and in parts of their image.
+"""Average precision by the size of the objects, in pixels and as a fraction of their image.
 
-Sizes are the square roots of box areas. In pixels the limits are COCO's, 32 and 96. In parts of the
-image, sqrt(box area / image area), each limit is twice the one before, as the strides of the
-network's feature maps are. For each size the rules are those of the VOC metric, and what is of
-another size counts neither way: such objects, the detections on them, and the detections of another
-size that are on no object.
+Sizes are the square roots of box areas. In pixels the limits are COCO's, 32 and 96. For fractions
+of the image, sqrt(box area / image area), each limit is twice the one before, like the strides of
+the network's feature maps. Each size uses the rules of the VOC metric, except that objects of other
+sizes, the detections on them, and detections of other sizes that are on no object count neither
+way.
 """
 
 import itertools
@@ -37,7 +37,7 @@ LIMITS: dict[Unit, tuple[float, ...]] = {
 class SizeResult(NamedTuple):
     """Objects with `low` <= size < `high`: their number, and the mean average precision (area).
 
-    The average is None without objects.
+    The average is None if there are no objects.
     """
 
     unit: Unit
@@ -55,7 +55,7 @@ class SizeResult(NamedTuple):
         return f"{text} px" if self.unit == "pixels" else text
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file, where no upper limit is null."""
+        """The range for a JSON file; the upper limit is null if there is none."""
         high = None if math.isinf(self.high) else self.high
         return {"name": self.name, **self._asdict(), "high": high}
 

@@ -1,7 +1,7 @@
-"""From which score on detections are worth showing: the one with the best F1.
+"""The score threshold with the best F1, from which on detections are worth showing.
 
-F1 is the harmonic mean of precision and recall (van Rijsbergen 1979), here of the curve that the
-average precision comes from: the same matches, and difficult objects by the same rule.
+F1 is the harmonic mean of precision and recall (van Rijsbergen 1979), here on the curve that the
+average precision is computed from: with the same matches and the same rule for difficult objects.
 """
 
 import decimal
@@ -15,7 +15,7 @@ from ssd_jax.evaluation.voc import ClassResult, VocResult
 
 
 class Threshold(NamedTuple):
-    """What detections of at least `score` are worth."""
+    """Precision, recall and F1 of the detections of at least `score`."""
 
     score: float
     f1: float
@@ -24,15 +24,15 @@ class Threshold(NamedTuple):
 
 
 def best_threshold(result: ClassResult) -> Threshold | None:
-    """The threshold of a class; the highest of equally good ones.
+    """The best threshold of a class; the highest of equally good ones.
 
-    None where there is no object to be found, or none was found.
+    None if the class has no objects, or none was found.
     """
     return _best(_hits(result), result.scores, result.npos)
 
 
 def best_common_threshold(per_class: Sequence[ClassResult]) -> Threshold | None:
-    """The one threshold for all classes, whose detections and objects are counted together."""
+    """The best common threshold; detections and objects of all classes are counted together."""
     return _best(
         np.concatenate([_hits(result) for result in per_class]),
         np.concatenate([result.scores for result in per_class]),
@@ -41,7 +41,7 @@ def best_common_threshold(per_class: Sequence[ClassResult]) -> Threshold | None:
 
 
 def thresholds_dict(result: VocResult, classes: Sequence[str]) -> dict[str, Any]:
-    """All of them for a JSON file."""
+    """All thresholds for a JSON file."""
     common = best_common_threshold(result.per_class)
     of_classes = {
         name: best_threshold(each) for name, each in zip(classes, result.per_class, strict=True)
@@ -54,7 +54,7 @@ def thresholds_dict(result: VocResult, classes: Sequence[str]) -> dict[str, Any]
 
 
 def _hits(result: ClassResult) -> Bool[np.ndarray, "K"]:
-    """Which detections of the curve, by falling score, are right."""
+    """Which detections of the curve, by falling score, are correct."""
     right = np.rint(result.precision * np.arange(1, len(result.scores) + 1))
     return np.diff(right, prepend=0) > 0
 
@@ -67,7 +67,7 @@ def _best(
     order = np.argsort(-scores, kind="stable")
     hits, scores = hits[order], scores[order]
     right, shown = np.cumsum(hits), np.arange(1, len(hits) + 1)
-    # A threshold shows all detections of its score, or none.
+    # A threshold shows all detections with an equal score, or none.
     last_of_score = np.append(scores[1:] < scores[:-1], True)
     f1 = np.where(last_of_score, 2 * right / (shown + objects), 0.0)
     best = int(np.argmax(f1))
@@ -80,7 +80,7 @@ def _best(
 
 
 def shown_score(score: float | None) -> float | None:
-    """With three digits, rounded down: above the score itself fewer detections would be taken."""
+    """The score rounded down to three digits; rounded up it would show fewer detections."""
     if score is None:
         return None
     return float(decimal.Decimal(float(score)).quantize(decimal.Decimal("0.001"), "ROUND_DOWN"))

@@ -3,20 +3,20 @@
 The rules are those of the devkit's VOCevaldet.m
 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4):
 
-* A class's detections are taken over all images by falling score; equal scores keep their order,
-  image by image.
-* Each looks at the ground truth of its image and class with the highest IoU (the first of equals)
-  and at no other. Below the threshold, or if that object is taken already, it is a false positive.
-* If that object is `difficult`, the detection counts neither way. Difficult objects are not asked
-  for.
+* The detections of a class in all images are sorted by falling score; equal scores keep their
+  order, image by image.
+* Each is compared only with the object of its image and class with the highest IoU (the first of
+  equals). Below the threshold, or if that object is already taken, it is a false positive.
+* If that object is `difficult`, the detection counts neither way. Difficult objects are not
+  counted.
 
-VOC2007 averages the precision at 11 recalls; VOC2010 and later take the whole area.
+VOC2007 averages the precision at 11 recalls; VOC2010 and later use the whole area.
 
-`counting` "mxnet-ssd" is the bookkeeping of mxnet-ssd's evaluate/eval_metric.py, with its errors:
+`counting` "mxnet-ssd" is the counting of mxnet-ssd's evaluate/eval_metric.py, with its errors:
 
-* An image's objects of a class are asked for only if the class has a detection in the image that is
-  not ignored; then without the difficult ones, as it should be.
-* Where a class has no detection in an image, its difficult objects are asked for too.
+* An image's objects of a class are counted only if the class has a detection in the image that is
+  not ignored; difficult ones are then left out, as they should be.
+* If a class has no detection in an image, its difficult objects are counted too.
 * A class without objects has an average of 0, not none, as soon as it is detected somewhere.
 """
 
@@ -36,7 +36,7 @@ Counting = Literal["devkit", "mxnet-ssd"]
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
 # The devkit's 0:0.1:1 in floating point, where 3 * 0.1 > 0.3: a recall of exactly 3 in 10 does not
-# reach its fourth threshold. np.linspace would differ there.
+# reach the fourth threshold. With np.linspace it would.
 RECALL_THRESHOLDS = np.arange(0, 1.1, 0.1)
 
 
@@ -57,7 +57,7 @@ class ScoredBoxes(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What became of the detections of all images, concatenated.
+    """The outcomes of the detections of all images, concatenated.
 
     `outcome` is FALSE_POSITIVE, TRUE_POSITIVE or IGNORED. `truth` is the object that a detection
     took, as an index into the concatenated ground truth, and -1 for all but true positives.
@@ -68,7 +68,7 @@ class Matches(NamedTuple):
 
 
 class VocProtocol(NamedTuple):
-    """The choices that an mAP depends on, to be kept beside the number."""
+    """The choices that an mAP depends on, to be reported with the number."""
 
     iou_threshold: float
     iou_rule: IouRule
@@ -88,7 +88,7 @@ class VocProtocol(NamedTuple):
         )
 
     def to_dict(self) -> dict[str, str | float | bool | int]:
-        """The same for a JSON file, with both descriptions."""
+        """The protocol for a JSON file, with both descriptions."""
         return self._asdict() | {
             "map11": self.describe("11-point"),
             "map": self.describe("area"),
@@ -96,10 +96,10 @@ class VocProtocol(NamedTuple):
 
 
 class ClassResult(NamedTuple):
-    """One class. The averages are None where there is no object to be found.
+    """The result of one class. The averages are None if it has no objects.
 
-    `npos` counts the objects that are asked for. The curve has one point for each detection
-    that is not ignored, by falling score.
+    `npos` is the number of objects that count. The curve has one point for each detection that is
+    not ignored, by falling score.
     """
 
     ap11: float | None
@@ -132,15 +132,14 @@ def evaluate_voc(
     difficult: DifficultRule = "ignored",
     counting: Counting = "devkit",
 ) -> VocResult:
-    """Average precisions of the detections, image by image beside their ground truth.
+    """Compute the average precisions of detections; both arguments have one entry per image.
 
     `plus_one` measures boxes in whole pixels, xmax - xmin + 1, as the devkit does. The devkit
     compares by ">=", py-faster-rcnn's voc_eval.py and mxnet-ssd by ">". `difficult` "counted"
-    treats difficult objects as all others.
+    treats difficult objects like all others.
 
     Raises:
-      UserError: `plus_one` with boxes that are normalised; in pixels they are with
-        `metrics.devkit_pixels`.
+      UserError: `plus_one` with normalised boxes; `metrics.devkit_pixels` converts them.
     """
     if plus_one:
         _check_in_pixels(ground_truths)
@@ -181,11 +180,11 @@ def evaluate_voc(
 
 def _check_in_pixels(ground_truths: Sequence[GroundTruth]) -> None:
     ends = [truth.boxes[:, 2:].max() for truth in ground_truths if len(truth.boxes)]
-    # A box of one pixel in the corner, counted from 1, ends at 1, too.
+    # Counted from 1, a box of one pixel in the corner also ends at 1.
     if ends and max(ends) < NORMALISED_BOXES_END and any(end != round(end) for end in ends):
         raise UserError(
-            f"evaluate_voc: got boxes that end at {max(ends):.3g}, expected pixels. Give "
-            "`evaluation.metrics.devkit_pixels` of normalised boxes, or `plus_one=False`."
+            f"evaluate_voc: got boxes that end at {max(ends):.3g}, expected pixels. Convert "
+            "normalised boxes with `evaluation.metrics.devkit_pixels`, or use `plus_one=False`."
         )
 
 
@@ -198,7 +197,7 @@ def match_detections(
     plus_one: bool = True,
     iou_rule: IouRule = ">=",
 ) -> Matches:
-    """Tell true from false positives; the arguments are those of `evaluate_voc`."""
+    """Separate true from false positives; the arguments are those of `evaluate_voc`."""
     if not 0 < iou_threshold <= 1:
         raise UserError(f"got an IoU threshold of {iou_threshold}; expected 0 < threshold <= 1")
     truth, iou = nearest_objects(
@@ -219,8 +218,8 @@ def nearest_objects(
 ) -> tuple[Int[np.ndarray, "D"], Float[np.ndarray, "D"]]:
     """For each detection the object of its image with the highest IoU, and that IoU.
 
-    Objects are indices into the concatenated ground truth, -1 where none touches the detection.
-    Only those of the detection's own class are looked at, unless `any_class`.
+    Objects are indices into the concatenated ground truth, -1 if none touches the detection. Only
+    objects of the detection's class are considered, unless `any_class`.
     """
     _check(ground_truths, detections, num_classes)
     truths, found = concatenate(ground_truths), concatenate(detections)
@@ -240,9 +239,9 @@ def nearest_objects(
 def settle(
     truth: Int[np.ndarray, "D"], ignored: Bool[np.ndarray, "N"], scores: Num[np.ndarray, "D"]
 ) -> Matches:
-    """Gives each object to the best detection that claims it; `truth` is the claim, -1 for none.
+    """Assign each object to the best detection that claims it; `truth` is the claim, -1 for none.
 
-    Whoever claims an `ignored` object counts neither way.
+    A detection that claims an `ignored` object counts neither way.
     """
     on_ignored = np.append(ignored, False)[truth]  # [-1]: no object, not ignored
     claims = np.flatnonzero((truth >= 0) & ~on_ignored)
@@ -257,7 +256,7 @@ def settle(
 def class_results(
     found: ScoredBoxes, outcome: Int[np.ndarray, "D"], npos: Int[np.ndarray, "C"]
 ) -> tuple[ClassResult, ...]:
-    """Curve and averages of each class; `found` are the detections of all images, concatenated."""
+    """The curve and averages of each class; `found` has the concatenated detections."""
     results = []
     for label, objects in enumerate(npos.tolist()):
         rows = np.flatnonzero((found.labels == label) & (outcome != IGNORED))
@@ -267,18 +266,18 @@ def class_results(
 
 
 def mean_of_defined(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are not None; None if there are none."""
+    """The mean of the values that are not None; None if there are none."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def concatenate(records: Sequence[GroundTruth] | Sequence[ScoredBoxes]):
-    """The records of all images as one."""
+    """The records of all images concatenated into one."""
     return type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
 
 
 def _groups(records, num_classes):
-    """For each box a number that it shares with the boxes of its class in its image."""
+    """For each box the number of its group: the boxes of its class in its image."""
     return _images(records) * num_classes + concatenate(records).labels
 
 
@@ -289,8 +288,8 @@ def _images(records):
 def _best_truths(boxes, groups, truth_boxes, truth_groups, plus_one):
     """For each box the object of its own group with the highest IoU (-1: none touches it).
 
-    Goes through the first objects of all groups at once, then the second ones, and so on: as many
-    rounds as the largest group has objects.
+    Each round compares one object of every group at once, so there are as many rounds as the
+    largest group has objects.
     """
     by_group = np.argsort(truth_groups, kind="stable")
     sorted_groups = truth_groups[by_group]
@@ -325,7 +324,7 @@ def _class_result(hits, scores, npos):
         recall = np.zeros(len(hits))
         return ClassResult(None, None, 0, found, len(hits) - found, recall, precision, scores)
     recall = tp / npos
-    # The best precision at this recall or any higher one; 0 beyond the last detection.
+    # The best precision at this recall or any higher one; 0 after the last detection.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     ap11 = np.mean(envelope[np.searchsorted(recall, RECALL_THRESHOLDS)])
     ap = np.sum(np.diff(recall, prepend=0.0) * envelope[:-1])
@@ -337,16 +336,16 @@ def _class_result(hits, scores, npos):
 def _check(ground_truths, detections, num_classes):
     if not ground_truths or len(ground_truths) != len(detections):
         raise UserError(
-            f"got ground truth of {len(ground_truths)} images and detections of "
+            f"got ground truth for {len(ground_truths)} images and detections for "
             f"{len(detections)}; expected the same images, at least one. "
-            "Give an image without detections empty arrays"
+            "Give empty arrays for an image without detections"
         )
     for kind, records in (("ground truth", ground_truths), ("detections", detections)):
         for image, record in enumerate(records):
             if len({len(column) for column in record}) != 1:
                 lengths = {name: len(column) for name, column in record._asdict().items()}
                 raise UserError(
-                    f"{kind} of image {image}: got {lengths}; expected columns of one length"
+                    f"{kind} of image {image}: got {lengths}; expected columns of equal length"
                 )
         labels = np.concatenate([record.labels for record in records])
         if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
@@ -356,5 +355,5 @@ def _check(ground_truths, detections, num_classes):
             )
     if np.isnan(np.concatenate([found.scores for found in detections])).any():
         raise UserError(
-            "got NaN among the scores; expected numbers. Look for a diverged training run"
+            "got NaN among the scores; expected numbers. Check whether the training run diverged"
         )

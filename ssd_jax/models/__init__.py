@@ -1,1 +1,1 @@
-"""Linen networks: images -> (box_deltas, class_logits). No loss, no config."""
+"""Linen networks: images -> (box_deltas, class_logits). They use no loss and no config."""

@@ -1,4 +1,4 @@
-"""Convolution that is quick on CPUs too."""
+"""Convolution that is also fast on CPUs."""
 
 import functools
 import math
@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pairs = tuple[tuple[int, int], tuple[int, int]]
-# Of a strip of rows; with 64 channels half a megabyte, which a processor keeps at hand.
+# The pixels of a strip of rows; with 64 channels half a megabyte, which fits into a CPU's cache.
 _PIXELS = 2048
-# A matrix of so few columns is slow to multiply with; then those of all taps become one.
+# Multiplying matrices with so few columns is slow; those of all taps are then joined into one.
 _FEW_CHANNELS = 16
-# Multiplications for an image going forward, half a millisecond of a core.
+# Multiplications per image in the forward pass: half a millisecond of one core.
 _WORTH_IT = 2**24
 
 
@@ -30,10 +30,10 @@ def convolution(
 ) -> Float[Array, "B _ _ o"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, for its `conv_general_dilated`.
 
-    On CPUs two of its cases are computed as matrix products, because XLA is slow at them
-    (docs/performance.md). A kernel of 1x1 is one, which XLA leaves to one core. The other is the
-    gradient of any kernel, for XLA a convolution whose window is a whole feature map. Elsewhere
-    nothing changes, nor for layers so small that the longer compilation would not pay.
+    On CPUs two cases are computed as matrix products, because XLA is slow at them
+    (docs/performance.md): a kernel of 1x1, which XLA computes on one core, and the gradient of any
+    kernel, which for XLA is a convolution whose window is a whole feature map. Other devices use
+    XLA's convolution, and so do layers so small that the longer compilation would not pay off.
     """
     del others  # one group, no dilated images, the default precision, the layout NHWC
     settings = tuple(window_strides), tuple(padding), tuple(rhs_dilation)
@@ -64,8 +64,8 @@ def _is_pointwise(kernel, padding):
 
 
 def _pointwise(images, kernel, *, strides):
-    # Two axes each, so that the gradient of the kernel is a product of matrices as they lie; of
-    # more axes XLA makes a copy that is turned round.
+    # Two axes each, so that the gradient of the kernel is a product of the matrices as stored; with
+    # more axes XLA makes a transposed copy.
     seen = images[:, :: strides[0], :: strides[1]]
     matrix = kernel[0, 0]
     return (seen.reshape(-1, len(matrix)) @ matrix).reshape(*seen.shape[:3], -1)
@@ -105,12 +105,12 @@ def kernel_gradient(
     padding: Pairs,
     dilation: tuple[int, int],
 ) -> Float[Array, "h w i o"]:
-    """For each tap of the kernel the product of what it saw with the gradient of what it gave.
+    """The gradient of the kernel: for each tap, its input times the gradient of its output.
 
-    A few rows at a time, so that every tap finds them in the processor's cache. A matrix product
-    reads its first factor by rows, so one of the two must be turned round: the gradient, which is
-    the same for all taps. Of images of few channels, as those of three colours, all taps together
-    make one product.
+    Rows are processed a few at a time, so that every tap finds them in the CPU's cache. A matrix
+    product reads its first factor by rows, so one of the two must be transposed: the gradient,
+    which is the same for all taps. For images of few channels, such as RGB, all taps together are
+    one product.
     """
     height, width, channels, features = kernel_shape
     batch, rows, columns, _ = gradient.shape
@@ -137,7 +137,7 @@ def kernel_gradient(
             products = lax.map(lambda tap: multiply(seen(strip, tap)), jnp.arange(height * width))
         return total + products
 
-    # A zero that inside `shard_map` is each device's own, as the sum is.
+    # A zero that varies over devices inside `shard_map`, like the sum.
     nothing = gradient[:0].sum(dtype=jnp.float32)
     nothing = jnp.broadcast_to(nothing, (height * width, features, channels))
     total = lax.fori_loop(0, rows // block, add, nothing)

@@ -1,4 +1,4 @@
-"""The layers behind the backbone, each of which gives one more, coarser feature map."""
+"""The layers after the backbone; each adds one coarser feature map."""
 
 import dataclasses
 from typing import NamedTuple
@@ -49,16 +49,16 @@ _MXNET = (
     ExtraLayer(128, 256),
     ExtraLayer(128, 128),
 )
-# From this image size on VGG16 takes the layout of SSD512.
+# From this image size on, VGG16 uses the layout of SSD512.
 _SSD512_FROM = 448
 
 
 class ExtraLayers(nn.Module):
-    """A layout of extra layers, as far as it goes.
+    """The extra layers of a layout that fit.
 
-    It is followed until the next kernel does not fit, and not beyond a map of 1x1 unless
+    Layers are added until the next kernel does not fit, and not after a map of 1x1 unless
     `beyond_one`: 300 px gives the six maps of SSD300, 128 px stops at 2x2 after two extra layers.
-    They are named conv6_1, conv6_2, conv7_1, ... A call takes the first `at_most` of them.
+    They are named conv6_1, conv6_2, conv7_1, ... A call uses the first `at_most` of them.
     """
 
     layout: tuple[ExtraLayer, ...]
@@ -100,7 +100,7 @@ class ExtraLayers(nn.Module):
 
 
 def paper_extras(backbone: str, image_size: int, style: ConvStyle) -> ExtraLayers:
-    """The paper's layers behind VGG16, GluonCV's behind a ResNet; stops at a map of 1x1."""
+    """The paper's layers after VGG16, GluonCV's after a ResNet; stops at a map of 1x1."""
     if backbone == "vgg16":
         return ExtraLayers(_SSD300 if image_size < _SSD512_FROM else _SSD512, style)
     if backbone == "small":
@@ -112,7 +112,7 @@ def paper_extras(backbone: str, image_size: int, style: ConvStyle) -> ExtraLayer
 
 
 def mxnet_extras(backbone: str, image_size: int, style: ConvStyle) -> ExtraLayers:
-    """The layers of mxnet-ssd: with biases, without BatchNorm, at any image size all of them."""
+    """The layers of mxnet-ssd: with biases, without BatchNorm, all of them at any image size."""
     style = dataclasses.replace(style, bias=True, batch_norm="none")
     layout = _MXNET
     if backbone == "vgg16":

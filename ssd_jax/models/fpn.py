@@ -8,11 +8,11 @@ from ssd_jax.models.layers import ConvStyle, conv_layer
 
 
 class FeaturePyramid(nn.Module):
-    """Every map becomes `channels` wide and takes in all coarser ones; sizes stay.
+    """Fuse each map with all coarser ones; every map gets `channels`, sizes do not change.
 
-    A 1x1 convolution of each map, plus the coarser result enlarged to nearest pixels, then a 3x3
-    convolution of each sum. Unlike in the paper it ends in a ReLU, because SSD's heads are a single
-    convolution: two without anything in between would be one.
+    A 1x1 convolution of each map is added to the enlarged coarser result (nearest neighbour); a 3x3
+    convolution of each sum follows. Unlike in the paper it ends in a ReLU, because SSD's heads are
+    a single convolution: two without anything in between would act as one.
     """
 
     style: ConvStyle
@@ -23,23 +23,24 @@ class FeaturePyramid(nn.Module):
         self, maps: tuple[Float[Array, "B _ _ _"], ...], *, train: bool
     ) -> tuple[Float[Array, "B _ _ {self.channels}"], ...]:
         """Fuse maps, finest first."""
-        words = {"style": self.style, "train": train}
+        options = {"style": self.style, "train": train}
         fused, coarser = [], None
         for level in reversed(range(len(maps))):
             own = conv_layer(
-                maps[level], self.channels, name=f"lateral_{level}", kernel=1, relu=False, **words
+                maps[level], self.channels, name=f"lateral_{level}", kernel=1, relu=False, **options
             )
             coarser = own if coarser is None else own + enlarge(coarser, own.shape[1:3])
-            fused.append(conv_layer(coarser, self.channels, name=f"output_{level}", **words))
+            fused.append(conv_layer(coarser, self.channels, name=f"output_{level}", **options))
         return tuple(reversed(fused))
 
 
 def enlarge(
     x: Float[Array, "B h w c"], size: tuple[int, int]
 ) -> Float[Array, "B {size[0]} {size[1]} c"]:
-    """Each pixel as a block of equal ones, cut off at `size`.
+    """Repeat each pixel as a block, and cut the result to `size`.
 
-    By copies, not by indices: their gradient is a sum that comes out the same every time.
+    It copies instead of indexing, because the gradient of copies is a sum that is the same every
+    time.
     """
     images, height, width, channels = x.shape
     times_down, times_across = -(-size[0] // height), -(-size[1] // width)

@@ -1,4 +1,4 @@
-"""First values of the variables, made on the host.
+"""Initial values of the variables, made on the host.
 
 Compiling `model.init` of VGG16 takes half a minute on a CPU; tracing its shapes and filling them
 with NumPy takes less than a second.
@@ -24,13 +24,13 @@ def variable_shapes(model: SSD, image_size: int) -> dict[str, dict]:
 
 
 def init_variables(model: SSD, image_size: int, *, seed: int) -> dict[str, dict]:
-    """Give {"params", "batch_stats"} as NumPy arrays, a function of (seed, path) each.
+    """Make {"params", "batch_stats"} as NumPy arrays, each a function of (seed, path).
 
     Kernels of the backbone are He normal by fan-in, those of the other layers Xavier uniform as in
     the paper. `batch_stats` is empty without BatchNorm. Class heads whose activation is "sigmoid"
-    begin at a score of 0.01, so that the many negatives do not drown the rest at first (Lin et al.
-    2017, arXiv:1708.02002, section 4.1). This holds for the layers of this package; what another
-    module has keeps the initialiser that it was given.
+    start at a score of 0.01, so that the many negatives do not dominate at first (Lin et al. 2017,
+    arXiv:1708.02002, section 4.1). This applies to the layers of this package; other modules keep
+    their own initialisers.
     """
     layers: dict[tuple[str, ...], nn.Module] = {}
 
@@ -64,16 +64,16 @@ def unit_output_factors(
     layers: Sequence[str],
     images: Float[np.ndarray, "B S S 3"],
 ) -> dict[str, float]:
-    """Factors of the kernels of layers of the backbone: each then answers with an RMS near 1.
+    """Factors for the kernels of backbone layers that bring the RMS of each output near 1.
 
-    They are powers of two: exact, and hardly ever others on another machine. Layers are scaled in
-    the order given, after LSUV (Mishkin and Matas 2016, arXiv:1511.06422), so the first, which sees
-    the pretrained ones, has nearly all of the factor. Sharing it evenly, which computes the same at
-    first, was tried: gradients were smaller and the losses alike, but mAP came later
-    (experiments/voc300/README.md). It is for random layers above pretrained ones. Those of Caffe's
-    VGG16 answer in hundreds; what random layers make of that gives a first loss of many times
-    log(classes), and the quickest way down is to silence the pretrained layers, most of which were
-    still silent 500 steps later (docs/weights.md).
+    The factors are powers of two: exact, and almost never different on another machine. Layers are
+    scaled in the order given, after LSUV (Mishkin and Matas 2016, arXiv:1511.06422), so the first
+    one after the pretrained layers gets nearly all of the factor. Sharing it evenly, which computes
+    the same at first, was tried: gradients were smaller and the losses similar, but mAP rose later
+    (experiments/voc300/README.md). This is for random layers on top of pretrained ones. The
+    activations of Caffe's VGG16 are in the hundreds; after random layers the initial loss is many
+    times log(classes), and the fastest way to lower it is to kill the channels of the pretrained
+    layers, most of which were still dead 500 steps later (docs/weights.md).
     """
 
     @jax.jit
@@ -82,7 +82,7 @@ def unit_output_factors(
             variables,
             images,
             train=False,
-            method=lambda model, images, **words: model.backbone(images, **words),
+            method=lambda model, images, **options: model.backbone(images, **options),
             capture_intermediates=lambda module, name: name == "__call__" and module.name in layers,
             mutable=["intermediates"],
         )
@@ -100,7 +100,7 @@ def unit_output_factors(
 
 
 def scale_kernels(variables: dict[str, dict], factors: Mapping[str, float]) -> dict[str, dict]:
-    """The variables, kernels of layers of the backbone multiplied by their factors."""
+    """The variables with the kernels of backbone layers multiplied by their factors."""
     backbone = dict(variables["params"]["backbone"])
     for layer, factor in factors.items():
         kernel = backbone[layer]["kernel"] * np.float32(factor)
@@ -120,7 +120,7 @@ def _linen_variables(model: SSD, image_size: int) -> Callable[[Array], dict[str,
 def _own_values(
     model: SSD, image_size: int, paths: Sequence[tuple[str, ...]], seed: int
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """What Linen makes of the leaves at `paths`; compiled, without the network behind them."""
+    """Linen's initial values of the leaves at `paths`, compiled without the rest of the network."""
     if not paths:
         return {}
     variables = _linen_variables(model, image_size)

@@ -1,4 +1,4 @@
-"""The layers that every network here is made of."""
+"""The layers that all networks of the package share."""
 
 import dataclasses
 from typing import Any
@@ -11,18 +11,18 @@ from jaxtyping import Array, Float
 from ssd_jax.models.convolution import convolution
 from ssd_jax.models.groups import group_size, group_sums
 
-# Marks the kernels that `initialise.init_variables` makes by its own rule. Flax traces it at every
-# start, and Linen's own takes four times as long.
+# Marks the kernels that `initialise.init_variables` fills by its own rule. Flax traces it at every
+# start; Linen's default initialiser would take four times as long.
 TRACED_INIT = nn.initializers.he_uniform()
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvStyle:
-    """What all convolutions of a network have in common.
+    """The settings that all convolutions of a network share.
 
-    `batch_norm` is "none", "frozen" or "batch"; the other words of `batch_norm` and `batch_axis`
-    are those of `GroupedBatchNorm`.
-    Parameters are float32 whatever `dtype` the network computes in.
+    `batch_norm` is "none", "frozen" or "batch"; the other `batch_norm` settings and `batch_axis`
+    are those of `GroupedBatchNorm`. Parameters are float32 whatever `dtype` the network computes
+    in.
     """
 
     width: float = 1.0
@@ -36,7 +36,7 @@ class ConvStyle:
     batch_axis: str | None = None
 
     def channels(self, full: int) -> int:
-        """Channels at this width: the nearest multiple of 8, at least 8."""
+        """The number of channels at this width: the nearest multiple of 8, at least 8."""
         return max(8, 8 * int(full * self.width / 8 + 0.5))
 
 
@@ -56,10 +56,10 @@ def conv_layer(
 ) -> Float[Array, "B _ _ _"]:
     """Convolution, then BatchNorm if the style has it, then ReLU; inside a compact method.
 
-    The modules are `name` and `name_bn`, so the convolutions have the same place in the tree with
-    and without BatchNorm. `padding` None keeps the size at stride 1 and halves it, rounded up, at
-    stride 2: the symmetric padding of Caffe, MXNet and PyTorch, not "SAME" (which is lopsided).
-    `norm_scale` is the first value of BatchNorm's factors.
+    The modules are `name` and `name_bn`, so the convolutions have the same path with and without
+    BatchNorm. `padding` None keeps the size at stride 1 and halves it, rounded up, at stride 2: the
+    symmetric padding of Caffe, MXNet and PyTorch, not "SAME" (which is asymmetric). `norm_scale` is
+    the initial value of BatchNorm's factors.
     """
     pad = dilation * (kernel // 2) if padding is None else padding
     x = nn.Conv(
@@ -80,10 +80,11 @@ def conv_layer(
 
 @jax.custom_jvp
 def rectify(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    """ReLU whose gradient asks where its result is 0, not where `x` is positive.
+    """ReLU whose gradient tests where its result is 0, not where `x` is positive.
 
-    So a training keeps the result alone, which the next layer keeps anyway. Asked whether the
-    result is positive, XLA asks `x` again (docs/performance.md, "Compiled for a GPU").
+    Training then stores only the result, which the next layer stores anyway. If the gradient tested
+    whether the result is positive, XLA would use `x` again (docs/performance.md, "Compiled for a
+    GPU").
     """
     return jnp.maximum(x, 0)
 
@@ -99,7 +100,7 @@ def batch_norm(
     train: bool,
     initial_scale: float = 1.0,
 ) -> Float[Array, "B h w c"]:
-    """BatchNorm as the style has it, if it has it; inside a compact method."""
+    """The style's BatchNorm, if it has one; inside a compact method."""
     if style.batch_norm == "none":
         return x
     return GroupedBatchNorm(
@@ -115,18 +116,18 @@ def batch_norm(
 
 
 class GroupedBatchNorm(nn.Module):
-    """BatchNorm whose training statistics are those of groups of consecutive images.
+    """BatchNorm with training statistics over groups of consecutive images.
 
-    With `group` = N, images 0..N-1 share one mean and variance, N..2N-1 the next: the per-device
-    statistics of other frameworks, yet the same on any number of devices. 0 makes the whole batch
-    one group (SyncBN). The running statistics follow the mean over the groups. `frozen` takes the
-    running statistics as constants in training too; scale and bias still train; without `use_scale`
-    there is none (MXNet's `fix_gamma`). Statistics are float32 for every input dtype; the variance
-    is the biased one, also where it is kept.
+    With `group` = N, images 0..N-1 share one mean and variance, N..2N-1 the next: like the
+    per-device statistics of other frameworks, but the same on any number of devices. 0 makes the
+    whole batch one group (SyncBN). The running statistics follow the mean over the groups. `frozen`
+    uses the running statistics as constants in training too; scale and bias are still trained.
+    Without `use_scale` there is no scale (MXNet's `fix_gamma`). Statistics are float32 for every
+    input dtype; the variance is the biased one, also in the running statistics.
 
-    `batch_axis` is needed in training inside `jax.shard_map`: the mapped axis that the batch is cut
-    along. A group that is cut costs one all-reduce each way. The running statistics then follow
-    the images at hand, and the caller takes their mean over the axis.
+    `batch_axis` is needed for training inside `jax.shard_map`: the mapped axis over which the batch
+    is sharded. A group on several devices costs one all-reduce in each direction. The running
+    statistics then follow the local images, and the caller averages them over the axis.
     """
 
     group: int = 0
@@ -162,8 +163,8 @@ class GroupedBatchNorm(nn.Module):
     def _statistics(
         self, x: Float[Array, "B h w c"]
     ) -> tuple[Float[Array, "B 1 1 c"], Float[Array, "B 1 1 c"]]:
-        # E[x²] - E[x]² needs one pass over the map, and one all-reduce where the group is spread
-        # over devices; the textbook form needs two of each.
+        # E[x²] - E[x]² needs one pass over the map, and one all-reduce if the group is on several
+        # devices; the textbook form needs two of each.
         moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))], axis=1)
         size = group_size(len(x), self.group, batch_axis=self.batch_axis)
         mean, square = jnp.split(

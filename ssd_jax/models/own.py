@@ -1,6 +1,7 @@
-"""A backbone of one's own: the class that `config.model.backbone` names.
+"""Your own backbone: the class that `config.model.backbone` names.
 
-What reads a config asks `is_own`, so nothing heavy is imported before a network is built.
+Code that reads a config only calls `is_own`, so nothing heavy is imported before a network is
+built.
 """
 
 import difflib
@@ -15,18 +16,18 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_own(backbone: str) -> bool:
-    """Whether it is "package.module:Class" rather than the word for a backbone that is built in."""
+    """Whether a name is "package.module:Class", not that of a built-in backbone."""
     return _NAME.fullmatch(backbone) is not None
 
 
 def own_backbone(name: str, style: Any) -> Any:
-    """`Class(style=style)` of "package.module:Class", which is imported for it.
+    """Import "package.module:Class" and return `Class(style=style)`.
 
-    `style` is a `models.layers.ConvStyle`. The class is a `flax.linen.Module` whose call, on
-    normalised images [B, S, S, 3] with `train`, gives its feature maps, finest first.
+    `style` is a `models.layers.ConvStyle`. The class is a `flax.linen.Module` whose call, with
+    normalised images [B, S, S, 3] and `train`, returns its feature maps, finest first.
 
     Raises:
-      UserError: the module cannot be imported, or holds no such class.
+      UserError: the module cannot be imported, or has no such class.
     """
     from flax import linen as nn
 
@@ -42,7 +43,7 @@ def own_backbone(name: str, style: Any) -> Any:
             f"no module {error.name} is found"
             if missing
             else f"{place} fails to be imported ({type(error).__name__}: {error})",
-            "Put the folder that holds it into the environment variable PYTHONPATH, or install it"
+            "Add the folder that holds it to the environment variable PYTHONPATH, or install it"
             if missing
             else f'Correct it: `python -c "import {place}"` fails in the same way',
         ) from error
@@ -56,16 +57,16 @@ def own_backbone(name: str, style: Any) -> Any:
         raise _refused(
             name,
             f"{module.__file__ or place} has no flax.linen.Module {attribute}",
-            f"The nearest there is {near[0]}" if near else "Write it, see docs/extending.md",
+            f"The nearest name is {near[0]}" if near else "Write it, see docs/extending.md",
         )
     made = getattr(module, attribute)
     if "style" not in getattr(made, "__dataclass_fields__", {}):
-        raise _refused(name, f"{attribute} has no field `style`", "Give it one, `style: ConvStyle`")
+        raise _refused(name, f"{attribute} has no field `style`", "Add one: `style: ConvStyle`")
     return made(style=style)
 
 
 def check_maps(backbone: Any, maps: Any, images: Any) -> tuple:
-    """The maps that a backbone gave for images [B, S, S, 3], as a tuple.
+    """Check the maps that a backbone returned for images [B, S, S, 3]; returns them as a tuple.
 
     Raises:
       UserError: they are not one or more arrays [B, h, w, c], each no larger than the one before.
@@ -78,7 +79,7 @@ def check_maps(backbone: Any, maps: Any, images: Any) -> tuple:
         name = type(backbone).__name__
         got = shapes or type(maps).__name__
         raise UserError(
-            f"config.model.backbone: {name} gave {got}, expected a tuple of maps "
+            f"config.model.backbone: {name} returned {got}, expected a tuple of maps "
             f"[{images.shape[0]}, height, width, channels], finest first. Correct its __call__, "
             "see docs/extending.md."
         )

@@ -1,4 +1,4 @@
-"""Max pooling with a gradient that nothing has to be searched or scattered for."""
+"""Max pooling with a gradient that needs no search and no scatter."""
 
 import functools
 import itertools
@@ -20,11 +20,11 @@ def max_pool(
     padding: int = 0,
     round_up: bool = False,
 ) -> Float[Array, "B _ _ c"]:
-    """Maxima over square windows; `round_up` keeps the rest of a map that they do not fill.
+    """Maxima over square windows; `round_up` adds a window for the rest of a map.
 
-    Rounding down and up are the pooling conventions "valid" and "full" of MXNet. Of equal maxima
-    in a window the first has the gradient, which is found by comparisons: XLA searches on one core
-    of a CPU, and on a GPU writes maps of indices and scatters by them (docs/performance.md).
+    Rounding down and up are the pooling conventions "valid" and "full" of MXNet. Of equal maxima in
+    a window the first gets the gradient. It is found by comparisons, because XLA searches on one
+    core of a CPU, and on a GPU writes maps of indices and scatters by them (docs/performance.md).
     """
     rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
     top, left = ((padding, padding + rest) for rest in rests)
@@ -57,7 +57,7 @@ def max_pool_gradient(
     stride: int,
     padding: Pairs,
 ) -> tuple[Float[Array, "B H W c"]]:
-    """Place by place in the window: where is it the first that has the maximum `y`?"""
+    """For each position in the window, a mask of where it is the first with the maximum `y`."""
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
     height, width = padded.shape[1:3]
     rows, columns = ((side - 1) * stride + 1 for side in y.shape[1:3])

@@ -15,9 +15,9 @@ class ResNet50(nn.Module):
 
     `stride_first` puts the stride of a block in its first 1x1 convolution, as the paper and
     GluonCV's `resnet50_v1` do, else in the 3x3 ("v1.5"). GluonCV's biases before BatchNorm are
-    left out: they only shift the mean that it takes away.
+    omitted: they only shift the mean, which BatchNorm subtracts.
 
-    Features: the outputs, after ReLU, of the stages from `first_stage` on. Stage 2 has stride 8,
+    Features are the outputs, after ReLU, of the stages from `first_stage` on. Stage 2 has stride 8,
     stage 3 stride 16, stage 4 stride 32.
     """
 
@@ -53,7 +53,7 @@ class ResNet50(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut; `channels` are those of the middle."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; `channels` are those of the middle one."""
 
     style: ConvStyle
     channels: int
@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B _ _ _"], *, train: bool) -> Float[Array, "B _ _ _"]:
-        """Add the block to its input, projected where size or channels change."""
+        """Add the block to its input, which is projected if size or channels change."""
         style = self.style
         inner, outer = style.channels(self.channels), style.channels(4 * self.channels)
         shortcut = x
@@ -89,6 +89,6 @@ class Bottleneck(nn.Module):
             train=train,
             kernel=1,
             relu=False,
-            norm_scale=0.0,  # a block begins as its shortcut: arXiv:1706.02677, section 5.1
+            norm_scale=0.0,  # a block starts as its shortcut: arXiv:1706.02677, section 5.1
         )
         return rectify(x + shortcut)

@@ -1,4 +1,4 @@
-"""ResNet-50 v2 as the base of SSD, as mxnet-ssd and SageMaker have it."""
+"""ResNet-50 v2 as the base of SSD, as in mxnet-ssd and SageMaker."""
 
 import dataclasses
 
@@ -11,11 +11,12 @@ from ssd_jax.models.resnet import STAGES
 
 
 class ResNet50V2(nn.Module):
-    """ResNet-50 of pre-activated blocks (arXiv:1603.05027) behind a BatchNorm of the image.
+    """ResNet-50 with pre-activation blocks (arXiv:1603.05027) after a BatchNorm of the image.
 
-    That first one has no scale. Features: the raw sums at the end of the stages from `first_stage`
-    on, without the BatchNorm and ReLU that would follow them: `_plus12` (stage 3, stride 16) and
-    `_plus15` (stage 4, stride 32) of mxnet-ssd, symbol/resnet.py. Names as there.
+    That first BatchNorm has no scale. Features are the raw sums at the end of the stages from
+    `first_stage` on, without the BatchNorm and ReLU that would follow: `_plus12` (stage 3, stride
+    16) and `_plus15` (stage 4, stride 32) of mxnet-ssd, symbol/resnet.py, with the names used
+    there.
     """
 
     style: ConvStyle = ConvStyle(bias=False, batch_norm="batch", batch_norm_epsilon=2e-5)
@@ -49,7 +50,7 @@ class ResNet50V2(nn.Module):
 
 
 class PreActivationBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each behind BatchNorm and ReLU; the sum is left as it is.
+    """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU; nothing follows the sum.
 
     The projection of the shortcut shares the first BatchNorm and ReLU.
     """
@@ -61,7 +62,7 @@ class PreActivationBottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B _ _ _"], *, train: bool) -> Float[Array, "B _ _ _"]:
-        """Add the block to its input, projected where size or channels change."""
+        """Add the block to its input, which is projected if size or channels change."""
         style = self.style
         inner, outer = style.channels(self.channels), style.channels(4 * self.channels)
         shortcut = x
@@ -84,7 +85,7 @@ def _convolve(
     kernel: int = 1,
     stride: int = 1,
 ) -> Float[Array, "B _ _ _"]:
-    """The convolution alone; inside a compact method."""
+    """Only the convolution; inside a compact method."""
     return conv_layer(
         x,
         channels,

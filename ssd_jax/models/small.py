@@ -1,4 +1,4 @@
-"""A small base for laptops, tests and first looks: few layers, because few steps train them."""
+"""A small base for laptops, tests and first trials, with few layers that train in few steps."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float

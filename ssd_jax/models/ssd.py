@@ -29,7 +29,7 @@ from ssd_jax.models.resnet_v2 import ResNet50V2
 from ssd_jax.models.small import Small
 from ssd_jax.models.vgg import VGG16
 
-# resnet50 is v1.5, the stride of a block in its 3x3 convolution.
+# resnet50 is v1.5, with the stride of a block in its 3x3 convolution.
 _RESNETS = {
     "resnet50": ResNet50,
     "resnet50_v1": functools.partial(ResNet50, stride_first=True),
@@ -39,14 +39,14 @@ _EXTRAS = {"paper": paper_extras, "mxnet": mxnet_extras}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BATCH_NORMS = ("none", "frozen", "batch")
 _ACTIVATIONS = ("softmax", "sigmoid")
-# Below, the backbones leave maps of 2x2 and 1x1 at most, on which there is nothing to detect.
+# Smaller images leave maps of at most 2x2 and 1x1, too small for detection.
 _SMALLEST_IMAGE = 64
 
 
 class Heads(nn.Module):
     """Two 3x3 convolutions on each feature map; anchors run over map, y, x, anchor of the cell.
 
-    `class_activation` is what turns logits into scores, "softmax" or "sigmoid"; the logits stay.
+    `class_activation` says how callers turn logits into scores: "softmax" or "sigmoid".
     """
 
     anchors_per_cell: tuple[int, ...]
@@ -58,7 +58,7 @@ class Heads(nn.Module):
     def __call__(
         self, features: tuple[Float[Array, "B _ _ _"], ...]
     ) -> tuple[Float[Array, "B A 4"], Float[Array, "B A {self.num_classes}+1"]]:
-        """Predict box deltas and class logits, in float32, background at channel 0."""
+        """Predict box deltas and class logits, in float32, with background at channel 0."""
         _check_levels(self.anchors_per_cell, len(features))
         box_deltas, class_logits = [], []
         for level, (x, anchors) in enumerate(zip(features, self.anchors_per_cell, strict=True)):
@@ -84,7 +84,7 @@ class Heads(nn.Module):
 
 
 class SSD(nn.Module):
-    """Images -> (box_deltas, class_logits) of all anchors."""
+    """The network: images -> (box_deltas, class_logits) of all anchors."""
 
     backbone: nn.Module
     extras: ExtraLayers
@@ -94,9 +94,9 @@ class SSD(nn.Module):
     def features(
         self, images: Float[Array, "B S S 3"], *, train: bool
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
-        """Give the feature maps that the heads look at, finest first."""
+        """The feature maps that the heads use, finest first."""
         maps = check_maps(self.backbone, self.backbone(images, train=train), images)
-        # A larger image than the network was built for has room for maps that have no heads.
+        # An image larger than the network was built for could give maps that have no heads.
         heads = len(self.heads.anchors_per_cell)
         coarser = self.extras(maps[-1], train=train, at_most=heads - len(maps) if heads else None)
         maps = (*maps, *coarser)
@@ -105,7 +105,7 @@ class SSD(nn.Module):
     def __call__(
         self, images: Float[Array, "B S S 3"], *, train: bool
     ) -> tuple[Float[Array, "B A 4"], Float[Array, "B A _"]]:
-        """Predict on images that are already normalised, NHWC."""
+        """Predict from normalised images, NHWC."""
         return self.heads(self.features(images, train=train))
 
 
@@ -130,15 +130,15 @@ def build_model(
 ) -> SSD:
     """Build the network; `num_classes` does not count the background.
 
-    `backbone` is the word for one that is built in, or "package.module:Class" (`models.own`).
-    `anchors_per_cell` has one entry for each of `feature_shapes`. `extras` are the layers behind
-    the backbone: "paper" (GluonCV's behind a ResNet) or "mxnet" (mxnet-ssd's). `width` multiplies
+    `backbone` is the name of a built-in one, or "package.module:Class" (`models.own`).
+    `anchors_per_cell` has one entry for each of `feature_shapes`. `extras` are the layers after
+    the backbone: "paper" (GluonCV's for a ResNet) or "mxnet" (mxnet-ssd's). `width` multiplies
     all channels. `batch_norm` is "none" (VGG16 as published), "frozen" or "batch", the latter with
-    statistics over groups of `batch_norm_group` images (0: the whole batch). `l2_epsilon` is that
-    of VGG16's L2 normalisation (GluonCV: 1e-5). `first_stage` is a ResNet's first stage that is
-    detected on (None: 3, stride 16). `fpn_channels` other than 0 fuses the maps, as wide as that,
-    ahead of the heads (`models.fpn`). `class_activation` is that of `Heads`. `batch_axis` is
-    needed to train inside `jax.shard_map`, see `models.layers.GroupedBatchNorm`.
+    statistics over groups of `batch_norm_group` images (0: the whole batch). `l2_epsilon` is for
+    VGG16's L2 normalisation (GluonCV: 1e-5). `first_stage` is the first stage of a ResNet with
+    detections (None: 3, stride 16). `fpn_channels`, if not 0, fuses the maps to so many channels
+    before the heads (`models.fpn`). `class_activation` is that of `Heads`. `batch_axis` is needed
+    to train inside `jax.shard_map`; see `models.layers.GroupedBatchNorm`.
     """
     _check_choice("batch_norm", batch_norm, _BATCH_NORMS)
     if backbone in _RESNETS and batch_norm == "none":
@@ -179,7 +179,7 @@ def build_model(
 def feature_shapes(
     *, backbone: str, image_size: int, extras: str = "paper", first_stage: int | None = None
 ) -> tuple[tuple[int, int], ...]:
-    """Sizes (height, width) of the feature maps, finest first, as the network itself gives them.
+    """The sizes (height, width) of the feature maps, finest first, traced from the network.
 
     300 px with VGG16: 38, 19, 10, 5, 3, 1. 512 px: 64, 32, 16, 8, 4, 2, 1; with ResNet50 32 to 1.
     """
@@ -199,7 +199,7 @@ def feature_shapes(
 
 @functools.cache
 def map_shapes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
-    """`feature_shapes` of a model on images of any size; a small one may have fewer maps."""
+    """The `feature_shapes` of a model for any image size; a small one may give fewer maps."""
     maps, _ = jax.eval_shape(
         lambda key, images: model.init_with_output(key, images, train=False, method=SSD.features),
         jax.random.key(0),
@@ -219,8 +219,8 @@ def _backbone(
         return _RESNETS[name](style, first_stage=stage)
     if first_stage is not None:
         raise UserError(
-            f"first_stage is {first_stage}, but belongs to a ResNet; "
-            f'backbone "{name}" has none. Leave it out.'
+            f"first_stage is {first_stage}, but only a ResNet has stages; "
+            f'the backbone is "{name}". Leave it out.'
         )
     if is_own(name):
         return own_backbone(name, style)
@@ -237,6 +237,6 @@ def _check_levels(anchors_per_cell: tuple[int, ...], levels: int) -> None:
     if len(anchors_per_cell) != levels:
         raise UserError(
             f"anchors_per_cell has {len(anchors_per_cell)} entries {tuple(anchors_per_cell)}, but "
-            f"the network has {levels} feature maps at this image size. Give one entry a map "
+            f"the network has {levels} feature maps at this image size. Give one entry per map "
             "(see feature_shapes)."
         )

@@ -13,7 +13,7 @@ _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 class VGG16(nn.Module):
     """The thirteen convolutions, then fc6 and fc7 as convolutions; no dropout.
 
-    Features: conv4_3 (stride 8), L2-normalised, and fc7 (stride 16).
+    Features are conv4_3 (stride 8), L2-normalised, and fc7 (stride 16).
     """
 
     style: ConvStyle = ConvStyle()
@@ -39,7 +39,7 @@ class VGG16(nn.Module):
                 conv4_3 = L2Normalize(epsilon=self.l2_epsilon, name="conv4_3_norm")(x)
             if block < 5:
                 # Only pool3 rounds up: 75 -> 38 at 300 px. pool5 keeps the size; the dilation of
-                # fc6 makes up for the stride that it lost.
+                # fc6 compensates for its missing stride.
                 x = max_pool(x, window=2, stride=2, round_up=block == 3)
             else:
                 x = max_pool(x, window=3, stride=1, padding=1)

@@ -1,1 +1,1 @@
-"""Pure functions on one image; callers `vmap` them. No Flax, no config, no files."""
+"""Pure functions on one image, which callers `vmap`. They use no Flax, config or files."""

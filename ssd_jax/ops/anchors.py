@@ -14,12 +14,12 @@ _MANY_RATIOS = (1.0, 2.0, 1 / 2, 3.0, 1 / 3)
 
 
 class AnchorLevel(NamedTuple):
-    """The anchors of one feature map, in the terms of MXNet's operator MultiBoxPrior.
+    """The anchors of one feature map, described as in MXNet's operator MultiBoxPrior.
 
     A cell has every size at the first ratio, then the first size at every other ratio. `sizes` are
     fractions of the image's height, `ratios` width / height. `steps` are the distances (y, x)
     between cells as fractions of the image, None for 1 / (cells in a column, cells in a row);
-    `offsets` is the place (y, x) of the centre in its cell.
+    `offsets` is the position (y, x) of the centre in its cell.
     """
 
     sizes: tuple[float, ...]
@@ -29,14 +29,14 @@ class AnchorLevel(NamedTuple):
 
     @property
     def anchors_per_cell(self) -> int:
-        """One for each size and one for each ratio, of which the first pair is the same."""
+        """One for each size and each ratio, minus one because the first of both is shared."""
         return len(self.sizes) + len(self.ratios) - 1
 
 
 def chained_levels(
     scales: Sequence[float], steps: Sequence[float] | None = None
 ) -> tuple[AnchorLevel, ...]:
-    """Levels of the sizes s and sqrt(s s'), where s' is the next scale; the last only closes."""
+    """Levels with sizes s and sqrt(s s'), where s' is the next scale; the last gives no level."""
     sizes = [(s, (s * following) ** 0.5) for s, following in itertools.pairwise(scales)]
     return _levels(sizes, steps)
 
@@ -44,7 +44,7 @@ def chained_levels(
 def _levels(
     sizes: Sequence[tuple[float, float]], steps: Sequence[float] | None
 ) -> tuple[AnchorLevel, ...]:
-    """The paper leaves out the ratios 3 and 1/3 on the first map and on the last two."""
+    """The ratios of each map; the paper omits 3 and 1/3 on the first map and the last two."""
     return tuple(
         AnchorLevel(
             sizes=tuple(map(float, pair)),
@@ -55,13 +55,13 @@ def _levels(
     )
 
 
-# The sides of the maps tell networks of one image size apart: a ResNet at 300 pixels has six maps
-# too, but of other strides.
+# The sides of the maps distinguish networks with one image size: a ResNet at 300 pixels has six
+# maps too, but with other strides.
 _VGG_300 = (300, (38, 19, 10, 5, 3, 1))
 _VGG_512 = (512, (64, 32, 16, 8, 4, 2, 1))
 _VGG_512_MXNET = (512, (64, 32, 16, 8, 4, 2, 2))
 _RESNET_512 = (512, (32, 16, 8, 4, 2, 1))
-# In pixels; the other networks have the steps of their maps.
+# In pixels; the steps of other networks follow from the sizes of their maps.
 _STEPS = {
     _VGG_300: (8, 16, 32, 64, 100, 300),
     _VGG_512: (8, 16, 32, 64, 128, 256, 512),
@@ -73,7 +73,7 @@ _PAPER_SCALES = {
     _VGG_300: (30, 60, 111, 162, 213, 264, 315),
     _VGG_512: (35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
 }
-# gluoncv/model_zoo/ssd/presets.py, where it is not the paper.
+# gluoncv/model_zoo/ssd/presets.py, where it differs from the paper.
 _GLUONCV_SCALES = {
     _VGG_512: (51.2, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
     _RESNET_512: (51.2, 102.4, 189.4, 276.4, 363.52, 450.6, 492),
@@ -89,7 +89,7 @@ _MXNET_LEGACY_SIZES = {
 
 
 def even_levels(num_levels: int) -> tuple[AnchorLevel, ...]:
-    """Levels for any network: scales from 0.1 on, then evenly from 0.2 to 1.05.
+    """Levels for any network: scale 0.1, then evenly spaced scales from 0.2 to 1.05.
 
     With six levels these are the scales of SSD300.
     """
@@ -117,8 +117,8 @@ def mxnet_levels(
 ) -> tuple[AnchorLevel, ...]:
     """Levels of mxnet-ssd, the reference behind SageMaker: symbol/symbol_factory.py, `get_scales`.
 
-    The second map has 15 % of the image with seven maps and more, else 20 %; the last 90 % at most,
-    in between whole percents; the first has half of the second, rounded down.
+    The second map has 15 % of the image if there are seven or more maps, else 20 %; the last has at
+    most 90 %; those between have whole percents; the first has half of the second, rounded down.
     """
     count = len(feature_shapes)
     if count < 3:
@@ -132,7 +132,7 @@ def mxnet_levels(
 def mxnet_legacy_levels(
     image_size: int, feature_shapes: Sequence[tuple[int, int]]
 ) -> tuple[AnchorLevel, ...]:
-    """The rounded sizes of mxnet-ssd's Caffe-compatible VGG16, for six and for seven maps only."""
+    """The rounded sizes of mxnet-ssd's Caffe-compatible VGG16, for six or seven maps only."""
     count = len(feature_shapes)
     if count not in _MXNET_LEGACY_SIZES:
         raise _wrong_count(feature_shapes, "6 or 7")
@@ -161,7 +161,7 @@ def _published(
     image_size: int,
     feature_shapes: Sequence[tuple[int, int]],
 ) -> tuple[AnchorLevel, ...] | None:
-    """The levels of a published network; None for any other."""
+    """The levels of a published network; None for other networks."""
     scales = scales_in_pixels.get(_network(image_size, feature_shapes))
     return scales and levels_of_scales(
         [scale / image_size for scale in scales], image_size, feature_shapes
@@ -173,15 +173,15 @@ def levels_of_scales(
 ) -> tuple[AnchorLevel, ...]:
     """`chained_levels` with the centres that the published networks have on these maps.
 
-    Scales are all that SSD300 for COCO has of its own (`ssd_coco.py` of the paper's authors).
+    SSD300 for COCO differs only in its scales (`ssd_coco.py` of the paper's authors).
     """
     return chained_levels(scales, _steps(_network(image_size, feature_shapes)))
 
 
 def enlarged_image_levels(levels: Sequence[AnchorLevel], factor: float) -> tuple[AnchorLevel, ...]:
-    """The same anchors, in pixels, of an image with `factor` times the side.
+    """The same anchors in pixels, for an image with `factor` times the side.
 
-    The cells of a map share the image evenly, as strides do on sides that they divide.
+    The cells of a map divide the image evenly, as strides do if they divide the side.
     """
     return tuple(
         level._replace(sizes=tuple(size / factor for size in level.sizes), steps=None)
@@ -193,10 +193,10 @@ def default_boxes(
     feature_shapes: Sequence[tuple[int, int]],
     levels: Sequence[AnchorLevel],
 ) -> Float32[np.ndarray, "A 4"]:
-    """All anchors as xyxy, ordered by map, row, column, and in a cell as `AnchorLevel` has them.
+    """All anchors as xyxy, ordered by map, row, column, and within a cell as in `AnchorLevel`.
 
-    `feature_shapes` are the (height, width) of the maps. Anchors reach out of the image and
-    are not clipped, as the paper's. Equal to MXNet's MultiBoxPrior in every bit.
+    `feature_shapes` are the (height, width) of the maps. As in the paper, anchors may extend beyond
+    the image and are not clipped. Equal to MXNet's MultiBoxPrior in every bit.
     """
     if len(feature_shapes) != len(levels):
         raise UserError(
@@ -224,8 +224,8 @@ def _centres(cells: int, step: float | None, offset: float) -> Float32[np.ndarra
 def _half_sizes(shape: tuple[int, int], level: AnchorLevel) -> Float32[np.ndarray, "k 2"]:
     """Half (width, height) of the anchors of a cell.
 
-    A map has the shape of its picture, so height / width makes ratios hold in pixels: an anchor of
-    ratio 1 is a square in the picture.
+    A map has the aspect ratio of its image, so the factor height / width makes ratios hold in
+    pixels: an anchor of ratio 1 is a square in the image.
     """
     height, width = np.float32(shape)
     first, *others = level.ratios

@@ -1,10 +1,10 @@
 """Training augmentation on the device, for one image.
 
-Colours are changed, the image is placed on a larger one, a crop that still shows an object is
+Colours are changed, the image is placed on a larger one, and a crop that still shows an object is
 cut out, mirrored and stretched to the network's input: W. Liu et al., SSD: Single Shot MultiBox
-Detector (https://arxiv.org/abs/1512.02325), sections 2.2 and 3.6; details after the authors'
-Caffe code, or after mxnet-ssd. The geometry is one view of the picture, so an image is resampled
-once.
+Detector (https://arxiv.org/abs/1512.02325), sections 2.2 and 3.6. Details follow the authors' Caffe
+code, or mxnet-ssd. All geometric changes are combined into one view of the image, so that it is
+resampled only once.
 """
 
 import itertools
@@ -41,13 +41,13 @@ from ssd_jax.ops.interpolation import resample_by
 
 
 class Augmentation(NamedTuple):
-    """What is done to a training image; None leaves a part out. The defaults are the paper's.
+    """The augmentation of a training image; None omits a part. The defaults are the paper's.
 
-    One of `interpolations` is drawn for each image. With other than ("linear",) alone, colours are
-    changed on the canvas, and not, cheaper, after resampling.
+    One of `interpolations` is drawn for each image. Unless it is ("linear",), colours are changed
+    on the canvas instead of after resampling, which is cheaper.
 
-    Windows are cut to whole pixels. `exact_boxes` False measures boxes in the window as it was
-    before, up to a pixel off, as the references do.
+    Windows are cut to whole pixels. `exact_boxes` False measures boxes in the uncut window, up to a
+    pixel off, as the original algorithms do.
     """
 
     distort: Distort | None = Distort()
@@ -55,13 +55,13 @@ class Augmentation(NamedTuple):
     expand: Expand | None = Expand()
     crop: Crop | None = Crop()
     flip: float = 0.5  # probability, left to right
-    flip_vertical: float = 0.0  # probability; for pictures without an up and a down
+    flip_vertical: float = 0.0  # probability; for images without an up and a down
     interpolations: tuple[str, ...] = ("linear",)
     exact_boxes: bool = True
 
 
 class Parameters(NamedTuple):
-    """All that chance decides about one image; `interpolation` is an index into the settings'."""
+    """All random choices for one image; `interpolation` is an index into the settings'."""
 
     view: View
     flip: Bool[Array, ""]
@@ -82,7 +82,7 @@ def augment(
     settings: Augmentation,
     fill: Colour,
 ) -> tuple[Picture, Float[Array, "G 4"], Bool[Array, "G"]]:
-    """A random variant of one image, a function of `key` alone: image in 0..255, boxes, valid."""
+    """Augment one image; only `key` is random. Returns the image in 0..255, boxes, valid."""
     return apply_parameters(
         sample_parameters(key, extent, boxes, valid, settings=settings),
         canvas,
@@ -103,8 +103,8 @@ def sample_parameters(
     *,
     settings: Augmentation,
 ) -> Parameters:
-    """Draw the parameters of one image; boxes that are not valid have no say."""
-    # One draw, sliced: on a CPU every call of the generator costs most of a second to compile.
+    """Draw the parameters of one image; boxes that are not valid are ignored."""
+    # One draw, sliced: on a CPU every call of the generator takes most of a second to compile.
     counts = (2, 4, 9, 8, 1, num_crop_draws(settings.crop) if settings.crop is not None else 0)
     draws = jax.random.uniform(key, (sum(counts),))
     for_flip, for_expand, for_distort, for_jitter, for_interpolation, for_crop = jnp.split(
@@ -138,9 +138,9 @@ def apply_parameters(
     settings: Augmentation,
     fill: Colour,
 ) -> tuple[Picture, Float[Array, "G 4"], Bool[Array, "G"]]:
-    """Carry the parameters out; nothing here is random.
+    """Apply the parameters; nothing here is random.
 
-    An object stays `valid` if its centre lies in the frame; its box is clipped to the frame.
+    An object stays `valid` if its centre is in the frame; its box is clipped to the frame.
     """
     view, flip, flip_vertical, distortion, shift, interpolation = parameters
 

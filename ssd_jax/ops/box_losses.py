@@ -1,4 +1,4 @@
-"""Losses of a predicted box that follow from its overlap with its target."""
+"""Losses of a predicted box based on its overlap with its target."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from ssd_jax.ops.boxes import area, intersection, xyxy_to_cxcywh
 from ssd_jax.ops.boxes import iou as box_iou
 
 BOX_LOSSES = ("giou", "diou", "ciou")
-# Keeps quotients of boxes without area finite; a pixel of a 10,000-pixel image has 10,000 times it.
+# Keeps quotients finite for boxes without area; a pixel of a 10,000-pixel image has an area 10,000
+# times as large.
 _EPSILON = 1e-12
 _SMALLEST_SIZE = 1e-6
 
@@ -21,13 +22,13 @@ def overlap_loss(
     *,
     kind: str,
 ) -> Float[Array, "*N"]:
-    """1 - IoU and what a `kind` adds where boxes do not touch; 0 for equal boxes.
+    """1 - IoU plus the penalty of a `kind`; 0 for equal boxes.
 
-    * giou: the part of the smallest box around both that neither covers (Rezatofighi et al. 2019,
-      arXiv:1902.09630, algorithm 1).
+    * giou: the fraction of the smallest box around both that neither covers (Rezatofighi et al.
+      2019, arXiv:1902.09630, algorithm 1).
     * diou: squared distance of the centres over the squared diagonal of the box around both (Zheng
       et al. 2020, arXiv:1911.08287, equation 6).
-    * ciou: diou and a term for the difference of the aspect ratios (the same, equations 8 to 11).
+    * ciou: diou and a term for the difference of the aspect ratios (same paper, equations 8 to 11).
     """
     if kind not in BOX_LOSSES:
         raise UserError(f"box loss: got {kind!r}, expected one of {', '.join(BOX_LOSSES)}.")
@@ -48,7 +49,7 @@ def overlap_loss(
         return 1 - iou + distance
     angle = jnp.arctan2(target_size[..., 0], target_size[..., 1])
     aspect = 4 / np.pi**2 * (angle - jnp.arctan2(size[..., 0], size[..., 1])) ** 2
-    # The weight of the term is not learned through (the authors' own implementation).
+    # No gradient flows through the weight of the term, as in the authors' implementation.
     weight = jax.lax.stop_gradient(aspect / jnp.maximum(1 - iou + aspect, _EPSILON))
     return 1 - iou + distance + weight * aspect
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 # in Caffe's SSD (PriorBox `variance`).
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 
-# Sizes below this count as this, which keeps logarithms, quotients and exponentials finite. A pixel
-# of a 10,000-pixel image is 100 times wider.
+# Smaller sizes are treated as this size, which keeps logarithms, quotients and exponentials finite.
+# A pixel of a 10,000-pixel image is 100 times wider.
 _SMALLEST_SIZE = 1e-6
 
 
@@ -29,12 +29,12 @@ def cxcywh_to_xyxy(boxes_cxcywh: Float[Array | np.ndarray, "*N 4"]) -> Float[Arr
 
 
 def clip(boxes: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N 4"]:
-    """The part of each box that lies in the image."""
+    """Clip each box to the image."""
     return jnp.clip(boxes, 0, 1)
 
 
 def area(boxes: Float[Array | np.ndarray, "*N 4"]) -> Float[Array, "*N"]:
-    """Width times height; 0 for a box whose corners are the wrong way round."""
+    """Width times height; 0 for a box with swapped corners."""
     width, height = jnp.moveaxis(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), -1, 0)
     return width * height
 
@@ -69,7 +69,7 @@ def encode(
     anchors: Float[Array | np.ndarray, "*N 4"],
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Float[Array, "*N 4"]:
-    """The offsets (dx, dy, dw, dh) that lead from each anchor to its box (SSD paper, equation 2).
+    """The offsets (dx, dy, dw, dh) from each anchor to its box (SSD paper, equation 2).
 
     The inverse of `decode`; finite even for boxes without area.
     """
@@ -86,7 +86,7 @@ def decode(
     anchors: Float[Array | np.ndarray, "*N 4"],
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Float[Array, "*N 4"]:
-    """The boxes to which the offsets lead from their anchors; they may reach out of the image.
+    """The boxes at the given offsets from their anchors; they may extend beyond the image.
 
     A box is at most a million times as wide as its anchor, so that no offset gives infinity.
     """

@@ -1,8 +1,8 @@
-"""Random changes of colour for one image in grey levels 0..255.
+"""Random changes of colour for one RGB image with values 0..255.
 
-`Distort` is the SSD paper's, in HSV and real numbers, after the authors' Caffe code, but for the
-hue: its 18 are degrees, as in ssd.pytorch and mmdetection, and were twice as much in Caffe, whose
-whole circle is 180. `Jitter` is mxnet-ssd's, in OpenCV's HLS of whole numbers, after MXNet's
+`Distort` is the SSD paper's, in HSV and real numbers, after the authors' Caffe code, except for the
+hue: its 18 are degrees, as in ssd.pytorch and mmdetection, which is half as much as in Caffe, where
+the whole circle is 180. `Jitter` is mxnet-ssd's, in OpenCV's HLS with whole numbers, after MXNet's
 src/io/image_det_aug_default.cc.
 """
 
@@ -15,27 +15,27 @@ Pixels = Float[Array, "H W 3"]
 
 
 class Distort(NamedTuple):
-    """Changes of colour; each of the four comes with `probability`, none is tied to another."""
+    """Changes of colour; each of the four is applied with `probability`, independently."""
 
     probability: float = 0.5
-    brightness: float = 32.0  # largest shift, in grey levels
+    brightness: float = 32.0  # largest shift, of pixel values from 0 to 255
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
-    hue: float = 18.0  # largest turn, in degrees, at most 180
+    hue: float = 18.0  # largest rotation, in degrees, at most 180
 
 
 class Jitter(NamedTuple):
-    """Shifts in HLS, each with `probability`; the hue stops at red where others would turn on."""
+    """Shifts in HLS, each with `probability`; the hue saturates at red instead of wrapping."""
 
     probability: float = 0.5
     hue: float = 18.0  # largest shift, of 180 for the whole circle
     lightness: float = 32.0  # of 255
     saturation: float = 32.0  # of 255
-    contrast: float = 0.5  # largest change of a factor 1 on the grey levels
+    contrast: float = 0.5  # largest deviation from 1 of the factor on pixel values
 
 
 class Distortion(NamedTuple):
-    """One change of colour: shift in grey levels, two factors, turn in degrees, and the order."""
+    """One change of colour: shift of pixel values, two factors, hue in degrees, and the order."""
 
     brightness: Float[Array, ""]
     contrast: Float[Array, ""]
@@ -54,7 +54,7 @@ class Shift(NamedTuple):
 
 
 def sample_distortion(draws: Float[Array, "9"], settings: Distort) -> Distortion:
-    """From nine even draws in [0, 1)."""
+    """The parameters from nine uniform draws in [0, 1)."""
     happens = draws[:4] < settings.probability
     brightness, hue = settings.brightness, settings.hue
     return Distortion(
@@ -67,16 +67,16 @@ def sample_distortion(draws: Float[Array, "9"], settings: Distort) -> Distortion
 
 
 def sample_shift(draws: Float[Array, "8"], settings: Jitter) -> Shift:
-    """From eight even draws in [0, 1)."""
+    """The parameters from eight uniform draws in [0, 1)."""
     reach = jnp.array([settings.hue, settings.lightness, settings.saturation, settings.contrast])
     drawn = jnp.where(draws[:4] < settings.probability, between(draws[4:], (-reach, reach)), 0)
-    # Towards zero, as C casts.
+    # Rounded towards zero, like a cast in C.
     hue, lightness, saturation = jnp.trunc(drawn[:3]).astype(jnp.int32)
     return Shift(hue, lightness, saturation, contrast=1 + drawn[3])
 
 
 def distort(picture: Pixels, distortion: Distortion) -> Pixels:
-    """Carry out the paper's change; every step saturates."""
+    """Apply the paper's change; every step saturates."""
     brightness, contrast, saturation, hue, contrast_first = distortion
     before, after = jnp.where(contrast_first, contrast, 1), jnp.where(contrast_first, 1, contrast)
     picture = _saturate(_saturate(picture + brightness) * before)
@@ -87,7 +87,7 @@ def distort(picture: Pixels, distortion: Distortion) -> Pixels:
 
 
 def jitter(picture: Pixels, shift: Shift) -> Pixels:
-    """Carry out mxnet-ssd's change, with OpenCV's rounding to whole numbers after every step."""
+    """Apply mxnet-ssd's change, with OpenCV's rounding to whole numbers after every step."""
     angle, largest, chroma = _hue_value_chroma(picture * (1 / 255))
     smallest = largest - chroma
     lightness = (largest + smallest) * 0.5
@@ -101,19 +101,19 @@ def jitter(picture: Pixels, shift: Shift) -> Pixels:
 
     half = jnp.minimum(lightness, 1 - lightness) * saturation
     shifted = _saturate(jnp.round(_from_hue(angle, lightness + half, 2 * half) * 255))
-    # The way to HLS and back loses a level here and there, so it is not gone for nothing.
+    # Converting to HLS and back loses a level here and there, so it is done only if needed.
     unshifted = (shift.hue == 0) & (shift.lightness == 0) & (shift.saturation == 0)
     return _saturate(jnp.round(jnp.where(unshifted, picture, shifted) * shift.contrast))
 
 
 def between(draws: Float[Array, "..."], bounds: tuple) -> Float[Array, "..."]:
-    """Even draws in [0, 1) as even draws from `bounds[0]` to `bounds[1]`."""
+    """Uniform draws in [0, 1) as uniform draws from `bounds[0]` to `bounds[1]`."""
     low, high = bounds
     return low + draws * (high - low)
 
 
 def _hue_value_chroma(picture: Pixels) -> tuple[Float[Array, "H W"], ...]:
-    """The hue in sixths of the circle from -1 to 5, the largest channel, and its lead."""
+    """The hue in sixths of the circle from -1 to 5, the value (largest channel) and the chroma."""
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -128,9 +128,9 @@ def _hue_value_chroma(picture: Pixels) -> tuple[Float[Array, "H W"], ...]:
 def _from_hue(
     angle: Float[Array, "H W"], value: Float[Array, "H W"], chroma: Float[Array, "H W"]
 ) -> Pixels:
-    """The inverse of `_hue_value_chroma`, for angles at most a turn away; modulo would be slow."""
+    """The inverse of `_hue_value_chroma`, for angles at most a full circle off; modulo is slow."""
     angle = jnp.where(angle < 0, angle + 6, jnp.where(angle >= 6, angle - 6, angle))
-    # A channel is full up to a sixth of the circle away from its own hue, empty from a third on.
+    # A channel is full up to a sixth of the circle from its own hue, and empty from a third on.
     distance = jnp.abs(angle[..., None] - jnp.array([0.0, 2.0, 4.0]))
     distance = jnp.minimum(distance, 6 - distance)
     return value[..., None] - chroma[..., None] * jnp.clip(distance - 1, 0, 1)

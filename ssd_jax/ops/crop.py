@@ -1,7 +1,7 @@
-"""Which part of an image is shown: random expansion and random crops that keep an object.
+"""Random expansion of an image, and random crops that keep an object.
 
-One sampler with switches serves the SSD paper (after the authors' Caffe code) and mxnet-ssd (after
-MXNet's src/io/image_det_aug_default.cc, release 1.9.1). Everything is in the picture's pixels.
+One sampler with options serves both the SSD paper (after the authors' Caffe code) and mxnet-ssd
+(after MXNet's src/io/image_det_aug_default.cc, release 1.9.1). All units are pixels of the image.
 """
 
 from typing import Literal, NamedTuple
@@ -17,42 +17,42 @@ Range = tuple[float, float]
 
 
 class Expand(NamedTuple):
-    """Placing the picture somewhere on an image of the fill, `scale` times as wide and high."""
+    """Placing the image at random on a filled one that is `scale` times as wide and high."""
 
     probability: float = 0.5
     scale: Range = (1.0, 4.0)
-    minimum: float = 1.0  # below this scale the picture is left alone
+    minimum: float = 1.0  # below this scale the image is left unchanged
 
 
 class Crop(NamedTuple):
-    """Cutting out a part that shows an object.
+    """Cropping a part that shows an object.
 
     Each entry of `min_ious` is a sampler of up to `trials` random crops. A crop is accepted if it
-    holds the centre of an object and has at least that IoU with an object, the same or another; 0
-    asks for the centre only, which suits objects much smaller than the crops. Without objects any
-    crop is accepted. With `choice` "even" the image is left whole or cut to the first crop that a
-    sampler accepted, all equally likely. With "first" the samplers come in random order until one
-    accepts, and the image is left whole if none does.
+    contains the centre of an object and has at least that IoU with this or another object; 0
+    requires only the centre, which suits objects much smaller than the crops. Without objects any
+    crop is accepted. With `choice` "even" the choice is uniform among the whole image and the first
+    accepted crop of each sampler. With "first" the samplers are tried in random order until one
+    accepts; if none does, the image is left whole.
 
-    `iou_binds` False asks for the centre only, whatever `min_ious` says. So did MXNet until its
-    condition was mended: it looked at the IoU only if every one of its six limits was set, which
-    mxnet-ssd never does. In release 1.9.1 the IoU binds.
+    `iou_binds` False requires only the centre, whatever `min_ious` says. MXNet did so until its
+    condition was fixed: it checked the IoU only if every one of its six limits was set, which
+    mxnet-ssd never does. In release 1.9.1 the IoU is checked.
     """
 
     min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
     trials: int = 50
-    scale: Range = (0.3, 1.0)  # square root of the share of the image's area
-    aspect: Range = (0.5, 2.0)  # width / height in pixels; gives way where the image is too narrow
-    probability: float = 1.0  # that a crop is sought
+    scale: Range = (0.3, 1.0)  # square root of the fraction of the image's area
+    aspect: Range = (0.5, 2.0)  # width / height in pixels; limited if the image is too narrow
+    probability: float = 1.0  # of trying to crop
     choice: Literal["even", "first"] = "even"
     iou_binds: bool = True
 
 
 class View(NamedTuple):
-    """A part of the picture, xyxy in its pixels; it may reach outside.
+    """A part of the image, xyxy in its pixels; it may extend outside.
 
-    `window` is what the image is cut from. `frame` is what boxes are measured in: the same, or
-    what the window was before it was cut to whole pixels.
+    `window` is the part that is resampled. `frame` is the one in which boxes are measured: the
+    same, or the window before it was cut to whole pixels.
     """
 
     window: Int[Array, "*N 4"]
@@ -60,13 +60,13 @@ class View(NamedTuple):
 
 
 def whole_picture(extent: Int[Array, "2"]) -> View:
-    """The view that `expand` and `crop` start from; `extent` is (height, width)."""
+    """The initial view for `expand` and `crop`; `extent` is (height, width)."""
     window = jnp.concatenate([jnp.zeros_like(extent), extent[::-1]])
     return View(window, window.astype(jnp.float32))
 
 
 def expand(draws: Float[Array, "4"], view: View, settings: Expand, *, exact_boxes: bool) -> View:
-    """From four even draws in [0, 1)."""
+    """Expand a view, by four uniform draws in [0, 1)."""
     scale = between(draws[1], settings.scale)
     happens = (draws[0] < settings.probability) & (scale >= settings.minimum)
     size = view.window[2:] - view.window[:2]
@@ -79,7 +79,7 @@ def expand(draws: Float[Array, "4"], view: View, settings: Expand, *, exact_boxe
 
 
 def num_crop_draws(settings: Crop) -> int:
-    """How many even draws `crop` needs."""
+    """The number of uniform draws that `crop` needs."""
     return 2 + len(settings.min_ious) * (1 + 4 * settings.trials)
 
 
@@ -92,7 +92,7 @@ def crop(
     *,
     exact_boxes: bool,
 ) -> View:
-    """From even draws in [0, 1); objects in pixels, those that are not valid have no say."""
+    """Crop a view, by uniform draws in [0, 1); objects are in pixels, invalid ones are ignored."""
     samplers = len(settings.min_ious)
     happens, choice, for_order, for_crops = jnp.split(draws, [1, 2, 2 + samplers])
     for_crops = for_crops.reshape(samplers, settings.trials, 4)
@@ -107,7 +107,7 @@ def crop(
 
 
 def centre_inside(objects: Float[Array, "G 4"], frame: Float[Array, "4"]) -> Bool[Array, "G"]:
-    """Whether each object's centre lies in the frame, its edges included."""
+    """Whether each object's centre is in the frame, including its edges."""
     centre = (objects[:, :2] + objects[:, 2:]) / 2
     return ((centre >= frame[:2]) & (centre <= frame[2:])).all(axis=-1)
 
@@ -117,8 +117,8 @@ def _random_crops(
 ) -> View:
     size = view.window[2:] - view.window[:2]
     scale = between(draws[..., 0], settings.scale)
-    # Width and height as shares of the image's are scale * stretch and scale / stretch, so their
-    # aspect there is stretch squared; beyond scale squared either way a side would stick out.
+    # As fractions of the image, width and height are scale * stretch and scale / stretch, so their
+    # aspect is stretch squared; outside [scale^2, 1 / scale^2] a side would exceed the image.
     narrowest, widest = (aspect * size[1] / size[0] for aspect in settings.aspect)
     bounds = jnp.maximum(narrowest, scale**2), jnp.minimum(widest, 1 / scale**2)
     stretch = jnp.sqrt(between(draws[..., 1], bounds))
@@ -146,15 +146,15 @@ def _accepted(
 
 
 def _even(choice: Float[Array, ""], accepted: Bool[Array, "samplers trials"]):
-    """Pick evenly among the image as it is and the first accepted crop of each sampler."""
+    """Choose uniformly among the whole image and the first accepted crop of each sampler."""
     possible = jnp.concatenate([jnp.ones(1, bool), accepted.any(axis=1)])
-    rank = jnp.floor(choice * possible.sum())  # of the pick among the possible, from 0
+    rank = jnp.floor(choice * possible.sum())  # of the choice among the possible ones, from 0
     pick = jnp.argmax(jnp.cumsum(possible) > rank)
     return pick > 0, pick - 1, jnp.argmax(accepted[pick - 1])
 
 
 def _first(order: Float[Array, "samplers"], accepted: Bool[Array, "samplers trials"]):
-    """Take the first accepted crop of the first sampler that has one, in random order."""
+    """Use the first accepted crop of the first sampler that has one, in random order."""
     samplers = jnp.argsort(order)
     sampler = samplers[jnp.argmax(accepted.any(axis=1)[samplers])]
     return accepted.any(), sampler, jnp.argmax(accepted[sampler])
@@ -165,5 +165,5 @@ def _view(window: Int[Array, "*N 4"], frame: Float[Array, "*N 4"], exact_boxes: 
 
 
 def _whole(pixels: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Towards zero, as C casts."""
+    """Round towards zero, like a cast in C."""
     return pixels.astype(jnp.int32)

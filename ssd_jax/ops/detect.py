@@ -1,4 +1,4 @@
-"""From the network's outputs to detections: scores, decoding, suppression, the best few."""
+"""From the network's outputs to detections: scores, decoding, NMS, the best few."""
 
 import functools
 
@@ -15,9 +15,9 @@ from ssd_jax.ops.nms import soft_nms
 from ssd_jax.types import Detections
 
 SUPPRESSIONS = ("hard", "linear", "gaussian")
-# Classes that are suppressed at once. Each takes `candidates`^2 numbers of memory.
+# The number of classes for which NMS runs at once. Each takes `candidates`^2 numbers of memory.
 _ROWS = 128
-# What a CPU divides the number of candidates by, where no more of a class reach the threshold.
+# On a CPU the number of candidates is divided by these, if no more reach the threshold.
 _FEWER = 8, 2
 
 
@@ -25,9 +25,9 @@ _FEWER = 8, 2
 def class_scores(
     class_logits: Float[Array | np.ndarray, "*N channels"], *, activation: str = "softmax"
 ) -> Float[Array, "*N channels"]:
-    """Scores in [0, 1], float32: probabilities that sum to 1 ("softmax"), or each class for itself.
+    """Scores in [0, 1], float32: probabilities that sum to 1 ("softmax"), or independent ones.
 
-    With "sigmoid" the channel of the background means nothing.
+    With "sigmoid" the channel of the background has no meaning.
     """
     logits = class_logits.astype(jnp.float32)
     return jax.nn.softmax(logits) if activation == "softmax" else jax.nn.sigmoid(logits)
@@ -51,20 +51,20 @@ def multibox_detection(
     clip: bool = True,
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Detections:
-    """The detections of one image from its class probabilities, background first.
+    """The detections in one image from its class probabilities, background first.
 
-    With "all" classes of an anchor each class is for itself (SSD paper, section 2.2, "Inference"):
-    it takes its `candidates` best anchors and suppresses among them. With the "best" class of an
-    anchor (MXNet's MultiBoxDetection; the first of equal ones) the `candidates` are the best
-    anchors whatever their class, and boxes of the same class suppress each other, with
-    `force_suppress` those of any. The `max_detections` best of all remain. Of equal scores the
-    lower class, then the lower anchor comes first; with "best" only the anchor counts.
+    With `class_per_anchor` "all" the classes are independent (SSD paper, section 2.2,
+    "Inference"): NMS runs on the `candidates` best anchors of each class. With "best" only the best
+    class of an anchor counts (MXNet's MultiBoxDetection; the first of equal ones): the `candidates`
+    are the best anchors of all classes, and NMS runs within each class, or across classes with
+    `force_suppress`. The `max_detections` best of all are returned. Of equal scores the lower
+    class, then the lower anchor comes first; with "best" only the anchor decides.
 
     A `strict` threshold must be exceeded, by a score to be kept and by an IoU to suppress (Caffe,
-    GluonCV); otherwise reaching it is enough (MXNet). With `clip` boxes are cut to the image before
-    they are compared. `nms` "linear" and "gaussian" lower scores instead of removing boxes
-    (`ops.nms.soft_nms`), and what then fails `score_threshold` goes. Map this over a sharded batch
-    inside `jax.shard_map`: plain jit adds collectives around `top_k`.
+    GluonCV); otherwise reaching it is enough (MXNet). With `clip` boxes are clipped to the image
+    before they are compared. `nms` "linear" and "gaussian" lower scores instead of removing boxes
+    (`ops.nms.soft_nms`); boxes then below `score_threshold` are removed. Map this over a sharded
+    batch inside `jax.shard_map`: plain jit adds collectives around `top_k`.
     """
     if class_per_anchor not in ("all", "best"):
         raise UserError(f"class_per_anchor: got {class_per_anchor!r}, expected all or best.")
@@ -72,17 +72,17 @@ def multibox_detection(
         raise UserError(f"nms: got {nms!r}, expected one of {', '.join(SUPPRESSIONS)}.")
     if force_suppress and class_per_anchor == "all":
         raise UserError(
-            "force_suppress: it needs one class an anchor, and class_per_anchor is 'all'. Set "
+            "force_suppress: it needs one class per anchor, but class_per_anchor is 'all'. Set "
             "class_per_anchor to 'best', or force_suppress to False."
         )
     boxes = decode(box_deltas, anchors, variances)
     if clip:
         boxes = clip_to_image(boxes)
-    # A row is a contest for a place among the candidates: one a class, or one for all of them.
+    # Each row is a contest for a place among the candidates: one per class, or one for all classes.
     scores, best_class = probabilities[:, 1:].T, None
     if class_per_anchor == "best":
         scores, best_class = scores.max(axis=0)[None], scores.argmax(axis=0)
-    # Within one class there is nothing to keep apart.
+    # Within one class NMS needs no labels.
     apart = None if class_per_anchor == "all" or force_suppress else best_class
     numbers = score_threshold, iou_threshold, soft_nms_sigma
     places = min(candidates, len(anchors))
@@ -109,7 +109,7 @@ def multibox_detection(
 
 
 def _contest(row, boxes, labels, numbers, *, places, nms, strict):
-    """The best of a row of scores, in falling order: scores, anchors, and which of them stay."""
+    """The best of a row of scores, in falling order: scores, anchors, and which are kept."""
     score_threshold, iou_threshold, sigma = numbers
     scores, anchor = jax.lax.top_k(row, places)
     boxes, labels = boxes[anchor], None if labels is None else labels[anchor]
@@ -126,15 +126,16 @@ def _reach(scores, threshold, strict):
 
 
 def _contests(rows, *shared, places, nms, strict):
-    """`_contest` of every row.
+    """`_contest` for every row.
 
-    On a CPU one after the other, so that the overlaps stay in the cache, and each with as few
-    places as its row fills: what does not reach the threshold neither stays nor suppresses.
+    On a CPU the rows are processed one after the other, so that the overlaps stay in the cache, and
+    each with only as many places as needed: scores below the threshold are neither kept nor
+    suppress others.
     """
     contest = functools.partial(_contest, nms=nms, strict=strict)
     sizes = [max(1, places // divisor) for divisor in _FEWER]
 
-    # Under vmap a choice becomes all of its branches; a loop over the batch keeps it one.
+    # Under vmap a conditional would run all of its branches; a loop over the batch runs only one.
     @jax.custom_batching.sequential_vmap
     def smallest(row, boxes, labels, numbers):
         def with_places(size):

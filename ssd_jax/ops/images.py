@@ -1,4 +1,4 @@
-"""The one resampler of training, evaluation and serving, and the input normalisation."""
+"""The resampler for training, evaluation and serving, and the input normalisation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Colour = tuple[float | int, float | int, float | int]
 class _Taps(NamedTuple):
     """The two source pixels of every output pixel along one axis.
 
-    `fraction` is the weight of `high`; `coverage` the weight that falls on the picture.
+    `fraction` is the weight of `high`; `coverage` is the weight that is inside the image.
     """
 
     low: Int[Array, "S"]
@@ -35,13 +35,13 @@ def resample(
     flip_vertical: Bool[Array, ""] | bool = False,
     recolour: Callable[[Picture], Picture] | None = None,
 ) -> Picture:
-    """Stretch a window of the picture to `size` x `size`, bilinearly, in grey levels 0..255.
+    """Stretch a window of the image to `size` x `size`, bilinearly, with pixel values 0..255.
 
-    The picture is the upper left `extent` (height, width) of the canvas. `window` is xyxy in its
-    pixels; where it reaches outside, the image shows `fill`. `flip` mirrors left and right,
-    `flip_vertical` top and bottom.
-    `recolour` changes the picture alone, not the fill. Equal to OpenCV's `INTER_LINEAR` on the
-    filled and cropped array: half-pixel centres, no antialiasing, taps that stay in the window.
+    The image is the upper left `extent` (height, width) of the canvas. `window` is xyxy in its
+    pixels; the part outside the image shows `fill`. `flip` mirrors left and right, `flip_vertical`
+    top and bottom. `recolour` changes the image only, not the fill. Equal to OpenCV's
+    `INTER_LINEAR` on the filled and cropped array: half-pixel centres, no antialiasing, taps that
+    stay in the window.
     """
     xmin, ymin, xmax, ymax = window
     rows = _taps(extent[0], ymin, ymax, size=size, flip=flip_vertical)
@@ -55,7 +55,7 @@ def resample(
 
 @jax.named_scope("resize")
 def resize(canvas: Canvas, extent: Int[Array, "2"], *, size: int) -> Picture:
-    """Stretch the whole picture to `size` x `size`: `resample` as evaluation and serving use it."""
+    """Stretch the whole image to `size` x `size`, as evaluation and serving do."""
     rows, columns = (_taps(length, 0, length, size=size) for length in extent)
     return _interpolate(canvas, rows, columns)
 
@@ -63,7 +63,7 @@ def resize(canvas: Canvas, extent: Int[Array, "2"], *, size: int) -> Picture:
 def normalise(
     images: Float[Array, "*B S S 3"], mean: Colour, std: Colour
 ) -> Float[Array, "*B S S 3"]:
-    """Grey levels 0..255 to network input, channel by channel; `mean` and `std` in grey levels."""
+    """Normalise RGB values 0..255 per channel; `mean` and `std` are in the same unit."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
@@ -87,8 +87,8 @@ def _taps(
     inside_low, inside_high = (
         ((tap >= 0) & (tap < extent)).astype(jnp.float32) for tap in (low, high)
     )
-    # At the picture's edge both taps clip to the same pixel, which so gets the whole weight: the
-    # picture goes on to its edge undarkened, and `coverage` alone tells how much fill to mix in.
+    # At the edge of the image both taps clip to the same pixel, which then has the whole weight:
+    # the image is not darkened at its edge, and only `coverage` says how much fill to mix in.
     return _Taps(
         jnp.clip(low, 0, extent - 1),
         jnp.clip(high, 0, extent - 1),
@@ -98,7 +98,7 @@ def _taps(
 
 
 def _interpolate(canvas: Canvas, rows: _Taps, columns: _Taps) -> Picture:
-    # Columns first: the rows that are then taken lie in one piece, twice as fast on a CPU.
+    # Columns first: the rows taken afterwards are contiguous, which is twice as fast on a CPU.
     left, right = (canvas[:, taps].astype(jnp.float32) for taps in (columns.low, columns.high))
     narrow = _mix(left, right, columns.fraction[:, None])
     return _mix(narrow[rows.low], narrow[rows.high], rows.fraction[:, None, None])

@@ -1,8 +1,8 @@
-"""The resampler with a choice of interpolations: `images.resample` by OpenCV's other methods.
+"""The resampler with a choice of interpolations: `images.resample` with OpenCV's other methods.
 
-Definitions after OpenCV's modules/imgproc/src/resize.cpp. A method is a number of taps along a line
-and their weights, so a choice that differs from image to image costs one resampling, not one a
-method.
+Definitions follow OpenCV's modules/imgproc/src/resize.cpp. A method is a number of taps along a
+line and their weights, so a choice that differs between images costs only one resampling, not one
+for each method.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ INTERPOLATIONS = ("nearest", "linear", "cubic", "area", "lanczos4")
 
 
 class _Axis(NamedTuple):
-    """One axis of the window: the output pixels `index` of `size` are made of `length` pixels."""
+    """One axis of the window: `size` output pixels, numbered `index`, from `length` pixels."""
 
     index: Int[Array, "S"]
-    start: Int[Array, ""]  # of the window in the picture
+    start: Int[Array, ""]  # of the window in the image
     length: Int[Array, ""]
-    extent: Int[Array, ""]  # of the picture
+    extent: Int[Array, ""]  # of the image
     flip: Bool[Array, ""]
 
     @property
@@ -32,7 +32,7 @@ class _Axis(NamedTuple):
 
 
 class _Taps(NamedTuple):
-    """The taps of every output pixel along one axis; those outside the picture weigh nothing."""
+    """The taps of every output pixel along one axis; taps outside the image have weight 0."""
 
     index: Int[Array, "T S"]
     weight: Float[Array, "T S"]
@@ -54,9 +54,9 @@ def resample_by(
     flip: Bool[Array, ""] | bool = False,
     flip_vertical: Bool[Array, ""] | bool = False,
 ) -> Picture:
-    """`images.resample` by `methods[choice]` of INTERPOLATIONS; saturates to 0..255.
+    """`images.resample` with `methods[choice]` of INTERPOLATIONS; saturates to 0..255.
 
-    `longest` bounds the sides of the window: "area" needs as many taps as pixels may fall into one.
+    `longest` bounds the sides of the window: "area" needs a tap for each pixel in an output pixel.
     """
     if not methods or not set(methods) <= set(INTERPOLATIONS):
         raise UserError(
@@ -75,12 +75,12 @@ def resample_by(
         kernels = [_KERNELS[method](axis, shrinks, longest // size + 2) for method in methods]
         return _chosen(choice, kernels, axis)
 
-    # Both axes at once: half the time to compile.
+    # Both axes at once, which halves the time to compile.
     taps = jax.vmap(chosen)(axes)
     rows, columns = (_Taps(taps.index[axis], taps.weight[axis]) for axis in (0, 1))
-    # Columns first: the rows that are then taken lie in one piece, faster on a CPU. As loops:
-    # otherwise XLA works out the columns anew for every tap of a row, ten times slower. They begin
-    # with zeros like the canvas, which differ from device to device as it does.
+    # Columns first: the rows taken afterwards are contiguous, which is faster on a CPU. Loops, as
+    # otherwise XLA computes the columns again for every tap of a row, ten times slower. They start
+    # with zeros made from the canvas, which vary over devices in the same way.
     narrow = jax.lax.fori_loop(
         0,
         len(columns.index),
@@ -98,12 +98,12 @@ def resample_by(
 
 
 def _chosen(choice: Int[Array, ""], kernels: list[_Kernel], axis: _Axis) -> _Taps:
-    """The taps of one of the kernels: in the window, and outside the picture without weight."""
+    """The taps of one of the kernels: inside the window, with weight 0 outside the image."""
     number = max(len(weight) for _, weight in kernels)
     first = jnp.stack([first for first, _ in kernels])[choice]
     weight = jnp.stack([_padded(weight, number) for _, weight in kernels])[choice]
     index = jnp.clip(first + jnp.arange(number)[:, None], 0, axis.length - 1)
-    # The window is mirrored, not the output: "nearest" and "area" are not the same both ways.
+    # Mirror the window, not the output: for "nearest" and "area" the results would differ.
     index = axis.start + jnp.where(axis.flip, axis.length - 1 - index, index)
     inside = (index >= 0) & (index < axis.extent)
     return _Taps(jnp.clip(index, 0, axis.extent - 1), jnp.where(inside, weight, 0))
@@ -140,20 +140,20 @@ def _lanczos4(axis: _Axis) -> _Kernel:
 
 
 def _sinc(x):
-    # That of jnp refuses, in JAX 0.12, what differs from device to device inside `jax.shard_map`.
+    # In JAX 0.12 jnp's version refuses arrays that vary over devices inside `jax.shard_map`.
     angle = jnp.where(x == 0, 1.0, jnp.pi * x)
     return jnp.where(x == 0, 1.0, jnp.sin(angle) / angle)
 
 
 def _area(axis: _Axis, shrinks: Bool[Array, ""], taps: int) -> _Kernel:
-    """The average over the output pixel, or two mixed where the image grows along an axis."""
+    """The average over the output pixel, or a mix of two if the image is enlarged on an axis."""
     first = axis.index * axis.length // axis.size
     begin = (axis.index * axis.length % axis.size) / axis.size  # within the first tap
     width = axis.length / axis.size
     tap = jnp.arange(float(taps))[:, None]
     overlap = jnp.minimum(tap + 1, begin + width) - jnp.maximum(tap, begin)
     averaged = jnp.clip(overlap, 0) / width
-    # The share of the output pixel that lies beyond the end of the first tap.
+    # The fraction of the output pixel that is beyond the end of the first tap.
     beyond = ((axis.index + 1) * axis.length - (first + 1) * axis.size) / axis.length
     beyond = jnp.where(beyond <= 0, 0, beyond - jnp.floor(beyond))
     mixed = _padded(jnp.stack([1 - beyond, beyond]), taps)
@@ -161,7 +161,7 @@ def _area(axis: _Axis, shrinks: Bool[Array, ""], taps: int) -> _Kernel:
 
 
 def _position(axis: _Axis) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The source pixel before the centre of each output pixel, and how far beyond its centre."""
+    """The source pixel before the centre of each output pixel, and the distance to its centre."""
     # In units of 1 / (2 * size), a whole number, so exact however large the window is.
     position = (2 * axis.index + 1) * axis.length - axis.size
     first = position // (2 * axis.size)

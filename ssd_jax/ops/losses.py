@@ -1,6 +1,6 @@
 """The training objective of one image, as sums (SSD paper, equation 1 and "Hard negative mining").
 
-Sums, because they are divided by counts over many images, which only the caller knows
+They are sums because only the caller knows the counts over many images that divide them
 (`train.step.batch_loss`).
 """
 
@@ -19,8 +19,8 @@ from ssd_jax.types import Targets
 
 CLASS_LOSSES = ("softmax", "focal", "quality_focal", "varifocal")
 
-# Deltas this close, as a part of the target, are the same: MXNet counts equal float32 numbers,
-# and XLA's logarithms and its divisions by constants differ from C's in the last places.
+# Deltas this close, relative to the target, count as equal: MXNet counts equal float32 numbers, but
+# XLA's logarithms and divisions by constants differ from C's in the last digits.
 _ROUNDING = 1e-6
 
 
@@ -28,7 +28,7 @@ class LossSums(NamedTuple):
     """Losses summed over the anchors of an image, and the counts to divide them by.
 
     `num_classified` counts the anchors in the class loss, positives and chosen negatives;
-    `num_box_errors` the box deltas that are not exactly right, at most four a positive.
+    `num_box_errors` counts the box deltas that are not exactly right, at most four per positive.
     """
 
     class_loss: Float[Array, "*B"]
@@ -47,22 +47,22 @@ def mine_hard_negatives(
     negatives_per_positive: int | float = 3,
     minimum: int = 3,
 ) -> Bool[Array, "A"]:
-    """The negatives that the network takes least for background, a few for each positive.
+    """The mask of hard negatives: the least background-like ones, a few for each positive.
 
-    Chosen are the least probabilities of `background`, float32 in [0, 1]; of equal ones the lower
-    index wins. `minimum` is what an image with few or no positives gets; 3 treats an image without
-    objects like one with a single positive. Without `negatives_per_positive` above 0 there is no
-    mining: all negatives are chosen.
+    Those with the lowest probability of `background`, float32 in [0, 1], are chosen; of equal ones
+    the lower index wins. An image with few or no positives gets `minimum`; 3 treats an image
+    without objects like one with a single positive. If `negatives_per_positive` is 0 there is no
+    hard-negative mining: all negatives are chosen.
 
-    The mask of the first few places of a sort, without the sort: the probability of the last place
-    is found three bits at a time, in a twentieth of the time of an argsort on a CPU. More bits a
-    round are fewer kernels on a GPU, but more to compare (docs/performance.md).
+    This selects the first few places of a sort without sorting: the probability of the last place
+    is found three bits at a time, in a twentieth of the time of an argsort on a CPU. More bits per
+    round mean fewer kernels on a GPU, but more comparisons (docs/performance.md).
     """
     if negatives_per_positive <= 0:
         return negative
     count = (negatives_per_positive * positive.sum()).astype(jnp.int32)  # 2.5 for 1 makes 2
     count = jnp.maximum(count, minimum)
-    # The bits of a non-negative float, read as an integer, keep its order; those of 1 need 30.
+    # The bits of non-negative floats, read as integers, have the same order; those of 1 need 30.
     bits = jnp.where(negative, jax.lax.bitcast_convert_type(background, jnp.int32), 1 << 30)
 
     def add_digit(i, last_place):
@@ -70,7 +70,7 @@ def mine_hard_negatives(
         too_few = (bits[:, None] < last_place + digit * jnp.arange(1, 8)).sum(axis=0) < count
         return last_place + digit * too_few.sum()
 
-    # The loop starts from a computed value, so that its types agree inside `jax.shard_map`.
+    # The initial value is computed from the input, so that types agree inside `jax.shard_map`.
     last_place = jax.lax.fori_loop(0, 10, add_digit, jnp.zeros_like(bits[0]))
     before, tied = bits < last_place, bits == last_place
     return before | (tied & (jnp.cumsum(tied) <= count - before.sum()))
@@ -93,20 +93,20 @@ def multibox_loss(
 ) -> LossSums:
     """A box loss over the positives, a class loss over positives and negatives.
 
-    `class_logits` hold background first; they may be of any float type, the loss is float32.
+    `class_logits` have background first; they may be of any float type, the loss is float32.
     `anchors` and `variances` are those that the targets were made with.
 
     * `class_loss` "softmax": cross-entropy over positives and hard negatives. `label_smoothing` is
-      the part of the target that is spread evenly over all channels (Szegedy et al.
+      the fraction of the target that is spread evenly over all channels (Szegedy et al.
       2016, arXiv:1512.00567, section 7).
     * the others: `sigmoid_loss` over the classes of all positives and negatives.
-    * `box_loss` "smooth_l1" of the deltas, or an `overlap_loss` of the boxes they lead to.
+    * `box_loss` "smooth_l1" of the deltas, or an `overlap_loss` of the decoded boxes.
     """
     if box_loss not in ("smooth_l1", *BOX_LOSSES):
         choices = ", ".join(("smooth_l1", *BOX_LOSSES))
         raise UserError(f"box_loss: got {box_loss!r}, expected one of {choices}.")
     logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
-    # XLA drops both where no loss asks for them, as in the paper's: softmax with smooth L1.
+    # XLA removes both if no loss uses them, as with the paper's softmax and smooth L1.
     boxes = decode(deltas, anchors, variances)
     target_boxes = decode(targets.box_deltas, anchors, variances)
 
@@ -154,16 +154,16 @@ def sigmoid_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Array, "A C"]:
-    """Binary cross-entropy of each class, weighted so that the many easy negatives count little.
+    """Binary cross-entropy of each class, weighted so that many easy negatives count little.
 
     With p = sigmoid(logit), and `quality` the IoU of an anchor's box with its target:
 
     * focal: (1 - p)^gamma where `targets`, p^gamma elsewhere, times alpha or 1 - alpha (Lin et al.
       2017, arXiv:1708.02002, equation 5).
-    * quality_focal: p is to become the quality, weighted by |quality - p|^gamma (Li et al. 2020,
-      arXiv:2006.04388, equation 4); no alpha.
-    * varifocal: p is to become the quality, weighted by it; elsewhere alpha p^gamma (Zhang et al.
-      2021, arXiv:2008.13367, equation 2).
+    * quality_focal: the target of p is the quality, weighted by |quality - p|^gamma (Li et al.
+      2020, arXiv:2006.04388, equation 4); no alpha.
+    * varifocal: the target of p is the quality, weighted by it; elsewhere alpha p^gamma (Zhang et
+      al. 2021, arXiv:2008.13367, equation 2).
     """
     if kind not in CLASS_LOSSES[1:]:
         raise UserError(f"class_loss: got {kind!r}, expected one of {', '.join(CLASS_LOSSES)}.")
@@ -174,16 +174,16 @@ def sigmoid_loss(
     score, soft_targets = jax.nn.sigmoid(logits), jnp.where(targets, quality[:, None], 0.0)
     cross_entropy = optax.sigmoid_binary_cross_entropy(logits, soft_targets)
     if kind == "quality_focal":
-        # Of 0, a power below 1 has no finite gradient.
+        # At 0 a power below 1 has no finite gradient.
         distance = jnp.maximum(jnp.abs(soft_targets - score), jnp.finfo(jnp.float32).tiny)
         return distance**gamma * cross_entropy
-    # The weights of the authors' code are constants, not learned through.
+    # As in the authors' code, the weights are constants without a gradient.
     weights = jnp.where(targets, soft_targets, alpha * jax.lax.stop_gradient(score) ** gamma)
     return weights * cross_entropy
 
 
 def _cross_entropy(logits, class_ids, smoothing):
-    # By a sum over channels: the gradient of an index is a scatter, and those come out otherwise
-    # every time on a GPU.
+    # A sum over channels, because the gradient of an index is a scatter, whose result differs every
+    # time on a GPU.
     target = jax.nn.one_hot(class_ids, logits.shape[1])
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing))

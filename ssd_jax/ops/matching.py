@@ -1,4 +1,4 @@
-"""Which anchor is asked to find which object (SSD paper, section 2.2, "Matching strategy")."""
+"""The matching of anchors to objects (SSD paper, section 2.2, "Matching strategy")."""
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,12 @@ def match(
 ) -> Targets:
     """The targets of one image: each object gets its best anchor, then each anchor its best object.
 
-    First the pairs of largest IoU, one after the other, until every object has an anchor of its
-    own (`greedy_pairs`); then every other anchor takes the object that it overlaps most, when
-    their IoU reaches `iou_threshold`, or exceeds it when `strict`. Negative is what neither step
-    took and lies below `negative_iou_threshold`, which without a value of its own is the same.
-    Objects that are not `valid` are never matched; without any, all anchors are negative, or
-    ignored unless `empty_is_negative`.
+    First the pairs with the largest IoU are matched, one after the other, until every object has an
+    anchor (`greedy_pairs`). Then every other anchor is matched to the object with the largest IoU,
+    if it reaches `iou_threshold`, or exceeds it if `strict`. Unmatched anchors are negative if
+    their largest IoU is below `negative_iou_threshold` (default: `iou_threshold`). Objects that are
+    not `valid` are never matched; without objects, all anchors are negative, or ignored unless
+    `empty_is_negative`.
 
     MXNet's MultiBoxTarget is `strict` and ignores images without objects; Caffe is neither.
     """
@@ -61,21 +61,24 @@ def match(
 def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
     """The anchor of each object by greedy bipartite matching; -1 for an object that gets none.
 
-    As if the pair of largest IoU among free anchors and free objects were taken again and again; of
-    equal ones that of the lowest anchor, then of the lowest object. A round takes every pair that
-    is first both for its anchor and for its object, which nothing that comes before can part. So it
-    is two or three rounds mostly, and up to two an object where boxes lie upon each other.
+    The result is that of repeatedly taking the pair with the largest IoU among free anchors and
+    free objects; of equal pairs the one with the lowest anchor, then the lowest object. A round
+    takes every pair that is the best one for both its anchor and its object, because no better pair
+    can separate these. There are usually two or three rounds, and at most two per object if boxes
+    overlap closely.
 
-    Anchors are searched in about sqrt(A) blocks, of which the largest IoU is kept for each object.
-    Once an anchor is taken it is only a bound, until the block is its object's first again.
+    Anchors are searched in about sqrt(A) blocks, and the largest IoU of each block is kept for each
+    object. Once an anchor is taken this is only an upper bound, which is computed again when the
+    block becomes its object's best.
     """
     num_anchors, num_objects = iou.shape
     side = int(np.ceil(np.sqrt(num_anchors)))
-    known = jnp.where(iou > _SMALLEST_IOU, iou, -1)  # a NaN would win and never be taken
+    known = jnp.where(iou > _SMALLEST_IOU, iou, -1)  # a NaN would be the largest, but never taken
     padded = jnp.pad(known, ((0, side * side - num_anchors), (0, 0)), constant_values=-1)
     blocks = padded.reshape(side, side, num_objects)
-    # Each takes a pair or lowers a bound. It cannot be reached, unless XLA computes `blocks` and
-    # their maxima apart and rounds them otherwise: then two objects might wait for each other.
+    # Each round takes a pair or lowers a bound. This limit cannot be reached, unless XLA computes
+    # `blocks` and their maxima separately with different rounding, and two objects then wait for
+    # each other.
     most_rounds = num_objects**2 + 1
 
     def searching(state):
@@ -85,7 +88,7 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
     def take_pairs(state):
         rounds, own_anchor, bounds = state
         block = bounds.argmax(axis=0)
-        # As a product, which is quicker than to look for each candidate among the taken ones.
+        # A product, which is faster than searching for each candidate among the taken ones.
         own_block, own_row = (jax.nn.one_hot(i, side) for i in jnp.divmod(own_anchor, side))
         taken = own_row.T @ own_block
         candidates = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]

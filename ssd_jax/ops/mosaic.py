@@ -1,8 +1,8 @@
 """Four training images in one: mosaic (Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.4).
 
-Four augmented images meet in a point of a plane of twice their side. Each of the four becomes a
-window of it around that point, of one to two sides, brought back to one: objects at down to half
-their size, next to those of other images.
+Four augmented images meet at a point of a plane with twice their side. Each of the four is replaced
+by a window of the plane around that point, with a side of one to two images, scaled back to one: it
+shows objects at down to half their size, next to objects of other images.
 """
 
 from typing import NamedTuple, TypeVar
@@ -20,7 +20,7 @@ Columns = TypeVar("Columns")
 
 
 class Mosaic(NamedTuple):
-    """How many images become mosaics, and windows of which side."""
+    """The probability that an image becomes a mosaic, and the range of the window's side."""
 
     probability: float = 0.5
     scale: tuple[float, float] = (1.0, 2.0)  # in image sides, 1 to 2
@@ -35,10 +35,10 @@ def mosaic(
     *,
     settings: Mosaic,
 ) -> tuple[Float[Array, "4 S S 3"], Float[Array, "4 4*G 4"], Bool[Array, "4 4*G"], Columns]:
-    """Each image as the window of its own key, or as it was: images, boxes, valid, columns.
+    """Replace each image by a window drawn with its key, or keep it: images, boxes, valid, columns.
 
-    `columns` are what else is known of the objects, a tree of [4, G]. An object stays `valid` if
-    its centre lies in the window; its box is clipped to it.
+    `columns` has the other attributes of the objects, a tree of [4, G]. An object stays `valid` if
+    its centre is in the window; its box is clipped to the window.
     """
     size, objects = images.shape[1], boxes.shape[1]
     plane = images.reshape(2, 2, size, size, 3).swapaxes(1, 2).reshape(2 * size, 2 * size, 3)
@@ -74,6 +74,6 @@ def _sample_window(
     chance, for_side, *for_place = jax.random.uniform(key, (4,))
     low, high = settings.scale
     side = jnp.round(size * (low + for_side * (high - low))).astype(jnp.int32)
-    # As wide as an image, the window holds the point wherever it lies in the plane.
+    # Even a window of one image side contains the point, wherever it is in the plane.
     place = jnp.floor(jnp.stack(for_place) * (2 * size - side + 1)).astype(jnp.int32)
     return chance < settings.probability, jnp.concatenate([place, place + side])

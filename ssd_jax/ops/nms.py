@@ -1,4 +1,4 @@
-"""Non-maximum suppression: greedy, exact, of fixed size; and soft suppression."""
+"""Non-maximum suppression: greedy, exact and of fixed size; and Soft-NMS."""
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,22 @@ def nms(
     strict: bool = True,
     labels: Int[Array | np.ndarray, "N"] | None = None,
 ) -> Bool[Array, "N"]:
-    """Which of the `valid` boxes survive, in the order of their rows: sort them by score before.
+    """Which of the `valid` boxes survive NMS; the rows must be sorted by score.
 
-    A box goes when a surviving one before it, of the same label where `labels` are given, overlaps
-    it by IoU > `iou_threshold`, or >= when not `strict`: Caffe and GluonCV are strict, MXNet's
-    MultiBoxDetection is not. This rule defines the answer uniquely: row i depends only on the rows
-    before it, so applying the rule to all rows at once is right for at least one row more each
-    time, and what no longer changes is the greedy result. It takes as many rounds as the longest
-    chain of suppressions, usually a few. It has no gradient.
+    A box is removed if a surviving one before it (with the same label, if `labels` are given)
+    overlaps it with IoU > `iou_threshold`, or >= if not `strict`: Caffe and GluonCV are strict,
+    MXNet's MultiBoxDetection is not. This rule defines the result uniquely: row i depends only on
+    the rows before it, so each application of the rule to all rows makes at least one more row
+    right, and a result that no longer changes is the greedy one. This takes as many rounds as the
+    longest chain of suppressions, usually a few. It has no gradient.
     """
     before = np.tri(len(boxes), k=-1, dtype=bool)
     iou = iou_matrix(boxes, boxes)
     suppresses = before & (iou > iou_threshold if strict else iou >= iou_threshold)
     if labels is not None:
         suppresses &= labels[:, None] == labels
-    # Numbers instead of truth values: on a CPU the sum, a product of matrix and vector, takes less
-    # than half the time of a reduction by "any".
+    # Numbers instead of booleans: on a CPU the sum, a matrix-vector product, takes less than half
+    # the time of a reduction with "any".
     overlaps = suppresses.astype(jnp.float32)
 
     def apply_rule(keep):
@@ -62,12 +62,12 @@ def soft_nms(
     strict: bool = True,
     labels: Int[Array | np.ndarray, "N"] | None = None,
 ) -> Float[Array, "N"]:
-    """Scores lowered for overlap with better boxes, in the given order (arXiv:1704.04503).
+    """Soft-NMS: scores lowered for overlap with better boxes, in input order (arXiv:1704.04503).
 
-    The box of the highest score, of equal ones the first, is taken; each that is not yet taken and
-    has its label, where `labels` are given, has its score multiplied; and so on with the next. The
-    factor is exp(-IoU^2 / `sigma`) for the `kind` "gaussian", and 1 - IoU for "linear" where the
-    overlap is a reason to go in `nms`.
+    The box with the highest score (of equal ones the first) is taken; the scores of all boxes not
+    yet taken (with its label, if `labels` are given) are multiplied by a factor; then the next box
+    is taken. The factor is exp(-IoU^2 / `sigma`) for the `kind` "gaussian", and for "linear" it is
+    1 - IoU if the overlap would remove the box in `nms`.
 
     Raises:
       UserError: another `kind`.

@@ -1,1 +1,1 @@
-"""`ssd-jax predict`: from pictures and films, wherever they lie, to files of detections."""
+"""`ssd-jax predict`: from local or remote images and videos to files of detections."""

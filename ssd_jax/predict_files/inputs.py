@@ -1,4 +1,4 @@
-"""What predictions are made of: pictures and the frames of films, from wherever they lie."""
+"""The inputs of a prediction: images and frames of videos, from local and remote places."""
 
 import glob
 import itertools
@@ -23,19 +23,19 @@ from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import is_apple_double, listed
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-# Of picture formats that are not read.
+# Suffixes of image formats that are not supported.
 OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
-# Drawings have no more pixels a side than this.
+# The longest side of a drawing, in pixels.
 DRAWN_SIDE = 1600
-# That read and decode pictures.
+# The number of threads that read and decode images.
 THREADS = 4
 
 
 class Item(NamedTuple):
-    """A picture or a film.
+    """An image or a video.
 
-    `name` is the path below the folder or prefix that was given, else the name of the file. `place`
-    is a path or URL.
+    `name` is the path below the given folder or prefix, or else the name of the file. `place` is a
+    path or URL.
     """
 
     name: str
@@ -43,21 +43,22 @@ class Item(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        """Told by the suffix."""
+        """Whether it is a video, by its suffix."""
         return _suffix(self.name) in VIDEO_SUFFIXES
 
     @property
     def stem(self) -> str:
-        """The name without suffix."""
+        """The name without its suffix."""
         return str(pathlib.PurePosixPath(self.name).with_suffix(""))
 
 
 class Frame(NamedTuple):
-    """A picture that was decoded, or one frame of a film.
+    """A decoded image, or one frame of a video.
 
-    `canvas` and `extent` are what a detector takes, `size` is (height, width) in pixels. `number`
-    counts the frames of a film from 0, and `seconds` is its place there; both are None for a
-    picture. `pixels()` gives the picture as RGB for drawing, at most `DRAWN_SIDE` pixels a side.
+    `canvas` and `extent` are the inputs of a detector, `size` is (height, width) in pixels.
+    `number` counts the frames of a video from 0, and `seconds` is the time of the frame; both are
+    None for an image. `pixels()` gives the image in RGB for drawing, with sides of at most
+    `DRAWN_SIDE` pixels.
     """
 
     item: Item
@@ -73,9 +74,9 @@ class Frame(NamedTuple):
 def find_items(
     places: Sequence[str], *, key: Literal["stem", "name", "place"] = "stem"
 ) -> list[Item]:
-    """The pictures and films in files, folders, globs, URLs and prefixes of buckets.
+    """Find the images and videos in files, folders, globs, URLs and prefixes of buckets.
 
-    `key` is what their results go by.
+    `key` is the attribute that names their results.
 
     Raises:
       UserError: there is nothing at a place, or two items have the same `key`.
@@ -88,8 +89,8 @@ def find_items(
         if other != item.place:
             raise UserError(
                 f"{shown_place(other)} and {shown_place(item.place)} are both called {called}, "
-                "so their results would overwrite each other. Give them in separate calls with "
-                "another --out each."
+                "so their results would overwrite each other. Give them in separate calls, each "
+                "with its own --out."
             )
     return list({item.place: item for item in items}.values())
 
@@ -100,9 +101,9 @@ def read_frames(
     *,
     unreadable: Callable[[DataError], None],
 ) -> Iterator[Frame]:
-    """All frames in order; pictures are read and decoded by threads, some ahead.
+    """All frames in order; threads read and decode images ahead.
 
-    What cannot be decoded is given to `unreadable` and left out.
+    The errors of items that cannot be decoded are passed to `unreadable`, and the items left out.
     """
 
     def picture(item: Item) -> Frame | DataError:
@@ -137,26 +138,26 @@ def read_frames(
 
 
 def shown_place(place: str) -> str:
-    """A place for messages, without what may be a password in a URL."""
+    """A place for messages; a URL is shown without anything that may be a password."""
     return shown_url(place) if is_remote(place) else place
 
 
 def check_places(places: Sequence[str]) -> None:
-    """Raises `UserError` where there can be nothing, without a look into a bucket or folder."""
+    """Raise a `UserError` for impossible places, without listing buckets or folders."""
     for place in places:
-        scheme, separator, rest = place.partition("://")  # what follows may hold a password
+        scheme, separator, rest = place.partition("://")  # the rest may hold a password
         if separator and not is_remote(place):
             raise UserError(
                 f"got a URL of {scheme}://, expected a path, or a URL of {', '.join(SCHEMES)}. "
-                "Fetch it by other means."
+                "Download it by other means."
             )
         in_bucket = is_remote(place) and scheme not in ("http", "https")
         if in_bucket and glob.has_magic(rest.partition("/")[0]):
             raise UserError(
-                f"{shown_url(place)}: a wildcard in the name of a bucket. Give its whole name."
+                f"{shown_url(place)}: a wildcard in the name of a bucket. Give its full name."
             )
         if not (is_remote(place) or os.path.exists(place) or glob.has_magic(place)):
-            raise UserError(f"{place}: no such file or folder. Give pictures (JPEG, PNG) or films.")
+            raise UserError(f"{place}: no such file or folder. Give images (JPEG, PNG) or videos.")
 
 
 def _items_at(place: str) -> list[Item]:
@@ -168,8 +169,9 @@ def _items_at(place: str) -> list[Item]:
         there = [each for each in listed(path, "**/*") if each.is_file()]
         found = [each for each in there if _is_known(each.name)]
         if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
-            told = f"{len(others)} pictures are left out, as {others[0]}: JPEG and PNG are read"
-            print(told, file=sys.stderr)
+            message = f"{len(others)} images are left out, such as {others[0]}: "
+            message += "only JPEG and PNG are read"
+            print(message, file=sys.stderr)
         items = [Item(each.relative_to(path).as_posix(), str(each)) for each in found]
     elif path.is_file():
         return [Item(path.name, place)]
@@ -178,12 +180,12 @@ def _items_at(place: str) -> list[Item]:
         items = [Item(os.path.basename(each), each) for each in files]
         items = [item for item in items if not is_apple_double(item.name)]
     if not items:
-        raise UserError(f"{place}: no picture or film there. Expected {_EXPECTED}.")
+        raise UserError(f"{place}: no images or videos there. Expected {_EXPECTED}.")
     return items
 
 
 def _remote_items(url: str) -> list[Item]:
-    # The first is the host or bucket. Results are files of these names.
+    # The first name is the host or bucket. The result files have these names.
     names = safe_names(url)
     if url.startswith(("http://", "https://")):
         urls = [url]
@@ -199,24 +201,24 @@ def _remote_items(url: str) -> list[Item]:
         Item("/".join(safe_names(each)[len(names) :]), each) for each in urls if _is_known(each)
     ]
     if not items:
-        raise UserError(f"{shown_url(url)}: no picture or film there. Expected {_EXPECTED}.")
+        raise UserError(f"{shown_url(url)}: no images or videos there. Expected {_EXPECTED}.")
     return items
 
 
 def _glob_urls(url: str) -> tuple[list[str], list[str]]:
-    """(objects that are called so to the letter, else pictures and films that match the glob)."""
+    """(objects with literally this name, else images and videos that match the glob)."""
     scheme, bucket, patterns = split_url(url)
     fixed = itertools.takewhile(lambda name: not glob.has_magic(name), patterns)
     there = list_urls(f"{scheme}://{'/'.join([bucket, *fixed])}")
     if literal := [each for each in there if f"{each}/".startswith(f"{url.rstrip('/')}/")]:
         return literal, []
-    if url.endswith("/"):  # a glob of folders, here as in `glob.glob`
+    if url.endswith("/"):  # a glob of folders, as in `glob.glob`
         return [], []
     return [], [each for each in there if _is_known(each) and _fits(split_url(each)[2], patterns)]
 
 
 def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether a path matches a glob, of which ** is any number of folders."""
+    """Whether a path matches a glob, in which ** stands for any number of folders."""
     if not patterns:
         return not names
     if patterns[0] == "**":
@@ -249,7 +251,7 @@ def _read_picture(item: Item, canvas_side: int) -> Frame:
 
 
 def _unreadable(item: Item, problem: str) -> DataError:
-    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Look at the file"
+    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
     return DataError(codes.IMAGE_UNREADABLE, shown_place(item.place), problem, fix)
 
 
@@ -258,21 +260,21 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
-            raise _unreadable(item, "OpenCV cannot read it as a film")
+            raise _unreadable(item, "OpenCV cannot read it as a video")
         rate = video.get(cv2.CAP_PROP_FPS)
         number = 0
         while True:
             there, picture = video.read()
             if not there:
                 break
-            # Asked for afterwards, it is the place of this frame.
+            # After `read` this is the time of the frame just read.
             seconds = round(video.get(cv2.CAP_PROP_POS_MSEC) / 1000, 6)
             yield _frame_of(item, picture, canvas_side)._replace(
                 number=number, seconds=seconds, frames_per_second=rate
             )
             number += 1
         if not number:
-            raise _unreadable(item, "the film has no frame that can be read")
+            raise _unreadable(item, "the video has no readable frame")
     finally:
         video.release()
 

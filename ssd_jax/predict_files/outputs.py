@@ -1,7 +1,7 @@
-"""How detections are written: JSON, JSON lines, COCO, VOC, batch transform, and drawings.
+"""Writers of detections: JSON, JSON lines, COCO, VOC, batch transform, and drawings.
 
-A writer is a generator that passes results on and writes them on their way, so that several stand
-one behind the other. Every file appears whole, by a rename, or not at all.
+A writer is a generator that writes results and passes them on, so that writers can be chained. A
+file gets its name only when it is complete, by a rename.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ from ssd_jax.visualize.boxes import draw_boxes, save_png
 
 
 class Result(NamedTuple):
-    """What was found in a frame, by falling score and without padding."""
+    """The detections in a frame, by falling score and without padding."""
 
     frame: Frame
     found: Detections
 
     @property
     def boxes_px(self) -> Float[np.ndarray, "N 4"]:
-        """In pixels of the picture."""
+        """The boxes in pixels of the image."""
         height, width = self.frame.size
         return self.found.boxes * np.array([width, height, width, height])
 
     @property
     def image_id(self) -> str:
-        """The name of the picture without suffix; of a film with the number of the frame."""
+        """The image's name without suffix; for a video, followed by the frame number."""
         number = self.frame.number
         return self.frame.item.stem + ("" if number is None else f"/{number:06d}")
 
@@ -52,7 +52,7 @@ Results = Iterator[Result]
 
 
 def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
-    """`NAME.json` for each picture; `NAME.jsonl` for each film, a line a frame."""
+    """`NAME.json` for each image; `NAME.jsonl` for each video, one line per frame."""
     for item, frames in _by_item(results):
         if item.is_video:
             yield from _write_lines(frames, json_path(out, item), classes)
@@ -63,7 +63,7 @@ def write_json_files(results: Results, out: pathlib.Path, classes: Sequence[str]
 
 
 def write_json_lines(results: Results, out: pathlib.Path, classes: Sequence[str]) -> Results:
-    """`detections.jsonl`: a line a picture or frame."""
+    """`detections.jsonl`: one line per image or frame."""
     return _write_lines(results, out / "detections.jsonl", classes)
 
 
@@ -78,11 +78,11 @@ def write_coco(
     """`detections.json`: COCO's list of results (cocodataset.org, "Results format").
 
     With `annotations`, a COCO file, ids are those of its images, by name, and of its categories.
-    Otherwise an image's id is its name as a number, or as a text where it is none, and categories
-    count from 1 in the order of the classes.
+    Otherwise an image's id is its name, as a number if possible, and categories count from 1 in
+    the order of the classes.
 
     Raises:
-      UserError: an item has no id, or that of another; told before the first result is asked for.
+      UserError: an item has no id, or another item's; raised before the first result is requested.
     """
     if annotations is None:
         ids, categories = _numbers(items), range(1, len(classes) + 1)
@@ -111,22 +111,22 @@ def write_voc(
 ) -> Results:
     """`comp4_det_test_CLASS.txt` for each class: the results of the VOC devkit.
 
-    A line is `IMAGE SCORE XMIN YMIN XMAX YMAX`, pixels counted from 1 and both ends inside.
+    A line is `IMAGE SCORE XMIN YMIN XMAX YMAX`; pixels count from 1 and both corners are inside.
 
     Raises:
-      UserError: the format cannot hold a name; told before the first result is asked for.
+      UserError: the format cannot hold a name; raised before the first result is requested.
     """
     for name in classes:
         if "/" in name or "\\" in name or "\0" in name:
             raise UserError(
-                f"the class {name!r} cannot be part of a file's name, as the format of VOC has it. "
+                f"the class {name!r} cannot be part of a file name, which the VOC format needs. "
                 "Choose another --format."
             )
     for item in items:
         if len(item.stem.split()) != 1:
             raise UserError(
-                f"{shown_place(item.place)}: its name has a blank, which ends a name in the format "
-                "of VOC. Rename it, or choose another --format."
+                f"{shown_place(item.place)}: its name has a space, which ends a name in the VOC "
+                "format. Rename it, or choose another --format."
             )
     lines: list[list[str]] = [[] for _ in classes]
     for result in results:
@@ -141,9 +141,9 @@ def write_voc(
 
 
 def write_transform(results: Results, out: str) -> Results:
-    """`NAME.SUFFIX.out` for each picture, as a batch transform of SageMaker leaves it.
+    """`NAME.SUFFIX.out` for each image, as written by a SageMaker batch transform.
 
-    The content is what `/invocations` answers; `out` may be a prefix of a bucket.
+    The content is the response of `/invocations`; `out` may be a prefix of a bucket.
     """
     for result in results:
         place = _transformed(out, result.frame.item)
@@ -159,7 +159,7 @@ def write_transform(results: Results, out: str) -> Results:
 
 
 def not_transformed(items: Sequence[Item], out: str) -> list[Item]:
-    """The items whose file an earlier call of `write_transform` has not left in `out`."""
+    """The items for which `out` has no file of an earlier call of `write_transform`."""
     if not is_remote(out):
         return [item for item in items if not os.path.exists(_transformed(out, item))]
     try:
@@ -172,7 +172,7 @@ def not_transformed(items: Sequence[Item], out: str) -> list[Item]:
 
 
 def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: float) -> Results:
-    """`NAME.png` for each picture, `NAME.mp4` for each film: boxes of at least `score`."""
+    """`NAME.png` for each image, `NAME.mp4` for each video: boxes with at least `score`."""
     for item, frames in _by_item(results):
         drawings = ((result, _drawing(result, classes, score)) for result in frames)
         if item.is_video:
@@ -185,17 +185,17 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
 
 
 def drawn_path(out: pathlib.Path, item: Item) -> pathlib.Path:
-    """Where the drawing of an item goes."""
+    """The path of an item's drawing."""
     return _beside(out, item, "mp4" if item.is_video else "png")
 
 
 def json_path(out: pathlib.Path, item: Item) -> pathlib.Path:
-    """Where `write_json_files` writes what was found in an item."""
+    """The path to which `write_json_files` writes an item's detections."""
     return _beside(out, item, "jsonl" if item.is_video else "json")
 
 
 def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:
-    """A result as our own JSON has it."""
+    """A result in the form of our own JSON format."""
     frame = result.frame
     place = {} if frame.number is None else {"frame": frame.number, "seconds": frame.seconds}
     found = zip(result.boxes_px, result.found.scores, result.found.labels, strict=True)
@@ -253,13 +253,13 @@ def _write_film(
                 writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
                 stack.callback(writer.release)
                 if not writer.isOpened():
-                    raise UserError(f"{path}: OpenCV cannot write a film there. Give --no-draw.")
+                    raise UserError(f"{path}: OpenCV cannot write a video there. Give --no-draw.")
             writer.write(cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
             yield result
 
 
 def _numbers(items: Sequence[Item]) -> dict[Item, int]:
-    """The names that are numbers, each of one item; a frame of a film has none."""
+    """Image ids from names that are numbers, each of only one item; video frames have none."""
     numbered = [item for item in items if item.stem.isdecimal() and not item.is_video]
     owners: dict[int, Item] = {}
     for item in numbered:
@@ -275,25 +275,25 @@ def _numbers(items: Sequence[Item]) -> dict[Item, int]:
 def _annotated_ids(
     path: pathlib.Path, items: Sequence[Item], classes: Sequence[str]
 ) -> tuple[dict[Item, int], list[int]]:
-    """The id of each item, and of each class, as an annotation file has them."""
+    """The ids of each item and each class in an annotation file."""
     value = read_json(path, max_bytes=MAX_BYTES, drop=("segmentation",))
     try:
         images = {item["file_name"]: item["id"] for item in value["images"]}
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: no annotations of COCO ({error!r}). Expected lists of images (id, file_name) "
+            f"{path}: not COCO annotations ({error!r}). Expected lists of images (id, file_name) "
             "and categories (id, name)."
         ) from error
     categories = {name: number for number, name in read_categories(value, str(path)).items()}
     if missing := [name for name in classes if name not in categories]:
         raise UserError(
-            f"{path}: no category is called {', '.join(missing)}, as the detector has them. Give "
-            "the annotations of the classes that it was trained on."
+            f"{path}: no category is called {', '.join(missing)}, which the detector has. Give "
+            "annotations with the classes that it was trained on."
         )
     for item in items:
         if item.name not in images or item.is_video:
             raise UserError(
-                f"{item.name}: the annotations have no image of that file_name. Give the folder "
-                "that the file_names are relative to, and the annotations of its pictures."
+                f"{item.name}: the annotations have no image with that file_name. Give the folder "
+                "that the file_names are relative to, and the annotations of its images."
             )
     return {item: images[item.name] for item in items}, [categories[name] for name in classes]

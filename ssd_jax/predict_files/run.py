@@ -1,4 +1,4 @@
-"""From pictures and films to files: frames in batches through a detector, results to writers."""
+"""From images and videos to files: frames in batches to a detector, results to writers."""
 
 import contextlib
 import pathlib
@@ -37,19 +37,19 @@ def run_prediction(
     batch_size: int = 8,
     annotations: pathlib.Path | None = None,
 ) -> None:
-    """Detects in all pictures and films at `places`, and writes into the folder `out`.
+    """Run a detector on all images and videos at `places`, and write into the folder `out`.
 
-    `format` is one of FORMATS; `draw` adds drawings of what scores at least `score`, by default
-    for the format json. Nothing below `min_score` is written. `annotations` is that of
-    `outputs.write_coco`.
+    `format` is one of FORMATS; `draw` adds drawings of the detections that score at least `score`
+    (default: for the format json). Detections below `min_score` are not written. `annotations` is
+    the argument of `outputs.write_coco`.
 
     Raises:
-      UserError: an input or a setting is wrong; or, when all else is written, some pictures could
-        not be read.
+      UserError: an input or a setting is wrong; or, after all others were written, some images
+        could not be read.
     """
     out = pathlib.Path(out)
     drawing = draw or (draw is None and format == "json")
-    # The lines of one file tell pictures apart by their places.
+    # In a file of many lines, images are identified by their places.
     items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
     options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
@@ -66,28 +66,28 @@ def run_prediction(
     print(f"results in {out}")
     if format == "coco" and annotations is None:
         print(
-            "image ids: the names, as numbers where they are some; category ids: 1 to "
-            f"{len(detector.classes)}, in the order of the classes. --annotations FILE takes those "
-            "of a COCO file, which may number otherwise."
+            "image ids: the names, as numbers if possible; category ids: 1 to "
+            f"{len(detector.classes)}, in the order of the classes. --annotations FILE uses the "
+            "ids of a COCO file, which may differ."
         )
 
 
 def run_transform(
     detector: AnyDetector, places: Sequence[str], out: str, *, batch_size: int = 8
 ) -> None:
-    """A batch transform: what `outputs.write_transform` leaves, of the pictures that lack it.
+    """Run a batch transform: `outputs.write_transform` for the images without a result.
 
     Raises:
-      UserError: as `run_prediction`, and where a place is a film.
+      UserError: as in `run_prediction`, and if a place is a video.
     """
     items = find_items(places, key="name")
     if films := [item.place for item in items if item.is_video]:
         raise UserError(
-            f"{films[0]}: a batch transform takes pictures. Choose another --format for films."
+            f"{films[0]}: a batch transform takes images. Choose another --format for videos."
         )
     waiting = outputs.not_transformed(items, out)
     if len(waiting) < len(items):
-        print(f"{len(items) - len(waiting):,} of {len(items):,} were done before")
+        print(f"{len(items) - len(waiting):,} of {len(items):,} were already done")
     _run(
         detector,
         waiting,
@@ -100,7 +100,7 @@ def run_transform(
 def _run(detector: AnyDetector, items: Sequence[Item], write, *, batch_size: int) -> None:
     unreadable: list[DataError] = []
     frames = read_frames(items, detector.canvas, unreadable=unreadable.append)
-    # How many frames a film has is known when it was read.
+    # The number of frames of a video is known only when it has been read.
     total = None if any(item.is_video for item in items) else len(items)
     batch_size = min(batch_size, total or batch_size)
     with contextlib.closing(frames):
@@ -111,7 +111,7 @@ def _run(detector: AnyDetector, items: Sequence[Item], write, *, batch_size: int
         for error in unreadable:
             print(error, file=sys.stderr)
         raise UserError(
-            f"{len(unreadable)} of {len(items)} pictures could not be read, the first is "
+            f"{len(unreadable)} of {len(items)} images could not be read, the first is "
             f"{unreadable[0].where}; the others are done. Replace these, or leave them out."
         )
 
@@ -125,7 +125,7 @@ def _at_least(results: Results, score: float) -> Results:
 def _keep_what_is_there(
     items: Sequence[Item], out: pathlib.Path, *, json: bool, drawing: bool
 ) -> None:
-    """Refuses to write over a picture, or over a file beside it that may be its annotation."""
+    """Refuse to overwrite an image, or a file beside it that may be its annotation."""
     for item in items:
         if is_remote(item.place):
             continue
@@ -135,9 +135,9 @@ def _keep_what_is_there(
         result = outputs.json_path(out, item).resolve()
         if json and result.parent == picture.parent and result.exists():
             raise UserError(
-                f"{result}: what is found in {item.place} would overwrite it, and it may hold its "
-                "annotations. Choose another --out, or remove it if it is the result of an earlier "
-                "command."
+                f"{result}: the detections in {item.place} would overwrite this file, which may "
+                "hold its annotations. Choose another --out, or remove it if it is the result of "
+                "an earlier command."
             )
 
 

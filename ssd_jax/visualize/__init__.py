@@ -1,1 +1,1 @@
-"""Pictures and plots: of boxes, data sets, curves, evaluations and runs."""
+"""Figures of boxes, data sets, curves, evaluations and runs."""

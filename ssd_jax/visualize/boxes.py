@@ -1,7 +1,6 @@
-"""Pictures of boxes, batches and detections.
+"""Images of boxes, batches and detections, as uint8 RGB arrays [H, W, 3].
 
-They are uint8 RGB arrays [H, W, 3]. Where a colour carries a meaning, the line style carries it
-too.
+If a colour has a meaning, the line style has the same meaning.
 """
 
 import functools
@@ -22,12 +21,12 @@ from ssd_jax.visualize.style import INK, PALETTE
 
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
 DASHES = {"-": 0, "--": 9, ":": 4}
-# In pixels, of an image with names.
+# In pixels, for an image with names.
 SMALLEST_SIDE = 320
 
 
 class Mark(NamedTuple):
-    """A box to draw, normalised xyxy, and its name; `line` is a key of DASHES."""
+    """A box to draw, normalised xyxy, with its name; `line` is a key of DASHES."""
 
     box: np.ndarray
     text: str
@@ -36,7 +35,7 @@ class Mark(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How an outcome is drawn, and what the legend calls it."""
+    """How an outcome is drawn, and its name in the legend."""
 
     text: str
     color: str
@@ -63,8 +62,8 @@ def draw_boxes(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its normalised xyxy boxes, each in the colour of its class.
 
-    Lines and letters grow with the image. An image whose shorter side is below SMALLEST_SIDE
-    is enlarged to it, because names do not fit on fewer.
+    Lines and letters scale with the image. An image whose shorter side is below SMALLEST_SIDE is
+    enlarged to it, because names do not fit on a smaller one.
     """
     return _annotate(image, _class_marks(boxes, labels, classes, scores), SMALLEST_SIDE)
 
@@ -72,9 +71,9 @@ def draw_boxes(
 def image_grid(
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]], *, columns: int, gap: int = 8
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Images row by row on white; smaller ones are centred in their row and column."""
+    """Arrange images in rows on white; smaller ones are centred in their row and column."""
     if not images:
-        raise UserError("got no image for a mosaic; expected at least one")
+        raise UserError("got no images for a mosaic; expected at least one")
     columns = min(columns, len(images))
     sizes = np.zeros((math.ceil(len(images) / columns) * columns, 2), int)
     sizes[: len(images)] = [image.shape[:2] for image in images]
@@ -100,7 +99,7 @@ def training_grid(
     classes: Sequence[str],
     columns: int = 4,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """An augmented batch as the network sees it, before normalisation: grey levels 0 to 255."""
+    """An augmented batch as the network sees it, before normalisation: RGB values 0 to 255."""
     pixels = np.clip(np.rint(np.asarray(images)), 0, 255).astype(np.uint8)
     boxes, labels, valid = np.asarray(boxes), np.asarray(labels), np.asarray(valid)
     tiles = [
@@ -121,9 +120,9 @@ def detection_grid(
     columns: int = 2,
     height: int = 320,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Pairs of ground truth and detections, with what is correct, false and missed told apart.
+    """Pairs of ground truth and detections, with correct, false and missed ones distinguished.
 
-    All boxes are normalised xyxy. Outcomes follow the VOC rules, on continuous boxes, among the
+    All boxes are normalised xyxy. Outcomes follow the VOC rules, on continuous boxes, for the
     detections that score at least `score_threshold`. Every image is scaled to `height` pixels.
     """
     shown = [
@@ -163,7 +162,7 @@ def detection_grid(
 
 
 def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write an RGB picture; folders are made as needed."""
+    """Write an RGB image; folders are made as needed."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, format="PNG")
@@ -181,7 +180,7 @@ def _class_marks(boxes, labels, classes, scores=None):
 
 
 def _restyled(marks, styles):
-    """Marks in the style of their outcome; what does not count goes without a name."""
+    """Marks in the style of their outcome; boxes that do not count have no name."""
     return [
         Mark(mark.box, "" if style is DIFFICULT else mark.text, style.color, style.line)
         for mark, style in zip(marks, styles, strict=True)
@@ -189,7 +188,7 @@ def _restyled(marks, styles):
 
 
 def _split(column, records):
-    """A column of all images' boxes, cut up by image."""
+    """A column of the boxes of all images, split by image."""
     return np.split(column, np.cumsum([len(record.labels) for record in records])[:-1])
 
 
@@ -204,11 +203,11 @@ def _annotate(image, marks, min_side=0):
     height, width = image.shape[:2]
     unit = max(1.0, (min(height, width) / 400) ** 0.7)
     thickness = round(2.4 * unit)
-    # Small boxes come last, on top of the large ones that they lie in.
+    # Small boxes come last, on top of the large ones around them.
     marks = sorted(marks, key=lambda mark: -np.prod(mark.box[2:] - mark.box[:2]))
     boxes = [np.rint(mark.box * [width, height, width, height]).astype(int) for mark in marks]
     for mark, box in zip(marks, boxes, strict=True):
-        # A dark edge around the coloured line keeps it visible on any picture.
+        # A dark edge around the coloured line keeps it visible on any image.
         _blend_outline(image, box, thickness + 2, "#000000", 0.45)
         _blend_outline(image, box, thickness, mark.color, 1.0, round(DASHES[mark.line] * unit))
     picture = Image.fromarray(image)
@@ -239,7 +238,7 @@ def _blend_outline(image, box, thickness, color, opacity, dash=0):
 
 
 def _free_place(size, box, taken, limits):
-    """Where a tag goes, xyxy: above the box, inside it or below it, off other tags if possible."""
+    """The place of a tag, xyxy: above, inside or below the box, clear of other tags if possible."""
     (left, top, right, bottom), (width, height) = box, size
     lefts, tops = (left, right - width), (top - height, top, bottom, bottom - height)
     corners = np.array([(x, y) for y in tops for x in lefts])

@@ -1,4 +1,4 @@
-"""Losses and metrics over the steps of a run, or of several over each other."""
+"""Losses and metrics over the steps of a run, or of several runs together."""
 
 import os
 import pathlib
@@ -18,10 +18,10 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Losses, learning rate and mAP over the steps of a run, from the records of metrics.jsonl.
+    """Plot losses, learning rate and mAP over the steps, from the records of metrics.jsonl.
 
     Losses are the values with "loss" in their name, the learning rate is `lr`, the averages are
-    those of AVERAGES. A panel without values is left out.
+    those in AVERAGES. A panel without values is left out.
     """
     panels = {
         "loss": _series(records, lambda name: "loss" in name),
@@ -51,7 +51,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
 
 
 def plot_runs(curves: Sequence[tuple[str, Sequence[Records]]], path: pathlib.Path) -> None:
-    """Loss and mAP over the steps: of each curve its name, and the metrics.jsonl of its runs.
+    """Plot loss and mAP over the steps; each curve has a name and the metrics.jsonl of its runs.
 
     Several runs are one curve: their mean, in a band from the lowest to the highest.
     """
@@ -66,7 +66,7 @@ def plot_runs(curves: Sequence[tuple[str, Sequence[Records]]], path: pathlib.Pat
                 if not points:
                     continue
                 color = PALETTE[number % len(PALETTE)]
-                # A single evaluation is no line.
+                # A single evaluation does not make a line.
                 marker = "o" if len(points) <= FEW_POINTS else None
                 steps, means = list(points), [fmean(values) for values in points.values()]
                 axes.plot(steps, means, marker=marker, markersize=4, label=name, color=color)
@@ -90,9 +90,9 @@ def _points(records: Records, split: str, value: str) -> dict[int, float]:
 
 
 def _shared_points(runs: Sequence[Mapping[int, float]]) -> dict[int, list[float]]:
-    """The values of all runs at the steps of the first, as far as all have come.
+    """The values of all runs at the steps of the first one, as far as all runs have got.
 
-    Runs that logged at other steps, or were evaluated a step later, are interpolated between them.
+    The values of runs that logged or evaluated at other steps are interpolated.
     """
     if not all(runs):
         return {}
@@ -103,7 +103,7 @@ def _shared_points(runs: Sequence[Mapping[int, float]]) -> dict[int, list[float]
 
 
 def _series(records, wanted):
-    """{name: (steps, values)} of the finite values with a wanted name; splits are told apart."""
+    """{name: (steps, values)} of the finite values with a wanted name, separately per split."""
     series = {}
     for record in records:
         for name, value in record.items():

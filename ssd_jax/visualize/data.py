@@ -1,4 +1,4 @@
-"""One page about the annotations of a data set: classes, sizes, shapes, and default boxes."""
+"""One page about the annotations of a data set: classes, sizes, shapes, and anchors."""
 
 import os
 
@@ -10,7 +10,7 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.visualize.style import INK, PALETTE, plot_style, save_plot
 
 MAX_BARS = 24
-FEWEST_BARS = 10  # so that the bars of few classes do not become walls
+FEWEST_BARS = 10  # with fewer classes the bars would become too thick
 MAX_POINTS = 4000
 SIDES = (0.01, 0.03, 0.1, 0.3, 1.0)
 RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
@@ -24,10 +24,10 @@ def plot_data(
     anchors: Float[np.ndarray, "A 4"] | None = None,
     title: str = "",
 ) -> None:
-    """Write the page as PNG: objects of each class, box sizes, aspect ratios, objects of an image.
+    """Write the page as PNG: objects per class, box sizes, aspect ratios, objects per image.
 
-    Sizes are parts of the image, as a network sees them that gets every image as a square. With
-    default boxes the page also shows theirs, and how well the best one fits each object.
+    Sizes are fractions of the image side, which is what a network with square input sees. With
+    anchors the page also shows their sizes, and how well the best one fits each object.
     """
     columns = source.annotations
     sides = columns.boxes[:, 2:] - columns.boxes[:, :2]
@@ -68,7 +68,7 @@ def _draw_classes(axes, source):
     places = np.arange(len(names))
     axes.barh(places, easy, color=PALETTE[0], label="objects")
     if difficult.any():
-        axes.barh(places, every - easy, left=easy, color=PALETTE[5], label="difficult ones")
+        axes.barh(places, every - easy, left=easy, color=PALETTE[5], label="difficult")
         axes.legend(loc="lower right")
     for place, number in zip(places, every, strict=True):
         axes.annotate(f" {number:,}", (number, place), va="center", fontsize=8)
@@ -87,17 +87,17 @@ def _draw_sizes(axes, sides, anchors, reach):
     else:
         reached = reach.best >= REACHING_IOU
         for keep, color, text in (
-            (reached, PALETTE[0], f"IoU {REACHING_IOU:g} or more with a default box"),
+            (reached, PALETTE[0], f"IoU {REACHING_IOU:g} or more with an anchor"),
             (~reached, PALETTE[1], "less"),
         ):
             share = f"{np.mean(keep):.1%} of the objects: {text}"
             axes.scatter(*sides[reach.objects[keep]].T, color=color, label=share, **dots)
     if anchors is not None:
         kinds = np.unique(np.round(anchors[:, 2:] - anchors[:, :2], 4), axis=0)
-        text = f"the {len(kinds)} shapes of default boxes"
+        text = f"the {len(kinds)} shapes of anchors"
         axes.scatter(*kinds.T, marker="+", s=60, linewidths=1.6, color=INK, label=text)
     axes.set(xscale="log", yscale="log", xlim=(0.008, 1.25), ylim=(0.008, 1.25))
-    axes.set(xlabel="width, part of the image", ylabel="height, part of the image")
+    axes.set(xlabel="width, fraction of the image", ylabel="height, fraction of the image")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(SIDES, [f"{side:.0%}" for side in SIDES])
         axis.set_ticks([], minor=True)
@@ -119,7 +119,7 @@ def _draw_ratios(axes, sides, anchors):
     axes.set_xticks(RATIOS, RATIO_NAMES)
     axes.set_xticks([], minor=True)
     axes.set(xlabel="width : height", ylabel="objects")
-    axes.set_title("Aspect ratios" + ("" if anchors is None else " (dotted: defaults)"))
+    axes.set_title("Aspect ratios" + ("" if anchors is None else " (dotted: anchors)"))
 
 
 def _draw_fit(axes, reach):
@@ -127,8 +127,8 @@ def _draw_fit(axes, reach):
     for keep, color in ((reach.best >= REACHING_IOU, 0), (reach.best < REACHING_IOU, 1)):
         axes.hist(reach.best[keep], bins, color=PALETTE[color])
     axes.axvline(REACHING_IOU, color=INK, linestyle=":", linewidth=1)
-    axes.set(xlim=(0, 1), xlabel="IoU with the best default box", ylabel="objects")
-    axes.set_title("How well default boxes fit")
+    axes.set(xlim=(0, 1), xlabel="IoU with the best anchor", ylabel="objects")
+    axes.set_title("How well the anchors fit")
 
 
 def _draw_counts(axes, source):
@@ -136,4 +136,4 @@ def _draw_counts(axes, source):
     most = int(counts.max(initial=1))
     axes.hist(counts, np.arange(0, most + 2, max(1, most // 40)) - 0.5, color=PALETTE[0])
     axes.set(xlabel="objects in an image", ylabel="images")
-    axes.set_title(f"Objects in an image, {most} at most")
+    axes.set_title(f"Objects in an image, at most {most}")

@@ -13,7 +13,7 @@ from ssd_jax.evaluation.voc import VocResult
 from ssd_jax.visualize.boxes import DASHES
 from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
-# More rows than this cannot be read; those with the most objects are shown.
+# A plot with more rows would be unreadable; the classes with the most objects are shown.
 MOST_CLASSES = 30
 COLORS = {
     "correct": PALETTE[0],
@@ -23,7 +23,7 @@ COLORS = {
     "background": PALETTE[1],
     "missed": "#999999",
 }
-_UNITS = {"pixels": "by size in pixels", "image": "by part of the image's side"}
+_UNITS = {"pixels": "by size in pixels", "image": "by fraction of the image side"}
 
 
 def draw_measures(
@@ -33,7 +33,7 @@ def draw_measures(
     *,
     classes: Sequence[str],
 ) -> None:
-    """Writes precision_recall.png, errors.png and sizes.png into a folder."""
+    """Write precision_recall.png, errors.png and sizes.png into a folder."""
     folder = pathlib.Path(folder)
     plot_precision_recall(evaluation.result, classes, folder / "precision_recall.png")
     plot_errors(diagnosis.errors, classes, folder / "errors.png")
@@ -54,7 +54,7 @@ def plot_precision_recall(
             axes.step(
                 np.append(0, each.recall),
                 np.append(envelope[:1], envelope) if len(envelope) else [0],
-                color=PALETTE[label % len(PALETTE)],  # as in the pictures
+                color=PALETTE[label % len(PALETTE)],  # the same as in images of boxes
                 linestyle=list(DASHES)[label // len(PALETTE) % len(DASHES)],
                 label=f"{each.ap11:.3f}  {name}",
             )
@@ -69,7 +69,7 @@ def plot_precision_recall(
 
 
 def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.PathLike) -> None:
-    """What the best detections of each class are, and what the mAP would gain without a kind."""
+    """The verdicts on the best detections of each class, and the gain in mAP without each kind."""
     rows = [("all", errors.total)]
     by_objects = sorted(
         zip(classes, errors.counts, strict=True), key=lambda row: -row[1]["objects"]
@@ -87,7 +87,7 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
             left += share
         names = [f"{name} ({counts['objects']:,})" for name, counts in rows]
         shares.set_yticks(places, names)
-        shares.set(xlim=(0, 1), xlabel="share of as many of the best detections as objects")
+        shares.set(xlim=(0, 1), xlabel="share of the N best detections, for N objects")
         shares.invert_yaxis()
         shares.grid(axis="y", visible=False)
         shares.set_axisbelow(True)
@@ -112,7 +112,7 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
 
 
 def plot_sizes(sizes: Sequence[SizeResult], path: str | os.PathLike) -> None:
-    """The average precision of each size, with the number of objects below."""
+    """The average precision for each size, with the number of objects below."""
     panels = {unit: [each for each in sizes if each.unit == unit] for unit in LIMITS}
     with plot_style() as new_figure:
         figure = new_figure(11, 3.6)

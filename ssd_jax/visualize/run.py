@@ -1,4 +1,4 @@
-"""The pictures that a run leaves in its folder."""
+"""The figures in the folder of a run."""
 
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ssd_jax.visualize.boxes import detection_grid, save_png, training_grid
 from ssd_jax.visualize.curves import plot_curves
 
 SHOWN = 12
-# Large photographs are shown at this many pixels, as nobody looks at a mosaic of full ones.
+# Large photographs are scaled down to this many pixels for a mosaic.
 SHOWN_SIDE = 512
 
 
@@ -27,9 +27,9 @@ def draw_augmented(
     classes: tuple[str, ...],
     augment: Augment,
 ) -> None:
-    """The first pictures of a batch as the network will see them at step 0, with their boxes.
+    """The first images of a batch as the network will see them at step 0, with their boxes.
 
-    `augment` is that of the step.
+    `augment` is the augmentation of the training step.
     """
     few = jax.tree.map(lambda column: np.asarray(column)[:SHOWN], batch)
     images, few = jax.jit(lambda batch: call_augment(augment, batch, 0))(few)
@@ -47,14 +47,14 @@ def draw_detections(
     images: Sequence[int],
     iou_threshold: float,
 ) -> None:
-    """Ground truth next to detections of the given images; of none no picture stays."""
+    """Ground truth next to detections for the given images; for none the figure is removed."""
     if not images:
         path.unlink(missing_ok=True)
         return
     pixels, truths, found = [], [], []
     for index in images:
         example = source[index]
-        # The size of the file: not every format of data tells it (`types.Example`).
+        # The size comes from the file: not every data format has it (`types.Example`).
         canvas, (height, width), size = decode_image(example.image, example.name, SHOWN_SIDE)
         pixels.append(canvas[:height, :width])
         truths.append(_normalised(evaluation.ground_truths[index], size))
@@ -71,7 +71,7 @@ def draw_curves(metrics_file: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _normalised(record, size):
-    """Boxes in the devkit's pixels, as an evaluation holds them, back to parts of the picture."""
+    """Convert boxes from the devkit's pixels, which an evaluation has, to normalised ones."""
     height, width = size
     edges = record.boxes - VOC_OFFSET
     return record._replace(boxes=(edges / [width, height, width, height]).astype(np.float32))

@@ -1,7 +1,7 @@
-"""How all plots look, and where they go.
+"""The style of all plots, and how they are saved.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which stay apart for
-colour-blind readers. Matplotlib is imported where it is used: it takes a while.
+The colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which colour-blind readers
+can distinguish. Matplotlib is imported only when it is used, because that takes a while.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 INK = "#333333"
-# Of a curve that shows each of its points.
+# The marker of a curve that shows each of its points.
 FEW_POINTS = 30
 
 
 @contextlib.contextmanager
 def plot_style() -> Iterator[Callable[[float, float], Any]]:
-    """Gives a function (width, height in inches) -> `Figure` while the style lasts.
+    """Yield a function (width, height in inches) -> `Figure` while the style is active.
 
-    pyplot and its state are not used.
+    pyplot and its global state are not used.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def plot_style() -> Iterator[Callable[[float, float], Any]]:
 
 
 def save_plot(figure: Any, path: str | os.PathLike) -> None:
-    """Writes a figure as PNG; its folder is made."""
+    """Write a figure as PNG; its folder is made if needed."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=150)

@@ -1,1 +1,1 @@
-"""Foreign weights -> our tree: readers, name maps, load report."""
+"""Weights of other frameworks -> our variables: readers, name maps, load report."""

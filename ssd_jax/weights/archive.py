@@ -1,4 +1,4 @@
-"""Files out of a tar archive that may be hostile: `model.tar.gz` of a SageMaker job."""
+"""Files from an untrusted tar archive: the `model.tar.gz` of a SageMaker job."""
 
 import gzip
 import mmap
@@ -10,13 +10,13 @@ from ssd_jax.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = 512
-_LARGEST = 2**31  # bytes, unpacked; the detectors of SageMaker have a sixteenth of it
+_LARGEST = 2**31  # bytes, unpacked; SageMaker's detectors have a sixteenth of it
 _MOST_MEMBERS = 1000
 _CHUNK = 2**20
 
 
 def is_archive(path: str | os.PathLike) -> bool:
-    """Whether the file begins as a tar archive does, packed with gzip or not."""
+    """Whether the file begins like a tar archive, compressed with gzip or not."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -25,10 +25,10 @@ def is_archive(path: str | os.PathLike) -> bool:
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, memoryview]:
-    """Give the regular files of the archive by their base name, mapped into memory.
+    """The regular files of the archive by their base name, mapped into memory.
 
-    Nothing is written under a name that the archive gives; what gzip packs is unpacked into a
-    nameless temporary file. Raises UserError on damaged and over-large archives.
+    Nothing is written under a name from the archive; gzip is unpacked into an unnamed temporary
+    file. Raises UserError for damaged and very large archives.
     """
     path = os.fspath(path)
     with open(path, "rb") as file:
@@ -55,15 +55,15 @@ def _unpack(file, unpacked, path: str) -> None:
                 if unpacked.tell() + len(chunk) > _LARGEST:
                     raise UserError(
                         f"{path}: unpacks to more than {_LARGEST >> 30} GiB, expected a detector "
-                        "of some hundred MB. Take the model.tar.gz of a training job."
+                        "of some hundred MB. Give the model.tar.gz of a training job."
                     )
                 unpacked.write(chunk)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(path, f"gzip says: {error}") from error
+        raise _damaged(path, f"gzip reports: {error}") from error
 
 
-# Not `tarfile`: it reads extended headers whole into memory, whatever size they claim, and follows
-# chains of them without end.
+# Not `tarfile`: it reads extended headers into memory whatever size they claim, and follows
+# endless chains of them.
 def _members(archive: memoryview, path: str) -> dict[str, memoryview]:
     found, at, seen = {}, 0, 0
     while at + _BLOCK <= len(archive):
@@ -75,7 +75,7 @@ def _members(archive: memoryview, path: str) -> dict[str, memoryview]:
         seen += 1
         size, start = _number(header[124:136]), at + _BLOCK
         if size is None or start + size > len(archive) or seen > _MOST_MEMBERS:
-            raise _damaged(path, f"member {seen} is cut short, or one too many")
+            raise _damaged(path, f"member {seen} is truncated, or there are too many")
         name = os.path.basename(header[:100].split(b"\0")[0].decode(errors="replace"))
         if header[156:157] in (b"0", b"\0"):  # a regular file
             if name in found:
@@ -86,7 +86,7 @@ def _members(archive: memoryview, path: str) -> dict[str, memoryview]:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether the sum of the bytes is as the block says, its own field counted as blanks."""
+    """Whether the checksum of a block is right (its own field is summed as blanks)."""
     if len(block) < _BLOCK or not any(block):
         return False
     return _number(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
@@ -100,6 +100,5 @@ def _number(field: bytes) -> int | None:
 
 def _damaged(path: str, problem: str) -> UserError:
     return UserError(
-        f"{path}: damaged archive: {problem}. Expected a model.tar.gz as it was written; fetch it "
-        "again."
+        f"{path}: damaged archive: {problem}. Expected an intact model.tar.gz; fetch it again."
     )

@@ -1,7 +1,7 @@
 """The artefact of a SageMaker Object Detection job: `model.tar.gz`.
 
 It holds `model_algo_1-0000.params`, `model_algo_1-symbol.json` and `hyperparams.json`. The network
-is mxnet-ssd's, and what it is, which anchors it has and how it detects stands in the symbol.
+is mxnet-ssd's; the symbol says which one it is, which anchors it has and how it detects.
 """
 
 import json
@@ -18,11 +18,11 @@ from ssd_jax.weights.archive import read_archive
 from ssd_jax.weights.mxnet_params import parse_mxnet_params
 from ssd_jax.weights.readers import WeightFile
 
-# Beyond these it is no detector, but a file that wants to cost memory.
+# A larger file is not a detector, but may be meant to exhaust the memory.
 _LARGEST_JSON = 2**26
 _MOST_CLASSES = 10_000
 _LARGEST_IMAGE = 4096
-# A layer that only this network of mxnet-ssd has -> the words of the config that say it.
+# A layer that only this network of mxnet-ssd has -> the settings that describe the network.
 _NETWORKS = {
     "stage4_unit3_conv3": {
         "model.backbone": "resnet50_v2",
@@ -43,10 +43,10 @@ _NETWORKS = {
 
 
 class Artefact(NamedTuple):
-    """What an artefact says.
+    """The content of an artefact.
 
-    `settings` are words of the config whose values the recipe "sagemaker" leaves to the artefact.
-    `levels` are the anchors as the symbol has them, one level for each feature map.
+    `settings` are the settings of the config that the recipe "sagemaker" leaves to the artefact.
+    `levels` are the anchors in the symbol, one level for each feature map.
     """
 
     weights: WeightFile
@@ -66,8 +66,8 @@ class Node(NamedTuple):
 def read_artefact(path: str | os.PathLike) -> Artefact:
     """Read a `model.tar.gz`; the arrays stay in a mapped file until they are copied.
 
-    Raises UserError where a part is missing or damaged, and where the symbol is not one of the
-    detectors of SageMaker or asks for something that we do not compute.
+    Raises UserError if a part is missing or damaged, or if the symbol is not one of SageMaker's
+    detectors or needs something that is not implemented here.
     """
     path = os.fspath(path)
     members = read_archive(path)
@@ -81,7 +81,7 @@ def read_artefact(path: str | os.PathLike) -> Artefact:
         counted = int(hyper.get("num_classes", num_classes))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    # Whatever JSON may hold instead of what belongs there.
+    # Valid JSON may still have wrong keys, types and values.
     except (
         KeyError,
         TypeError,
@@ -91,13 +91,13 @@ def read_artefact(path: str | os.PathLike) -> Artefact:
         RecursionError,
     ) as error:
         raise UserError(
-            f"{path}: its symbol or hyperparams.json is not understood ({error!r}). Expected what "
-            "a SageMaker Object Detection job wrote."
+            f"{path}: its symbol or hyperparams.json cannot be read ({error!r}). Expected the "
+            "model.tar.gz of a SageMaker Object Detection job."
         ) from error
     if counted != num_classes:
         raise UserError(
-            f"{path}: hyperparams.json says {counted} classes, the symbol has {num_classes}. "
-            "Take the files of one job."
+            f"{path}: hyperparams.json says {counted} classes, but the symbol has {num_classes}. "
+            "Use files of the same job."
         )
     tensors = parse_mxnet_params(params, f"{path} (.params)")
     return Artefact(
@@ -110,21 +110,21 @@ def _only(members: Mapping[str, memoryview], ending: str, path: str) -> memoryvi
     if len(found) != 1:
         raise UserError(
             f"{path}: got {len(found)} files called *{ending} among {sorted(members)}, expected "
-            "one. Take the model.tar.gz of a SageMaker Object Detection job."
+            "one. Give the model.tar.gz of a SageMaker Object Detection job."
         )
     return members[found[0]]
 
 
 def _json(text: memoryview) -> object:
     if len(text) > _LARGEST_JSON:
-        raise UserError(f"a JSON file of {len(text)} bytes, expected some hundred kB.")
+        raise UserError(f"a JSON file has {len(text)} bytes, expected some hundred kB.")
     return json.loads(bytes(text))
 
 
 def _nodes(symbol: dict) -> list[Node]:
-    """The operators in the symbol's own order, inputs before what uses them."""
+    """The operators in the symbol's order, in which inputs come before their users."""
     return [
-        # The key has had three names in the history of MXNet.
+        # The key had three names in the history of MXNet.
         Node(
             node["op"],
             node["name"],
@@ -136,7 +136,7 @@ def _nodes(symbol: dict) -> list[Node]:
 
 
 def _heads(nodes: Sequence[Node]) -> tuple[tuple[AnchorLevel, ...], int]:
-    """The anchors of every feature map, and the classes without background."""
+    """The anchors of every feature map, and the number of classes without background."""
     filters = {
         node.name: int(node.arguments["num_filter"]) for node in nodes if node.op == "Convolution"
     }
@@ -149,7 +149,7 @@ def _heads(nodes: Sequence[Node]) -> tuple[tuple[AnchorLevel, ...], int]:
             channels.add(filters[f"{feature}_cls_pred_conv"] / level.anchors_per_cell)
     if len(channels) != 1 or not 2 <= max(channels) <= _MOST_CLASSES:
         raise UserError(
-            f"the class heads of the symbol have {sorted(channels)[:10]} channels an anchor, "
+            f"the class heads of the symbol have {sorted(channels)[:10]} channels per anchor, "
             f"expected one number from 2 to {_MOST_CLASSES}. It is not a detector of SageMaker."
         )
     return tuple(levels), int(channels.pop()) - 1
@@ -157,10 +157,12 @@ def _heads(nodes: Sequence[Node]) -> tuple[tuple[AnchorLevel, ...], int]:
 
 def _level(arguments: Mapping[str, str]) -> AnchorLevel:
     if _flag(arguments, "clip", "False"):
-        raise UserError("the symbol clips its anchors, which no network of SageMaker does.")
+        raise UserError("the symbol clips its anchors, expected no clipping as in SageMaker.")
     sizes, ratios = _numbers(arguments["sizes"]), _numbers(arguments["ratios"])
     if not sizes or not ratios or min(sizes + ratios) <= 0:
-        raise UserError(f"anchors of sizes {sizes} and ratios {ratios}; expected some of each.")
+        raise UserError(
+            f"the anchors have sizes {sizes} and ratios {ratios}; expected some of each."
+        )
     steps = _pair(arguments.get("steps", "(-1.0, -1.0)"))
     return AnchorLevel(
         sizes=sizes,
@@ -179,7 +181,7 @@ def _settings(nodes: Sequence[Node], hyper: Mapping[str, str]) -> dict[str, obje
         "model.image_size": image_size,
         **_batch_norm(nodes),
         **_detection(_one(nodes, "_contrib_MultiBoxDetection")),
-        # Of the evaluation; matching has its own, which the symbol of a job fixes at 0.5.
+        # For the evaluation; the IoU threshold of matching is fixed at 0.5 in a job's symbol.
         "evaluate.iou_threshold": float(hyper.get("overlap_threshold", 0.5)),
     }
 
@@ -199,7 +201,7 @@ def _batch_norm(nodes: Sequence[Node]) -> dict[str, object]:
     norms = [node for node in nodes if node.op == "BatchNorm"]
     if not norms:
         return {"model.batch_norm": "none"}
-    # What MXNet takes where the symbol is silent.
+    # MXNet's defaults for what the symbol leaves out.
     kinds = {
         (
             float(node.arguments.get("eps", 1e-3)),
@@ -212,7 +214,7 @@ def _batch_norm(nodes: Sequence[Node]) -> dict[str, object]:
     if len(kinds) != 1 or not next(iter(kinds))[-1]:
         raise UserError(
             "the BatchNorm layers of the symbol differ, or their fix_gamma is not as in mxnet-ssd "
-            f"(of bn_data only): got (eps, momentum, use_global_stats, as expected) {kinds}."
+            f"(for bn_data only): got (eps, momentum, use_global_stats, as expected) {kinds}."
         )
     epsilon, momentum, frozen, _ = kinds.pop()
     return {

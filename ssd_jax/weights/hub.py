@@ -14,14 +14,14 @@ _NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+)(?:@(?P<revisio
 def fetch(name: str) -> tuple[str, dict[str, str]]:
     """Download `hf://owner/repo/file[@revision]` into the hub's cache, if it is not there yet.
 
-    Gives its path, and the words that the load report shows: the commit, the licence, and for a
-    model of timm the preprocessing that its weights expect.
+    Returns its path, and details for the load report: the commit, the licence, and for a timm model
+    the preprocessing that its weights expect.
     """
     match = _NAME.fullmatch(name)
     if not match:
         raise UserError(
-            f"{name}: not the name of a file on the hub. Expected hf://owner/repo/file, and "
-            "@revision behind it if it is not the newest that you want."
+            f"{name}: not the name of a file on the hub. Expected hf://owner/repo/file, with "
+            "@revision appended for any but the newest version."
         )
     try:
         import huggingface_hub
@@ -34,7 +34,7 @@ def fetch(name: str) -> tuple[str, dict[str, str]]:
         path = huggingface_hub.hf_hub_download(
             match["repo"], match["file"], revision=match["revision"]
         )
-    # The errors of the HTTP library below the hub, which is another one from version to version.
+    # The errors come from the hub's HTTP library, which differs between versions.
     except Exception as error:
         raise UserError(
             f"{name}: could not be fetched ({first_line(error)}). Check the name and the network, "
@@ -55,14 +55,14 @@ def _about(hub: types.ModuleType, repo: str, revision: str | None) -> dict[str, 
             about |= _preprocessing(pathlib.Path(config).read_text())
         return about
     except Exception as error:  # a file in the cache can be used without a network
-        return {"licence": f"not known, the hub gave no answer ({first_line(error)})"}
+        return {"licence": f"unknown, the hub did not answer ({first_line(error)})"}
 
 
 def _preprocessing(config: str) -> dict[str, str]:
-    """What timm's config.json says of mean and std, which are of images in 0..1."""
+    """The mean and std in timm's config.json, converted from images in 0..1 to 0..255."""
     try:
         expected = json.loads(config)["pretrained_cfg"]
-        mean, std = ([round(255 * x, 3) for x in expected[word]] for word in ("mean", "std"))
+        mean, std = ([round(255 * x, 3) for x in expected[key]] for key in ("mean", "std"))
     except (ValueError, KeyError, TypeError):  # another library's config
         return {}
     return {"preprocessing": f"config.preprocess: mean {mean}, std {std}"}

@@ -5,20 +5,20 @@ import numpy as np
 from ssd_jax.errors import UserError
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-# What Keras 1 called them; files written by it are still the ones that keras.applications fetches.
+# Keras 1's names; keras.applications still downloads files that were written by it.
 _OLD_LEAVES = {
     "W": "kernel",
     "b": "bias",
     "running_mean": "moving_mean",
-    "running_std": "moving_variance",  # it held the variance
+    "running_std": "moving_variance",  # despite its name it held the variance
 }
 
 
 def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
-    """Give the arrays named layer/leaf, for example block1_conv1/kernel, bn_conv1/moving_mean.
+    """The arrays named layer/leaf, for example block1_conv1/kernel, bn_conv1/moving_mean.
 
-    Both layouts of Keras' HDF5 format are read, weights at the root and weights under
-    `model_weights`; and both generations of names.
+    Both layouts of Keras' HDF5 format are read, with the weights at the root or under
+    `model_weights`, and both generations of names.
     """
     try:
         import h5py
@@ -32,10 +32,10 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UserError(
-                    f"{path}: an HDF5 file without Keras' layer_names. Expected what "
-                    "model.save_weights('x.h5') or model.save('x.h5') of tf.keras 2 writes; a "
-                    "Keras 3 file ending in .weights.h5 has lost the names of its layers: save "
-                    "the model as .h5 instead."
+                    f"{path}: an HDF5 file without Keras' layer_names. Expected a file of "
+                    "model.save_weights('x.h5') or model.save('x.h5') of tf.keras 2; a "
+                    "Keras 3 file ending in .weights.h5 does not have the names of its layers: "
+                    "save the model as .h5 instead."
                 )
             tensors = {}
             for layer in map(_text, root.attrs["layer_names"]):
@@ -50,7 +50,7 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
     # h5py raises all of these on damaged files.
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged HDF5 file of Keras ({error}). Fetch or write it again."
+            f"{path}: damaged Keras HDF5 file ({error}). Fetch or write it again."
         ) from error
 
 
@@ -59,7 +59,7 @@ def _text(name: str | bytes) -> str:
 
 
 def _own_name(layer: str, weight: str) -> str:
-    """Turn conv/kernel:0, conv_W_1:0 and, of a model as a layer, vgg16/conv/kernel:0 into one."""
+    """One name for conv/kernel:0, conv_W_1:0 and vgg16/conv/kernel:0 (of a nested model)."""
     *scopes, leaf = weight.split(":")[0].split("/")
     if scopes:
         return f"{scopes[-1]}/{leaf}"

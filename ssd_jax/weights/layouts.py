@@ -1,4 +1,4 @@
-"""Which layout a weight file has."""
+"""Recognition of the layout of a weight file."""
 
 from collections.abc import Collection
 
@@ -28,7 +28,7 @@ LAYOUTS = (
 
 
 def find_layout(names: Collection[str]) -> NameMap:
-    """Give the layout that knows most of the names; of equals the one that has fewest more."""
+    """The layout that knows most of the names; of equal ones the one with the fewest others."""
     names = set(names)
 
     def fit(layout: NameMap) -> tuple[int, int]:
@@ -41,6 +41,6 @@ def find_layout(names: Collection[str]) -> NameMap:
         )
         raise UserError(
             f"no known layout of weights has any of the names {', '.join(sorted(names)[:5])}, ... "
-            f"({len(names)} in all). Known are: {known}."
+            f"({len(names)} in total), expected one of: {known}."
         )
     return best

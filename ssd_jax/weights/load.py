@@ -1,4 +1,4 @@
-"""Pretrained weights into our variables, with a report; any surprise is an error."""
+"""Pretrained weights into our variables, with a report; any mismatch is an error."""
 
 import fnmatch
 import os
@@ -13,19 +13,20 @@ from ssd_jax.weights.layouts import find_layout
 from ssd_jax.weights.maps import Input, NameMap, Target
 from ssd_jax.weights.readers import WeightFile, read_weights
 
-# Surprises of a kind that the report names one by one.
+# The number of mismatches of each kind that the report lists.
 _LISTED = 10
-# What to give as `reinitialise` to train on other classes.
+# The value of `reinitialise` for training on other classes.
 HEADS = ("params/heads/*",)
 
 
 class LoadReport(NamedTuple):
-    """What became of every array; `unused` and `ignored` name the file's, the rest ours.
+    """What happened to each array; `unused` and `ignored` are names in the file, the rest paths.
 
-    `missing`, `unused` and `misshaped` are surprises. `kept` are paths of ours that were known not
-    to be in the file and keep their values; `reinitialised` are mis-shaped ones that were allowed
-    to; `ignored` are names of the file that were known not to be wanted. `metadata` is what the
-    file or its host says, its sha256, and the input that the weights expect.
+    `missing`, `unused` and `misshaped` are mismatches. `kept` are our paths that were expected not
+    to be in the file and keep their values; `reinitialised` are paths with another shape that were
+    allowed to keep their new values; `ignored` are names in the file that were expected not to be
+    used. `metadata` has the details from the file or its host, its sha256, and the input that the
+    weights expect.
     """
 
     source: str
@@ -41,12 +42,12 @@ class LoadReport(NamedTuple):
 
     @property
     def is_clean(self) -> bool:
-        """Whether there was no surprise."""
+        """Whether there was no mismatch."""
         return not (self.missing or self.unused or self.misshaped)
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """The same in short, for a JSON file: counts instead of names."""
+        """A short form of the report for a JSON file, with counts instead of names."""
         counts = {
             name: len(value) for name, value in self._asdict().items() if isinstance(value, tuple)
         }
@@ -54,25 +55,25 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"weights from {self.source} ({self.layout})"]
-        for word, paths in (
+        for kind, paths in (
             ("loaded", self.loaded),
             ("kept as they were", self.kept),
             ("ignored in the file", self.ignored),
         ):
             if paths:
-                lines.append(f"  {word}: {len(paths)}, {paths[0]} to {paths[-1]}")
-        for word, paths in (
-            ("RE-INITIALISED, as asked", self.reinitialised),
+                lines.append(f"  {kind}: {len(paths)}, {paths[0]} to {paths[-1]}")
+        for kind, paths in (
+            ("RE-INITIALISED, as requested", self.reinitialised),
             ("MISSING in the file", self.missing),
             ("UNUSED in the file", self.unused),
             ("MIS-SHAPED", self.misshaped),
         ):
             if paths:
-                lines.append(f"  {word}: {len(paths)}")
+                lines.append(f"  {kind}: {len(paths)}")
                 lines += [f"    {path}" for path in paths[:_LISTED]]
             if len(paths) > _LISTED:
                 lines.append(f"    and {len(paths) - _LISTED} more")
-        lines += [f"  {word}: {text}" for word, text in sorted(self.metadata.items())]
+        lines += [f"  {key}: {text}" for key, text in sorted(self.metadata.items())]
         return "\n".join(lines)
 
 
@@ -85,17 +86,17 @@ def load_weights(
     reinitialise: Sequence[str] = (),
     network_sees: Input | None = None,
 ) -> tuple[dict, LoadReport]:
-    """Put a weight file into `variables`; give the new variables, float32, and the report.
+    """Load a weight file into `variables`; returns the new variables, float32, and the report.
 
-    `source` is as in `read_weights`, or what it gave. Leaves of `variables` that the file does not
-    fill are passed on; only the shapes of the others matter. Without `name_map` the layout is told
-    from the names. Of networks with the same parameters, `backbone` makes sure that it is the one
-    that the file was trained for.
+    `source` is as in `read_weights`, or its result. Leaves of `variables` that the file does not
+    fill are returned unchanged; of the others only the shapes matter. Without `name_map` the layout
+    is recognised from the names. `backbone` tells networks with the same parameters apart: it must
+    be one that the file was trained for.
 
-    Paths that match the patterns `reinitialise` (as in `maps`) keep the values of `variables` where
+    Paths that match the patterns `reinitialise` (as in `maps`) keep the values of `variables` if
     the shapes differ. `network_sees` is the input of the network; if the file was trained on
-    another the report says so. Raises UserError, with the whole report, on anything that is missing
-    or unused and the map does not expect, and on every other shape.
+    another input the report says so. Raises UserError, with the whole report, for anything missing
+    or unused that the map does not expect, and for every other difference in shape.
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
@@ -144,21 +145,21 @@ def load_weights(
 
 
 def _about_input(expected: Input | str, seen: Input | None) -> dict[str, str]:
-    told = {"expects": str(expected)} if expected else {}
+    lines = {"expects": str(expected)} if expected else {}
     if seen and isinstance(expected, Input) and not expected.is_like(seen):
-        told["expects ANOTHER INPUT than the network is given"] = str(seen)
-    return told
+        lines["expects ANOTHER INPUT than the network is given"] = str(seen)
+    return lines
 
 
 def _fitted(target: Target, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | str:
-    """Our own copy of the tensor, or what is wrong with it."""
+    """A copy of the tensor in our form, or a text that says what is wrong with it."""
     try:
         array = target.transform(tensor)
-    except (ValueError, IndexError):  # it has not the rank of what it is called
+    except (ValueError, IndexError):  # its rank is not the one that belongs to its name
         array = tensor
     if array.shape != shape:
         return f"{array.shape} in the file, {shape} in the model"
-    # bfloat16 is no NumPy type of its own, so np.floating does not cover it.
+    # bfloat16 is not one of NumPy's own types, so np.floating does not include it.
     if array.dtype.name != "bfloat16" and not np.issubdtype(array.dtype, np.floating):
         return f"{array.dtype} in the file, float32 in the model"
     return np.array(array, np.float32, order="C")
@@ -168,7 +169,7 @@ def _check_backbone(file: WeightFile, name_map: NameMap, backbone: str | None) -
     if backbone and name_map.backbones and backbone not in name_map.backbones:
         raise UserError(
             f"{file.source}: got weights of {name_map.name}, expected weights for the backbone "
-            f"{backbone}. Take another file, or the backbone {' or '.join(name_map.backbones)}."
+            f"{backbone}. Use another file, or the backbone {' or '.join(name_map.backbones)}."
         )
 
 
@@ -186,17 +187,17 @@ def _advice(report: LoadReport) -> str:
     advice = []
     if any(path.startswith("params/heads/") for path in report.misshaped):
         advice.append(
-            "The heads of the file are for other classes or anchors. To begin with new ones, train "
+            "The heads of the file are for other classes or anchors. To start with new ones, train "
             f"with --config.weights.reinitialise='{HEADS[0]}', or import with `ssd-jax weights "
             "import --reinit-heads`."
         )
     if any(not path.startswith("params/heads/") for path in report.misshaped):
         advice.append(
-            "A shape that differs in channels only is another width: published weights fit a "
+            "If the shapes differ only in channels, so do the widths: published weights fit a "
             "model of width 1.0."
         )
     if report.missing:
-        advice.append("Take a complete file.")
+        advice.append("Use a complete file.")
     if report.unused:
-        advice.append("Take the file that fits the model.")
+        advice.append("Use the file that fits the model.")
     return "Nothing was loaded. " + " ".join(advice)

@@ -1,7 +1,7 @@
-"""What a table of names is made of: which tensor of a weight file belongs where in our tree.
+"""The elements of name tables, which say where a tensor of a weight file belongs in our variables.
 
 Our paths are written collection/module/.../leaf, for example "params/backbone/conv1_1/kernel".
-Patterns are shell globs, in which * also crosses slashes. The tables stand in `maps_*.py`.
+Patterns are shell globs, in which * also matches slashes. The tables are in `maps_*.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ import numpy as np
 
 
 class Target(NamedTuple):
-    """A path of ours, and what turns the file's array into ours.
+    """One of our paths, and the transform from the file's array to ours.
 
     The transform may raise ValueError or IndexError for an array of another rank, which is then
-    reported as mis-shaped. What it gives may be a view: it is copied.
+    reported as mis-shaped. It may return a view, because its result is copied.
     """
 
     path: str
@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
 
 class Input(NamedTuple):
-    """The mean and the scale, in grey levels of R, G, B, that pictures are normalised with."""
+    """The mean and the scale, in RGB pixel values from 0 to 255, that normalise images."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -32,7 +32,7 @@ class Input(NamedTuple):
         return f"config.preprocess: mean {tuple(self.mean)}, std {tuple(self.std)}"
 
     def is_like(self, other: "Input") -> bool:
-        """Whether black and white come out alike, to a fifth of the larger."""
+        """Whether black and white are mapped to similar values, within a fifth of the largest."""
         ours, theirs = (
             [(grey - m) / s for m, s in zip(each.mean, each.std, strict=True) for grey in (0, 255)]
             for each in (self, other)
@@ -45,10 +45,10 @@ class NameMap(NamedTuple):
     """One layout of weight files: name in the file -> target.
 
     `not_in_file` are our paths that such a file need not hold, `not_for_us` its names that we do
-    not take. `biases` are of convolutions that have none in our network: name in the file -> the
-    running mean of ours behind that convolution, from which it is subtracted, because
-    (x + bias) - mean = x - (mean - bias). `backbones` are the networks that compute what the file
-    was trained for, and `expects` is the input that it was trained on, or where to look it up.
+    not use. `biases` belong to convolutions that have none in our network: name in the file -> our
+    running mean after that convolution, from which the bias is subtracted, because
+    (x + bias) - mean = x - (mean - bias). `backbones` are the networks that the file was trained
+    for, and `expects` is the input that it was trained on, or where to look it up.
     """
 
     name: str
@@ -61,7 +61,7 @@ class NameMap(NamedTuple):
 
 
 def unchanged(array: np.ndarray) -> np.ndarray:
-    """Give the same array."""
+    """Return the same array."""
     return array
 
 
@@ -71,7 +71,7 @@ def oihw_to_hwio(kernel: np.ndarray) -> np.ndarray:
 
 
 def norm_targets(path: str, scale: str, bias: str, mean: str, var: str) -> dict[str, Target]:
-    """Give the targets of a BatchNorm: its four names in the file, and `path`, our module."""
+    """The targets of a BatchNorm, from its four names in the file and `path`, our module."""
     return {
         scale: Target(f"params/{path}/scale", unchanged),
         bias: Target(f"params/{path}/bias", unchanged),

@@ -1,14 +1,14 @@
 """Networks of GluonCV and of Gluon's model zoo.
 
-A detector's `.params` file has its names in one of two forms, and every map of a detector knows
-both. `save_parameters` (MXNet 1.3 and later) joins the attributes of the blocks, as in
-gluoncv/model_zoo/ssd/{ssd,vgg_atrous}.py and gluoncv/nn/predictor.py; behind ResNet-50 `features`
+The names in a detector's `.params` file have one of two forms, and every detector's map knows both.
+`save_parameters` (MXNet 1.3 and later) joins the attributes of the blocks, as in
+gluoncv/model_zoo/ssd/{ssd,vgg_atrous}.py and gluoncv/nn/predictor.py; with ResNet-50, `features`
 is a SymbolBlock (gluoncv/nn/feature.py), whose parameters keep the names of the symbol. The older
-`save_params` gives each parameter its own name without the prefix of the whole network; in it the
-predictors of classes and boxes are numbered by turns. Both forms are those of files that MXNet
-1.3.1 wrote of GluonCV 0.1.0, and MXNet 1.9.1 of GluonCV 0.10.5.
+`save_params` gives each parameter its own name without the prefix of the whole network; there the
+class and box predictors are numbered in alternation. Both forms were taken from files: MXNet 1.3.1
+with GluonCV 0.1.0, and MXNet 1.9.1 with GluonCV 0.10.5.
 
-Gluon counts convolutions and BatchNorms in the order in which a stage of a ResNet makes them.
+Gluon counts convolutions and BatchNorms in the order in which a stage of a ResNet creates them.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from ssd_jax.weights.maps_vgg import VGG16_CONVOLUTIONS
 _FIRST_EXTRA = 6  # the first extra layers of ours are conv6_1 and conv6_2
 _ANCHORS = ("anchor_generators.*", "ssdanchorgenerator*")
 
-# What stands before "weight" or "gamma" in the file, and modules of ours.
+# The names in the file before "weight" or "gamma", and our modules.
 _Layers = Iterator[tuple[str, str]]  # convolution, ours
 _NormedLayers = Iterator[tuple[str, str, str]]  # convolution, BatchNorm, ours
 
@@ -142,7 +142,7 @@ def _both_forms(layers: Callable[[str], _NormedLayers]) -> _NormedLayers:
 
 
 def _resnet50() -> dict[str, Target]:
-    # MXNet computes with 1 for the scales of the extra layers, whatever stands in the file.
+    # MXNet uses 1 for the scales of the extra layers, whatever the file holds.
     extras = _normed(_both_forms(_extra_layers), running="moving")
     extras = {name: target for name, target in extras.items() if not name.endswith("gamma")}
     return _normed(_both_forms(_detector_layers), running="running") | extras | _heads(6)

@@ -1,8 +1,8 @@
 """Parameters of mxnet-ssd and of SageMaker's Object Detection, named as in `.params` files.
 
-"arg:" marks parameters, "aux:" the running statistics of BatchNorm. Channels of the heads lie as
-ours do, anchor * 4 + coordinate and anchor * (1 + C) + class, so kernels are transposed and nothing
-else. A file of a smaller network has less levels than its map.
+"arg:" marks parameters, "aux:" the running statistics of BatchNorm. Channels of the heads have our
+order, anchor * 4 + coordinate and anchor * (1 + C) + class, so kernels only need transposing. The
+file of a smaller network has fewer levels than its map.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def _relu4_3_scale() -> _Entries:
 
 
 def _resnet50_v2() -> _Entries:
-    # MXNet computes with 1 for the first scale, whatever stands in the file.
+    # MXNet uses 1 for the first scale, whatever the file holds.
     norm = dict(_batch_norm("bn_data", "backbone/bn_data"))
     del norm["arg:bn_data_gamma"]
     yield from norm.items()
@@ -56,7 +56,7 @@ def _resnet50_v2() -> _Entries:
 
 
 def _extras(count: int) -> _Entries:
-    """mxnet-ssd numbers these layers by feature map, from 2 on, we like Caffe from 6 on."""
+    """The extra layers: mxnet-ssd numbers them by feature map from 2, we from 6 like Caffe."""
     for i in range(count):
         for ours, kernel in enumerate(("1x1", "3x3"), start=1):
             name = f"multi_feat_{i + 2}_conv_{kernel}_conv"
@@ -70,7 +70,7 @@ def _legacy_extras(count: int) -> _Entries:
 
 
 def _heads(*features: str) -> _Entries:
-    """Named after the feature map that they look at."""
+    """The heads, named after their feature map."""
     for level, feature in enumerate(features):
         yield from _convolution(f"{feature}_loc_pred_conv", f"heads/box_{level}")
         yield from _convolution(f"{feature}_cls_pred_conv", f"heads/class_{level}")
@@ -81,7 +81,7 @@ def _multi_feat(count: int) -> Iterator[str]:
 
 
 _EXPECTS = Input((123, 117, 104), (1, 1, 1))
-# The last layers of an ImageNet classifier may be left in the file of a detector.
+# A detector's file may still hold the last layers of its ImageNet classifier.
 _VGG16 = {
     "not_for_us": ("arg:fc8_*",),
     "backbones": ("vgg16",),

@@ -11,7 +11,7 @@ from ssd_jax.weights.maps import (
 )
 from ssd_jax.weights.maps_vgg import bgr_to_rgb
 
-# (stage, block) of ours, both from 1.
+# Our (stage, block), both from 1.
 BLOCKS = tuple(
     (stage, block)
     for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3))
@@ -26,13 +26,13 @@ def kernel_target(layer: str, transform) -> Target:
 
 
 def torch_norm_targets(theirs: str, ours: str) -> dict[str, Target]:
-    """A BatchNorm of PyTorch, `ours` a module of the backbone."""
+    """A BatchNorm of PyTorch; `ours` is a module of the backbone."""
     leaves = ("weight", "bias", "running_mean", "running_var")
     return norm_targets(f"backbone/{ours}", *(f"{theirs}.{leaf}" for leaf in leaves))
 
 
 def _torchvision() -> dict[str, Target]:
-    layers = {("conv1", "bn1"): "conv1"}  # (convolution, norm) in the file -> convolution of ours
+    layers = {("conv1", "bn1"): "conv1"}  # (convolution, norm) in the file -> our convolution
     for stage, block in BLOCKS:
         theirs, ours = f"layer{stage}.{block - 1}", f"stage{stage}_block{block}"
         for index in (1, 2, 3):
@@ -57,7 +57,7 @@ RESNET50_TORCHVISION = NameMap(
 
 
 def _keras_layers() -> dict[str, str]:
-    """Layer of `keras.applications.ResNet50` without its _conv or _bn -> convolution of ours."""
+    """Layer of `keras.applications.ResNet50` without its _conv or _bn -> our convolution."""
     layers = {"conv1": "conv1"}
     for stage, block in BLOCKS:
         for index, conv in enumerate(("shortcut", "conv1", "conv2", "conv3")):
@@ -110,9 +110,9 @@ def _timm_v2() -> dict[str, Target]:
     return targets
 
 
-# The blocks are the same. The stem is not: behind its first convolution timm has no BatchNorm and
-# no ReLU, and none before it; these of ours begin as the identity. No feature is normalised, so
-# the norm behind timm's last block is not wanted.
+# The blocks are the same, but not the stem: timm has no BatchNorm before its first convolution, and
+# no BatchNorm or ReLU after it; our BatchNorms there start as the identity. Our feature maps are
+# not normalised, so the norm after timm's last block is not used.
 RESNET50_V2_TIMM = NameMap(
     name="resnetv2_50 of timm, whose stem lacks our bn_data, bn0 and ReLU",
     targets=_timm_v2(),

@@ -1,7 +1,7 @@
-"""VGG16 in weight files: the thirteen convolutions, and fc6 and fc7 where the file has them.
+"""VGG16 in weight files: the thirteen convolutions, and fc6 and fc7 if the file has them.
 
-As in ParseNet (arXiv:1506.04579) and SSD, fc6 and fc7 become convolutions by keeping every fourth
-of their 4096 units, and of fc6's 7x7 pixels every third in each direction.
+As in ParseNet (arXiv:1506.04579) and SSD, fc6 and fc7 become convolutions: every fourth of their
+4096 units is kept, and every third of fc6's 7x7 pixels in each direction.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ VGG16_CONVOLUTIONS = tuple(
     for block, convolutions in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
     for index in range(1, convolutions + 1)
 )
-# Where torchvision's `vgg16().features` holds them, between ReLUs and pools.
+# Their positions in torchvision's `vgg16().features`, between ReLUs and pools.
 TORCHVISION_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_UNITS, _PIXELS = 4, 3  # of which one is kept
-# A classification network knows nothing of what SSD adds to it; a file may lack its dense layers.
+_UNITS, _PIXELS = 4, 3  # one out of so many is kept
+# A classification network lacks the layers that SSD adds; a file may also lack its dense layers.
 _NEW_IN_SSD = (
     "params/backbone/conv4_3_norm/*",
     "params/backbone/fc6*",
@@ -46,12 +46,12 @@ def fc6_of_conv(kernel: np.ndarray) -> np.ndarray:
 
 
 def fc6_of_keras(kernel: np.ndarray) -> np.ndarray:
-    """Turn Keras' [7 * 7 * 512, 4096], whose channels run fastest, into [3, 3, 512, 1024]."""
+    """Turn Keras' [7 * 7 * 512, 4096], whose channels vary fastest, into [3, 3, 512, 1024]."""
     return kernel.reshape(7, 7, -1, kernel.shape[1])[::_PIXELS, ::_PIXELS, :, ::_UNITS]
 
 
 def fc7_of_dense(kernel: np.ndarray) -> np.ndarray:
-    """Turn [4096 out, 4096 in], which may have [1, 1] behind, into [1, 1, 1024, 1024]."""
+    """Turn [4096 out, 4096 in], or the same with [1, 1] appended, into [1, 1, 1024, 1024]."""
     return oihw_to_hwio(kernel.reshape(*kernel.shape[:2], 1, 1)[::_UNITS, ::_UNITS])
 
 
@@ -66,7 +66,7 @@ def dense_bias(bias: np.ndarray) -> np.ndarray:
 
 
 def bgr_to_rgb(kernel: np.ndarray) -> np.ndarray:
-    """Turn a first kernel, HWIO, for input in the order of OpenCV and Caffe."""
+    """Turn a first kernel, HWIO, for BGR input (OpenCV, Caffe) into one for RGB."""
     return kernel[:, :, ::-1]
 
 
@@ -119,7 +119,7 @@ VGG16_TORCHVISION = NameMap(
 )
 
 # `vgg16_reducedfc` of https://github.com/amdegroot/ssd.pytorch: one list of layers, in which fc6
-# and fc7 are reduced already.
+# and fc7 are already reduced.
 VGG16_REDUCED_TORCH = NameMap(
     name="vgg16_reducedfc of ssd.pytorch",
     targets=_merged(

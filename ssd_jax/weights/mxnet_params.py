@@ -1,7 +1,7 @@
 """MXNet's `.params` files in NumPy: the lists of named arrays that `mx.nd.save` writes.
 
-The format is that of MXNet's src/ndarray/ndarray.cc: a list header, the arrays, the names. Arrays
-come in the generations V0 (up to MXNet 0.10), V1, V2 and V3, told apart by their first word.
+The format is that of MXNet's src/ndarray/ndarray.cc: a list header, the arrays, the names. The
+generations of arrays, V0 (up to MXNet 0.10), V1, V2 and V3, differ in their first word.
 """
 
 import math
@@ -23,22 +23,22 @@ _DTYPES = tuple(
         ml_dtypes.bfloat16,
     )
 )  # fmt: skip
-# Far above any network; they keep a hostile file from costing more than its size.
+# Far above any network; they keep a malicious file from using more memory than its size.
 _MOST_ARRAYS = 100_000
 _MOST_DIMENSIONS = 32
 
 
 def parse_mxnet_params(buffer: memoryview, where: str) -> dict[str, np.ndarray]:
-    """Give the arrays by name, as views into `buffer`; an unnamed list is named "0", "1", ...
+    """The arrays by name, as views into `buffer`; an unnamed list is named "0", "1", ...
 
-    `where` stands in the message of the UserError that damaged and sparse files raise. An array
-    that MXNet calls "none" is empty, float32.
+    `where` is used in the UserError that damaged and sparse files raise. An array that MXNet calls
+    "none" is empty, float32.
     """
     return _Parser(buffer, where).parse()
 
 
 class _Parser:
-    """A position in the buffer. Every size is checked against what is left before it is used."""
+    """A position in the buffer. Every size is checked against the bytes left before it is used."""
 
     def __init__(self, buffer: memoryview, where: str):
         self._buffer = buffer
@@ -58,7 +58,7 @@ class _Parser:
         if len(names) != len(arrays):
             raise self._damaged(f"{len(arrays)} arrays but {len(names)} names")
         if self._left():
-            raise self._damaged(f"{self._left()} bytes are left over behind the last name")
+            raise self._damaged(f"{self._left()} bytes are left over after the last name")
         found = dict(zip(names, arrays, strict=True))
         if len(found) != len(arrays):
             raise self._damaged("two arrays have the same name")
@@ -83,7 +83,7 @@ class _Parser:
             is_none = not shape
         if is_none:
             return np.zeros(0, np.float32)
-        self._take("ii")  # the device that it lay on
+        self._take("ii")  # the device that it was on
         flag = self._take("i")
         if not 0 <= flag < len(_DTYPES):
             raise self._damaged(f"unknown type flag {flag}")
@@ -91,7 +91,7 @@ class _Parser:
         start = self._skip(math.prod(shape) * dtype.itemsize)
         try:
             return np.ndarray(shape, dtype, self._buffer, start)
-        except ValueError:  # no element, but sizes whose product NumPy cannot hold
+        except ValueError:  # no element, but sizes whose product is too large for NumPy
             raise self._damaged(f"an array of shape {shape}") from None
 
     def _shape(self, dimensions: int, kind: str) -> tuple[int, ...] | None:
@@ -126,7 +126,7 @@ class _Parser:
         return struct.unpack_from(layout, self._buffer, self._skip(struct.calcsize(layout)))
 
     def _skip(self, size: int) -> int:
-        """Move on by `size` bytes, which must be there; give where they begin."""
+        """Advance by `size` bytes, which must exist; returns where they begin."""
         if size > self._left():
             raise self._damaged(f"{size} bytes are needed, {self._left()} are left")
         start, self._at = self._at, self._at + size
@@ -137,6 +137,6 @@ class _Parser:
 
     def _damaged(self, problem: str) -> UserError:
         return UserError(
-            f"{self._where}: damaged .params file: {problem}, at byte {self._at}. It may be cut "
-            "short; fetch or write it again."
+            f"{self._where}: damaged .params file: {problem}, at byte {self._at}. It may be "
+            "truncated; fetch or write it again."
         )

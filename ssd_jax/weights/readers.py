@@ -16,9 +16,10 @@ from ssd_jax.weights.mxnet_params import LIST_MAGIC, parse_mxnet_params
 
 
 class WeightFile(NamedTuple):
-    """The tensors of a file under the names and in the types that the file gives them.
+    """The tensors of a file, with the names and types that they have in it.
 
-    `source` is where it came from, `metadata` what the file, or the hub, says of it, and `sha256`.
+    `source` is where it came from; `metadata` has the details from the file or the hub, and its
+    `sha256`.
     """
 
     source: str
@@ -29,9 +30,9 @@ class WeightFile(NamedTuple):
 def read_weights(source: str | os.PathLike) -> WeightFile:
     """Read a file, or fetch and read `hf://owner/repo/file[@revision]`.
 
-    Known are safetensors, MXNet `.params` and Keras `.h5`, told by their first bytes. The arrays
-    of a `.params` file stay in the file, mapped into memory, until they are copied. Raises
-    UserError on every file that cannot be read whole.
+    The formats are safetensors, MXNet `.params` and Keras `.h5`, recognised by their first bytes.
+    The arrays of a `.params` file stay in the file, mapped into memory, until they are copied.
+    Raises UserError for every file that cannot be read completely.
     """
     source = os.fspath(source)
     path, metadata = fetch(source) if source.startswith(HUB) else (source, {})
@@ -49,7 +50,7 @@ def read_weights(source: str | os.PathLike) -> WeightFile:
             tensors, own = read_keras_arrays(path), {}
         elif head.startswith(GZIP_MAGIC):
             raise UserError(
-                f"{path}: an archive, expected a file of weights. Import a model.tar.gz of "
+                f"{path}: an archive, expected a weight file. Import a model.tar.gz of "
                 f"SageMaker with `ssd-jax weights import {path} --out DIR`."
             )
         else:
@@ -62,9 +63,9 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy has not
+    except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy does not have
         raise UserError(
-            f"{path}: not a readable file of weights: not MXNet .params, not HDF5, and as "
-            f"safetensors: {error}. It may be cut short or of another format; fetch or write it "
+            f"{path}: not a readable weight file: not MXNet .params, not HDF5, and as "
+            f"safetensors: {error}. It may be truncated or of another format; fetch or write it "
             "again."
         ) from error

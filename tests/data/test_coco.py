@@ -144,8 +144,8 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, images, things, code
         ("[]", "SSD122", "'categories' is None"),
         ('{"categories": [], "images": 3}', "SSD122", "'images' is 3"),
         ('{"categories": [{"id": 1}]}', "SSD122", r"categories\[0\]: 'name' is None"),
-        ('{"categories": [{"id": "x", "name": "a"}]}', "SSD152", "expected an id and a name"),
-        ('{"categories": [{"id":1,"name":"a"},{"id":1,"name":"b"}]}', "SSD152", "of its own"),
+        ('{"categories": [{"id": "x", "name": "a"}]}', "SSD152", "expected a unique id and a name"),
+        ('{"categories": [{"id":1,"name":"a"},{"id":1,"name":"b"}]}', "SSD152", "unique id"),
         (
             '{"categories": [{"id":1,"name":"a"},{"id":2,"name":"a"},{"id":3,"name":"a"}],'
             '"annotations": [{"category_id": 1}, {"category_id": 3}]}',
@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, images, things, code
             "the ids 1, 3 are all called 'a'",
         ),
         ('{"categories": [], "images": [], "annotations": []}', "SSD103", "0 images"),
-        ('{"images": [], "images": []}', "SSD122", "'images' stands twice"),
+        ('{"images": [], "images": []}', "SSD122", "'images' appears twice"),
         ("not JSON", "SSD122", "cannot be read"),
     ],
 )

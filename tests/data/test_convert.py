@@ -214,7 +214,7 @@ def test_several_splits_and_folders(tmp_path):
     assert len(open_data(tmp_path / "set", split=("train", "validation"))) == 2
     convert(one(), tmp_path / "set", format="json", name="../a[:9%]")
     assert len(open_data(tmp_path / "set/_a[_9%]")) == 1
-    with pytest.raises(UserError, match=r"set/train is there already"):
+    with pytest.raises(UserError, match=r"set/train already exists"):
         convert(one(), tmp_path / "set", format="json")
 
 
@@ -321,7 +321,7 @@ def test_the_verb_says_how_to_read_it(tmp_path, format):
 @pytest.mark.parametrize(
     ("destination", "words", "message"),
     [
-        ("there", {}, "there/ImageSets is there already: move it away"),
+        ("there", {}, "there/ImageSets already exists: move it away"),
         ("file", {}, "file is a file: expected a folder"),
         ("s3://bucket/set", {}, "is remote: give a local path"),
         (

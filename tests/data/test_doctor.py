@@ -173,11 +173,11 @@ def clean_set_with(things):
 @pytest.mark.parametrize(
     ("source", "options", "code", "words"),
     [
-        (clean_set_with([("cat", BOX)]), {}, "SSD176", "stands twice, for the same class"),
-        (clean_set_with([("dog", BOX)]), {}, "SSD176", "stands twice, for another class"),
+        (clean_set_with([("cat", BOX)]), {}, "SSD176", "appears twice, for the same class"),
+        (clean_set_with([("dog", BOX)]), {}, "SSD176", "appears twice, for another class"),
         (with_first(JPEG, things=()), {}, "SSD178", "1 of 2 images have no object, first file 0"),
         (with_first(JPEG, classes=("cat", "dog", "ox")), {}, "SSD179", "no object of this class"),
-        (with_first(JPEG, names=("Ä", "a\u0308")), {}, "SSD175", "case or Unicode form only"),
+        (with_first(JPEG, names=("Ä", "a\u0308")), {}, "SSD175", "only in case or Unicode form"),
         (clean_set_with([("cat", (0, 0, 1, 0.005))]), {}, "SSD181", "file 0, object 2 (cat)"),
         (with_first(JPEG), {"label_width": 11}, "SSD183", "2 objects need a label width of 12"),
         (clean_set(), {"anchors": np.array([(0, 0, 1, 0.4)])}, "SSD182", "100% of the objects"),
@@ -281,7 +281,7 @@ def test_skip_leaves_unusable_images_out_and_remembers_it(tmp_path):
 
 def test_error_stops_with_the_first_findings(tmp_path):
     source = make((b"",), (b"",), problems=Problems(advice="Leave out"))
-    found = r"(?s)2 findings.*SSD112 file 0: .*SSD112 file 1.*\nLeave out$"
+    found = r"(?s)found 2 errors.*SSD112 file 0: .*SSD112 file 1.*\nLeave out$"
     with pytest.raises(UserError, match=found):
         check_before_training(source, tmp_path)
     usable, _ = check_before_training(with_first(JPEG, problems=Problems()), tmp_path)

@@ -96,7 +96,7 @@ def test_contradicting_names_are_found(tmp_path):
     other = [{"class_id": 0, "name": "cow"}]
     cat = record(thing(0), categories=CATEGORIES)
     write(tmp_path / "a", cat, record(thing(0), file="b.jpg", categories=other))
-    with expect("SSD152", "1.json", "class 0 is 'cow', and 'cat' in other records"):
+    with expect("SSD152", "1.json", "class 0 is 'cow', but 'cat' in other records"):
         open_json_folder(tmp_path / "a")
     write(tmp_path / "b", record(thing(0), categories=CATEGORIES + other))
     with expect("SSD152", "0.json", "class 0 is 'cat' and 'cow'"):
@@ -107,7 +107,7 @@ def test_contradicting_names_are_found(tmp_path):
         open_json_folder(tmp_path / "c")
     far = [{"class_id": 2**16, "name": "far"}, *CATEGORIES]
     write(tmp_path / "d", cat, record(thing(0), file="b.jpg", categories=far))
-    with expect("SSD152", "1.json", "class 65536 is 'far', and ids go from 0 to 65,535"):
+    with expect("SSD152", "1.json", "class 65536 is 'far', but ids go from 0 to 65,535"):
         open_json_folder(tmp_path / "d")
     source = open_json_folder(tmp_path / "d", problems=Problems("skip"))
     assert (source.classes, source.problems.counts) == (("cat", "dog"), {"SSD152": 1})
@@ -144,8 +144,8 @@ def test_a_record_without_names_has_those_of_the_others(tmp_path):
         ("{", "SSD122", "0.json.*cannot be read"),
         ("\ud800", "SSD122", "cannot be read"),
         ("[" * 100_000, "SSD122", "too deeply nested"),
-        ('{"file": "a.jpg", "file": "b.jpg"}', "SSD122", "'file' stands twice"),
-        ("[]", "SSD122", "'file' is None, expected a text"),
+        ('{"file": "a.jpg", "file": "b.jpg"}', "SSD122", "'file' appears twice"),
+        ("[]", "SSD122", "'file' is None, expected a string"),
         ('{"file": "\\ud800"}', "SSD122", "'file' is "),
         ('{"file": "a\\u0000.jpg"}', "SSD122", "'file' is "),
         ('{"file": "missing.jpg"}', "SSD111", "missing.jpg"),
@@ -185,7 +185,7 @@ def test_what_cannot_be_used_is_named_or_left_out(tmp_path, value, code, part):
 
 def test_each_image_has_one_annotation(tmp_path):
     write(tmp_path, record(), record(file="./a.jpg"))
-    with expect("SSD104", "1.json", "'a.jpg' has a record already"):
+    with expect("SSD104", "1.json", "'a.jpg' already has a record"):
         open_json_folder(tmp_path)
     (tmp_path / "1.json").unlink()
     (tmp_path / "b.png").write_bytes(b"")
@@ -209,5 +209,5 @@ def test_absurd_sizes_and_missing_folders_are_refused(tmp_path):
 def test_an_image_that_vanished_is_told(tmp_path):
     source = open_json_folder(write(tmp_path, record(thing())))
     (tmp_path / "a.jpg").unlink()
-    with expect("SSD111", "was there when its annotation was read"):
+    with expect("SSD111", "existed when its annotation was read"):
         source[0]

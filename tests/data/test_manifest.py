@@ -51,7 +51,7 @@ def test_the_class_maps_of_all_lines_count(tmp_path):
     assert open_manifest(path).classes == ("cat", "dog")
     swapped = open_manifest(path, classes=("dog", "cat"))
     assert swapped.annotations.labels.tolist() == [0, 1]
-    with expect("SSD152", "line 2", "class 1 is 'cow', and 'dog' in other records"):
+    with expect("SSD152", "line 2", "class 1 is 'cow', but 'dog' in other records"):
         open_manifest(write(tmp_path, line(THING), line(THING, image="b.jpg", names={"1": "cow"})))
 
 
@@ -100,7 +100,7 @@ def test_the_label_attribute_is_the_one_with_annotations(tmp_path):
         ("3", "SSD122", "'source-ref' is None"),
         (line(THING, image=""), "SSD122", "'source-ref' is ''"),
         (line(THING, image="missing.jpg"), "SSD111", "missing.jpg"),
-        (line(THING, image="a.jpg"), "SSD104", "a record already"),
+        (line(THING, image="a.jpg"), "SSD104", "already has a record"),
         (line(THING, image="b.jpg", names=[]), "SSD122", "holds no class-map"),
         (
             line(THING, image="b.jpg", names={"one": "cat"}),

@@ -46,10 +46,10 @@ def test_arrays_bytes_and_files_are_the_same_picture(tmp_path):
     [
         ({"images": [IMAGE / 255]}, r"images\[0\]: got float64\[20, 30, 3\], expected uint8\[hei"),
         ({"images": [IMAGE[..., 0]]}, r"images\[0\]: got uint8\[20, 30\]"),
-        ({"boxes": []}, "boxes: got 0 entries, expected 1, one an image"),
+        ({"boxes": []}, "boxes: got 0 entries, expected 1, one per image"),
         ({"boxes": [BOX[0]]}, r"boxes\[0\]: got float64\[4\], expected float\[N, 4\]"),
         ({"boxes": [BOX.astype(int)]}, r"boxes\[0\]: got int64\[1, 4\]"),
-        ({"boxes": [BOX * 20]}, r"\[5\.0, 10\.0, 15\.0, 20\.0\], expected parts .*Divide x by"),
+        ({"boxes": [BOX * 20]}, r"\[5\.0, 10\.0, 15\.0, 20\.0\], expected fractions .*Divide x by"),
         ({"labels": [[1, 0]]}, r"labels\[0\]: got int64\[2\], expected class ids, int\[1\]"),
         ({"labels": [[1.0]]}, r"labels\[0\]: got float64\[1\]"),
         ({"difficult": [[0]]}, r"difficult\[0\]: got int64\[1\], expected bool\[1\]"),

@@ -137,7 +137,7 @@ def test_missing_archives_and_unknown_years(tmp_path):
     with pytest.raises(DataError, match=r"06-Nov-2007.tar.*460,032,000 bytes.*https://") as found:
         prepare_voc(tmp_path / "out", archives=tmp_path)
     assert found.value.code == codes.ARCHIVE_MISSING
-    with pytest.raises(UserError, match="2008 here, expected 2007, 2012"):
+    with pytest.raises(UserError, match="'2008', expected one of 2007, 2012"):
         prepare_voc(tmp_path / "out", years=("2008",))
 
 
@@ -186,7 +186,7 @@ ANNOTATION = "VOCdevkit/VOC2007/Annotations/000001.xml"
 @pytest.mark.parametrize(
     ("content", "code", "problem"),
     [
-        (b"<html>not found</html>" * 100, codes.ARCHIVE_UNREADABLE, "no tar file"),
+        (b"<html>not found</html>" * 100, codes.ARCHIVE_UNREADABLE, "not a tar file"),
         (pack(without("")).rstrip(b"\0")[:-100], codes.ARCHIVE_UNREADABLE, "end of data"),
         (pack(without(ANNOTATION)), codes.ARCHIVE_UNREADABLE, "does not hold VOCdevkit"),
         (pack(without("VOCdevkit/VOC2007/ImageSets/Main/test.txt")), codes.ARCHIVE_UNREADABLE,

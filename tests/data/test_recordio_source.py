@@ -157,12 +157,12 @@ def test_a_class_id_is_a_whole_number(tmp_path, class_id):
         (payload(np.nan, np.inf, *OBJECT), "SSD144", ["begins with nan, inf"]),
         (payload(2, 5, *OBJECT, length=99, image=b""), "SSD144", ["52 bytes", "99 numbers"]),
         (payload(2, 5, length=2**32 - 1), "SSD144", ["4,294,967,295 numbers"]),
-        (b"", "SSD144", ["0 bytes", "24 of header"]),
+        (b"", "SSD144", ["0 bytes", "24 for the header"]),
         (b"short" + MAGIC, "SSD144", ["9 bytes"]),
         (payload(2, 5, 1, 0.5, 0, 0.5, 1), "SSD133", ["object 1", "(0.5, 0, 0.5, 1)"]),
         (payload(2, 5, 1, 0, 0, 0, 0), "SSD133", ["object 1"]),
         (payload(2, 5, -1, 0, 0, 1, 1), "SSD134", ["'-1'"]),
-        (payload(2, 5, 1, 0, 0, 1, 1.01), "SSD132", ["0.01 of the side outside"]),
+        (payload(2, 5, 1, 0, 0, 1, 1.01), "SSD132", ["0.01 of the image side outside"]),
         (payload(2, 5, 1, 0, 0, 1, np.nan), "SSD131", ["(0, 0, 1, nan)"]),
     ],
 )
@@ -199,9 +199,7 @@ def test_mixed_object_widths_are_a_finding(tmp_path):
     path = write(tmp_path, five, payload(2, 9), five, six)
     assert open_recordio(path).object_counts.tolist() == [1, 0, 1, 1]
     found = mixed_object_widths(path)
-    assert str(found).startswith(
-        f"SSD145 {path}, record 3: objects are of different widths (5 in 2"
-    )
+    assert str(found).startswith(f"SSD145 {path}, record 3: objects have different widths (5 in 2")
     assert mixed_object_widths(write(tmp_path, five, payload(2, 6), five)) is None
 
 
@@ -223,7 +221,7 @@ def test_records_that_the_index_leaves_out_are_a_finding(tmp_path):
     assert (len(source), source.files) == (2, (str(path), str(tmp_path / "a.idx")))
     size = path.stat().st_size // 3
     assert str(not_indexed(*source.files)).startswith(
-        f"SSD146 {tmp_path / 'a.idx'}: 1 of the 3 records of {path} are left out, the first at "
+        f"SSD146 {tmp_path / 'a.idx'}: 1 of the 3 records of {path} are missing, the first at "
         f"byte {2 * size}, expected all"
     )
     write(tmp_path, *records, index="abc")
@@ -268,7 +266,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache):
         ("7 0\n", "line 1 is '7 0'"),
         ("7\t99999999999999999999\n", "line 1"),
         ("7\t0\n" * 999, r"3,996 bytes for a \.rec file of 60 bytes"),
-        ("é", "no text"),
+        ("é", "not a text file"),
         ("7\t4\n", "no record begins at byte 4"),
         ("7\t2\n", "no record begins at byte 2"),
         ("7\t-60\n", "no record begins at byte -60"),
@@ -356,5 +354,5 @@ def test_a_file_that_became_shorter_is_told(tmp_path):
     path = write(tmp_path, payload(2, 5, *OBJECT))
     source = open_recordio(path)
     os.truncate(path, 50)
-    with pytest.raises(DataError, match=r"SSD142 .*has become shorter"):
+    with pytest.raises(DataError, match=r"SSD142 .*has been truncated"):
         source[0]

@@ -137,11 +137,15 @@ def test_problems_know_two_policies():
         (annotation(thing(), thing("wolf")), "SSD134", ["object 2 (wolf)", "one of dog", "add"]),
         (annotation("<object/>"), "SSD122", ["no <name>"]),
         (annotation(thing(extra="<difficult>?</difficult>")), "SSD122", ["'?', expected 0 or 1"]),
-        (annotation(size=(50, "1e300")), "SSD122", ["<size/width> is '1e300'", "whole pixels"]),
+        (
+            annotation(size=(50, "1e300")),
+            "SSD122",
+            ["<size/width> is '1e300'", "whole number of pixels"],
+        ),
         (annotation(size=(50, 2**31)), "SSD122", ["<size/width> is '2147483648'"]),
         ('<?xml version="1.0" encoding="no"?><annotation/>', "SSD122", ["unknown encoding: no"]),
-        (annotation() + " " * 2**23, "SSD151", ["bytes, expected 8,388,608 at most"]),
-        (annotation(size=(0, 100)), "SSD122", ["<size/height> is '0'", "whole pixels"]),
+        (annotation() + " " * 2**23, "SSD151", ["bytes, expected at most 8,388,608"]),
+        (annotation(size=(0, 100)), "SSD122", ["<size/height> is '0'", "whole number of pixels"]),
         ("<annotation/>", "SSD122", ["<size/height> is None"]),
         ("<annotation>", "SSD122", ["cannot be read"]),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "SSD122", ["Entit"]),
@@ -259,5 +263,5 @@ def test_what_macos_wrote_is_no_image_set(tmp_path):
 def test_an_image_that_vanished_is_told(tmp_path):
     source = one(tmp_path, thing())
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"SSD111 .*a\.jpg: the image was there"):
+    with pytest.raises(DataError, match=r"SSD111 .*a\.jpg: the image existed"):
         source[0]

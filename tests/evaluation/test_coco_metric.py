@@ -56,15 +56,15 @@ def test_what_is_undefined_has_a_reason():
     result = evaluate_coco([truth(SMALL)], [found(SMALL, scores=[1.0])], num_classes=2)
     assert result.numbers["APm"] is result.numbers["ARl"] is None
     assert result.undefined == {
-        "APm": "no object from 32 x 32 to 96 x 96 pixels",
-        "ARm": "no object from 32 x 32 to 96 x 96 pixels",
-        "APl": "no object of at least 96 x 96 pixels",
-        "ARl": "no object of at least 96 x 96 pixels",
+        "APm": "no objects from 32 x 32 to 96 x 96 pixels",
+        "ARm": "no objects from 32 x 32 to 96 x 96 pixels",
+        "APl": "no objects of at least 96 x 96 pixels",
+        "ARl": "no objects of at least 96 x 96 pixels",
     }
     assert result.per_class == (pytest.approx(1.0), None)
     nothing = evaluate_coco([truth()], [found(SMALL, scores=[1.0])], num_classes=1)
     assert set(nothing.numbers.values()) == {None}
-    assert nothing.undefined["AP"] == "no object to find"
+    assert nothing.undefined["AP"] == "no objects"
 
 
 def test_nothing_detected_is_zero():
@@ -78,7 +78,7 @@ def test_the_result_names_its_protocol():
 
 
 def test_images_without_their_detections_are_refused():
-    with pytest.raises(UserError, match="1 images and detections of 2"):
+    with pytest.raises(UserError, match="1 images and detections for 2"):
         numbers([truth()], [found()] * 2)
 
 

@@ -146,9 +146,9 @@ def test_a_coco_file_is_read_as_it_is(instances):
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1]}]}, "four numbers"),
         (
             {"annotations": [COCO["annotations"][0] | {"area": True}]},
-            "'area' is not what is expected, a number of pixels",
+            "'area' is not valid, expected a number of pixels",
         ),
-        ({"images": [COCO["images"][0]] * 2}, "has a record already"),
+        ({"images": [COCO["images"][0]] * 2}, "already has a record"),
         ({"categories": []}, "'categories' is empty"),
         (
             {"annotations": [{"image_id": 7, "category_id": 18, "bbox": [0.1, 0.2, 0.5, 0.4]}]},
@@ -156,7 +156,7 @@ def test_a_coco_file_is_read_as_it_is(instances):
         ),
         (
             {"categories": [*COCO["categories"], {"id": 44, "name": "bird"}]},
-            r"categories\[2\]: .*expected an id and a name of its own",
+            r"categories\[2\]: .*expected a unique id and a name",
         ),
     ],
 )
@@ -277,15 +277,15 @@ def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
         ([result(7, 18, "1234")], "detection 0: "),
         ([result(7, 18, [[0], [0], [1], [1]])], "detection 0: "),
         ([result(7, 18, [0, 0, 1, 1], score=[0.5])], "detection 0: "),
-        ([result("9" * 5000, 18, [0, 0, 1, 1])], "which the ground truth has not"),
+        ([result("9" * 5000, 18, [0, 0, 1, 1])], "which is not in the ground truth"),
         ([result(7, 18, [0, 0, 1, float("nan")])], "not finite"),
         ([result(7, 18, [3, 3, 0, 0]), result(7, 18, [9, 9, 2, -1])], r"detection 1: .*negative"),
         (
             [result(7, 18, [0.1, 0.2, 0.9, 0.7])] * 2,
             "all 2 boxes .* expected pixels. Multiply",
         ),
-        ([result(8, 18, [0, 0, 1, 1])], "the image 8, which the ground truth has not"),
-        ([result(7, 19, [0, 0, 1, 1])], "the category 19, which the ground truth has not"),
+        ([result(8, 18, [0, 0, 1, 1])], "the image 8, which is not in the ground truth"),
+        ([result(7, 19, [0, 0, 1, 1])], "the category 19, which is not in the ground truth"),
     ],
 )
 def test_wrong_results_are_refused(value, message, instances, tmp_path):
@@ -301,16 +301,20 @@ def test_wrong_results_are_refused(value, message, instances, tmp_path):
         (
             "comp4_det_test_ring.txt",
             "nowhere 0.5 1 1 9 9",
-            r"the image 'nowhere', which the ground truth has not; expected one of 0000\d\d, 0000",
+            r"image 'nowhere', which is not in the ground truth; expected one of 0000\d\d, 0000",
         ),
         (
             "comp4_det_test_ring.txt",
             "\n000000 0.5 5 1 4 9",
             ":2: got '000000 0.5 5 1 4 9', expected",
         ),
-        ("comp4_det_test_lamp.txt", "", "no class of the ground truth.* in order with --classes"),
-        ("comp3_det_test_ring.txt", "", "got 2 files of class ring"),
-        ("comp4_det_test_ring.txt", None, "got 0 files of class ring"),
+        (
+            "comp4_det_test_lamp.txt",
+            "",
+            "end with a class of the ground truth.* in order with --classes",
+        ),
+        ("comp3_det_test_ring.txt", "", "got 2 files for class ring"),
+        ("comp4_det_test_ring.txt", None, "got 0 files for class ring"),
     ],
 )
 def test_wrong_devkit_files_are_refused(name, content, message, devkit, labelled):

@@ -83,7 +83,7 @@ def test_the_table_has_the_numbers_of_each_protocol(protocols_apart):
     assert lines[2].split()[:5] == ["dog", "0.545", "0.500", "0.505", "2"]
     assert lines[3].split() == ["mean", "0.773", "0.750", "0.302"]
     assert lines[5] == (
-        "with difficult objects asked for 0.682, by mxnet-ssd's own metric 0.182 (11-point)"
+        "with difficult objects counted 0.682, by mxnet-ssd's own metric 0.182 (11-point)"
     )
 
 
@@ -134,7 +134,7 @@ def test_annotated_numbers_come_back_from_float32_as_they_were():
 
 def test_an_undefined_headline_says_why():
     nothing = measure_detections([truth()], [found()], SIZES, num_classes=1)
-    assert headline(nothing, "coco") == "AP@[.5:.95] (COCO) = undefined: no object to find"
+    assert headline(nothing, "coco") == "AP@[.5:.95] (COCO) = undefined: no objects"
 
 
 def test_the_table_has_every_class_and_reasons_for_what_is_undefined(evaluation):
@@ -143,7 +143,7 @@ def test_the_table_has_every_class_and_reasons_for_what_is_undefined(evaluation)
     assert lines[3].split() == ["mean", "0.500", "0.500", "0.500"]
     text = "\n".join(lines)
     assert "APl -" in text
-    assert "no APl, ARl: no object of at least 96 x 96 pixels" in text
+    assert "no APl, ARl: no objects of at least 96 x 96 pixels" in text
     assert "under 32 px: 1.000, 32 to 96 px: 0.000" in text
     assert "best 2 detections and objects: 1 correct" in text
     assert "-1" not in text

@@ -67,7 +67,7 @@ def test_the_table_and_the_json_have_them():
     assert lines[1].split()[5:] == ["1.000", "0.750", "1.000", "1.000"]
     assert lines[2].split()[5:] == ["-"] * 4
     assert len(lines[1]) <= len(lines[0]) <= 80
-    assert "one score for all classes: 0.750, with an F1 of 0.667" in "\n".join(lines)
+    assert "one score threshold for all classes: 0.750, with an F1 of 0.667" in "\n".join(lines)
 
 
 @pytest.mark.parametrize(("score", "shown"), [(0.4379, 0.437), (0.9999, 0.999), (0.25, 0.25)])

@@ -216,7 +216,7 @@ def test_the_protocol_of_mxnet_ssd_has_its_name():
     ("truths", "detections", "message"),
     [
         ([], [], "0 images"),
-        ([truth(BOX)], [], "1 images and detections of 0"),
+        ([truth(BOX)], [], "1 images and detections for 0"),
         ([truth(BOX, labels=[2])], [found()], "ground truth: got labels from 2 to 2; .* 0 to 1"),
         ([truth(BOX)], [found(BOX, scores=[1], labels=[-1])], "detections: got labels from -1"),
         ([truth()], [found(BOX, BOX, scores=[1])], "detections of image 0.*'scores': 1"),

@@ -151,7 +151,7 @@ def test_other_schemes_are_refused(capsys):
     assert (
         "got 'ftp://host/model', expected a folder, or a URL of s3, gs" in capsys.readouterr().err
     )
-    with pytest.raises(UserError, match="'ftp://host/model' is no remote location"):
+    with pytest.raises(UserError, match="'ftp://host/model' is not a URL"):
         read_folder("ftp://host/model")
 
 
@@ -161,7 +161,7 @@ def test_other_schemes_are_refused(capsys):
         ("https://host/model", "https://host/model: cannot be written to, expected s3:// or gs://"),
         ("s3://bucket/", "a bucket without a name in it. Give --out s3://bucket/NAME"),
         ("s3://nobucket/model", "no such object, prefix or bucket"),
-        ("ftp://host/model", "is no remote location"),
+        ("ftp://host/model", "is not a URL"),
     ],
 )
 def test_places_that_cannot_be_written_to(bucket, tiny_run, hasty_export, out, message):

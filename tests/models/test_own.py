@@ -81,7 +81,7 @@ def test_it_takes_its_place_and_begins_with_its_own_values():
         ("own_nowhere:Net", r"no module own_nowhere is found\. .*PYTHONPATH"),
         ("own_net.inner:Net", "no module own_net.inner is found|fails to be imported"),
         ("own_broken:Net", r"fails to be imported .*own_missing_of_mine.*python -c"),
-        ("own_net:Stride", r"has no flax\.linen\.Module Stride\. The nearest there is Strided"),
+        ("own_net:Stride", r"has no flax\.linen\.Module Stride\. The nearest name is Strided"),
         ("own_net:function", "has no flax.linen.Module function"),
         ("own_net:Bare", "Bare has no field `style`"),
         ("own_net:OneMap", r"OneMap gave \w+, expected a tuple of maps \[1, height"),

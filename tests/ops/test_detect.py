@@ -132,7 +132,7 @@ def test_of_equal_classes_the_first_is_the_best():
     ("settings", "message"),
     [
         ({"class_per_anchor": "first"}, "expected all or best"),
-        ({"force_suppress": True}, "needs one class an anchor"),
+        ({"force_suppress": True}, "needs one class per anchor"),
         ({"nms": "soft"}, "expected one of hard, linear, gaussian"),
     ],
 )

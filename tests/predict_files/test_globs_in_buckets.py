@@ -31,7 +31,7 @@ def test_a_glob_in_a_bucket(url, expected, monkeypatch):
     )
     assert names(url) == expected
     for nothing in ("s3://b/in/*.bmp", "s3://b/in/*.jpg/"):
-        with pytest.raises(UserError, match="no picture or film there"):
+        with pytest.raises(UserError, match="no images or videos there"):
             names(nothing)
 
 

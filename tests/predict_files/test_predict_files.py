@@ -81,7 +81,7 @@ def test_pictures_that_are_not_read_are_told(pictures, tmp_path, capsys):
     shutil.copy(pictures / "1.png", tmp_path)
     (tmp_path / "2.bmp").touch()
     assert names(tmp_path) == ["1.png"]
-    assert f"1 pictures are left out, as {tmp_path / '2.bmp'}" in capsys.readouterr().err
+    assert f"1 images are left out, such as {tmp_path / '2.bmp'}" in capsys.readouterr().err
 
 
 def test_a_url_is_an_item(pictures, tmp_path):
@@ -100,8 +100,8 @@ def test_a_url_is_an_item(pictures, tmp_path):
             ["ftp://me:secret@host/x.jpg"],
             "^got a URL of ftp://, expected a path, or a URL of s3, gs, http, https",
         ),
-        (["*.jpg"], "no picture or film there"),
-        (["."], "no picture or film there"),
+        (["*.jpg"], "no images or videos there"),
+        (["."], "no images or videos there"),
         (["a/x.jpg", "b/x.png"], "both called x"),
     ],
 )
@@ -215,9 +215,8 @@ def test_coco_results_with_the_ids_of_the_annotations(pictures, tmp_path, capsys
     assert found[0]["bbox"] == [0, 0, 20, 20]
     assert "--annotations" not in capsys.readouterr().out
     run_prediction(Fake(), [str(pictures)], tmp_path, format="coco")
-    assert (
-        "category ids: 1 to 2, in the order of the classes. --annotations FILE takes those of"
-        in (capsys.readouterr().out)
+    assert "category ids: 1 to 2, in the order of the classes. --annotations FILE uses the" in (
+        capsys.readouterr().out
     )
     found = json.loads((tmp_path / "detections.json").read_text())
     assert [(each["image_id"], each["category_id"]) for each in found] == [
@@ -243,7 +242,7 @@ def test_annotations_of_other_classes_or_images_are_refused(pictures, tmp_path):
     annotations.write_text(json.dumps(value))
     detector = Fake()
     with pytest.raises(
-        UserError, match=r"^sub/2\.jpg: the annotations have no image of that file_na"
+        UserError, match=r"^sub/2\.jpg: the annotations have no image with that file_na"
     ):
         run_prediction(detector, [str(pictures)], tmp_path, **words, batch_size=1)
     assert not detector.batches
@@ -284,7 +283,7 @@ def test_a_call_that_fails_leaves_no_half_file(format, pictures, film, tmp_path)
 def test_a_picture_that_cannot_be_read_does_not_stop_the_others(pictures, tmp_path, capsys):
     (tmp_path / "0.jpg").write_bytes(b"\xff\xd8 cut")
     out = tmp_path / "found"
-    with pytest.raises(UserError, match=r"1 of 3 pictures could not be read.*0\.jpg"):
+    with pytest.raises(UserError, match=r"1 of 3 images could not be read.*0\.jpg"):
         run_prediction(Fake(), [str(tmp_path / "0.jpg"), str(pictures)], out, format="jsonl")
     assert len((out / "detections.jsonl").read_text().splitlines()) == 2
     told = capsys.readouterr().err
@@ -312,7 +311,7 @@ def test_neither_does_a_film_or_a_file_that_has_gone(pictures, tmp_path, capsys)
     ("format", "names", "message"),
     [
         ("coco", ("12.png", "012.png"), "would both have the image id 12"),
-        ("voc", ("1.png", "2 b.png"), r"2 b\.png: its name has a blank, which ends a name"),
+        ("voc", ("1.png", "2 b.png"), r"2 b\.png: its name has a space, which ends a name"),
     ],
 )
 def test_names_that_are_no_ids_are_told_before_the_work(format, names, message, pictures, tmp_path):
@@ -327,12 +326,12 @@ def test_names_that_are_no_ids_are_told_before_the_work(format, names, message, 
 def test_no_name_leads_out_of_the_folder(pictures, tmp_path, monkeypatch):
     detector = Fake()
     detector.classes = ("cat", "/../../dog")
-    with pytest.raises(UserError, match="cannot be part of a file's name"):
+    with pytest.raises(UserError, match="cannot be part of a file name"):
         run_prediction(detector, [str(pictures)], tmp_path / "a/b", format="voc")
     assert not detector.batches
     keys = ["s3://bucket/pictures/../../evil.jpg"]
     monkeypatch.setattr(inputs, "list_urls", lambda url: keys)
-    with pytest.raises(DataError, match=r"'\.\.' is no name that a file can have"):
+    with pytest.raises(DataError, match=r"'\.\.' is not a valid file name"):
         find_items(["s3://bucket/pictures"])
 
 
@@ -357,7 +356,7 @@ def test_a_batch_transform_makes_what_is_missing(pictures, tmp_path, capsys):
     assert detector.batches == [1]
     assert files[0].stat().st_mtime_ns == before
     assert files[1].exists()
-    assert "1 of 2 were done before" in capsys.readouterr().out
+    assert "1 of 2 were already done" in capsys.readouterr().out
     run_transform(detector, [str(pictures)], str(tmp_path))
     assert detector.batches == [1]
 
@@ -378,7 +377,7 @@ def test_a_batch_transform_from_bucket_to_bucket(pictures, tmp_path, monkeypatch
 
 
 def test_a_batch_transform_takes_no_film(film, tmp_path):
-    with pytest.raises(UserError, match="takes pictures"):
+    with pytest.raises(UserError, match="takes images"):
         run_transform(Fake(), [str(film)], str(tmp_path))
 
 
@@ -388,7 +387,7 @@ def test_nothing_that_lies_beside_a_picture_is_replaced(pictures, tmp_path):
     with pytest.raises(UserError, match=r"1\.png: its drawing would overwrite it"):
         run_prediction(Fake(), [str(pictures / "1.png")], pictures)
     (folder / "2.json").write_text("annotations")
-    with pytest.raises(UserError, match=r"2\.json: what is found in .*2\.jpg would overwrite it"):
+    with pytest.raises(UserError, match=r"2\.json: the detections in .*2\.jpg would overwrite"):
         run_prediction(Fake(), [str(folder)], folder, draw=False)
     assert (folder / "2.json").read_text() == "annotations"
     run_prediction(Fake(), [str(folder)], folder, format="jsonl")

@@ -199,7 +199,7 @@ ORDER = r"expected an image, JPEG or PNG, and then its annotation.*AttributeName
         ),
         (lambda pairs: [*pairs[0], pairs[1][0]], f"record 3: there is none; {ORDER}"),
         (lambda pairs: [b"no records at all"], "train_0, byte 0: .* expected RecordIO"),
-        (lambda pairs: [pairs[0][0][:-8]], "train_0, byte 0: .* is cut at byte"),
+        (lambda pairs: [pairs[0][0][:-8]], "train_0, byte 0: .* is cut off at byte"),
         (lambda pairs: [], "train_0: the stream is empty"),
     ],
 )

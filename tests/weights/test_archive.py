@@ -58,7 +58,7 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
 
 
 def test_more_members_than_any_artefact_has_are_refused(tmp_path):
-    with pytest.raises(UserError, match="or one too many"):
+    with pytest.raises(UserError, match="or there are too many"):
         read(tmp_path, tar_bytes({str(i): b"" for i in range(1001)}, "w"))
 
 

@@ -69,7 +69,7 @@ def test_a_file_in_the_cache_is_used_without_a_network(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "model_info", offline)
     metadata = read_weights("hf://o/r/model.safetensors").metadata
-    assert metadata["licence"] == "not known, the hub gave no answer (no network)"
+    assert metadata["licence"] == "unknown, the hub did not answer (no network)"
 
 
 def test_what_cannot_be_fetched_is_told_in_one_line(hub):

@@ -59,7 +59,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     whole = (tmp_path / "w.h5").read_bytes()
     for length in (8, 100, len(whole) // 2):
         (tmp_path / "w.h5").write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"w\.h5: damaged HDF5 file"):
+        with pytest.raises(UserError, match=r"w\.h5: damaged Keras HDF5 file"):
             read_weights(tmp_path / "w.h5")
 
 
@@ -67,5 +67,5 @@ def test_a_missing_weight_is_refused(tmp_path):
     write(tmp_path / "w.h5", {"conv": {"conv/kernel:0": KERNEL}})
     with h5py.File(tmp_path / "w.h5", "a") as file:
         del file["conv/conv/kernel:0"]
-    with pytest.raises(UserError, match="damaged HDF5 file"):
+    with pytest.raises(UserError, match="damaged Keras HDF5 file"):
         read_weights(tmp_path / "w.h5")

@@ -259,7 +259,7 @@ def test_a_mis_shaped_head_is_made_new_only_when_asked_and_is_told(small):
     assert report.reinitialised == (
         "params/heads/class_0/bias: (7,) in the file, (2,) in the model",
     )
-    assert "RE-INITIALISED, as asked: 1\n    params/heads/class_0/bias" in str(report)
+    assert "RE-INITIALISED, as requested: 1\n    params/heads/class_0/bias" in str(report)
 
 
 def test_a_head_that_fits_is_loaded_even_so(small):

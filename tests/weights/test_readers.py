@@ -64,7 +64,7 @@ def test_an_archive_is_told_where_it_belongs(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(100), b"\xff" * 100])
 def test_a_file_of_no_known_format_is_refused(tmp_path, content):
     (tmp_path / "w").write_bytes(content)
-    with pytest.raises(UserError, match="not a readable file of weights"):
+    with pytest.raises(UserError, match="not a readable weight file"):
         read_weights(tmp_path / "w")
 
 
@@ -72,5 +72,5 @@ def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"a": np.zeros(100)}, path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match=r"w\.safetensors: not a readable file of weights"):
+    with pytest.raises(UserError, match=r"w\.safetensors: not a readable weight file"):
         read_weights(path)

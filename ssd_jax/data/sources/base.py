@@ -1,7 +1,7 @@
-"""What every format becomes: annotations as columns, images read when they are asked for.
+"""The common form of all formats: annotations as columns, images read on demand.
 
-A format is a function `open_FORMAT(...) -> Source`. It reads annotations only, hands all objects
-with their boxes as written to `source_of_objects`, and says how the bytes of an image are read.
+A format is a function `open_FORMAT(...) -> Source`. It reads annotations only, passes all objects
+with their boxes as written to `source_of_objects`, and supplies a function that reads an image.
 """
 
 import collections
@@ -16,20 +16,20 @@ from ssd_jax.data import codes
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.types import NORMALISED_BOXES_END, Example
 
-# Some tools count from 0 or round outwards; a coordinate farther out than this is a mistake.
+# Some tools count from 0 or round outwards; a coordinate farther outside than this is a mistake.
 TOLERATED_PIXELS_OUTSIDE = 1.0
-# Where the size of an image is not known before it is decoded.
+# As a fraction of a side, for images whose size is not known before they are decoded.
 TOLERATED_PART_OUTSIDE = 1 / 300
 _FIX = "Correct the box"
-# Of an example, which may list all classes of a set.
+# The longest example in a message; an example may list all classes of a set.
 EXAMPLE_LETTERS = 200
 
 
 class Problems:
-    """What to do with what cannot be used: refuse it (`error`), or leave it out (`skip`).
+    """What to do with unusable records and boxes: refuse (`error`) or leave them out (`skip`).
 
-    Readers call it with a `DataError` and go on without the record or box if it returns. `advice`
-    stands behind an error that is raised: how to see all of them, and how to do without.
+    Readers call it with a `DataError` and continue without the record or box if it returns.
+    `advice` is appended to an error that is raised: how to see all errors, and how to skip them.
     """
 
     def __init__(self, policy: str = "error", *, advice: str = ""):
@@ -52,7 +52,7 @@ class Problems:
         return dict(sorted(collections.Counter(error.code for error in self.found).items()))
 
     def examples(self) -> list[str]:
-        """How many were left out and the first of them, a line a code."""
+        """How many were left out and the first of them, one line per code."""
         first = {error.code: f"{error.where}: {error.problem}" for error in reversed(self.found)}
         return [
             f"{count:,} {code}, first: {first[code]:.{EXAMPLE_LETTERS}}"
@@ -64,7 +64,7 @@ class Annotations(NamedTuple):
     """The annotations of N images with M objects, as columns.
 
     Image i has the objects `offsets[i]` to `offsets[i + 1]`. `sizes` are (height, width) in pixels,
-    0 where the format does not say. Boxes are normalised xyxy in [0, 1].
+    0 if the format does not give them. Boxes are normalised xyxy in [0, 1].
     """
 
     names: Sequence[str]
@@ -76,7 +76,7 @@ class Annotations(NamedTuple):
 
     @property
     def object_counts(self) -> Int[np.ndarray, "N"]:
-        """Objects of each image."""
+        """The number of objects of each image."""
         return np.diff(self.offsets)
 
     @property
@@ -97,11 +97,11 @@ class Annotations(NamedTuple):
 class Source:
     """Annotated images of one class list: `len(source)`, `source[i] -> Example`, random access.
 
-    `read_image(i)` gives the bytes of an image file; `locate(i)` says for messages where it is.
-    `files` are what else the images are read from: files that hold many, and their indices.
-    `findings` counts what the doctor found, by code, and `digests` tell the bytes of the images
-    apart; None if it was not asked. `classes_found` tells of a source as it was opened that nobody
-    listed its classes: they are those that objects have.
+    `read_image(i)` gives the bytes of an image file; `locate(i)` gives its place for messages.
+    `files` are further files that the images are read from: files of many images, and indices.
+    `findings` counts the doctor's findings by code, and `digests` has a hash of each image's bytes;
+    both are None if the doctor did not run. `classes_found` is true for a source just opened
+    without a class list, whose classes are those of its objects.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Source:
         return self.example(index, self.read_image(index))
 
     def example(self, index: int, image: bytes) -> Example:
-        """`source[index]` with the bytes already at hand."""
+        """`source[index]`, with the bytes of the image already read."""
         columns = self.annotations
         objects = slice(*columns.offsets[index : index + 2].tolist())
         height, width = columns.sizes[index].tolist()
@@ -148,12 +148,12 @@ class Source:
 
     @property
     def names(self) -> Sequence[str]:
-        """One for each image, unique."""
+        """One name for each image, unique."""
         return self.annotations.names
 
     @property
     def object_counts(self) -> Int[np.ndarray, "N"]:
-        """Objects of every image, known without reading it."""
+        """The number of objects of each image, known without reading it."""
         return self.annotations.object_counts
 
     @property
@@ -167,7 +167,7 @@ class Source:
 
     @property
     def image_fingerprint(self) -> str | None:
-        """A hash of the bytes of all images, None where the doctor has not looked at them."""
+        """A hash of the bytes of all images, None if the doctor has not examined them."""
         return self.digests and hashlib.sha256("\n".join(self.digests).encode()).hexdigest()[:16]
 
     def take(self, images: Sequence[int] | Int[np.ndarray, "K"]) -> "Source":
@@ -184,7 +184,7 @@ class Source:
         )
 
     def describe(self) -> str:
-        """One line for the log: images, objects a class, images without objects, left-out ones."""
+        """One line for the log: images, objects per class, empty images, images left out."""
         labels = self.annotations.labels
         counts = np.bincount(labels, minlength=len(self.classes))
         classes = ", ".join(f"{n} {c:,}" for n, c in zip(self.classes, counts, strict=True))
@@ -197,9 +197,9 @@ class Source:
 
 
 def combine(sources: Sequence[Source]) -> Source:
-    """One source after the other; they must have the same classes. Names stay unique.
+    """Concatenate sources, which must have the same classes. Names stay unique.
 
-    Sources that share their `problems` go on sharing them; others are told together.
+    Sources with the same `problems` object keep it; otherwise their problems are merged.
     """
     if len({source.classes for source in sources}) != 1:
         raise UserError(
@@ -267,14 +267,14 @@ def source_of_objects(
     box_text: Callable[[int], str] | None = None,
     files: Sequence[str] = (),
 ) -> Source:
-    """Check the objects of all images at once and put the source together.
+    """Check the objects of all images at once and build the source.
 
     `written` are the corners xmin, ymin, xmax, ymax in the format's own unit, `boxes` the same as
-    parts of the image; NaN where the file held no number. `labels` are class ids, -1 for a class
+    fractions of the image; NaN if the file had no number. `labels` are class ids, -1 for a class
     that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
     corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1. An
-    image whose boxes are all unusable is left out with them; a set whose boxes all seem to be parts
-    of the side, though its images have sizes, is refused whatever the policy.
+    image whose boxes are all unusable is left out too. A set whose images have sizes, but whose
+    boxes all look like fractions of the image sides, is refused whatever the policy.
     """
     offsets = _offsets(object_counts)
     image = np.repeat(np.arange(len(names)), object_counts)
@@ -283,7 +283,7 @@ def source_of_objects(
         flat = ~unreadable & (written[:, 2:] <= written[:, :2]).any(axis=1)
         tolerance = TOLERATED_PIXELS_OUTSIDE / np.maximum(np.tile(sizes[image][:, ::-1], 2), 1)
         tolerance[sizes[image][:, 0] == 0] = TOLERATED_PART_OUTSIDE
-        # Rounding of the division must not turn a tolerated pixel into a mistake.
+        # A rounding error of the division must not turn a tolerated pixel into a mistake.
         beyond = np.maximum(-boxes, boxes - 1) - tolerance * (1 + 1e-6)
         outside = ~unreadable & ~flat & (beyond > 0).any(axis=1)
     unknown = (labels < 0) | (labels >= len(classes))
@@ -307,7 +307,7 @@ def source_of_objects(
                 far = f"{(beyond * [width, height, width, height]).max():.4g} pixels"
                 frame = f" of {width} x {height} pixels"
             else:
-                far, frame = f"{beyond.max():.4g} of the side", ""
+                far, frame = f"{beyond.max():.4g} of the image side", ""
             problem = f"{box_of(k)} is {far} outside, expected a box inside the image{frame}"
             return DataError(codes.BOX_OUTSIDE, where, problem, _FIX)
         return DataError(
@@ -324,7 +324,7 @@ def source_of_objects(
         problem = (
             f"{box_of(k)} and all others of the set end within {NORMALISED_BOXES_END:g} pixels"
         )
-        problem += ": they look like parts of the image's sides, expected pixels"
+        problem += ": they look like fractions of the image sides, expected pixels"
         fix = "Multiply them by the width and the height of their images"
         where = locate_object(int(image[k]), k - int(offsets[image[k]]) + 1)
         raise DataError(codes.BOXES_NORMALISED, where, problem, fix)
@@ -334,7 +334,8 @@ def source_of_objects(
 
     good = ~bad
     counts = np.bincount(image[good], minlength=len(names))
-    # Its objects would be taken for background. Objects of other classes may be.
+    # An image without its boxes would train its objects as background. That is right for objects
+    # of unknown classes only.
     broken = np.bincount(image[unreadable | flat | outside], minlength=len(names))
     lost = (broken > 0) & (counts == 0)
     for i in np.flatnonzero(lost).tolist():
@@ -359,16 +360,16 @@ def source_of_objects(
 
 
 def look_normalised(boxes: Float[np.ndarray, "M 4"]) -> bool:
-    """Whether boxes (xyxy, which should be in pixels) all end where parts of a side do."""
+    """Whether boxes (xyxy, expected in pixels) all lie in the range of normalised boxes."""
     return len(boxes) > 0 and bool(boxes[:, 2:].max() <= NORMALISED_BOXES_END)
 
 
 def check_not_empty(source: Source, where: str) -> Source:
-    """The source itself; a `DataError` if it has no image, or no class is known."""
+    """Return the source; a `DataError` if it has no image, or no class is known."""
     if not len(source) or not source.classes:
-        problem = f"{len(source)} images and no object, expected at least one image that shows one"
+        problem = f"{len(source)} images and no object, expected at least one image with an object"
         if examples := source.problems.examples():
-            problem += f"; left out were {'; '.join(examples)}"
+            problem += f"; left out: {'; '.join(examples)}"
         fix = "Use another split, correct its annotations, or give config.data.classes"
         raise DataError(codes.SPLIT_EMPTY, where, problem, fix)
     return source
@@ -381,7 +382,7 @@ def class_ids(names: Sequence[str], classes: Sequence[str]) -> Int[np.ndarray, "
 
 
 def names_are_numbers(classes: Sequence[str]) -> bool:
-    """Whether classes are "0", "1", ..., as formats without names have them."""
+    """Whether classes are "0", "1", ..., the class names in formats without names."""
     return list(classes) == [str(number) for number in range(len(classes))]
 
 

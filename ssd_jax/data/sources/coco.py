@@ -1,6 +1,6 @@
 """COCO's object detection format: one JSON file for all images (cocodataset.org/#format-data).
 
-Boxes are `[left, top, width, height]` in pixels from 0; `iscrowd` objects are difficult ones.
+Boxes are `[left, top, width, height]` in pixels from 0; `iscrowd` objects are `difficult`.
 """
 
 import os
@@ -40,12 +40,12 @@ from ssd_jax.data.sources.json_records import (
 )
 from ssd_jax.errors import DataError
 
-# The largest public file, LVIS's training set, has 1.1 GB.
+# The largest public file, LVIS's training set, is 1.1 GB.
 MAX_BYTES = 2**31
 
 
 class CocoImage(NamedTuple):
-    """An image of the list; `path` is None where no image was looked for."""
+    """An image of the list; `path` is None if image files were not searched for."""
 
     reference: str
     path: pathlib.Path | None
@@ -53,9 +53,9 @@ class CocoImage(NamedTuple):
 
 
 class CocoAnnotation(NamedTuple):
-    """An object: `number` in the list, from 0, and its `image` in those that are used.
+    """An object: its `number` in the list, from 0, and the index of its `image` among those used.
 
-    `area` is the one in the file, else that of the box, in pixels; NaN for what is no number.
+    `area` is the one in the file, else that of the box, in pixels; NaN if it is not a number.
     """
 
     number: int
@@ -74,12 +74,12 @@ def open_coco(
     classes: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The images of a COCO file, in its order; categories become classes 0, 1, ... in its order.
+    """Open the images of a COCO file, in its order; its categories become classes 0, 1, ...
 
-    `images` is the folder that `file_name` counts from. By default the one of these that holds the
-    first image: the file's own folder, `images` or one named like the file in it, the same beside
-    it, and COCO's `NAME` for `annotations/instances_NAME.json`. Other `classes` are found by name.
-    An object with `ignore` is difficult, too: VOC in this format has it so.
+    `file_name` is relative to the folder `images`. The default is the first of these folders that
+    holds the first image: the file's own; `images`, or one with the file's name, in it or beside
+    it; COCO's `NAME` for `annotations/instances_NAME.json`. If `classes` are given, categories are
+    matched by name. An object with `ignore` is difficult too, as in VOC converted to this format.
     """
     problems = problems or Problems()
     path = pathlib.Path(path)
@@ -128,8 +128,9 @@ def open_coco(
 def read_categories(value: Any, where: str) -> dict[int, str]:
     """The name of each category by its id, in the order of the file's content `value`.
 
-    Roboflow's exports have a category more, that no annotation uses, which may be called as a class
-    is: of several ids of a name the one with annotations counts, the last where none has.
+    Roboflow's exports have an additional category that no annotation uses and that may have the
+    name of a class. Of several ids with one name the one with annotations is used, or the last if
+    none has any.
     """
     ids: dict[str, list[int]] = {}
     seen: set[int] = set()
@@ -138,7 +139,7 @@ def read_categories(value: Any, where: str) -> dict[int, str]:
         name = text(item, "name", place).strip()
         class_id = whole_number(item.get("id"))
         if class_id is None or class_id in seen:
-            problem = f"it is {shown(item)}, expected an id and a name of its own"
+            problem = f"it is {shown(item)}, expected a unique id and a name"
             raise DataError(codes.CLASS_NAMES_DISAGREE, place, problem, "Correct the category")
         seen.add(class_id)
         ids.setdefault(name, []).append(class_id)
@@ -148,22 +149,22 @@ def read_categories(value: Any, where: str) -> dict[int, str]:
         having = [class_id for class_id in same if class_id in used]
         if len(having) > 1:
             problem = f"the ids {', '.join(map(str, having))} are all called {name!r} and have "
-            problem += "annotations, expected a name of its own for each"
-            fix = "Give their annotations one of these ids, or the categories other names"
+            problem += "annotations, expected a different name for each"
+            fix = "Give their annotations one of these ids, or rename the categories"
             raise DataError(codes.CLASS_NAMES_DISAGREE, f"{where}, categories", problem, fix)
         names[(having or same)[-1]] = name
     return names
 
 
 def _used_categories(value: dict) -> set[int | None]:
-    """The ids that annotations have; what is wrong with these is told where they are read."""
+    """The category ids that annotations use; their errors are reported when they are read."""
     listed = value.get("annotations")
     things = listed if isinstance(listed, list) else []
     return {whole_number(each.get("category_id")) for each in things if isinstance(each, dict)}
 
 
 def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:
-    """The first of the usual places that holds the first image that a file lists."""
+    """The first of the usual folders that holds the first image in the list."""
     first = next((item for item in listed if isinstance(item, dict)), {})
     reference = first.get("file_name")
     places = [
@@ -183,9 +184,9 @@ def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:
 def read_images(
     listed: list, folder: pathlib.Path | None, where: str, problems: Problems
 ) -> tuple[list[CocoImage], dict[int, int | None]]:
-    """The images that can be used, and their place by id; None for those that cannot.
+    """The images that can be used, and their index by image id (None for unusable ones).
 
-    Without a folder no image need be there, and two may have one file, for their ids differ.
+    Without a folder image files need not exist, and two images with different ids may share one.
     """
     found: list[CocoImage] = []
     index_of_id: dict[int, int | None] = {}
@@ -219,7 +220,7 @@ def read_objects(
     where: str,
     problems: Problems,
 ) -> list[CocoAnnotation]:
-    """The objects of the images that can be used; those of the others are left out with them."""
+    """The objects of the images that can be used; the objects of the others are left out."""
     objects = []
     for number, item in enumerate(listed):
         place = f"{where}, annotations[{number}]"
@@ -233,7 +234,7 @@ def read_objects(
                     codes.OBJECT_WITHOUT_IMAGE,
                     place,
                     f"'image_id' is {shown(item.get('image_id'))}, which no image has",
-                    "Add the image to the list 'images', or take the annotation out",
+                    "Add the image to the list 'images', or remove the annotation",
                 )
             crowd = flag(item, "iscrowd", place)
             difficult = crowd or flag(item, "ignore", place)

@@ -1,4 +1,4 @@
-"""A file of an image, before it is decoded: its bytes, its kind, its size, how it is turned."""
+"""An image file before it is decoded: its bytes, its type, its size, its orientation."""
 
 import pathlib
 from typing import NamedTuple
@@ -7,41 +7,41 @@ from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
-# The size of a value by its EXIF type; a short is legal, the signed and the long are met too.
+# The size of a value by its EXIF type; a short is legal, but signed and long values occur too.
 _EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
-# Of a size that an annotation states.
+# The largest image side that an annotation may give.
 MAX_PIXELS_OF_A_SIDE = 2**24
-# Refused before any memory is taken: a few kilobytes can claim to be a picture of gigabytes.
+# Checked before memory is allocated: a file of a few kilobytes can claim to hold gigabytes.
 MAX_PIXELS = 2**27
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", _PNG: ".png"}
 
 
 class Header(NamedTuple):
-    """What stands at the beginning of a file: (height, width) as stored, before it is turned."""
+    """The beginning of a file: its (height, width) as stored, before the EXIF orientation."""
 
     size: tuple[int, int]
     kind: str
-    complete: bool  # whether the file has its end
+    complete: bool  # whether the file has its end marker
 
 
 def read_file(path: pathlib.Path) -> bytes:
-    """The bytes of an image that was there when the annotations were read."""
+    """The bytes of an image that existed when the annotations were read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        problem = f"the image was there when its annotation was read and is not now ({error})"
+        problem = f"the image existed when its annotation was read, but does not now ({error})"
         raise image_missing(str(path), problem) from error
 
 
 def image_missing(where: str, problem: str) -> DataError:
-    """The error of an image that is not there."""
-    return DataError(codes.IMAGE_MISSING, where, problem, "Add the image, or take its record out")
+    """The error for a missing image."""
+    return DataError(codes.IMAGE_MISSING, where, problem, "Add the image, or remove its record")
 
 
 def image_unreadable(where: str, problem: str) -> DataError:
-    """The error of bytes that are no whole image."""
+    """The error for bytes that are not a complete image."""
     return DataError(
         codes.IMAGE_UNREADABLE,
         where,
@@ -51,7 +51,7 @@ def image_unreadable(where: str, problem: str) -> DataError:
 
 
 def image_suffix(data: bytes, where: str) -> str:
-    """`.jpg` or `.png`, by content."""
+    """`.jpg` or `.png`, by the content."""
     for start, suffix in _FIRST_BYTES.items():
         if data.startswith(start):
             return suffix
@@ -59,13 +59,13 @@ def image_suffix(data: bytes, where: str) -> str:
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) as decoded: the EXIF orientation is applied. Nothing else is decoded."""
+    """(height, width) as decoded, with the EXIF orientation applied. No pixel is decoded."""
     size = read_header(data, where).size
     return size[::-1] if exif_orientation(data) in _TURNED else size
 
 
 def read_header(data: bytes, where: str) -> Header:
-    """What a file says of its picture; a `DataError` for more than MAX_PIXELS."""
+    """The header of an image file; a `DataError` for more than MAX_PIXELS."""
     read = _jpeg_header if data.startswith(b"\xff\xd8") else _png_header
     header = read(data, where)
     height, width = header.size
@@ -82,10 +82,11 @@ def read_header(data: bytes, where: str) -> Header:
 
 
 def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation as it stands in a file, legal or not; 1 where there is none.
+    """The EXIF orientation as it is in a file, legal or not; 1 if there is none.
 
-    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4). Pillow's own
-    reader obeys XMP too, as decoders do not, reads a PNG to its end, and warns of damage.
+    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4). Pillow's reader
+    is not used because it also obeys XMP, which decoders do not, reads a PNG to its end, and warns
+    about damage.
     """
     marks = ((data.find(b"Exif\0\0", 0, 2**16), 6), (data.find(b"eXIf", 0, 2**16), 4))
     start = next((at + length for at, length in marks if at >= 0), len(data))

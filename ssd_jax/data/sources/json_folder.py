@@ -1,4 +1,4 @@
-"""Images with one JSON annotation each, as the SageMaker algorithm's image channels have them.
+"""Images with one JSON annotation each, the format of the SageMaker algorithm's image channels.
 
 The format: docs.aws.amazon.com/sagemaker/latest/dg/object-detection.html, "Train with the Image
 Format". Two folders (`train`, `train_annotation`) or one that holds both.
@@ -38,11 +38,11 @@ def open_json_folder(
     classes: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The images that the JSON files under `annotations` (default: the same folder) name.
+    """Open the images named by the JSON files under `annotations` (default: the same folder).
 
-    `file` of an annotation is a path inside `images`; an image without annotation is a problem,
-    one without objects has an empty list there. `source_of_records` says how class ids and
-    `categories` become classes.
+    `file` of an annotation is a path inside `images`. An image without an annotation is a problem;
+    an image without objects has an annotation with an empty list. `source_of_records` says how
+    class ids and `categories` become classes.
     """
     problems = problems or Problems()
     images = pathlib.Path(images)
@@ -57,7 +57,7 @@ def open_json_folder(
             value = read_json(path)
             reference = str(pathlib.PurePosixPath(text(value, "file", str(path))))
             repeated = reference in named
-            # Before the rest is read: a bad annotation is then one problem, not two.
+            # Before the rest is read, so that a bad annotation is one problem, not two.
             named.add(reference)
             if repeated:
                 raise listed_twice(str(path), reference)
@@ -98,5 +98,5 @@ def _annotation_missing(image: pathlib.Path, annotations: pathlib.Path) -> DataE
         codes.ANNOTATION_MISSING,
         str(image),
         f"no JSON file under {annotations} names it, expected one for each image",
-        "Write it (an image without objects has an empty list there), or move the image away",
+        "Write it (with an empty list for an image without objects), or move the image away",
     )

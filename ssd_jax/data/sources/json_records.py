@@ -1,7 +1,7 @@
-"""What the JSON formats share: careful reading, and references to images.
+"""Shared by the JSON formats: careful reading, and references to images.
 
-JSON comes from anywhere, so sizes are bounded, every value is checked before it is used, and what
-is wrong is a `DataError` with its place. Boxes are pixels from 0: left, top, width, height.
+The files may come from anywhere, so sizes are bounded, every value is checked before it is used,
+and an error is a `DataError` with its place. Boxes are left, top, width, height in pixels from 0.
 """
 
 import json
@@ -19,15 +19,15 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.image_file import MAX_PIXELS_OF_A_SIDE, image_missing
 from ssd_jax.errors import DataError
 
-# Ten thousand objects, one of them in 200 bytes, are 2 MB.
+# Ten thousand objects of 200 bytes each are 2 MB.
 MAX_RECORD_BYTES = 8 * 2**20
-# Farther out, a number is a mistake, and its squares and products would overflow.
+# A larger number is a mistake, and its squares and products would overflow.
 LARGEST_COORDINATE = 1e9
 LARGEST_AREA = LARGEST_COORDINATE**2
 
 
 class Box(NamedTuple):
-    """A box as written, in pixels from 0; `corners` and `area` are NaN for what is no number."""
+    """A box as written, in pixels from 0; `corners` and `area` are NaN for values not numbers."""
 
     corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
     area: float
@@ -40,7 +40,7 @@ def read_json(
     """The value in a file; see `parse_json`."""
     try:
         with path.open("rb") as file:
-            # Not the limit itself, for which memory would be taken at once.
+            # Not the limit itself: the memory for it would be allocated at once.
             data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise unreadable(str(path), f"the file cannot be read ({error})") from error
@@ -52,7 +52,7 @@ def parse_json(
 ) -> Any:
     """The value of a JSON text (UTF-8). A key given twice is an error; `drop` keys are left out.
 
-    What is dropped never adds up in memory: COCO's outlines are most of its files.
+    Dropped values do not accumulate in memory: most of a COCO file is outlines of objects.
     """
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def parse_json(
             twice = next(
                 key for key, count in Counter(key for key, _ in pairs).items() if count > 1
             )
-            raise unreadable(where, f"the key {twice!r} stands twice in one object")
+            raise unreadable(where, f"the key {twice!r} appears twice in one object")
         for key in drop:
             value.pop(key, None)
         return value
@@ -70,7 +70,7 @@ def parse_json(
         raise DataError(
             codes.ANNOTATION_TOO_LARGE,
             where,
-            f"more than {max_bytes:,} bytes, which no annotation of this kind has",
+            f"more than {max_bytes:,} bytes, expected less for an annotation of this kind",
             "Check that it is an annotation",
         )
     try:
@@ -83,28 +83,28 @@ def parse_json(
 
 
 def unreadable(where: str, problem: str) -> DataError:
-    """The error of an annotation that is not as its format says."""
+    """The error for an annotation that does not follow its format."""
     return DataError(codes.ANNOTATION_UNREADABLE, where, problem, "Correct it")
 
 
 def member(value: Any, key: str, kind: type, where: str) -> Any:
-    """`value[key]`, which must be of a kind."""
+    """`value[key]`, which must be of the type `kind`."""
     found = value.get(key) if isinstance(value, dict) else None
     if not isinstance(found, kind):
-        kinds = {dict: "an object", list: "a list", str: "a text"}
+        kinds = {dict: "an object", list: "a list", str: "a string"}
         raise unreadable(where, f"{key!r} is {shown(found)}, expected {kinds[kind]}")
     return found
 
 
 def text(value: Any, key: str, where: str) -> str:
-    """`value[key]`, a text that can be printed and written to a file."""
+    """`value[key]`, a string that can be printed and written to a file."""
     found = member(value, key, str, where)
     if (
         not found.strip()
         or "\0" in found
         or any(0xD800 <= ord(letter) < 0xE000 for letter in found)
     ):
-        raise unreadable(where, f"{key!r} is {found!r}, expected a text")
+        raise unreadable(where, f"{key!r} is {found!r}, expected a printable string")
     return found
 
 
@@ -125,7 +125,7 @@ def side(value: Any, key: str, where: str) -> int:
     found = value.get(key) if isinstance(value, dict) else None
     pixels = whole_number(found)
     if pixels is None or not 1 <= pixels <= MAX_PIXELS_OF_A_SIDE:
-        raise unreadable(where, f"{key!r} is {shown(found)}, expected the image's in whole pixels")
+        raise unreadable(where, f"{key!r} is {shown(found)}, expected a whole number of pixels")
     return pixels
 
 
@@ -145,21 +145,21 @@ def flag(value: dict[str, Any], key: str, where: str) -> bool:
 
 
 def box(left: Any, top: Any, width: Any, height: Any) -> Box:
-    """A box of four values that should be numbers."""
+    """A box from four values that should be numbers."""
     values = (left, top, width, height)
     x, y, w, h = (bounded(value, LARGEST_COORDINATE) for value in values)
-    words = zip(("left", "top", "width", "height"), values, strict=True)
-    text = ", ".join(f"{word} {shown(value)}" for word, value in words)
+    fields = zip(("left", "top", "width", "height"), values, strict=True)
+    text = ", ".join(f"{name} {shown(value)}" for name, value in fields)
     return Box((x, y, x + w, y + h), w * h, text)
 
 
 def shown(value: Any) -> str:
     """A value for a message, cut to a readable length."""
     try:
-        words = repr(value)
+        text = repr(value)
     except RecursionError:
-        words = f"a deeply nested {type(value).__name__}"
-    return words if len(words) <= 60 else words[:57] + "..."
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def corner_column(boxes: Sequence[Box]) -> Float[np.ndarray, "M 4"]:
@@ -168,9 +168,9 @@ def corner_column(boxes: Sequence[Box]) -> Float[np.ndarray, "M 4"]:
 
 
 def short_names(references: Sequence[str]) -> tuple[str, ...]:
-    """A unique name for each reference: without folder and suffix, or as little more as it takes.
+    """A unique name for each reference: without folder and suffix if these are unique.
 
-    The references must differ.
+    Otherwise the suffix is dropped, or nothing. The references must differ.
     """
     paths = [
         pathlib.PurePosixPath(reference.partition("://")[2] or reference)
@@ -184,13 +184,13 @@ def short_names(references: Sequence[str]) -> tuple[str, ...]:
 
 
 def path_inside(folder: pathlib.Path, reference: str, where: str) -> pathlib.Path:
-    """The file that a reference means; it must lie in the folder."""
+    """The file that a reference names; it must be inside the folder."""
     parts = pathlib.PurePosixPath(reference)
     if parts.is_absolute() or ".." in parts.parts:
         raise DataError(
             codes.REFERENCE_OUTSIDE,
             where,
-            f"the image {shown(reference)} is outside, expected a path inside {folder}",
+            f"the image {shown(reference)} is outside its folder, expected a path inside {folder}",
             "Correct the path, or give the folder that holds all images",
         )
     path = folder / parts
@@ -199,22 +199,22 @@ def path_inside(folder: pathlib.Path, reference: str, where: str) -> pathlib.Pat
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise image_missing(str(path), f"{where} names it and there is no such file")
+        raise image_missing(str(path), f"{where} names it, but there is no such file")
     return path
 
 
 def listed_twice(where: str, reference: str) -> DataError:
-    """The error of an image with two records."""
+    """The error for an image with two records."""
     return DataError(
         codes.RECORD_TWICE,
         where,
-        f"the image {shown(reference)} has a record already, expected one with all its objects",
+        f"the image {shown(reference)} already has a record, expected one with all its objects",
         "Join the records, or remove one of them",
     )
 
 
 def check_folder(folder: pathlib.Path) -> None:
-    """A `DataError` if there is no such folder."""
+    """Raise a `DataError` if there is no such folder."""
     if not folder.is_dir():
         raise DataError(
             codes.FOLDER_MISSING,

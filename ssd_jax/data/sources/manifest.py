@@ -1,4 +1,4 @@
-"""Augmented manifests: JSON lines, an image and its annotation each, as SageMaker's Ground Truth.
+"""Augmented manifests of SageMaker Ground Truth: JSON lines, an image with its annotation each.
 
 The format: docs.aws.amazon.com/sagemaker/latest/dg/augmented-manifest.html. A line is
 `{"source-ref": IMAGE, LABEL: {"image_size", "annotations"}, LABEL + "-metadata": {"class-map"}}`.
@@ -37,12 +37,12 @@ def open_manifest(
     classes: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The images of a manifest, in its order.
+    """Open the images of a manifest, in its order.
 
     `label` is the attribute with the annotations, by default the only one that has `annotations`;
-    all others are ignored. A `source-ref` without scheme is a file, relative to `base` (a folder or
-    URL; by default the manifest's folder); `read_remote` reads one with a scheme, when its image is
-    asked for. The class-maps of all lines together name the classes, see `source_of_records`.
+    all others are ignored. A `source-ref` without a scheme is a file relative to `base` (a folder
+    or URL; default: the manifest's folder). `read_remote` reads images with a scheme, on demand.
+    The class-maps of all lines together name the classes; see `source_of_records`.
     """
     problems = problems or Problems()
     path = pathlib.Path(path)
@@ -83,7 +83,7 @@ def open_manifest(
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Where each line stands, and the line; no more than one is in memory."""
+    """The place of each line and the line; only one is in memory at a time."""
     if not path.is_file():
         folder_of = f"{path.parent} holds no such file"
         raise DataError(codes.ANNOTATION_MISSING, str(path), folder_of, "Correct the path")
@@ -94,7 +94,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
             if line.strip():
                 yield f"{path}, line {number}", line
             while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-                line = file.readline(MAX_RECORD_BYTES + 1)  # the rest of a line that is refused
+                line = file.readline(MAX_RECORD_BYTES + 1)  # skip the rest of a refused line
 
 
 def _has_scheme(reference: str) -> bool:
@@ -114,7 +114,7 @@ def _check_reference(image: str, read_remote: Callable | None, where: str) -> No
     if _has_scheme(image):
         if read_remote is None:
             raise UserError(
-                f"{where}: {image} is not a local file, and nothing was given to read it"
+                f"{where}: {image} is not a local file, expected one because read_remote is not set"
             )
         return
     try:
@@ -122,7 +122,7 @@ def _check_reference(image: str, read_remote: Callable | None, where: str) -> No
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise image_missing(image, f"{where} names it and there is no such file")
+        raise image_missing(image, f"{where} names it, but there is no such file")
 
 
 def _label_of(value: dict, label: str | None, where: str) -> str:
@@ -139,7 +139,7 @@ def _label_of(value: dict, label: str | None, where: str) -> str:
             codes.LABEL_MISSING,
             where,
             f"{sought} among {', '.join(map(repr, value))}",
-            "Label the image, or take the line out (manifests of video frames cannot be read)",
+            "Label the image, or remove the line (manifests of video frames cannot be read)",
         )
     if len(labels) > 1:
         raise _several_labels(labels, where)
@@ -154,7 +154,7 @@ def _check_one_label(labels: set[str], path: pathlib.Path) -> None:
 def _several_labels(labels: Sequence[str], where: str) -> UserError:
     return UserError(
         f"{where}: {', '.join(labels)} have annotations, expected one attribute. "
-        f"Say which is meant, as MANIFEST#{labels[0]} or, for a channel of a SageMaker job, by its "
+        f"Choose one: MANIFEST#{labels[0]} or, for a channel of a SageMaker job, its "
         "AttributeNames in inputdataconfig.json; or leave only one in the manifest."
     )
 

@@ -1,4 +1,4 @@
-"""Images and boxes that a program holds already, without annotation files."""
+"""Images and boxes that a program already has in memory, without annotation files."""
 
 import os
 import pathlib
@@ -13,15 +13,15 @@ from ssd_jax.data.sources.base import Problems, Source, check_not_empty, source_
 from ssd_jax.data.sources.image_file import read_file
 from ssd_jax.errors import UserError
 
-# One entry an image; arrays of equal shape may be stacked.
+# One entry per image; arrays of equal shape may be stacked.
 Columns = Sequence[Any] | np.ndarray
 
-# What an image without a file is told by, with its name.
+# Marks the place of an image that has no file, followed by its name.
 IN_MEMORY = "memory://"
-# Where boxes end that are in pixels rather than parts of a side; what is a little outside, the
-# checks of all formats find.
+# A larger coordinate means that boxes are in pixels, not normalised; boxes slightly outside the
+# image are found by the checks of all formats.
 _PIXELS = 2.0
-# Of 0 to 9: lossless in any case, and training decodes what is encoded here anew in each epoch.
+# From 0 to 9, always lossless; low, because training encodes and decodes again in every epoch.
 _COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
@@ -35,18 +35,18 @@ def source_from_arrays(
     names: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """A source of as many images as each of the sequences has entries.
+    """A source from sequences with one entry per image.
 
     An image is an RGB array uint8 [H, W, 3], the bytes of a JPEG or PNG file, or the path of one.
-    Its boxes are float [N, 4], xyxy as parts of its sides, in [0, 1]; its labels int [N], class
-    ids, which are places in `classes`; an image without objects has none of either. `difficult`
-    flags objects, bool [N], none if it is not given. `names` tell images apart in messages and
-    reports; without them they are "0", "1", ... `problems` says what to do with what cannot be
-    used: refuse it, as without, or leave it out, `Problems("skip")`. An array is made a PNG each
-    time it is asked for, which `config.data.cache` "ram" or "device" saves.
+    Its boxes are float [N, 4], normalised xyxy in [0, 1]; its labels are int [N], indices into
+    `classes`; both are empty for an image without objects. `difficult` flags objects, bool [N];
+    default: none. `names` identify images in messages and reports; default: "0", "1", ...
+    `problems` says whether unusable images and boxes are refused (default) or left out:
+    `Problems("skip")`. An array is encoded as PNG every time it is read, which `config.data.cache`
+    "ram" or "device" avoids.
 
     Raises:
-      UserError: an entry has another type or shape, or boxes are in pixels. A box that cannot be
+      UserError: an entry has a wrong type or shape, or boxes are in pixels. A box that cannot be
         used is a `DataError`, as in every format.
     """
     count = len(images)
@@ -55,8 +55,8 @@ def source_from_arrays(
                           ("difficult", difficult)):  # fmt: skip
         if entries is not None and len(entries) != count:
             raise UserError(
-                f"{word}: got {len(entries)} entries, expected {count}, one an image. Give an "
-                "empty entry to an image without objects."
+                f"{word}: got {len(entries)} entries, expected {count}, one per image. Give an "
+                "empty entry for an image without objects."
             )
     if len(set(names)) < count:
         twice = next(name for name in names if names.count(name) > 1)
@@ -68,7 +68,7 @@ def source_from_arrays(
         arrays = [np.asarray(each) for each in entries]
         for index, (each, objects) in enumerate(zip(arrays, counts.tolist(), strict=True)):
             if each.shape != (objects,) or (objects and each.dtype.kind not in kinds):
-                raise _unexpected(f"{word}[{index}]", each, f"{expected}[{objects}], one a box")
+                raise _unexpected(f"{word}[{index}]", each, f"{expected}[{objects}], one per box")
         return np.concatenate([np.zeros(0, np.int64), *(each.astype(np.int64) for each in arrays)])
 
     flags = [np.zeros(n, bool) for n in counts] if difficult is None else difficult
@@ -100,14 +100,14 @@ def _checked_boxes(boxes: Any, index: int) -> Float[np.ndarray, "N 4"]:
         raise _unexpected(f"boxes[{index}]", array, "float[N, 4] with xmin, ymin, xmax, ymax")
     if np.nanmax(array) > _PIXELS:
         raise UserError(
-            f"boxes[{index}]: got {array[np.nanargmax(array) // 4].tolist()}, expected parts of "
-            "the image's sides, from 0 to 1. Divide x by its width and y by its height."
+            f"boxes[{index}]: got {array[np.nanargmax(array) // 4].tolist()}, expected fractions "
+            "of the image sides, from 0 to 1. Divide x by the width and y by the height."
         )
     return array.astype(np.float64)
 
 
 def _size(image: Any, index: int) -> tuple[int, int]:
-    """(height, width) of an array; a file tells its own when it is decoded."""
+    """(height, width) of an array; the size of a file is known only when it is decoded."""
     if isinstance(image, bytes | str | os.PathLike):
         return 0, 0
     array = np.asarray(image)

@@ -1,9 +1,9 @@
-"""RecordIO of the reference: an image and its detection label in each record.
+"""RecordIO files of MXNet: an image and its detection label in each record.
 
 A record's payload is MXNet's IRHeader (uint32 count of numbers, float32, uint64 id, uint64), that
 many float32 numbers, and the image file. A detection label is `[A, B, A - 2 more numbers, objects]`
-with B numbers an object: class id, xmin, ymin, xmax, ymax as parts of the image, and difficult (0
-or 1) where B is 6 or more. GluonCV's header of four numbers, `[4, B, width, height]`, has the size
+with B numbers per object: class id, xmin, ymin, xmax, ymax in fractions of the image, and difficult
+(0 or 1) if B is 6 or more. GluonCV's header of four numbers, `[4, B, width, height]`, has the size
 (MXNet `python/mxnet/recordio.py`, `src/io/image_det_aug_default.cc`).
 """
 
@@ -37,9 +37,10 @@ from ssd_jax.data.sources.recordio_file import (
 from ssd_jax.errors import DataError
 
 IR_HEADER_BYTES = 24
-# Words of the payload: the label's length, its number where that is 0, the id, and the label.
+# Offsets in the payload, in words of four bytes: the label's length, its only number if that is 0,
+# the id, and the label.
 _LENGTH, _ID, _LABEL = 0, 2, 6
-# A greater class id in a set without class names is taken for a mistake.
+# In a set without class names, a larger class id is treated as a mistake.
 MAX_CLASSES = 10_000
 # A JPEG file cannot be larger.
 _MAX_SIDE = 65_535
@@ -50,7 +51,7 @@ _LABEL_TEXT = (
 _FIX = "Write the record again"
 
 
-# Whatever the bytes of a file say as float32, signalling NaN too, is compared and then refused.
+# Bytes of a file may be any float32, even a signalling NaN: they are compared, then refused.
 @np.errstate(invalid="ignore", divide="ignore")
 def open_recordio(
     path: str | os.PathLike,
@@ -61,13 +62,13 @@ def open_recordio(
     label_width: int | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The records of a `.rec` file, in the order of its `.idx` file, by default the one beside it.
+    """Open the records of a `.rec` file, in the order of its `.idx` file (default: the one beside).
 
-    Without a `.idx` the file is searched once and the offsets are kept in the user's cache folder.
-    A record's name is its key in the `.idx`, else its id. `names` are those of the ids, where they
-    are known: then `classes` are found by name, and are by default the same. Without them an id is
-    the place in `classes`, by default "0", "1", ... up to the highest id. `label_width`, the
-    reference's padded length of a label, is not needed; if it is given, a longer label is an error
+    Without an `.idx` the file is searched once and the offsets are kept in the user's cache folder.
+    A record's name is its key in the `.idx`, else its id. `names` are the class names of the ids,
+    if known: `classes` are then matched by name, and default to `names`. Without `names` an id is
+    an index into `classes`, by default "0", "1", ... up to the highest id. `label_width`, the
+    padded length of a label in MXNet, is not needed; if it is given, a longer label is an error
     whatever the policy.
     """
     problems = problems or Problems()
@@ -82,14 +83,14 @@ def open_recordio(
     known = (ids >= 0) & (ids < (len(listed) if listed else MAX_CLASSES)) & (ids % 1 == 0)
     labels = np.where(known, ids, -1).astype(np.int64)
     if by_name:
-        # One more at the end, for -1.
+        # The appended -1 is what label -1 indexes.
         labels = np.append(class_ids(names, classes), -1)[labels]
     classes = classes or names
     if not classes:
         classes = [str(number) for number in range(labels.max(initial=-1) + 1)]
     written = objects.rows[:, 1:].astype(np.float64)
     label_ends = IR_HEADER_BYTES + 4 * reader.labels.width
-    # Views, because one number of an array costs three times as much as one of a view.
+    # Memory views, because reading one number from an array costs three times as much.
     offsets = np.where(heads.split, -1, heads.offset + HEAD_BYTES + label_ends).data
     lengths = (heads.length - label_ends).data
 
@@ -121,8 +122,8 @@ def open_recordio(
 def mixed_object_widths(path: str | os.PathLike) -> DataError | None:
     """The finding that objects have 5 numbers in one record and 6 in another; None if all agree.
 
-    Such a file is read, but mxnet-ssd's iterator cuts the labels of a whole batch by the widths of
-    its first record. Records that cannot be used are passed over.
+    Such a file can be read here, but mxnet-ssd's iterator splits the labels of a whole batch by the
+    widths of its first record. Records that cannot be used are ignored.
     """
     reader = _Reader(path, Problems("skip"))
     with_objects = np.flatnonzero(reader.labels.object_count)
@@ -137,18 +138,18 @@ def mixed_object_widths(path: str | os.PathLike) -> DataError | None:
     return DataError(
         codes.OBJECT_WIDTHS_MIXED,
         reader.place(int(with_objects[first[np.argmin(counts)]])),
-        f"objects are of different widths ({found}), expected one width in a file",
-        "Write it anew with `ssd-jax convert`; other readers may take its labels apart wrongly",
+        f"objects have different widths ({found}), expected one width per file",
+        "Write it again with `ssd-jax convert`; other readers may misread its labels",
     )
 
 
 def not_indexed(path: str | os.PathLike, index: str | os.PathLike) -> DataError | None:
-    """The finding that a `.rec` file holds records that its `.idx` file leaves out; else None."""
+    """The finding that a `.rec` file holds records missing from its `.idx` file; else None."""
     try:
         file = RecordFile(path)
         listed = read_index(pathlib.Path(index), record_bytes=file.size)[1]
         found = cached_offsets(file, Problems("skip"))
-    except DataError:  # which is told when the file is opened
+    except DataError:  # reported when the file is opened
         return None
     left_out = np.setdiff1d(found, listed)
     if not len(left_out):
@@ -156,17 +157,17 @@ def not_indexed(path: str | os.PathLike, index: str | os.PathLike) -> DataError 
     return DataError(
         codes.RECORDS_NOT_INDEXED,
         str(index),
-        f"{len(left_out):,} of the {len(found):,} records of {path} are left out, the first at "
+        f"{len(left_out):,} of the {len(found):,} records of {path} are missing, the first at "
         f"byte {left_out[0]:,}, expected all",
         "Remove the .idx file: without it the .rec file is searched",
     )
 
 
 class _Heads(NamedTuple):
-    """The N records whose bytes are all there, as columns.
+    """The N records that are complete, as columns.
 
-    `number` counts all records of the file, from 0; `length` is the payload's in bytes, `position`
-    that of its first word in `_Words`.
+    `number` counts all records of the file, from 0; `length` is the length of the payload in
+    bytes, `position` the index of its first word in `_Words`.
     """
 
     number: Int[np.ndarray, "N"]
@@ -176,15 +177,15 @@ class _Heads(NamedTuple):
     split: Bool[np.ndarray, "N"]
 
     def only(self, mask: Bool[np.ndarray, "N"]) -> "_Heads":
-        """Some of them."""
+        """The records that a mask selects."""
         return _Heads(*(column[mask] for column in self))
 
 
 class _Labels(NamedTuple):
-    """Counts of numbers in the labels of N records, and of objects.
+    """The counts of numbers and of objects in the labels of N records.
 
-    `width` is that of the whole label, `header_width` and `object_width` are the label's first two
-    numbers; 0 for the width of an object where there is none.
+    `width` counts all numbers of a label; `header_width` and `object_width` are its first two
+    numbers, with `object_width` 0 if it has no object.
     """
 
     width: Int[np.ndarray, "N"]
@@ -202,7 +203,7 @@ class _Objects(NamedTuple):
 
 
 class _Words(NamedTuple):
-    """The words of a file, and counted on after them those of labels joined from several parts."""
+    """The words of a file, followed by the words of labels joined from several parts."""
 
     mapped: UInt32[np.ndarray, "W"]
     joined: UInt32[np.ndarray, "J"]
@@ -223,7 +224,7 @@ class _Words(NamedTuple):
 
 
 class _Reader:
-    """The usable records of a file, all read at once: `heads` and `labels` have a row for each."""
+    """The usable records of a file, read at once; `heads` and `labels` have one row for each."""
 
     def __init__(
         self,
@@ -247,7 +248,7 @@ class _Reader:
         return self._place(self.heads.number.data[index])
 
     def names(self) -> list[str]:
-        """The keys of the index; without one the ids, or the numbers where ids are not unique."""
+        """The keys of the index; without one the ids, or record numbers if ids are not unique."""
         if self.keys is not None:
             return [self.keys[number] for number in self.heads.number.tolist()]
         low, high = (self.words.take(self.heads.position + word) for word in (_ID, _ID + 1))
@@ -256,7 +257,7 @@ class _Reader:
         return [str(number) for number in (ids if unique else self.heads.number).tolist()]
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
-        """(height, width) of the images whose header tells it, else 0."""
+        """(height, width) of the images, 0 if the label's header does not have it."""
         sizes = np.zeros((len(self.heads.number), 2), np.int32)
         telling = np.flatnonzero(self.labels.header_width == 4)
         begin = self.heads.position[telling] + _LABEL
@@ -266,10 +267,10 @@ class _Reader:
         return sizes
 
     def objects(self) -> _Objects:
-        """The objects of all records, without the rows that stand for "no object".
+        """The objects of all records, without the rows that mean "no object".
 
-        MXNet's iterator wants an object in each label, so an image without any has one of class -1
-        or all of zeros, which the iterator then drops for want of area.
+        MXNet's iterator requires an object in each label, so an image without objects has one of
+        class -1 or of zeros only, which the iterator then drops because it has no area.
         """
         counts = self.labels.object_count
         record = np.repeat(np.arange(len(counts)), counts)
@@ -284,13 +285,13 @@ class _Reader:
         return _Objects(record[shown], rows[shown], difficult[shown])
 
     def check_label_width(self, label_width: int) -> None:
-        """Raise a `DataError` that names the longest label, if it is longer than that."""
+        """Raise a `DataError` that names the longest label, if it is longer than `label_width`."""
         width = self.labels.width.max(initial=0)
         if width > label_width:
             raise DataError(
                 codes.LABEL_WIDTH_SMALL,
                 self.place(int(np.argmax(self.labels.width))),
-                f"the label has {width} numbers, the most of all, expected at most {label_width}",
+                f"the longest label has {width} numbers, expected at most {label_width}",
                 f"Set label_width to {width} or more, or leave it out: it is measured",
             )
 
@@ -303,14 +304,14 @@ class _Reader:
         self.problems(DataError(code, self._place(number), problem, fix))
 
     def _check_offsets(self, offsets: Int[np.ndarray, "R"]) -> Int[np.ndarray, "R"]:
-        """The offsets; -1 for those where no record begins, or whose key was there before."""
+        """The offsets, with -1 where no record begins or the key is a duplicate."""
         words = self.file.words
         leads = (offsets >= 0) & (offsets % 4 == 0) & (offsets <= self.file.size - HEAD_BYTES)
         position = offsets[leads] // 4
         flag = words[position + 1] >> 29
         leads[leads] = (words[position] == MAGIC) & ((flag == WHOLE) | (flag == FIRST))
         for number in np.flatnonzero(~leads).tolist():
-            problem = f"no record begins at byte {offsets[number]:,}, where its index has one"
+            problem = f"no record begins at byte {offsets[number]:,}, expected one by the index"
             fix = "Remove the .idx file: without it the .rec file is searched"
             self._refuse(codes.RECORD_INDEX_UNREADABLE, number, problem, fix)
         if self.keys is not None and len(set(self.keys)) < len(self.keys):
@@ -318,15 +319,16 @@ class _Reader:
             for number, key in enumerate(self.keys):
                 if key in seen:
                     leads[number] = False
-                    self._refuse(codes.RECORD_TWICE, number, "the key stands in the index twice")
+                    self._refuse(codes.RECORD_TWICE, number, "the key is in the index twice")
                 seen.add(key)
         return np.where(leads, offsets, -1)
 
     def _read_heads(self, offsets: Int[np.ndarray, "R"]) -> tuple[_Heads, _Words]:
-        """The records whose bytes are all there, and the words that their labels are in."""
+        """The records that are complete, and the words with their labels."""
         number = np.flatnonzero(offsets >= 0)
         offset = offsets[number]
-        # A record ends before the next one: an index could make thousands out of the same bytes.
+        # A record must end before the next one begins; otherwise an index could make thousands of
+        # records out of the same bytes.
         order = np.argsort(offset)
         limit = np.empty_like(offset)
         limit[order] = np.append(offset[order], self.file.size)[1:]
@@ -338,7 +340,7 @@ class _Reader:
         whole = split | (offset + HEAD_BYTES + length <= limit)
         for i in np.flatnonzero(~whole).tolist():
             problem = (
-                f"a record of {length[i]:,} bytes at byte {offset[i]:,} is cut at {limit[i]:,}"
+                f"a record of {length[i]:,} bytes at byte {offset[i]:,} is cut off at {limit[i]:,}"
             )
             self._refuse(codes.RECORD_DAMAGED, int(number[i]), problem)
 
@@ -358,7 +360,7 @@ class _Reader:
         return heads.only(whole), _Words(mapped, np.frombuffer(b"".join(joined), "<u4"))
 
     def _read_labels(self, heads: _Heads) -> tuple[_Heads, _Labels]:
-        """What the labels say of themselves, of the records where that makes sense."""
+        """The records with a valid label, and the widths and counts of these labels."""
         fits = heads.length >= IR_HEADER_BYTES
         width = np.zeros(len(fits), np.int64)
         width[fits] = self.words.take(heads.position[fits] + _LENGTH)
@@ -375,10 +377,10 @@ class _Reader:
         sound &= detection & (divides | (rest == 0))
         for i in np.flatnonzero(~sound).tolist():
             if not fits[i]:
-                problem = f"a payload of {heads.length[i]:,} bytes, expected {IR_HEADER_BYTES} of "
-                problem += f"header, 4 for each of {width[i]:,} numbers, and an image"
+                problem = f"a payload of {heads.length[i]:,} bytes, expected {IR_HEADER_BYTES} for "
+                problem += f"the header, 4 for each of {width[i]:,} numbers, and an image"
             elif not detection[i]:
-                problem = f"a label of {max(width[i], 1)} number, as of a classification set, "
+                problem = f"a label of {max(width[i], 1)} number, as for classification, "
                 problem += f"expected {_LABEL_TEXT}"
             else:
                 problem = f"a label of {width[i]:,} numbers that begins with {header_width[i]:g}, "

@@ -1,9 +1,9 @@
 """The byte format of RecordIO files, as dmlc-core's `src/recordio.cc` reads and writes it.
 
-A record is one part or several. A part is the magic number, a word (flag << 29 | length), the data,
-and zeros up to a multiple of four bytes, all little-endian. The magic number never stands at a
-multiple of four inside the data: the writer ends the part there and leaves the four bytes out, so
-that a reader can find the next record from anywhere. A `.idx` file has a line `key TAB offset` for
+A record has one or more parts. A part is the magic number, a word (flag << 29 | length), the data,
+and zeros up to a multiple of four bytes, all little-endian. The magic number never occurs at a
+multiple of four inside the data: the writer ends the part there and omits the four bytes, so that a
+reader can find the next record from any position. An `.idx` file has a line `key TAB offset` for
 each record.
 """
 
@@ -31,12 +31,12 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 MAX_PAYLOAD = 2**29 - 1
 HEAD_BYTES = 8
 _HEAD = struct.Struct("<II")
-# A file with more damage than this is not worth going through to its end.
+# After this much damage it is not worth reading on to the end of a file.
 MAX_DAMAGED = 1000
 
 
 def frame(payload: bytes) -> bytes:
-    """The record of a payload, which must not be longer than `MAX_PAYLOAD`."""
+    """The bytes of a record with a payload, which must not be longer than `MAX_PAYLOAD`."""
     parts = _split(payload)
     flags = [FIRST, *[MIDDLE] * (len(parts) - 2), LAST] if len(parts) > 1 else [WHOLE]
     return b"".join(
@@ -50,7 +50,8 @@ class RecordFile:
     """A file of records opened for reading, from any thread.
 
     Heads and labels are read through a memory map. Images are read by `pread`: a page fault would
-    keep Python's lock while the disk works, and a map of a file that was cut kills the process.
+    hold Python's GIL while the disk works, and mapping a file that is then truncated kills the
+    process.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -71,18 +72,18 @@ class RecordFile:
 
     @property
     def words(self) -> UInt32[np.ndarray, "W"]:
-        """The file as little-endian words of four bytes, mapped; 0 to 3 last bytes are missing."""
+        """The file as mapped little-endian words of four bytes, without the last 0 to 3 bytes."""
         return np.frombuffer(self._map, "<u4", self.size // 4)
 
     def read(self, start: int, length: int) -> bytes:
         """Bytes anywhere in the file."""
         data = os.pread(self._descriptor, length, start)
         if len(data) != length:
-            raise _damaged(self.path, start, "the file has become shorter since it was opened")
+            raise _damaged(self.path, start, "the file has been truncated since it was opened")
         return data
 
     def payload(self, offset: int, limit: int | None = None) -> bytes:
-        """The payload of the record at an offset, its parts joined; it must end before `limit`."""
+        """The payload of the record at an offset, its parts joined; it must end by `limit`."""
         pieces, length = [], -4
         try:
             for start, size in self._parts(offset, self.size if limit is None else limit):
@@ -95,9 +96,9 @@ class RecordFile:
         return MAGIC_BYTES.join(pieces)
 
     def find_records(self, problems: Callable[[DataError], None]) -> Int[np.ndarray, "N"]:
-        """The offsets of all records, by going from head to head through the file.
+        """The offsets of all records, found by going from head to head through the file.
 
-        Damage is told to `problems`; if that returns, the search goes on behind it.
+        Damage is reported to `problems`; if that returns, the search continues after it.
         """
         offsets, at, damaged = [], 0, 0
         while at < self.size:
@@ -125,16 +126,16 @@ class RecordFile:
             magic, word = _HEAD.unpack_from(self._map, at)
             flag, start, length = word >> 29, at + HEAD_BYTES, word & MAX_PAYLOAD
             if magic != MAGIC or flag not in expected:
-                raise _Damage(at, f"bytes {self._map[at:start].hex(' ', 4)} are no head of a part")
+                raise _Damage(at, f"bytes {self._map[at:start].hex(' ', 4)} are not a part's head")
             if start + length > limit:
-                raise _Damage(at, f"a part of {length:,} bytes is cut at byte {limit:,}")
+                raise _Damage(at, f"a part of {length:,} bytes is cut off at byte {limit:,}")
             yield start, length
             if flag in (WHOLE, LAST):
                 return
             at, expected = start + length + -length % 4, (MIDDLE, LAST)
 
     def _next_head(self, at: int) -> int:
-        """Where the next record may begin, the size of the file if nowhere."""
+        """The offset where the next record may begin; the file's size if there is none."""
         while (at := self._map.find(MAGIC_BYTES, at)) >= 0:
             if at % 4 == 0 and at + HEAD_BYTES <= self.size:
                 word = _HEAD.unpack_from(self._map, at)[1]
@@ -148,12 +149,12 @@ def read_index(path: pathlib.Path, *, record_bytes: int) -> tuple[list[str], Int
     """The keys and offsets of a `.idx` file; `record_bytes` is the size of its `.rec` file."""
     try:
         size = path.stat().st_size
-        # A line has 21 bytes at most for 64-bit numbers, a record at least 8.
+        # A line has at most 21 bytes for 64-bit numbers, a record at least 8.
         if size > 64 * (record_bytes // HEAD_BYTES + 1):
             raise _bad_index(path, f"{size:,} bytes for a .rec file of {record_bytes:,} bytes")
         lines = path.read_text(encoding="ascii").splitlines()
     except UnicodeDecodeError as error:
-        raise _bad_index(path, "it is no text") from error
+        raise _bad_index(path, "it is not a text file") from error
     except OSError as error:
         raise _bad_index(path, f"it cannot be read ({error.strerror})") from error
     keys, offsets = [], np.zeros(len(lines), np.int64)
@@ -170,8 +171,8 @@ def read_index(path: pathlib.Path, *, record_bytes: int) -> tuple[list[str], Int
 def cached_offsets(file: RecordFile, problems: Callable[[DataError], None]) -> Int[np.ndarray, "N"]:
     """`file.find_records`, remembered in the user's cache folder until the file changes.
 
-    The folder is `$SSD_JAX_CACHE`, else `$XDG_CACHE_HOME/ssd_jax`, else `~/.cache/ssd_jax`. What
-    cannot be kept there is found anew each time.
+    The folder is `$SSD_JAX_CACHE`, else `$XDG_CACHE_HOME/ssd_jax`, else `~/.cache/ssd_jax`. If it
+    cannot be written to, the file is searched each time.
     """
     place = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
     name = f"{place}-{file.size}-{file.status.st_mtime_ns}.npy"
@@ -187,7 +188,7 @@ def cached_offsets(file: RecordFile, problems: Callable[[DataError], None]) -> I
         problems(error)
 
     offsets = file.find_records(note)
-    if not damaged:  # damage must be told again the next time
+    if not damaged:  # damage must be reported again the next time
         with contextlib.suppress(OSError), whole_file(path) as part:
             np.save(part, offsets)
     return offsets

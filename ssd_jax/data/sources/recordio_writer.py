@@ -1,4 +1,4 @@
-"""Any source as RecordIO: what `im2rec --pack-label --pass-through` would have written."""
+"""Writes any source as RecordIO, as `im2rec --pack-label --pass-through` would."""
 
 import os
 import pathlib
@@ -27,10 +27,10 @@ def write_recordio(
     """Write `NAME.rec`, and `NAME.idx` and `NAME.lst` beside it; images are passed through.
 
     The difficult flag is the last of the six numbers of an object. The header is `[4, B, width,
-    height]` where the source knows the sizes of all images, else `[2, B]`. An image without objects
-    gets one of class -1 without area, which MXNet's iterator wants and drops. Names that are whole
-    numbers stay as keys, else keys count from 0. `images` are the bytes of all images in order, if
-    they are read elsewhere. Files of that name are replaced when all is written.
+    height]` if the source knows the sizes of all images, else `[2, B]`. An image without objects
+    gets one of class -1 without area, which MXNet's iterator requires and drops. Names that are
+    whole numbers become the keys; otherwise keys count from 0. `images` are the bytes of all images
+    in order, if they are read elsewhere. Existing files are replaced only when all is written.
     """
     path = pathlib.Path(path)
     if path.suffix != ".rec":
@@ -39,7 +39,7 @@ def write_recordio(
     columns = source.annotations
     sized = bool((columns.sizes > 0).all())
     index_path = path.with_suffix(".idx")
-    # The last one is the first in its place.
+    # They get their names in reverse order: the record file first.
     with (
         whole_file(path.with_suffix(".lst")) as listing_part,
         whole_file(index_path) as index_part,
@@ -60,12 +60,12 @@ def write_recordio(
                 numbers = "\t".join(map(str, label))
                 name = " ".join(source.names[i].split())
                 listing.write(f"{key}\t{numbers}\t{name}\n")
-        # Whenever this is interrupted, no index lies beside records that are not its own.
+        # Even after an interruption there is no index beside the records of another file.
         index_path.unlink(missing_ok=True)
 
 
 def _keys(names: Sequence[str]) -> Iterable[int]:
-    # 18 digits fit into the record's 64 bits.
+    # 18 digits fit into the 64 bits of a record's id.
     if all(len(name) <= 18 and name.isdecimal() and name == str(int(name)) for name in names):
         return map(int, names)
     return range(len(names))

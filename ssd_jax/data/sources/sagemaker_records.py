@@ -1,4 +1,4 @@
-"""SageMaker's records, as its image channels and its augmented manifests have them.
+"""SageMaker's annotation records, used by its image channels and its augmented manifests.
 
 A record is the annotation of one image: `image_size`, `annotations` and, elsewhere, class names.
 """
@@ -30,12 +30,12 @@ from ssd_jax.data.sources.json_records import (
 )
 from ssd_jax.errors import DataError
 
-# More than the largest public set of classes; a mistyped id must not make a list of its length.
+# More than any public class list has; a mistyped id must not make a list of that length.
 MAX_CLASSES = 2**16
 
 
 class RecordObject(NamedTuple):
-    """An annotated object; `class_id` is None for what is no id."""
+    """An annotated object; `class_id` is None if it is not an id."""
 
     class_id: int | None
     class_text: str
@@ -44,7 +44,7 @@ class RecordObject(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The annotation of one image; `names` are those it gives to class ids, perhaps of others."""
+    """The annotation of one image; `names` maps class ids to names, also ids it does not use."""
 
     where: str
     size: tuple[int, int]
@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 
 def parse_record(value: Any, where: str) -> Record:
-    """SageMaker's record: `image_size`, `annotations`; what else stands there is not read.
+    """Parse SageMaker's record: `image_size` and `annotations`; other keys are ignored.
 
     `difficult` (0 or 1) of an object is an extension that other readers ignore.
     """
@@ -83,7 +83,7 @@ def names_by_id(
 ) -> dict[int, str]:
     """Class names by id, from (id, name) as written; an id must not have two names.
 
-    `known` are those of earlier records: many repeat the same names, which are then kept once.
+    `known` holds the names of earlier records: many records repeat them, and one copy is kept.
     """
     names: dict[int, str] = {}
     for written, name in pairs:
@@ -107,13 +107,13 @@ def source_of_records(
     problems: Problems,
     where: str,
 ) -> Source:
-    """The source of records whose class ids count from 0.
+    """A source of records whose class ids count from 0.
 
-    Where the records name the ids that they use, classes go by name; `classes` may then have
-    another order, and are by default the names in order of their ids. A record without names has
-    those of the others, and an id without a name is an unknown class. Where most records use other
-    ids than they name (SageMaker's COCO notebook left COCO's own), no name is believed: then an id
-    is the place in `classes`, by default "0", "1", ...
+    If the records name the ids that they use, classes are matched by name; `classes` may then have
+    another order, and default to the names in the order of their ids. A record without names uses
+    the names of the others, and an id without a name is an unknown class. If most records use ids
+    that they do not name (SageMaker's COCO notebook kept COCO's ids there), the names are ignored:
+    an id is then an index into `classes`, by default "0", "1", ...
     """
     objects = [thing for record in records for thing in record.objects]
     given = _believed_names(records, problems)
@@ -164,7 +164,7 @@ def source_of_records(
 
 
 def _believed_names(records: Sequence[Record], problems: Problems) -> dict[int, str]:
-    """Names by id; none where most records that name some use an id that they do not name."""
+    """Names by id; empty if most records that give names use an id that they do not name."""
     names_its_ids = [
         {thing.class_id for thing in record.objects if thing.class_id is not None}
         <= record.names.keys()
@@ -183,9 +183,9 @@ def _believed_names(records: Sequence[Record], problems: Problems) -> dict[int, 
         for class_id, name in record.names.items():
             problem = None
             if not 0 <= class_id < MAX_CLASSES:
-                problem = f"class {class_id} is {name!r}, and ids go from 0 to {MAX_CLASSES - 1:,}"
+                problem = f"class {class_id} is {name!r}, but ids go from 0 to {MAX_CLASSES - 1:,}"
             elif names.get(class_id, name) != name:
-                problem = f"class {class_id} is {name!r}, and {names[class_id]!r} in other records"
+                problem = f"class {class_id} is {name!r}, but {names[class_id]!r} in other records"
             elif ids.get(name, class_id) != class_id:
                 problem = f"the classes {ids[name]} and {class_id} are both named {name!r}"
             if problem:

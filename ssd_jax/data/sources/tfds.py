@@ -1,6 +1,6 @@
 """Detection data sets of TensorFlow Datasets, read without TensorFlow.
 
-They must be prepared in the array_record format, which alone allows random access without it.
+They must be prepared in the array_record format, the only one with random access without it.
 """
 
 import os
@@ -22,7 +22,7 @@ from ssd_jax.data.sources.json_records import short_names
 from ssd_jax.errors import UserError, first_line
 from ssd_jax.types import VOC_OFFSET
 
-# The first of these that a feature of this meaning has.
+# Names of features; the first that a data set has is used.
 _LABELS = ("label", "type", "category")
 _DIFFICULT = ("is_difficult", "is_crowd")
 _NAMES = ("image/filename", "image/id", "filename", "image_id")
@@ -45,12 +45,12 @@ def open_tfds(
     classes: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The images of a split, as `train+validation` or `train[:10%]`.
+    """Open the images of a split, such as `train+validation` or `train[:10%]`.
 
-    `name` is as in `tfds.builder`, with `data_dir` (default: as TFDS has it, `TFDS_DATA_DIR`), or
-    the folder of a prepared version, with its `dataset_info.json`. Any features with one sequence
-    of a box and a class label will do. All records are read once for their annotations, at some
-    thousand images a second. Classes are in TFDS's order; other `classes` are found by name.
+    `name` is as in `tfds.builder`, with `data_dir` (default: TFDS's own, `TFDS_DATA_DIR`), or the
+    folder of a prepared version, with its `dataset_info.json`. The features must include one
+    sequence of boxes with class labels. All records are read once for their annotations, at some
+    thousand images per second. Classes are in TFDS's order; given `classes` are matched by name.
 
     `voc` keeps xmin and ymin as the devkit counts them, from 1: here they are moved to the edges
     that `open_voc` gives.
@@ -127,7 +127,7 @@ def _builder(name: str | os.PathLike, data_dir: str | os.PathLike | None) -> Any
 
 
 def _fields(builder: Any) -> _Fields:
-    """Which features hold what."""
+    """The names of the features to read."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -149,7 +149,7 @@ def _fields(builder: Any) -> _Fields:
             name = next((k for k in _NAMES if k in features), None)
             return _Fields(images[0], key, boxes[0], label, difficult, name)
     raise UserError(
-        f"tfds:{builder.info.full_name} is no detection data set: expected one image and a "
+        f"tfds:{builder.info.full_name} is not a detection data set: expected one image and a "
         f"sequence of boxes with class labels, got {', '.join(features)}"
     )
 
@@ -170,14 +170,14 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
     except (ValueError, KeyError) as error:
         raise UserError(
             f"tfds:{builder.info.full_name} has no split {split!r}: expected one of "
-            f"{', '.join(builder.info.splits)}, or as train+validation"
+            f"{', '.join(builder.info.splits)}, or a sum such as train+validation"
         ) from error
 
 
 def _parser(
     builder: Any, fields: _Fields, *, with_image: bool = True, with_objects: bool = True
 ) -> Callable[[bytes], dict[str, Any]]:
-    """A function that reads the wanted features of a record, the image as its bytes."""
+    """A function that reads the wanted features of a record, and the image as encoded bytes."""
     import tensorflow_datasets as tfds
 
     # Not `PartialDecoding`, which imports TensorFlow.

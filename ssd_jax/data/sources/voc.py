@@ -28,7 +28,7 @@ from ssd_jax.files import listed
 from ssd_jax.types import VOC_OFFSET
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# A thousand objects, one of them in 1,000 bytes, are 1 MB.
+# A thousand objects of 1,000 bytes each are 1 MB.
 MAX_ANNOTATION_BYTES = 8 * 2**20
 
 
@@ -39,18 +39,19 @@ def open_voc(
     classes: Sequence[str] | None = None,
     problems: Problems | None = None,
 ) -> Source:
-    """The images of one or several image sets, in the order of their files.
+    """Open the images of one or more image sets, in the order of their files.
 
-    `image_sets` are names as in `ImageSets/Main`, after the folder where `root` is a devkit:
-    `("VOC2007/trainval", "VOC2012/trainval")`, or `("train",)` where `root` itself holds
-    `Annotations`. Without `classes` they are the names found in the annotations, sorted.
+    `image_sets` are names of files in `ImageSets/Main`: `("train",)` if `root` itself holds
+    `Annotations`, and preceded by the folder if `root` is a devkit:
+    `("VOC2007/trainval", "VOC2012/trainval")`. `classes` default to the names found in the
+    annotations, sorted.
     """
     problems = problems or Problems()
     root = pathlib.Path(root)
     image_sets = (image_sets,) if isinstance(image_sets, str) else tuple(image_sets)
     if not image_sets:
         raise UserError(
-            f"{root}: none of its image sets was named (--split, or config.data.train.image_sets). "
+            f"{root}: no image set was given (--split, or config.data.train.image_sets). "
             f"{_expected(root)}."
         )
     records, annotations = [], []
@@ -107,7 +108,7 @@ class _Record(NamedTuple):
 class _Object(NamedTuple):
     class_name: str
     corners: tuple[str, ...]  # xmin, ymin, xmax, ymax as written
-    numbers: tuple[float, ...]  # the same; NaN for what is none
+    numbers: tuple[float, ...]  # the same; NaN for anything that is not a number
     difficult: bool
 
 
@@ -161,7 +162,7 @@ def _read_image_set(
         raise DataError(
             codes.SPLIT_EMPTY,
             str(path),
-            "the file lists no image, expected one image id a line",
+            "the file lists no image, expected one image id per line",
             "Write the ids into it, or use another image set",
         )
     return ids
@@ -176,14 +177,14 @@ def _record(
             codes.ANNOTATION_MISSING,
             str(annotation),
             "the file does not exist, expected one annotation for each id of the image set",
-            "Write it (an image without objects needs one too), or take the id off the image set",
+            "Write it (an image without objects needs one too), or remove the id from the set",
         )
     if image_id not in images:
         raise DataError(
             codes.IMAGE_MISSING,
             str(folder / "JPEGImages" / image_id),
             f"no image of that name, expected one that ends in {', '.join(IMAGE_SUFFIXES)}",
-            "Add the image, or take the id off the image set",
+            "Add the image, or remove the id from the image set",
         )
     return _Record(name, annotation, images[image_id])
 
@@ -192,7 +193,7 @@ def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise _folder_missing(folder)
     paths = [path for path in listed(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    # The last one of an id stays, so the preferred suffix comes last.
+    # The last image of an id overrides the others, so the preferred suffix comes last.
     paths.sort(key=lambda path: -IMAGE_SUFFIXES.index(path.suffix.lower()))
     return {path.stem: path for path in paths}
 
@@ -207,7 +208,7 @@ def _folder_missing(folder: pathlib.Path) -> DataError:
 
 
 def _expected(root: pathlib.Path) -> str:
-    """What to name: the image sets under a root, as one writes them, or to make one first."""
+    """Advice for a message: the image sets under a root, or how to write one if there is none."""
     paths = [
         path
         for depth in ("", "*/", "*/*/")
@@ -216,7 +217,7 @@ def _expected(root: pathlib.Path) -> str:
     if not paths:
         return (
             f"There are none in {root / 'ImageSets' / 'Main'}: write train.txt and val.txt there, "
-            "one image id a line, without the suffix of its file"
+            "with one image id per line, without the file suffix"
         )
     names = [(path.parents[2].relative_to(root) / path.stem).as_posix() for path in paths]
     return f"Name one or more of {some_of(names)}"
@@ -227,7 +228,7 @@ def _read(path: pathlib.Path) -> _Annotation:
         raise DataError(
             codes.ANNOTATION_TOO_LARGE,
             str(path),
-            f"{size:,} bytes, expected {MAX_ANNOTATION_BYTES:,} at most",
+            f"{size:,} bytes, expected at most {MAX_ANNOTATION_BYTES:,}",
             "Check that it is an annotation",
         )
     try:
@@ -235,7 +236,7 @@ def _read(path: pathlib.Path) -> _Annotation:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise _unreadable(path, f"the XML cannot be read ({error})") from error
     size = tuple(_positive_integer(root, f"size/{side}", path) for side in ("height", "width"))
-    # Only the root's own children: the <part>s of a person have boxes too, but are no objects.
+    # Only the root's own children: the <part>s of a person have boxes too, but are not objects.
     return _Annotation(size, tuple(_object(element, path) for element in root.findall("object")))
 
 
@@ -266,7 +267,7 @@ def _positive_integer(root: Element, tag: str, path: pathlib.Path) -> int:
     except (TypeError, ValueError):
         value = math.nan
     if not (1 <= value <= MAX_PIXELS_OF_A_SIDE and value.is_integer()):
-        raise _unreadable(path, f"<{tag}> is {text!r}, expected the image's size in whole pixels")
+        raise _unreadable(path, f"<{tag}> is {text!r}, expected a whole number of pixels")
     return int(value)
 
 
@@ -275,5 +276,5 @@ def _unreadable(path: pathlib.Path, problem: str) -> DataError:
         codes.ANNOTATION_UNREADABLE,
         str(path),
         problem,
-        "Correct the file, or take its id off the image set",
+        "Correct the file, or remove its id from the image set",
     )
