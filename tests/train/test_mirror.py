@@ -185,7 +185,7 @@ def test_the_machine_that_has_more_than_the_store_goes_on_with_it(bucket, state,
     with workdir_to_write(URL) as workdir:
         save(workdir, state, 1)
     fault = Fault(monkeypatch, "checkpoints/2/manifest.json")
-    with pytest.raises(UserError, match="goes on with the upload"):
+    with pytest.raises(UserError, match="continues the upload"):
         run_until_the_line_is_cut(state, fault)
     assert steps_in(bucket) == {1}
     fault.part = ""
@@ -206,7 +206,7 @@ def test_a_run_that_was_removed_from_the_store_does_not_come_back(bucket, state)
 
 def test_a_run_of_which_nothing_could_be_uploaded_is_not_lost(bucket, state, monkeypatch):
     fault = Fault(monkeypatch, "checkpoints")
-    with pytest.raises(UserError, match="goes on with the upload"):
+    with pytest.raises(UserError, match="continues the upload"):
         run_until_the_line_is_cut(state, fault)
     assert content(bucket) == {}
     fault.part = ""
