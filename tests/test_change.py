@@ -38,7 +38,7 @@ def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
     go_on(shapes, run, change, **words)
     told = capsys.readouterr().out
     assert "from here on: config.steps was 6 and is now 8" in told
-    assert "the learning rate at step 6 was 0.001, and is 0.0001" in told
+    assert "the learning rate at step 6 was 0.001 and is now 0.0001" in told
 
     assert losses(run)[: len(before)] == before
     on_the_way = [(r["step"], r.get("lr")) for r in losses(run)[len(before) :]]
@@ -53,13 +53,13 @@ def test_a_finished_run_trains_on_at_another_rate(shapes, run, capsys):
     report = json.loads((run / "report.json").read_text())
     assert report["how"]["starts"][-1]["changes"] == changes
     page = (run / "report.html").read_text()
-    assert "Changed on the way" in page
+    assert "Settings changed during the run" in page
     assert "optimizer.learning_rate" in page
 
     # The same command again, as a scheduler gives it, finds nothing more to do.
     go_on(shapes, run, change, **words)
     assert len(read_starts(run)) == 2
-    assert "--change steps: it is 8 already" in capsys.readouterr().out
+    assert "--change steps: already 8" in capsys.readouterr().out
 
 
 def test_a_finished_run_that_goes_on_and_stops_is_unfinished(shapes, run):
