@@ -230,5 +230,5 @@ def test_what_the_command_cannot_repeat_is_told_beside_it(tmp_path):
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json there"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         open_run(tmp_path)
