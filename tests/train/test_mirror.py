@@ -231,7 +231,7 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_store(bucket, monkeypat
 def test_a_second_run_on_the_same_machine_is_refused(bucket):
     with (
         workdir_to_write(URL),
-        pytest.raises(UserError, match=f"{URL}: another process trains there"),
+        pytest.raises(UserError, match=f"{URL}: another process is training there"),
         workdir_to_write(f"{URL}/"),
     ):
         pass
