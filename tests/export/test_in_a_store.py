@@ -234,7 +234,7 @@ def test_runs_side_by_side(bucket, tiny_run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["page", "--workdir", "s3://bucket/none"], "s3://bucket/none: nothing is there"),
+        (["page", "--workdir", "s3://bucket/none"], "s3://bucket/none: there is nothing there"),
         (["page", "--workdir", "https://host/run"], "https://host/run: cannot be written to"),
         (["compare", RUN, "https://host/run"], "https://host/run: has no folders to list"),
         (["compare", RUN, "--out", "https://host/out"], "https://host/out: cannot be written to"),
