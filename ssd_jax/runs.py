@@ -1,4 +1,4 @@
-"""What the verbs of the command line do: assemble the parts, run them, print the outcome."""
+"""The work of the command line's verbs: assemble the parts, run them, print the outcome."""
 
 import contextlib
 import functools

@@ -238,7 +238,7 @@ def test_a_second_run_on_the_same_machine_is_refused(bucket):
 
 
 def test_places_that_cannot_hold_a_run_are_told(bucket):
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="there is nothing there"):
         workdir_to_read(URL)
     with pytest.raises(UserError, match="no such object, prefix or bucket"):
         workdir_to_read("s3://nobucket/run")
