@@ -1,4 +1,4 @@
-"""Detections of one picture as the two JSON forms of SageMaker's built-in object detection.
+"""Detections of one image in the two JSON formats of SageMaker's built-in object detection.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/object-detection-in-formats.html
 """
@@ -14,14 +14,14 @@ PIXELS = "application/json;annotation=1"
 def normalised(found: Detections) -> dict[str, Any]:
     """`{"prediction": [[class, score, xmin, ymin, xmax, ymax], ...]}`, corners in [0, 1].
 
-    `found` is without the batch axis. Every detection is there, also those of a low score.
+    `found` is without the batch axis. All detections are included, also those with low scores.
     """
     rows = zip(*_valid(found), strict=True)
     return {"prediction": [[float(label), score, *box] for label, score, box in rows]}
 
 
 def pixels(found: Detections, size: tuple[int, int]) -> dict[str, Any]:
-    """The form of `annotation=1`, in whole pixels of a picture of `size`, (height, width)."""
+    """The format of `annotation=1`, in whole pixels of an image of `size` (height, width)."""
     height, width = size
     annotations = []
     for label, score, (xmin, ymin, xmax, ymax) in zip(*_valid(found), strict=True):

@@ -1,4 +1,4 @@
-"""What is found and told before a run or its plan begins, so that a mistake costs no training."""
+"""Checks before a run or a dry run begins, so that a mistake costs no training."""
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -21,30 +21,30 @@ SPLITS = ("train", "val", "test")
 def check_without_data(
     config: ConfigDict, *, reads_weights: bool = True, given: Collection[str] = ()
 ) -> None:
-    """Finds now what else would be found when all pictures have been looked at.
+    """Finds the mistakes that would otherwise show only after all images have been read.
 
-    The splits `given` need no place in the config.
+    The splits in `given` need no path in the config.
     """
     network = build_network(config, 1)  # the anchors are the same for any number of classes
     build_predict(config, network)
     for size in experiment.training_sizes(config):
         anchors_at(config, network, size)
-    # Process 0 alone, because the disk of another one may be late to show the run to go on with.
+    # Process 0 alone, because the run to resume may appear later on another one's disk.
     if jax.process_index() == 0 and config.weights.path and reads_weights:
         check_weights(config.weights.path)
     for split in ("train", "val"):
         if not config.data[split].root.strip() and split not in given:
-            experiment.build_source(config, split)  # which says what is missing
+            experiment.build_source(config, split)  # raises, and says what is missing
 
 
 def without_places(config: ConfigDict, given: Collection[str]) -> ConfigDict:
-    """The config of a run whose splits `given` do not come from it: it tells no place of them."""
+    """The config without the paths of the splits in `given`, which do not come from it."""
     config = config.copy_and_resolve_references()
     for split in given:
         if split not in SPLITS:
             raise UserError(
                 f"sources: got the split {split!r}, expected {', '.join(SPLITS[:-1])} or "
-                f"{SPLITS[-1]}. Name it so."
+                f"{SPLITS[-1]}. Use one of these names."
             )
         config.data[split].update({"root": "", "image_sets": ()})
     return config
@@ -53,7 +53,7 @@ def without_places(config: ConfigDict, given: Collection[str]) -> ConfigDict:
 def open_sources(
     config: ConfigDict, given: Mapping[str, Source] = MappingProxyType({})
 ) -> dict[str, Source]:
-    """The splits by name, those `given` as they are, but for what the doctor leaves out of them.
+    """The splits by name; those in `given` as they are, except for what the doctor leaves out.
 
     A mistake in any of them is found now and costs no training.
     """
@@ -76,9 +76,9 @@ def open_sources(
     if decides and validation.annotations.difficult.all():
         raise UserError(
             f"config.checkpoint.select: got {config.checkpoint.select!r}, and early_stopping."
-            f"enabled: {config.early_stopping.enabled}, but the val split has no object to measure "
-            "by that is not difficult. Give another val split, or select 'last' without early "
-            "stopping."
+            f"enabled: {config.early_stopping.enabled}, but every object of the val split is "
+            "difficult, so it gives no metric. Give another val split, or select 'last' without "
+            "early stopping."
         )
     sources = {"train": source, "val": validation}
     if config.data.test.root or "test" in given:
@@ -87,14 +87,14 @@ def open_sources(
 
 
 def check_cache(config: ConfigDict, source: Source, mesh: Mesh) -> None:
-    """Refuses a cache that the devices do not hold."""
+    """Refuses a cache that does not fit; prints how large it is."""
     if config.data.cache != "none":
         with together():
-            told = describe_cache(config, source, mesh)
-        tell(told)
+            description = describe_cache(config, source, mesh)
+        tell(description)
 
 
 def tell(text: object) -> None:
-    """Prints on one process of all."""
+    """Prints on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What is kept for the next time, in the cache folder of the user."""
+"""The user's cache folder, and the compiled programs that are kept there."""
 
 import hashlib
 import os
@@ -8,14 +8,14 @@ import sys
 
 from ssd_jax.hardware import instructions
 
-# Of all compiled programs together, in bytes; the least recently used go first.
+# Bytes of all compiled programs together; the least recently used are removed first.
 LARGEST_COMPILE_CACHE = 4 * 2**30
-# The small programs around a large one take longer to look up than to compile.
+# Smaller programs take longer to look up than to compile.
 LEAST_COMPILE_SECONDS = 0.1
 
 
 def cache_folder() -> pathlib.Path:
-    """Where files are kept: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder."""
+    """The folder of cached files: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder."""
     if folder := os.environ.get("SSD_JAX_CACHE"):
         return pathlib.Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -23,10 +23,10 @@ def cache_folder() -> pathlib.Path:
 
 
 def keep_compiled_programs() -> None:
-    """Lets this process, and those that it starts, keep what JAX compiles; before JAX is imported.
+    """Turns on JAX's compilation cache for this process and its children; before importing JAX.
 
-    Nothing is changed where JAX_COMPILATION_CACHE_DIR is set, even to nothing, which keeps nothing,
-    or where JAX is imported already: then whoever imported it has decided.
+    Nothing is changed if JAX_COMPILATION_CACHE_DIR is set, even to "", which turns the cache off,
+    or if JAX is imported already, because then its importer has decided.
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -34,20 +34,20 @@ def keep_compiled_programs() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # JAX would warn at every program that it cannot keep
+        return  # JAX would warn for every program that it cannot store
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    # The bound is set with the folder: JAX cannot bound one that was filled without.
+    # Set together with the folder, because JAX cannot limit one that was filled without a limit.
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LARGEST_COMPILE_CACHE))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(LEAST_COMPILE_SECONDS))
 
 
 def keep_no_compiled_programs() -> None:
-    """For a run of several processes, before its first program; a folder the user gave is used.
+    """Turns the cache off for a run of several processes, unless the user has chosen its folder.
 
-    They need not share the user's cache folder, on one host neither where each is in a container,
-    and only process 0 writes what JAX keeps. At the next start it alone would find the programs,
-    and the others, which compile them, would wait for its part of trying out kernels on a GPU,
-    which XLA divides among all processes.
+    Call it before the first program. The processes need not share the user's cache folder (even on
+    one host each may be in a container), and only process 0 writes to JAX's cache. At the next
+    start it alone would find the programs. The others would compile them and wait for the share of
+    process 0 in trying out GPU kernels, which XLA divides among all processes.
     """
     import jax
 
@@ -57,10 +57,10 @@ def keep_no_compiled_programs() -> None:
 
 
 def _processor() -> str:
-    """A name for the instructions that this processor has.
+    """A name for the instruction set of this CPU.
 
-    XLA compiles for the processor at hand, but JAX's keys do not tell its instructions, and a home
-    folder may be shared by machines of several kinds.
+    XLA compiles for the CPU it runs on, but JAX's cache keys do not include its instruction set,
+    and several kinds of machines may share a home folder.
     """
     text = f"{platform.machine()} {platform.processor()} {instructions()}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]

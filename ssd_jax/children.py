@@ -1,4 +1,4 @@
-"""Programs that this process starts and waits for, on devices that it may be using itself."""
+"""Child processes that this one waits for, on devices that it may be using itself."""
 
 import contextlib
 import os
@@ -6,8 +6,8 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
-# Of the memory of a GPU a JAX process takes three quarters at its first array, and the next one
-# nearly all that is left. One that takes what it needs leaves room for the others.
+# By default a JAX process takes three quarters of a GPU's memory at its first array, and the next
+# process nearly all of the rest. Without preallocation they take only what they need.
 SMALL_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -17,10 +17,10 @@ def run_child(
     *,
     in_group: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """What the command printed and how it ended; `environment` goes beside that of this process.
+    """Runs a command and returns its output and exit code; `environment` is added to ours.
 
-    Memory of a GPU it takes as it needs it, unless the user has decided otherwise. Where the wait
-    is interrupted, the child is ended; with `in_group`, also all that it has started itself.
+    It does not preallocate GPU memory, unless the user has decided otherwise. If the wait is
+    interrupted, the child is killed; with `in_group`, also all processes that it has started.
     """
     with subprocess.Popen(
         command,

@@ -29,9 +29,9 @@ from ssd_jax.errors import Stopped, UserError
 from ssd_jax.huge_pages import start_with_huge_pages
 from ssd_jax.literals import with_home
 
-# EX_TEMPFAIL of BSD's sysexits.h: not an error, but to be run again.
+# EX_TEMPFAIL of BSD's sysexits.h: not an error; run the command again.
 EXIT_STOPPED = 75
-# What a shell tells of a program that SIGPIPE ended.
+# The exit code that a shell gives a program ended by SIGPIPE.
 EXIT_NOBODY_READS = 128 + 13
 
 # In the order in which --help lists them.
@@ -44,16 +44,16 @@ LONG_COMPUTATIONS = (["train"], ["evaluate"], ["benchmark"], ["sagemaker", "trai
 
 
 def program() -> int:
-    """`main` as a program of its own, which alone may choose how its memory is allocated."""
-    # Others gain nothing, and OpenVINO, which takes its memory once, answers a first picture later
-    # with them (docs/performance.md).
-    if any(sys.argv[1 : 1 + len(words)] == words for words in LONG_COMPUTATIONS):
+    """`main` as a program of its own; only such a process may choose its memory allocation."""
+    # Other verbs gain nothing, and OpenVINO takes longer for its first image with huge pages
+    # (docs/performance.md).
+    if any(sys.argv[1 : 1 + len(verb)] == verb for verb in LONG_COMPUTATIONS):
         start_with_huge_pages()
     return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; a mistake of the user's is one message on stderr and exit code 2."""
+    """Runs one verb; for a user's mistake prints one message to stderr and returns 2."""
     try:
         code = _run_verb(arguments)
     except Exception:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _of_several() -> bool:
-    """Whether this process is one of a run of several; without importing JAX."""
+    """Whether the run has several processes; without importing JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
@@ -86,7 +86,7 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return EXIT_NOBODY_READS
-        print(f"{options.parser.prog}: error: {_told(error)}", file=sys.stderr)
+        print(f"{options.parser.prog}: error: {_message(error)}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"{options.parser.prog}: {stop}", file=sys.stderr)
@@ -97,9 +97,9 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a verb, and what it has to understand itself.
+    """The options of a verb, and the arguments that it parses itself.
 
-    A shell makes the home folder of the ~ in `--name ~/x`; in `--name=~/x` it is made here.
+    The shell expands the ~ in `--name ~/x`; in `--name=~/x` it is expanded here.
     """
     expanded = []
     for argument in arguments:
@@ -110,21 +110,21 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _nobody_reads() -> bool:
-    """Whether what reads our output has left, as `| head` does when it has enough."""
+    """Whether the reader of our output has closed it, as `| head` does after some lines."""
     ends = select.poll()
     ends.register(sys.stdout, 0)
     left = bool(ends.poll(0))
-    if left:  # Python flushes at the end, which would be told.
+    if left:  # Python flushes stdout at exit and would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return left
 
 
-def _told(error: UserError | OSError) -> str:
-    """What to do about a full disk too, of which the system says not even where it is."""
+def _message(error: UserError | OSError) -> str:
+    """The message; with advice for a full disk, because the system's does not name the path."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"{error}. Make room where the command writes (--workdir or --out, the cache folder, "
-            f"{tempfile.gettempdir()}), and give it again."
+            f"{tempfile.gettempdir()}), and give the command again."
         )
     return str(error)
 

@@ -1,6 +1,6 @@
 """Several processes as one run: how they find each other, and what they must agree on.
 
-Clusters are told apart by JAX (Slurm, Open MPI, Kubernetes, TPU pods); there is no scheduler here.
+JAX detects the cluster (Slurm, Open MPI, Kubernetes, TPU pods); there is no scheduler here.
 """
 
 import collections
@@ -31,13 +31,13 @@ from ssd_jax.sharding import any_process, use_cpu_cores
 
 # Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# In effect for ever: long before, another process ends the wait or JAX sees that one died.
+# Practically for ever: long before, another process ends the wait or JAX notices that one died.
 A_DAY_MS = 24 * 60 * 60 * 1000
 # Most characters of a value that a message shows.
 SHOWN_LETTERS = 200
-# For the others to say that they fail for the same reason, before process 0 takes them with it.
+# Time for the others to report the same failure, before the end of process 0 ends them too.
 GRACE_SECONDS = 2.0
-# A network folder may show a new file to other hosts only so late.
+# A network folder may take this long to show a new file to other hosts.
 SHARED_SECONDS = 60.0
 
 # Address of the coordinator, number of processes, id of this one.
@@ -54,18 +54,19 @@ def start(
     process_id: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Makes this process one of a run, if it is; call it before anything else of JAX.
+    """Joins the run of several processes, if there is one; call it before any use of JAX.
 
-    What is not given comes from the cluster that JAX finds; without one the process is alone. The
-    devices of a process are JAX_LOCAL_DEVICE_IDS, or all that it sees; but where a cluster has
-    started several on one host, the k-th of each host has the k-th device. On CPUs the cores of a
-    host are divided among its processes as `sharding.use_cpu_cores` says. `coordinator` is
-    HOST:PORT of process 0, `timeout` in seconds.
+    Arguments that are not given come from the cluster that JAX detects; without one the process is
+    alone. The devices of a process are JAX_LOCAL_DEVICE_IDS, or all that it sees; but if a cluster
+    has started several processes on one host, the k-th of each host has the k-th device. On CPUs
+    the cores of a host are divided among its processes, see `sharding.use_cpu_cores`. `coordinator`
+    is HOST:PORT of process 0, `timeout` is in seconds.
 
     Raises:
-      UserError: not all processes came in time, on each that did; or they were started wrongly.
+      UserError: not all processes came in time (raised on each that did), or they were started
+        wrongly.
     """
-    if jax.distributed.is_initialized():  # by a script of the user's
+    if jax.distributed.is_initialized():  # by the user's script
         return
     given = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), num_processes, process_id)
     asks_cluster = None in given and num_processes != 1
@@ -84,14 +85,14 @@ def start(
     )
     hosts = [place.host for place in places]
     keep_no_compiled_programs()
-    # Its handler, set from C++, would swallow SIGTERM wherever `train.stopping` does not listen.
+    # Its handler, set from C++, would swallow SIGTERM when `train.stopping` has set no handler.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,
         num_processes,
         process_id,
         initialization_timeout=timeout,
-        # A cluster gives the k-th process of a host the k-th device, also where there is only one.
+        # With detection, the k-th process of a host gets only the k-th device, even if it is alone.
         cluster_detection_method=None if any(each.local_id for each in places) else "deactivate",
     )
     use_cpu_cores(
@@ -101,11 +102,11 @@ def start(
 
 
 def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | None, int]:
-    """What was given, for the rest what JAX knows of the cluster, and which of its host this is.
+    """The three values, from `given` or else from the cluster, and the process' index on its host.
 
-    Three None for no cluster.
+    The first three are None if there is no cluster.
     """
-    # JAX looks for clusters in `initialize` only, and raises ValueError where there is none.
+    # JAX itself looks for clusters only in `initialize`, and raises ValueError if there is none.
     from jax._src.clusters import ClusterEnv
 
     try:
@@ -114,65 +115,65 @@ def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | No
         )
     except Exception as error:
         raise UserError(
-            f"a cluster is there, but it does not say how to join it ({error}). Give --coordinator,"
-            " --num-processes and --process-id, or --num-processes 1 for a process of its own."
+            f"there is a cluster, but it does not say how to join it ({error}). Give --coordinator,"
+            " --num-processes and --process-id, or --num-processes 1 for a single process."
         ) from error
     started = max(int(os.environ.get(name, "1")) for name in MPI_SIZES)
     if found == [None] * 3 and started > 1:
         raise UserError(
             f"this is one of {started} processes of an MPI launcher that JAX does not know. Give "
             "--coordinator, --num-processes and --process-id as experiments/launch/openmpi.sh does,"
-            " or --num-processes 1 for a process of its own."
+            " or --num-processes 1 for a single process."
         )
     if None in found and found != [None] * 3:
         raise UserError(
             f"got --coordinator {found[0]}, --num-processes {found[1]}, --process-id {found[2]}; "
-            "expected all three, or none where the cluster tells them."
+            "expected all three, or none of them in a cluster that provides them."
         )
     return (*found, devices[0] if devices else 0)
 
 
 def _connect(hosts: Sequence[str]) -> None:
-    """Opens the connections of collectives while all processes are close together.
+    """Opens the connections of collectives while all processes are still in step.
 
     JAX waits two minutes for the devices of the others, and Gloo half a minute for their first
-    collective, but later for as long as it takes: this way data may take its time on one of them.
+    collective, but later ones without limit. After this call one process may take long for data.
     """
     try:
         devices = collections.Counter(device.process_index for device in jax.devices())
     except Exception as error:
-        if "DEADLINE_EXCEEDED" in str(error):  # those of another process
+        if "DEADLINE_EXCEEDED" in str(error):  # the devices of another process
             raise
         raise UserError(
-            f"{socket.gethostname()}: the devices of this process cannot be opened ({error!r}). Of "
-            "several processes on a host each must see all its GPUs (Slurm: --gpus-per-node, not "
-            "--gpus-per-task), or be given its own by JAX_LOCAL_DEVICE_IDS."
+            f"{socket.gethostname()}: the devices of this process cannot be opened ({error!r}). If "
+            "several processes run on a host, each must see all its GPUs (Slurm: --gpus-per-node, "
+            "not --gpus-per-task), or get its own by JAX_LOCAL_DEVICE_IDS."
         ) from error
     if len(set(devices.values())) > 1:
         counts = ", ".join(f"{devices[i]} on process {i} ({host})" for i, host in enumerate(hosts))
         raise UserError(
-            f"the processes have different numbers of devices: {counts}. Expected the same on "
-            "each, for each gets the same part of a batch."
+            f"the processes have different numbers of devices: {counts}. Expected the same number "
+            "on each, because all get equal parts of a batch."
         )
     any_process(False)
     exchange(None)
 
 
 def exchange(value: Any) -> list[Any]:
-    """What each process gave, in their order, on all of them; JSON values.
+    """The JSON values of all processes, in their order, on each of them.
 
-    A process may come to it as late as it likes.
+    A process may call it as late as it likes.
     """
     if jax.process_count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
     from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-    # Of the waits that are public, only this one has a time-out of one's own.
+    # The only public barrier whose time-out can be chosen.
     get_barrier_sync_fn()(key=f"ssd_jax/{next(_meetings)}", timeout_ms=A_DAY_MS)
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = process_allgather(np.int32(len(text)))
-    # Rounded up, so that another length does not compile another program.
+    # Rounded up to a power of two, so that few lengths compile a new program.
     padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
     padded[: len(text)] = text
     rows = process_allgather(padded)
@@ -180,18 +181,18 @@ def exchange(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """What process 0 gave: decisions that all must take alike are taken on this. A JSON value."""
+    """The JSON value of process 0, for decisions that all processes must take alike."""
     return exchange(value)[0] if jax.process_count() > 1 else value
 
 
 @contextlib.contextmanager
 def together() -> Iterator[dict[str, Any]]:
-    """A block that all processes leave, or none: what stops one of them stops all.
+    """A block that all processes complete, or none: an error in one of them stops all.
 
-    The facts that the block writes into the dict it gets, JSON values, must be the same on all.
+    The facts that the block writes into the yielded dict, JSON values, must be the same on all.
 
     Raises:
-      UserError: the same on every process: which of them differ, or have stopped, and in what.
+      UserError: the same on every process; says which of them differ or have stopped, and why.
     """
     facts: dict[str, Any] = {}
     if jax.process_count() == 1:
@@ -208,9 +209,9 @@ def together() -> Iterator[dict[str, Any]]:
 
 
 def disagreement(processes: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is wrong, given each process' "host", "facts" and why it "stopped"; None if all is well.
+    """A message about processes that differ or have stopped; None if there are none.
 
-    In the order of the processes.
+    `processes` has, in their order, the "host" and "facts" of each and the reason if it "stopped".
     """
     names = [f"{index} ({each['host']})" for index, each in enumerate(processes)]
     stopped = [
@@ -253,7 +254,7 @@ def leave(code: int) -> None:
 
     A normal exit would wait for the others, which may be waiting for this one.
     """
-    # `jax.process_index` would open the devices, which may be what has failed.
+    # Not `jax.process_index`, which would open the devices, and they may have failed.
     if global_state.process_id == 0:
         time.sleep(GRACE_SECONDS)
     sys.stdout.flush()
@@ -262,7 +263,7 @@ def leave(code: int) -> None:
 
 
 def run_facts(config: ConfigDict) -> dict[str, Any]:
-    """What a process runs: versions, code and settings."""
+    """The versions, the code and the settings of a process."""
     package = pathlib.Path(ssd_jax.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -284,7 +285,7 @@ def fingerprint(arrays: Any) -> str:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises `UserError` on all processes unless they all see the same folder; makes it."""
+    """Creates the folder; raises `UserError` on all processes unless all of them see it."""
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{from_first(uuid.uuid4().hex)}"
@@ -295,8 +296,8 @@ def check_shared(folder: pathlib.Path) -> None:
     try:
         wait_until_seen(
             marker,
-            f"{folder}: not the folder that process 0 has under that name. Give all processes a "
-            "--workdir that their hosts share.",
+            f"{folder}: process 0 has another folder of that name. Give all processes a --workdir "
+            "that their hosts share.",
         )
     finally:
         if jax.process_index() == 0:
@@ -304,10 +305,10 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def wait_until_seen(path: pathlib.Path, otherwise: str = "") -> None:
-    """Returns when every process sees what process 0 has written; a network disk may take its time.
+    """Waits until every process sees a file of process 0; a network disk may take a while.
 
     Raises:
-      UserError: on all processes, with what `otherwise` says: one of them does not see it.
+      UserError: on all processes, with the message `otherwise`: one of them does not see it.
     """
     if jax.process_count() == 1:
         return
@@ -315,5 +316,5 @@ def wait_until_seen(path: pathlib.Path, otherwise: str = "") -> None:
         deadline = time.monotonic() + SHARED_SECONDS
         while not path.exists():
             if time.monotonic() > deadline:
-                raise UserError(otherwise or f"{path}: process 0 sees it, and this one does not.")
+                raise UserError(otherwise or f"{path}: process 0 sees it, but this one does not.")
             time.sleep(0.1)

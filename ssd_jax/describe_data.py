@@ -1,4 +1,4 @@
-"""What the log says of the data of a run, and the commands that say more."""
+"""What the log says about the data of a run, and the commands that show more."""
 
 import collections
 import shlex
@@ -10,7 +10,7 @@ from ssd_jax.data import codes
 from ssd_jax.data.open import split_of_role
 from ssd_jax.data.sources.base import Source
 
-# Of a set: where so much of it cannot be used, it is likely to be read wrongly.
+# If so large a share of a split cannot be used, it is probably read the wrong way.
 _MUCH_LEFT_OUT = 0.1
 
 
@@ -44,21 +44,21 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source]) -> list[str
             lines.append(line)
     if config.data.canvas < config.model.image_size:
         lines.append(
-            f"pictures are scaled down to data.canvas = {config.data.canvas} px, and then up again "
-            f"to model.image_size = {config.model.image_size}; with a canvas of that size, or "
-            "larger, they would keep what the network can see"
+            f"images are scaled down to data.canvas = {config.data.canvas} px and then up again to "
+            f"model.image_size = {config.model.image_size}; a canvas of at least that size would "
+            "keep the detail that the network can see"
         )
     return lines
 
 
 def doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> str:
-    """What shows everything that is wrong with a split; `classes` are those that it must have."""
+    """The command that shows all mistakes of a split; `classes` are those that it must have."""
     place = config.data[split]
-    words = ["ssd-jax", "doctor", place.root]
+    arguments = ["ssd-jax", "doctor", place.root]
     splits = split_of_role(place.root, place.image_sets, split)
     for option, names in (("--split", splits), ("--classes", classes)):
-        words += [option, ",".join(names)] if names else []
-    return shlex.join(words)
+        arguments += [option, ",".join(names)] if names else []
+    return shlex.join(arguments)
 
 
 def _describe_left_out(split: str, source: Source) -> list[str]:
@@ -66,7 +66,7 @@ def _describe_left_out(split: str, source: Source) -> list[str]:
     if not counts:
         return []
     lost = sum(counts[code] for code in counts if code not in codes.KEEPS_THE_IMAGE)
-    # An image whose name is misspelt in its annotation is both.
+    # An image whose name is misspelt in its annotation is counted under both codes.
     lost -= min(counts[codes.IMAGE_MISSING], counts[codes.ANNOTATION_MISSING])
     share = lost / (lost + len(source))
     warning = "warning: " if share >= _MUCH_LEFT_OUT else ""
@@ -77,9 +77,9 @@ def _describe_left_out(split: str, source: Source) -> list[str]:
 
 
 def _against_training(config: ConfigDict, split: str) -> str:
-    """What shows the images that a split shares with the training split."""
+    """The command that lists the images that a split shares with the training split."""
     train = config.data.train
-    words = ["--against", train.root]
+    arguments = ["--against", train.root]
     splits = split_of_role(train.root, train.image_sets, "train")
-    words += ["--against-split", ",".join(splits)] if splits else []
-    return f"{doctor_command(config, split, config.data.classes)} {shlex.join(words)}"
+    arguments += ["--against-split", ",".join(splits)] if splits else []
+    return f"{doctor_command(config, split, config.data.classes)} {shlex.join(arguments)}"

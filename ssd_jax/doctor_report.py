@@ -1,4 +1,4 @@
-"""`ssd-jax doctor`: from a location to a report, a picture, a cleaned copy and an exit code."""
+"""`ssd-jax doctor`: from a location to a report, a figure, a cleaned copy and an exit code."""
 
 import collections
 import os
@@ -18,7 +18,7 @@ from ssd_jax.data.sources.recordio import mixed_object_widths
 from ssd_jax.errors import DataError
 from ssd_jax.ops.anchors import default_boxes, paper_levels
 
-# 2 is a mistake in the command, as everywhere.
+# Not 2, which is the code of a mistake in the command, as for all verbs.
 ERRORS_FOUND = 3
 REPORT, PICTURE = "doctor.json", "doctor.png"
 SSD300_MAPS = tuple((side, side) for side in (38, 19, 10, 5, 3, 1))
@@ -37,33 +37,33 @@ def run_doctor(
     anchors: Float[np.ndarray, "A 4"] | None = None,
     label_width: int | None = None,
 ) -> int:
-    """Examine a data set and print what was found: 0 without errors, ERRORS_FOUND with any.
+    """Examine a data set and print the findings; return 0 without errors, else ERRORS_FOUND.
 
-    `against` is another set that must not share images with it; `against_split` alone is another
-    split of the same location. `out` gets the report as JSON and the picture, `fix` a cleaned copy
-    in the format that its name tells (see data/convert.py). Without `anchors` they are SSD300's.
-    `label_width` is compared with the labels of a record file as they stand there, and with what
-    MXNet's shortest labels would need in other formats.
+    `against` is a second data set that must not share images with the first; `against_split` alone
+    is another split of the same location. The report (JSON) and the figure are written to the
+    folder `out`, a cleaned copy to `fix`, in the format of its name (see data/convert.py).
+    `anchors` default to those of SSD300. `label_width` is compared with the labels of a record file
+    as they are, and in other formats with the width of MXNet's shortest labels.
     """
     split = (split,) if isinstance(split, str) else tuple(split)
     name = split_name(split)
     if fix is not None:
         check_destination(fix, name=name)
     problems = Problems("skip")
-    words = {"split": split, "classes": classes, "problems": problems}
+    options = {"split": split, "classes": classes, "problems": problems}
     try:
-        source, too_wide = _open(location, label_width, **words)
+        source, too_wide = _open(location, label_width, **options)
     except DataError as error:
         if not problems.found and error.code != codes.BOXES_NORMALISED:
             raise
-        # Nothing usable is left: what was left out says why.
+        # No image is usable: report why each was left out.
         source, findings = None, [Finding.of(each) for each in (*problems.found, error)]
         diagnosis = Diagnosis(tuple(findings), {}, (), ())
     else:
         other = ()
         if against or against_split:
-            options = {"split": against_split, "problems": Problems("skip")}
-            other = (open_data(against or location, **options),)
+            other_options = {"split": against_split, "problems": Problems("skip")}
+            other = (open_data(against or location, **other_options),)
         if anchors is None:
             anchors = default_boxes(SSD300_MAPS, paper_levels(300, SSD300_MAPS))
         diagnosis = examine(
@@ -82,31 +82,31 @@ def run_doctor(
         from ssd_jax.visualize.data import plot_data
 
         plot_data(source, pathlib.Path(out) / PICTURE, anchors=anchors, title=location)
-        print(f"Classes, sizes and default boxes: {pathlib.Path(out) / PICTURE}")
+        print(f"Classes, sizes and anchors: {pathlib.Path(out) / PICTURE}")
     if fix is not None:
         cleaned = None if source is None else clean(source, diagnosis)
         if cleaned:
             print(f"Cleaned copy: {describe_copy(cleaned, convert(cleaned, fix, name=name))}")
         else:
-            print("No cleaned copy: all images are bad: nothing to write")
+            print("No cleaned copy, because no image is usable")
     return ERRORS_FOUND if diagnosis.count("error") else 0
 
 
 def _open(
-    location: str, label_width: int | None, *, problems: Problems, **words
+    location: str, label_width: int | None, *, problems: Problems, **options
 ) -> tuple[Source, tuple[Finding, ...]]:
-    """The source, and the finding that a record file has wider labels, if it has."""
+    """The source, and a finding if a record file has wider labels."""
     try:
-        return open_data(location, label_width=label_width, problems=problems, **words), ()
+        return open_data(location, label_width=label_width, problems=problems, **options), ()
     except DataError as error:
         if error.code != codes.LABEL_WIDTH_SMALL:
             raise
         problems.found.clear()
-        return open_data(location, problems=problems, **words), (Finding.of(error),)
+        return open_data(location, problems=problems, **options), (Finding.of(error),)
 
 
 def _file_findings(location: str, split: tuple[str, ...]) -> tuple[Finding, ...]:
-    """What the files of local sets say beyond the images that were opened."""
+    """Findings about the files of local data sets, besides the images that were opened."""
     findings = []
     for place, _ in open_parts(location, split):
         path = pathlib.Path(place)
@@ -119,7 +119,7 @@ def _file_findings(location: str, split: tuple[str, ...]) -> tuple[Finding, ...]
 
 
 def describe(diagnosis: Diagnosis, location: str) -> str:
-    """The report to read: the set, each code with examples, the verdict."""
+    """The report as text: the data set, each code with examples, and the totals."""
     lines = [location]
     figures = diagnosis.statistics
     if figures:
@@ -127,13 +127,13 @@ def describe(diagnosis: Diagnosis, location: str) -> str:
         lines += [
             f"  {figures['images']:,} images, {figures['images_without_objects']:,} without "
             f"objects; {figures['objects']:,} objects, {figures['difficult_objects']:,} difficult, "
-            f"{figures['most_objects_in_an_image']:,} at most in an image (label width "
+            f"at most {figures['most_objects_in_an_image']:,} in an image (label width "
             f"{figures['label_width']:,} or more)",
-            f"  objects of each class: {of_class}",
+            f"  objects per class: {of_class}",
         ]
         if figures["unreached_share"] is not None:
             share = f"{figures['unreached_share']:.1%}"
-            lines.append(f"  {share} of the objects reach no IoU of 0.5 with a default box")
+            lines.append(f"  {share} of the objects have an IoU below 0.5 with every anchor")
     by_code = collections.defaultdict(list)
     for finding in sorted(diagnosis.findings, key=lambda each: (each.severity, each.code)):
         by_code[finding.code].append(finding)
@@ -146,7 +146,7 @@ def describe(diagnosis: Diagnosis, location: str) -> str:
 
 
 def _examples(findings: Sequence[Finding]) -> list[str]:
-    """The commonest messages, each with the first place: of unknown classes, a histogram."""
+    """The most common messages, each with its first place; for unknown classes, a histogram."""
     places = collections.defaultdict(list)
     for finding in findings:
         places[finding.message].append(finding.where)

@@ -1,4 +1,4 @@
-"""What is known of a run before its first step, told without a run."""
+"""The dry run: what is known about a run before its first step, printed without starting it."""
 
 from ml_collections import ConfigDict
 
@@ -14,9 +14,9 @@ from ssd_jax.sharding import check_divides, make_mesh
 
 
 def tell_plan(config: ConfigDict) -> None:
-    """Prints settings, data, network, warnings and memory of a run; trains and leaves nothing.
+    """Prints settings, data, network, warnings and memory of a run; trains and writes nothing.
 
-    The doctor does not look at the images, and weights to begin with are looked for, not read.
+    The doctor does not run, and a weight file must exist but is not read.
 
     Raises:
       UserError: the run could not begin.

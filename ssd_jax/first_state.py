@@ -1,4 +1,4 @@
-"""What a training begins with: weights that were read, and layers that they lack."""
+"""The state that a training starts with: weights from a file, and layers that the file lacks."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from ssd_jax.network import Network, network_warnings
 from ssd_jax.train.state import TrainState
 from ssd_jax.training_data import network_inputs
 
-# Layers that a weight file lacks are scaled by what they answer to so many images.
+# Layers that a weight file lacks are scaled by their outputs on this many images.
 IMAGES_TO_SCALE_BY = 8
 
 
@@ -27,11 +27,11 @@ def first_state(
     mesh: Mesh,
     source: Source,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state at step 0, and what report.json says of the weights that it begins with.
+    """The state at step 0, and what report.json says about its initial weights.
 
-    Tells the network, what became of the weights, and what is odd about the schedule.
+    Prints the network, the layers that were loaded, and warnings about the schedule.
     """
-    told: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
     factors: dict[str, float] = {}
     with together():
         variables = init_variables(network.model, config.model.image_size, seed=config.seed)
@@ -45,22 +45,22 @@ def first_state(
                 classes=source.classes,
             )
             tell(load_report)
-            told = dict(load_report.facts)
+            record = dict(load_report.facts)
             if new := new_layers(variables, load_report):
                 images = network_inputs(config, source, count=IMAGES_TO_SCALE_BY)
                 factors = unit_output_factors(network.model, variables, new, images)
     if factors:
-        # Each process has measured them, on devices that need not round alike.
+        # Each process has measured them, and devices may round differently.
         factors = from_first(factors)
         variables = scale_kernels(variables, factors)
-        told |= {"new in the backbone": _tell_factors(config, factors)}
+        record |= {"new in the backbone": _tell_factors(config, factors)}
     with together() as facts:
         facts["weights to begin with"] = fingerprint(variables)
     tell(experiment.describe_network(config, network, variables, mesh))
     warnings = network_warnings(config, network)
     for warning in warnings + experiment.schedule_warnings(config, len(source)):
         tell(f"warning: {warning}")
-    return experiment.build_state(config, variables, optimizer, mesh), told
+    return experiment.build_state(config, variables, optimizer, mesh), record
 
 
 def _tell_factors(config: ConfigDict, factors: dict[str, float]) -> str:
@@ -68,8 +68,8 @@ def _tell_factors(config: ConfigDict, factors: dict[str, float]) -> str:
     tell(f"  new in the backbone: {scaled}, for outputs with an RMS near 1")
     if not (config.optimizer.warmup_steps and config.optimizer.clip_norm):
         tell(
-            "  random layers above pretrained ones make large gradients at first: without warm-up "
-            "and clipping they may ruin what was pretrained. Consider "
+            "  random layers above pretrained ones give large gradients at first, which without "
+            "warm-up and clipping may destroy the pretrained weights. Consider "
             "--config.optimizer.warmup_steps=500 --config.optimizer.clip_norm=35"
         )
     return scaled

@@ -1,4 +1,4 @@
-"""What the machine has that this process may use."""
+"""The cores, the CPU and the memory that this process may use."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """The name of the processor of this machine."""
+    """The name of the CPU of this machine."""
     return _cpuinfo("model name") or platform.machine()
 
 
 def instructions() -> str:
-    """The names of the instructions that the processor has beyond the common ones, in order."""
+    """The names of the CPU's instruction set extensions, sorted."""
     # "flags" on x86, "Features" on ARM.
     return " ".join(sorted((_cpuinfo("flags") or _cpuinfo("Features")).split()))
 
@@ -26,9 +26,9 @@ def instructions() -> str:
 def memory_bytes(
     groups: str | os.PathLike = "/proc/self/cgroup", limits: str | os.PathLike = "/sys/fs/cgroup"
 ) -> int:
-    """The memory of this machine, or of this process' control group where that has less.
+    """The memory of this machine, or of this process' control group if that has less.
 
-    The group is that of a container or of a job of Slurm, whose processes are killed beyond it.
+    The group is that of a container or a Slurm job, whose processes are killed if they exceed it.
     """
     least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _text(groups).splitlines():  # number:controllers:path, cgroups(7)
@@ -39,7 +39,7 @@ def memory_bytes(
             folder = root / path.lstrip("/")
             for each in (folder, *folder.parents):
                 if each.is_relative_to(root):
-                    with contextlib.suppress(ValueError):  # "max" is none
+                    with contextlib.suppress(ValueError):  # "max" is no limit
                         least = min(least, int(_text(each / name)))
     return least
 

@@ -1,4 +1,4 @@
-"""Memory in large pages for arrays on CPUs."""
+"""Huge memory pages for arrays on CPUs."""
 
 import os
 import pathlib
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLES = "GLIBC_TUNABLES"
 _TUNABLE = "glibc.malloc.hugetlb"
-# A process with privileges of its own does not get the tunables; it must not start for ever.
+# glibc ignores the tunables in a setuid program, which must not restart again and again.
 _STARTED = "SSD_JAX_STARTED_WITH_HUGE_PAGES"
 
 
 def start_with_huge_pages(setting: pathlib.Path = _SETTING) -> None:
-    """Starts this program anew, in the same process, if its allocator then asks for huge pages.
+    """Restarts this program in the same process if its allocator will then use huge pages.
 
-    XLA takes the memory of a program anew for each call on CPUs, and a training step spends up to
-    a sixth of its time on having Linux clear it in pages of 4 KiB (docs/performance.md). The
-    allocator of glibc asks for pages of 2 MiB if it is told so before a program starts.
+    On CPUs XLA allocates the memory of a program again for each call, and a training step spends up
+    to a sixth of its time while Linux clears it in pages of 4 KiB (docs/performance.md). The
+    allocator of glibc asks for pages of 2 MiB if a setting says so before the program starts.
     """
     if not sys.executable or not setting.is_file():
         return
@@ -31,7 +31,7 @@ def start_with_huge_pages(setting: pathlib.Path = _SETTING) -> None:
 
 
 def _can_ask(version: str, setting: str, environment: Mapping[str, str]) -> bool:
-    """Not where the kernel gives them to everybody or to nobody, nor where it has been decided."""
+    """Whether a restart helps: the kernel grants huge pages on request, and nobody has decided."""
     major, minor = (int(number) for number in version.split(".")[:2])
     return (
         (major, minor) >= (2, 35)

@@ -1,4 +1,4 @@
-"""Locks among the processes of a machine, which end with the process that holds one."""
+"""Locks among the processes of a machine; a lock ends with the process that holds it."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from ssd_jax.errors import UserError
 def lock(file: IO | int, *, wait: bool = False) -> bool:
     """Lock an open file or folder until it is closed; False if another process holds it.
 
-    File systems without locks, as some of networks are, lock nothing.
+    On file systems without locks, such as some network file systems, nothing is locked.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -44,14 +44,14 @@ def only_training(folder: str | os.PathLike, workdir: str | os.PathLike) -> Iter
     """Keeps a second training from `workdir` by a lock on `folder`.
 
     Raises:
-      UserError: another process trains there.
+      UserError: another process is training there.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(folder))
         except BlockingIOError as error:
             raise UserError(
-                f"{workdir}: another process trains there. Wait for it, or choose another "
-                "--workdir."
+                f"{workdir}: another process is training there. Wait for it to end, or choose "
+                "another --workdir."
             ) from error
         yield

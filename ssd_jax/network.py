@@ -1,6 +1,6 @@
-"""Where a config becomes a network with its anchors, and what predicts with it.
+"""Builds the network of a config, its anchors and its prediction function.
 
-Training has more parts (`experiment.py`), which a program that only predicts need not import.
+Training needs more parts (`experiment.py`), which a program that only predicts need not import.
 """
 
 from typing import NamedTuple
@@ -34,14 +34,14 @@ _LEVELS = {
 
 
 class Network(NamedTuple):
-    """A model and the anchors that its outputs belong to."""
+    """A model and the anchors of its outputs."""
 
     model: nn.Module
     anchors: Float[np.ndarray, "A 4"]
 
 
 def build_network(config: ConfigDict, num_classes: int) -> Network:
-    """The feature maps decide the anchors, and the anchors the heads."""
+    """The network of a config: the feature maps determine the anchors, and these the heads."""
     shapes = _shapes(config)
     levels = _levels(config, shapes)
     model = build_model(
@@ -54,23 +54,23 @@ def build_network(config: ConfigDict, num_classes: int) -> Network:
 
 
 def network_warnings(config: ConfigDict, network: Network) -> list[str]:
-    """What is likely to be a mistake about the layers."""
+    """Warnings about layers that are likely to be a mistake."""
     images = config.model.batch_norm_group or config.batch_size
     one_value = images == 1 and map_shapes(network.model, config.model.image_size)[-1] == (1, 1)
     if config.model.batch_norm != "batch" or not one_value:
         return []
     larger = "--config.model.batch_norm_group=8, which must divide the batch, or "
     return [
-        "BatchNorm of one image has one value a channel on the last map, which has no variance: "
-        "the layer learns nothing, and evaluations divide by almost nothing. Give "
+        "BatchNorm over one image has a single value per channel on the last feature map, hence no "
+        "variance: the layer learns nothing, and evaluations divide by almost 0. Use "
         f"{larger if config.batch_size > 1 else ''}--config.model.batch_norm=frozen"
     ]
 
 
 def anchors_at(config: ConfigDict, network: Network, image_size: int) -> Float[np.ndarray, "_ 4"]:
-    """The network's anchors on images of another size, where they are as large in pixels.
+    """The network's anchors on images of another size, with the same sizes in pixels.
 
-    What a network has learned of objects of so many pixels holds at any size.
+    What a network has learned about objects of a size in pixels then holds for any image size.
     """
     own_size = config.model.image_size
     if image_size == own_size:
@@ -79,23 +79,23 @@ def anchors_at(config: ConfigDict, network: Network, image_size: int) -> Float[n
     shapes = map_shapes(network.model, image_size)
     if len(shapes) < len(levels):
         raise UserError(
-            f"image size {image_size}: the network that is built for config.model.image_size "
-            f"{own_size} has {len(levels)} feature maps, and such an image gives {len(shapes)}. "
-            "Take it out of config.augment.image_sizes and config.detect.image_sizes."
+            f"image size {image_size}: the network for config.model.image_size {own_size} has "
+            f"{len(levels)} feature maps, but an image of this size gives {len(shapes)}. Remove "
+            "the size from config.augment.image_sizes and config.detect.image_sizes."
         )
     return default_boxes(shapes, enlarged_image_levels(levels, image_size / own_size))
 
 
 def build_predict(config: ConfigDict, network: Network):
     """`predict(variables, canvas, extent)`, not yet jitted."""
-    words = config.detect.to_dict()
-    image_sizes = words.pop("image_sizes") or (config.model.image_size,)
+    settings = config.detect.to_dict()
+    image_sizes = settings.pop("image_sizes") or (config.model.image_size,)
     return make_predict(
         network.model,
         {size: anchors_at(config, network, size) for size in image_sizes},
         mean=config.preprocess.mean,
         std=config.preprocess.std,
-        **words,
+        **settings,
     )
 
 
@@ -114,7 +114,7 @@ def _levels(config: ConfigDict, shapes: tuple[tuple[int, int], ...]) -> tuple[An
     if len(config.anchors.scales) != len(shapes) + 1:
         raise UserError(
             f"config.anchors.scales: got {len(config.anchors.scales)} scales, expected "
-            f"{len(shapes) + 1}: one a feature map {list(shapes)}, and one more that the last "
-            "map's larger square is made with."
+            f"{len(shapes) + 1}: one for each feature map {list(shapes)}, and one more for the "
+            "larger square of the last map."
         )
     return levels_of_scales(config.anchors.scales, config.model.image_size, shapes)

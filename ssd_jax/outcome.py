@@ -1,4 +1,4 @@
-"""How well a run did: measured once more from its checkpoint, told, written and drawn."""
+"""How well a run did: measured once more from its checkpoint, printed, written and drawn."""
 
 import pathlib
 import shlex
@@ -37,7 +37,7 @@ from ssd_jax.visualize.run import SHOWN, draw_curves, draw_detections
 class Measured(NamedTuple):
     """The outcome of a run: which checkpoint was measured on what, and how well it did.
 
-    `checkpoint` is what chose the step: last, best, or the step itself.
+    `checkpoint` is how the step was chosen: last, best, or the step itself.
     """
 
     split: str
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
     diagnosis: ErrorAnalysis
 
     def __repr__(self) -> str:
-        """A line; the arrays inside are of all images."""
+        """One line instead of the arrays, which hold all images."""
         result = metrics.headline(self.evaluation, "voc07")
         return f"<Measured on {self.split} at step {self.step}: {result}>"
 
@@ -65,8 +65,8 @@ def measure(
 ) -> Measured:
     """Evaluates the checkpoint that `step` names (None: the config's choice) on a split.
 
-    Without `split` it is the test split, or the validation split where there is no other. No split
-    is augmented. Those in `sources` are open already, and not opened again.
+    `split` defaults to the test split, or to the validation split if there is no test split. No
+    split is augmented. Splits in `sources` are used as they are, and not opened again.
     """
     split = split or ("test" if config.data.test.root or "test" in sources else "val")
     mesh = mesh or make_mesh()
@@ -94,7 +94,7 @@ def measure(
 
 
 def report(config: ConfigDict, measured: Measured) -> dict[str, Any]:
-    """The content of report.json: metrics with the protocol that they were measured by."""
+    """The content of report.json: the metrics, and the protocol they were measured with."""
     results = metrics.results_dict(measured.evaluation, measured.diagnosis, measured.source.classes)
     place = config.data[measured.split]
     return {
@@ -132,7 +132,7 @@ def table(measured: Measured) -> str:
 
 
 def data_report(source: Source) -> dict[str, Any]:
-    """What a split held, and everything that was left out of it."""
+    """What a split contains, and everything that was left out of it."""
     return {
         "images": len(source),
         "objects": len(source.annotations.labels),
@@ -147,9 +147,9 @@ def data_report(source: Source) -> dict[str, Any]:
 def write_evaluation(
     config: ConfigDict, workdir: pathlib.Path, folder: pathlib.Path, measured: Measured
 ) -> None:
-    """Leaves the numbers, as in report.json, and the plots of an evaluation in a folder.
+    """Writes the numbers of an evaluation, as in report.json, and its plots to a folder.
 
-    Also the command, and each setting that is another one than the run's in `workdir`.
+    Also the command, and each setting that differs from that of the run in `workdir`.
     """
     changes = find_changes(config, workdir / CONFIG_FILE, free=())
     how = {
@@ -164,7 +164,7 @@ def write_evaluation(
 def write_result(
     config: ConfigDict, workdir: pathlib.Path, measured: Measured, sources: dict[str, Source]
 ) -> None:
-    """Leaves report.json, report.html and the pictures of a finished run in its folder."""
+    """Writes report.json, report.html and the plots of a finished run to its folder."""
     pictures = workdir / PICTURES_FOLDER
     examples = choose_examples(
         measured.evaluation.ground_truths,
@@ -205,13 +205,13 @@ def write_result(
 
 
 def where_things_are(config: ConfigDict, measured: Measured, workdir: pathlib.Path | str) -> str:
-    """What a finished run has left in its folder or below its URL, and what may come next."""
-    # Of a source that a program gave, the run knows no place.
+    """What a finished run has written to its folder or URL, and commands that may come next."""
+    # The run does not know the path of a source that a program gave.
     has_place = bool(config.data[measured.split].root)
     place = "" if has_place else f" --config.data.{measured.split}.root=DIR"
-    # Of a URL, for only a batch transform writes to one.
+    # No URL here, because only --format transform can write to one.
     found = "predictions" if "://" in str(workdir) else f"{workdir}/predictions"
-    # As it was called, because in a virtual environment the bare name may not be on the path.
+    # As the user called it, because the bare name may not be on the path of a virtual environment.
     command = shlex.quote(sys.argv[0]) if sys.argv[0].endswith("ssd-jax") else "ssd-jax"
     return f"""
 In {workdir}:
@@ -220,7 +220,7 @@ In {workdir}:
   report.html     the whole run on one page; report.json has its numbers
   config.json     every setting
   checkpoints/    the last ones and the best one
-What next:
+Next steps:
   {command} evaluate --workdir {shlex.quote(str(workdir))}{place}
   {command} predict --workdir {shlex.quote(str(workdir))} IMAGE... --out {shlex.quote(found)}
 """
@@ -236,9 +236,9 @@ def evaluate_variables(
     watch: Callable[[Iterator], Iterator] = iter,
     with_coco: bool = False,
 ) -> Evaluation:
-    """`evaluation.run.evaluate` with the words of the config.
+    """`evaluation.run.evaluate` with the settings of the config.
 
-    Without `with_coco`, COCO's metric is measured only where the config chooses by it.
+    Without `with_coco`, the COCO metric is measured only if it is `config.evaluate.metric`.
     """
     return evaluate(
         predict,

@@ -1,7 +1,7 @@
-"""Is everybody there? Asked over plain TCP, before JAX's own runtime is started.
+"""Waits over plain TCP until all processes are there, before JAX's own runtime is started.
 
-That runtime ends the process from C++ when another one does not come in time, and does not say who.
-Process 0 keeps the list at the coordinator's address and tells everybody how it ended.
+That runtime ends the process from C++ if another one does not come in time, without saying which.
+Process 0 keeps the list at the coordinator's address and sends the outcome to all.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from ssd_jax.errors import UserError, some_of
 
-# Within which a connection is made, and whoever made it says who they are.
+# Seconds for a connection to be made, and then for the other end to say which process it is.
 ANSWER_SECONDS = 5.0
 MESSAGE_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a process runs: its host, and which of the cluster's processes there it is, from 0."""
+    """The host of a process, and the index of the process on that host, from 0."""
 
     host: str
     local_id: int
@@ -31,12 +31,12 @@ class Place(NamedTuple):
 def wait_for_all(
     address: str, *, count: int, process_id: int, timeout: int, local_id: int = 0
 ) -> list[Place]:
-    """Waits until all `count` processes are there; gives their places, in the order of the ids.
+    """Waits until all `count` processes are there; returns their places in the order of the ids.
 
-    `address` is "HOST:PORT", where process 0 listens until then. `timeout` in seconds.
+    `address` is "HOST:PORT", where process 0 listens until then. `timeout` is in seconds.
 
     Raises:
-      UserError: the same on every process that came: who is missing, or was started wrongly.
+      UserError: the same on every process that came; says which are missing or started wrongly.
     """
     host, port = _split(address)
     deadline = time.monotonic() + timeout
@@ -58,8 +58,8 @@ def wait_for_all(
         return [Place(*each) for each in answer["places"]]
     raise UserError(
         f"process {process_id} waited {timeout} s for process 0 at {address}, which did not "
-        "answer. Is it started, is this the address of its host, and does the network let this "
-        "host reach that port?"
+        "answer. Check that it is started, that this is the address of its host, and that this "
+        "host can reach that port."
     )
 
 
@@ -78,7 +78,7 @@ def _gather(port: int, own: Place, *, count: int, deadline: float, timeout: int)
                     lines[listener.accept()[0]] = None
                 elif lines[line] is None:
                     problem = problem or _enter(line, lines, places, count)
-                else:  # it came, and is gone again
+                else:  # it has disconnected again
                     del places[lines.pop(line)]
                     line.close()
     found = [places[process] for process in sorted(places)]
@@ -99,12 +99,12 @@ def _enter(
     places: dict[int, Place],
     count: int,
 ) -> str | None:
-    """Puts the process at the other end on the list, or tells what is wrong with it."""
+    """Puts the process at the other end on the list, or returns what is wrong with it."""
     try:
         line.settimeout(ANSWER_SECONDS)
         hello = _receive(line)
         process, place, its_count = hello["process"], Place(*hello["place"]), hello["count"]
-    except (OSError, ValueError, KeyError, TypeError):  # no process of ours
+    except (OSError, ValueError, KeyError, TypeError):  # not a process of this run
         del lines[line]
         line.close()
         return None
@@ -129,8 +129,8 @@ def _missing(places: Mapping[int, Place], count: int, timeout: int) -> str:
     here = [f"{process} ({places[process]})" for process in sorted(places)]
     return (
         f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
-        f"{some_of(missing)}; here: {some_of(here)}. Are they started, and can their hosts reach "
-        f"{places[0]}? --start-timeout waits longer."
+        f"{some_of(missing)}; here: {some_of(here)}. Check that they are started and that their "
+        f"hosts can reach {places[0]}, or wait longer with --start-timeout."
     )
 
 
@@ -145,8 +145,8 @@ def _listen(port: int) -> socket.socket:
         )
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}). Another run may use it: "
-            "choose another one for --coordinator."
+            f"process 0 cannot listen on port {port} ({error.strerror}). Another run may use it. "
+            "Give another port in --coordinator."
         ) from error
 
 

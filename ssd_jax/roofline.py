@@ -1,15 +1,15 @@
-"""How fast a program could run: what it must compute and move at least, kernel by kernel.
+"""How fast a program could run: the least it must compute and move, kernel by kernel.
 
-Kernels are told as XLA makes them on an accelerator: a convolution, a matrix product, a sort or a
-pooling is one; what lies between, arithmetic, slices and reductions, is fused into one for each set
-of arrays that have to be written from the same ones, or into the convolution or product whose
-result it takes. A kernel takes as long as its arithmetic or its memory traffic, whichever is longer
-(Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
+Kernels are those that XLA makes on an accelerator. A convolution, a matrix product, a sort or a
+pooling is one kernel. The operations between them (arithmetic, slices and reductions) are fused:
+into one kernel for each set of arrays that must be written from the same inputs, or into the
+convolution or product whose result they use. A kernel takes as long as its arithmetic or its memory
+traffic, whichever is longer (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
 
-Every rule errs towards less, because a fraction of the least time must not exceed one: the
-arithmetic of fused kernels is left out, of a choice the cheapest branch counts, and a loop is one
-kernel, inside of which arrays of at most ON_CHIP bytes need not touch memory. Between two kernels
-nothing stays in a cache; so only a program that a cache holds altogether may be faster.
+Every rule errs towards less time, because a fraction of the least time must not exceed one. The
+arithmetic of fused kernels is left out, of a conditional the cheapest branch counts, and a loop is
+one kernel, inside which arrays of at most ON_CHIP bytes need not touch memory. Between two kernels
+nothing stays in a cache, so only a program that fits entirely into a cache may be faster.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from typing import Any, NamedTuple
 
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# What a program may be inside of, as `jax.named_scope` in the step and in the prediction says.
+# The names of `jax.named_scope` in the training step and in the prediction.
 STAGES = ("augment", "network", "loss", "match", "mine", "optimizer", "resize", "detect", "nms")
 
-# Bytes of the last cache of an H200 (experiments/speed/h200.txtpb); most CPUs have less for a core.
+# Bytes of the last cache of an H200 (experiments/speed/h200.txtpb); most CPUs have less per core.
 ON_CHIP = 50 * 2**20
 
-# The same bytes under another name. A convolution's gradient reads its kernel backwards for free.
+# They only rename bytes; the gradient of a convolution reads its kernel backwards at no cost.
 _ALIASES = {"pvary", "pcast", "copy", "copy_p", "stop_gradient", "sharding_constraint", "reshape",
             "squeeze", "bitcast_convert_type", "optimization_barrier", "rev"}  # fmt: skip
-# Read no more of their operand than they make.
+# They read no more of their operand than they write.
 _SLICES = {"slice", "dynamic_slice", "gather", "split", "unstack"}
 _ALONE = {"conv_general_dilated", "dot_general", "sort", "top_k", "fft", "dynamic_update_slice"}
 _ALONE_PREFIXES = ("reduce_window", "select_and_", "scatter", "cum", "psum", "pmax", "ppermute",
                    "all_gather", "reduce_scatter", "all_to_all", "ffi_call")  # fmt: skip
-# Their results can be worked on before they are written.
+# Operations on their results can be fused into them, before the results are written.
 _PRODUCTS = {"conv_general_dilated", "dot_general"}
 _LOOPS = {"scan", "while"}
 _REDUCTIONS = ("reduce_", "argmax", "argmin")
@@ -51,7 +51,7 @@ class Kernel(NamedTuple):
     count: int = 1
 
     def seconds(self, peak: float, bandwidth: float) -> float:
-        """The least time at `peak` operations and `bandwidth` bytes a second."""
+        """The least time at `peak` operations and `bandwidth` bytes per second."""
         return self.count * max(self.operations / peak, self.bytes / bandwidth)
 
 
@@ -99,15 +99,15 @@ def _names(scope: str) -> list[str]:
 
 
 def program_kernels(jaxpr: Any) -> list[Kernel]:
-    """The kernels of a `jax.core.ClosedJaxpr`, as `jax.make_jaxpr` and `jit(f).trace` give it.
+    """The kernels of a `jax.core.ClosedJaxpr`, as `jax.make_jaxpr` and `jit(f).trace` return it.
 
-    Inside `jax.shard_map` they are those of one device; outside, the arrays count as whole on each.
-    What no result needs is left out, as XLA leaves it out.
-    A conditional counts the branch that moves least, of equal ones the one that computes least,
-    and so does `jax.lax.platform_dependent`, whatever the platform.
-    A loop is one kernel, with the arithmetic of all its rounds. What enters and leaves it moves
-    once; inside, arrays of at most ON_CHIP bytes move nothing, larger ones at each use. If the
-    number of rounds is not known, it is one.
+    Inside `jax.shard_map` they are those of one device; outside, every device has whole arrays.
+    Operations whose results are not needed are left out, as by XLA.
+    A conditional, also `jax.lax.platform_dependent`, counts as the branch that moves the fewest
+    bytes, and of equal ones the one that computes least, whatever the platform.
+    A loop is one kernel, with the arithmetic of all its rounds. Arrays that enter or leave it are
+    moved once; inside, arrays of at most ON_CHIP bytes are not moved, larger ones at each use. An
+    unknown number of rounds counts as one.
     """
     needed, _ = dce_jaxpr(jaxpr.jaxpr, used_outputs=True, instantiate=True)
     return _kernels(needed, [_Array(_size(v)) for v in needed.invars], "", free=0)
@@ -115,16 +115,16 @@ def program_kernels(jaxpr: Any) -> list[Kernel]:
 
 @dataclasses.dataclass(eq=False)
 class _Array:
-    """`sources` are the arrays in memory that it is computed from, if it is not there itself."""
+    """An array; if it is not in memory, `sources` are the arrays in memory it is computed from."""
 
-    bytes: int  # that move when it is read or written: none of what stays on the chip
+    bytes: int  # that move when it is read or written; 0 if it stays on the chip
     in_memory: bool = True
     sources: frozenset["_Array"] = frozenset()
     depth: int = 0
     uses: int = 0
-    needed: bool = False  # in memory, by a kernel of its own or as a result
-    maker: int | None = None  # number of the convolution or product that it is the result of
-    held: bool = False  # by its maker, which has not written it: nobody else needed it so far
+    needed: bool = False  # in memory, by a kernel that is not fused or as a result
+    maker: int | None = None  # index of the convolution or product that computes it
+    held: bool = False  # by its maker, which has not written it, because no other needed it so far
 
     def read(self) -> frozenset["_Array"]:
         return frozenset([self]) if self.in_memory else self.sources
@@ -141,7 +141,7 @@ class _Node(NamedTuple):
 
 
 def _kernels(jaxpr, arguments, scope, *, free) -> list[Kernel]:
-    """Those of a program whose arrays of at most `free` bytes stay on the chip."""
+    """The kernels of a program whose arrays of at most `free` bytes stay on the chip."""
     nodes: list[_Node] = []
     results = _flatten(jaxpr, arguments, scope, nodes, free)
     return _fuse(nodes, results)
@@ -196,12 +196,12 @@ def _cost(kernels) -> tuple[int, int]:
 
 
 def _loop(eqn, arrays, scope) -> Kernel:
-    """`arrays` are those that enter and those that leave."""
+    """The kernel of a loop; `arrays` are those that enter and those that leave."""
     inside = []
     for body in _bodies(eqn):
         given = [_Array(_moved(v, ON_CHIP)) for v in body.invars]
         inside += _kernels(body, given, scope, free=ON_CHIP)
-    # A round of a scan sees slices of some. What is too large for the chip is counted inside.
+    # A round of a scan sees slices of some arrays. Those too large for the chip count inside.
     of_a_round = next(_bodies(eqn)) if eqn.primitive.name == "scan" else eqn
     seen = [*of_a_round.invars, *of_a_round.outvars]
     crossing = sum(a.bytes for a, v in zip(arrays, seen, strict=True) if not _moved(v, ON_CHIP))
@@ -255,7 +255,7 @@ def _fuse(nodes: list[_Node], results: list[_Array]) -> list[Kernel]:
             array.sources, array.depth = sources, depth
             read = sum(source.bytes for source in sources)
             reduced = node.name.startswith(_REDUCTIONS)
-            # Read again and again, an array is better written once than computed at each use.
+            # An array that is used often is better written once than computed at each use.
             if (
                 reduced
                 or array.needed
@@ -263,12 +263,12 @@ def _fuse(nodes: list[_Node], results: list[_Array]) -> list[Kernel]:
             ):
                 write(array, node.scope)
             if reduced:
-                array.sources = frozenset()  # whoever takes it has to wait for it
+                array.sources = frozenset()  # its users have to wait for it
     return kernels
 
 
 def _sources(node: _Node, aval) -> frozenset[_Array]:
-    """The arrays in memory that one of the results, of the shape `aval`, is computed from."""
+    """The arrays in memory from which a result of the shape `aval` is computed."""
     first, *others = node.inputs or [_Array(0)]
     read = first.read()
     if node.name in _SLICES and first.in_memory and not first.held:
@@ -277,11 +277,11 @@ def _sources(node: _Node, aval) -> frozenset[_Array]:
 
 
 def _write(kernels, fused, array: _Array, scope: str) -> None:
-    """Has a kernel write the array; those that read the same at the same time are one."""
+    """Has a kernel write the array; arrays with the same sources and depth share a kernel."""
     if array.in_memory:
         return
     array.in_memory = True
-    # What is computed from an array while that is written need not read it.
+    # An array that is computed from another one while that is written need not read it.
     beside = _key(frozenset().union(*(s.sources or {s} for s in array.sources)))
     key = beside if beside in fused else _key(array.sources)
     if key not in fused:
@@ -299,7 +299,7 @@ def _depth(sources: Iterable[_Array]) -> int:
 
 
 def _begin(kernels, array: _Array, scope: str) -> int:
-    """Number of a kernel that has read the sources: of the product that makes one, or a new one."""
+    """Index of a kernel that has read the sources: the product that makes one, or a new kernel."""
     latest = [s for s in array.sources if s.depth == array.depth - 1 and s.maker is not None]
     made = max(latest, key=lambda source: source.bytes, default=None)
     if made is None:
@@ -335,6 +335,6 @@ def _operations(node: _Node) -> int:
     if node.name == "conv_general_dilated":
         kernel, axes = inputs[1], node.params["dimension_numbers"].rhs_spec
         per_output = kernel.size // kernel.shape[axes[0]]
-        # Of a gradient of a stride, what falls on the zeros between is not computed.
+        # In the gradient of a strided convolution, products with the inserted zeros do not count.
         return 2 * outputs[0].size * per_output // math.prod(node.params["lhs_dilation"])
     return 0

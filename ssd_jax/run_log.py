@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard events and a progress bar.
+"""The log of a run: JSON lines, TensorBoard events and a progress bar.
 
 Numbers that are not finite are written as null, which every JSON reader understands.
 """
@@ -22,7 +22,7 @@ EVALUATION_FILE = "evaluation.json"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
 PICTURES_FOLDER = "pictures"
-# The split of the steps before a run diverged, one by one; a run that goes on takes them back.
+# The split that lists the last steps before a run diverged; a resumed run removes these lines.
 DIVERGED = "diverged"
 
 # Called with step, split and values.
@@ -32,13 +32,13 @@ Observer = Callable[[int, str, Mapping[str, Any]], None]
 class Reporter:
     """Reports a run of `total_steps` steps, begun or resumed at `start_step`.
 
-    Used as a context manager. A resumed run takes back what the stopped one had written beyond
-    `start_step`, so that the files read as one unbroken run; one that starts at step 0 starts
-    afresh. With `active=False`, for all processes but the first, nothing is written.
+    Used as a context manager. A resumed run removes the records that the stopped one had written
+    after `start_step`, so that the files read as one unbroken run; one that starts at step 0
+    removes all. With `active=False`, for all processes but the first, nothing is written.
 
     On a terminal the progress is a bar; elsewhere it is a line every `line_seconds` seconds. Each
     of `observers` is called with what `write` has written. An epoch has `steps_per_epoch` steps,
-    which need not be whole.
+    which need not be a whole number.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Reporter:
             self._lines = path.open("a", encoding="utf-8")
             self._events = SummaryWriter(
                 logdir=str(self._workdir / TENSORBOARD_FOLDER),
-                # TensorBoard hides what earlier files say about this step and later ones.
+                # TensorBoard then hides what earlier files say about this step and later ones.
                 purge_step=self._start_step + 1 if self._start_step else 0,
-                # Two files of the same second would otherwise share their name.
+                # Two files started in the same second would otherwise have the same name.
                 filename_suffix=f".from-{self._start_step}",
             )
             progress = _Bar if sys.stderr.isatty() else _PlainLines
@@ -93,9 +93,9 @@ class Reporter:
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Record named values after `step` steps, with the epoch and the time (Unix, seconds).
 
-        Of the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
-        (the share of the time spent waiting for data, 0 to 1). The values of any other split but
-        DIVERGED are printed, without names with a slash, which are details such as "ap/dog".
+        For the split "train", the progress shows `loss`, `lr`, `images_per_second` and `data_wait`
+        (the share of the time spent waiting for data, 0 to 1). For any other split except DIVERGED
+        the values are printed, without those whose name has a slash (details such as "ap/dog").
         """
         if not self._active:
             return
@@ -118,7 +118,7 @@ class Reporter:
 
 
 def memory_in_use() -> dict[str, float]:
-    """The most memory so far, in GiB: of this process, and of a device that keeps count."""
+    """Peak memory so far, in GiB: of this process, and of a device if it reports its peak."""
     import jax
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -140,7 +140,7 @@ class _Bar:
             total=total_steps,
             initial=start_step,
             file=sys.stderr,
-            # A pseudo-terminal may say 0 by 0, on which tqdm would show nothing.
+            # A pseudo-terminal may report a size of 0 by 0, for which tqdm would show nothing.
             ncols=columns,
             nrows=rows,
             bar_format="step {n_fmt}/{total_fmt} |{bar}| ETA {remaining}  {desc}",
@@ -161,7 +161,7 @@ class _Bar:
 
 
 class _PlainLines:
-    """Progress in a log file: a line now and then, the first and the last step among them."""
+    """Progress in a log file: a line every few seconds, and for the first and the last step."""
 
     def __init__(self, start_step, total_steps, line_seconds):
         self._total_steps = total_steps
@@ -178,7 +178,7 @@ class _PlainLines:
         if not (self._first or step >= self._total_steps or elapsed >= self._line_seconds):
             return
         line = f"step {step}/{self._total_steps}  {summary}"
-        # The first steps are mostly compilation and foretell nothing.
+        # The first steps are mostly compilation, so they do not predict the time left.
         if not self._first and self._last_step < step < self._total_steps:
             left = (self._total_steps - step) * elapsed / (step - self._last_step)
             line += f"  ETA {_clock(left)}"
@@ -203,7 +203,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"{path}:{number}: got {line[:80]!r}; expected one JSON object a line. "
+                f"{path}:{number}: got {line[:80]!r}; expected one JSON object per line. "
                 "Remove the line or the file"
             ) from error
     return records
@@ -212,8 +212,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _drop_lines_after(path, step):
     if not path.exists():
         return
-    told = read_metrics(path) if step else []
-    kept = [each for each in told if each["step"] <= step and each["split"] != DIVERGED]
+    records = read_metrics(path) if step else []
+    kept = [each for each in records if each["step"] <= step and each["split"] != DIVERGED]
     write_text(path, "".join(map(json_line, kept)))
 
 

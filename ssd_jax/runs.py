@@ -1,4 +1,4 @@
-"""What the verbs of the command line do: put the parts together, run them, tell the outcome."""
+"""The work of the command line's verbs: assemble the parts, run them, print the outcome."""
 
 import contextlib
 import functools
@@ -84,21 +84,21 @@ def run_training(
 ) -> Measured:
     """Trains from the start or from the last checkpoint in `workdir`; measures, draws, reports.
 
-    `mesh` is all devices if it is not given. `time_limit`, in seconds from this call, is one way to
-    be asked to stop; docs/reliability.md has the others, and `stopping` is of a caller who has to
-    know of a request that comes too late for the training. `observers` are those of the `Reporter`,
-    `last_words` is that of the `Watchdog`. `called` is where the run is for its user, if that is
-    not `workdir`. `change` names the settings that an earlier run in `workdir` goes on with as
-    `config` has them, and not as it was begun.
+    `mesh` defaults to all devices. `time_limit`, in seconds from this call, is one way to stop the
+    run; docs/reliability.md lists the others. A caller gives its own `stopping` if it must also
+    know of a stop request that comes after the training. `observers` are passed to the `Reporter`,
+    `last_words` to the `Watchdog`. `called` is the user's name for the folder of the run, if that
+    is not `workdir`. `change` names the settings of an earlier run in `workdir` that take the
+    values of `config` when it is resumed.
 
-    `loss` and `augment` stand in for those of the config, as `train.step.train_step` says; their
-    names are recorded, and "loss" and "augment" may be named in `change`. `sources` stand in for
-    the splits "train", "val" or "test" of `config.data`, whose places are then not recorded.
+    `loss` and `augment` replace those of the config, see `train.step.train_step`; their names are
+    recorded, and "loss" and "augment" may be named in `change`. `sources` replace the splits
+    "train", "val" or "test" of `config.data`, whose paths are then not recorded.
 
     Raises:
       UserError: the config has an impossible value, which is found first; or a part of the run
-        cannot be built, read or resumed; or a function that was given gives what it should not.
-      Stopped: the run was asked to stop. The same call goes on with it.
+        cannot be built, read or resumed; or a given function returns the wrong type or shape.
+      Stopped: the run was asked to stop. The same call resumes it.
     """
     mesh = mesh or make_mesh()
     with together():
@@ -139,7 +139,7 @@ def _run_training(
     optimizer = experiment.build_optimizer(config, schedule)
     begin = _go_on if from_first(has_trained(workdir)) else first_state
     state, weights = begin(config, network, optimizer, mesh, source)
-    # The two kinds of programs: a step, and the detections of a batch.
+    # The two kinds of compiled program: a training step, and the detections of a batch.
     steps = experiment.build_steps(config, network, schedule, optimizer, mesh, **hooks._asdict())
     predict = each_device_alone(build_predict(config, network), mesh)
 
@@ -167,8 +167,8 @@ def _run_training(
             tell(line)
         goes_on = start_step < total_steps or progress.evaluated_step < start_step
         with together():
-            # Not before the state is there: where it cannot be, the run stays as it was. Steps that
-            # do not fit into memory are found later; the same --change takes their settings back.
+            # Only once the state exists: if it cannot be built, the run stays as it was. Steps that
+            # do not fit into memory are found later; the same --change then reverts the settings.
             if jax.process_index() == 0:
                 record_and_save(
                     config,
@@ -224,17 +224,17 @@ def _run_training(
                 )
     if int(state.step) < total_steps:
         tell(
-            f"ended early, at step {int(state.step)} of {total_steps}: no better "
-            f"{early_stopping.metric} in {early_stopping.patience} evaluations"
+            f"ended early, at step {int(state.step)} of {total_steps}: {early_stopping.metric} has "
+            f"not improved in {early_stopping.patience} evaluations"
         )
 
-    # A phase of its own: it loads a checkpoint and compiles anew, which may take its time.
+    # A phase of its own, because loading a checkpoint and compiling again may take long.
     watchdog.enter("last evaluation")
     last = functools.partial(watched, phase="last evaluation")
     tell(f"measuring the {config.checkpoint.select} checkpoint")
     measured = measure(config, workdir, mesh=mesh, watch=last, sources=sources)
     watchdog.enter("report")
-    # The others wait for it to be written: JAX ends all of them where one leaves minutes later.
+    # The other processes wait until it is written: JAX ends all if one leaves minutes later.
     with together():
         if jax.process_index() == 0:
             write_result(config, workdir, measured, sources)
@@ -247,7 +247,7 @@ def _run_training(
 
 
 def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
-    """What is known without data, the same on all processes, which share the folder of the run."""
+    """The allowed changes, checked without data; the same on all processes."""
     with together() as facts:
         facts |= run_facts(config) | hooks.names
         check_without_data(config, reads_weights=not has_trained(workdir), given=given)
@@ -271,30 +271,30 @@ def _shared_sources(config, given) -> dict[str, Source]:
 
 
 def _go_on(config, network, optimizer, mesh, source) -> tuple[TrainState, Any]:
-    """The shapes of the state to be restored, which needs no weights to begin with."""
+    """The shapes of the state to be restored; no initial weights are needed."""
     state = experiment.build_state_shapes(config, network, optimizer, mesh)
     tell(experiment.describe_network(config, network, state.variables, mesh))
     return state, None
 
 
 def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
-    """The state to go on with, from the newest checkpoint if there is one."""
+    """The state to start from: that of the newest checkpoint, if there is one."""
     newest = checkpoints.latest_step()
     if not newest and isinstance(state.step, jax.ShapeDtypeStruct):
         raise UserError(
-            "the checkpoints of this training were damaged and are put aside. Give the same "
-            "command again to begin anew."
+            "the checkpoints of this training were damaged and have been renamed. Give the same "
+            "command again to start from the beginning."
         )
-    if newest == 0:  # of `weights import`: there was no training yet
+    if newest == 0:  # written by `weights import`, before any training
         variables = checkpoints.restore_variables(0, state.variables, classes=classes)
         state = state.beginning_with(variables)
-        tell("begins with the imported weights")
+        tell("starting with the imported weights")
     if not newest:
         return state, Progress()
     if newest > of:
         raise UserError(
-            f"the checkpoint there is of step {newest}, and the run would end at step {of}. Give "
-            "more config.steps or config.epochs, or as many as before."
+            f"the newest checkpoint is of step {newest}, but the run would end at step {of}. Set "
+            "config.steps or config.epochs to at least as many as before."
         )
     state = checkpoints.restore(newest, state, classes=classes)
     tell(f"resumed at step {newest} of {of}")
@@ -302,7 +302,7 @@ def _resumed(checkpoints, state, *, classes, of) -> tuple[TrainState, Progress]:
 
 
 def _draw_first_batch(config, workdir, source, augment) -> None:
-    """Leaves a picture of what the network sees first."""
+    """Draws the first augmented images, as the network sees them."""
     size = image_size_of(0, experiment.training_sizes(config), seed=config.seed)
     draw_augmented(
         next(host_batches(config, source, start_step=0, num_threads=0)),
@@ -337,7 +337,7 @@ def run_evaluation(
 def compiled_steps(
     steps: Mapping[int, Callable], state: TrainState, config: ConfigDict, source: Source, mesh: Mesh
 ) -> Callable[[int], Compiled]:
-    """The program of each step, compiled once an image size; tells the memory that they take."""
+    """The program of each step, compiled once per image size; prints the memory that they take."""
     batch = batch_shapes(
         config.batch_size, canvas=config.data.canvas, max_objects=max_objects(source), mesh=mesh
     )

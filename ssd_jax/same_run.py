@@ -1,4 +1,4 @@
-"""Whether the run in a folder is the one that is asked for, and what may change on its way."""
+"""Whether the run in a folder is the requested one, and which of its settings may change."""
 
 import difflib
 import pathlib
@@ -28,25 +28,25 @@ from ssd_jax.train.checkpoint_manifest import saved_steps
 from ssd_jax.train.divergence import NONFINITE_FILES
 from ssd_jax.train.hooks import Hooks
 
-# Settings, and groups of them, that no run can change on its way, and why.
+# Settings, and groups of them, that cannot change once a run has begun, and why.
 FIXED = {
-    "recipe": "it is what the whole run is compared with",
+    "recipe": "the whole run is compared with it",
     "seed": "the order of the images comes from it",
-    "batch_size": "the place in the data is step times batch_size",
-    "model": "it makes another network",
+    "batch_size": "the position in the data is step times batch_size",
+    "model": "it would be another network",
     "anchors": "the heads are trained for these anchors",
     "preprocess": "the network would see other values",
-    "weights": "they are read before the first step only",
+    "weights": "they are read only before the first step",
     "data.train": "it is the data of the run",
     "data.val": "the best checkpoint is chosen by it",
     "data.classes": "the heads are trained for these classes",
-    "data.canvas": "the network would see other pictures",
+    "data.canvas": "the network would see other images",
     "evaluate.metric": "the best checkpoint is chosen by it",
     "evaluate.iou_threshold": "the best checkpoint is chosen by it",
 }
 
 
-# Functions that a run may be given in place of the config's; known by name.
+# Functions that can replace the config's; a run records their names.
 OWN = Hooks._fields
 
 
@@ -58,14 +58,14 @@ class Change(NamedTuple):
 
 
 def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
-    """What differs from the config in the file, but for HARDWARE; "" if nothing does."""
+    """The differences from the config in the file, except for HARDWARE; "" if there are none."""
     return "; ".join(in_words(find_changes(config, path, free=HARDWARE)))
 
 
 def find_changes(
     config: ConfigDict, path: pathlib.Path, *, free: Collection[str]
 ) -> dict[str, Change]:
-    """The settings that are not as in the file, but for those that are `free`."""
+    """The settings that differ from the file, except for those in `free`."""
     before = dict(configs.flat_items(configs.read_config(path)))
     return {
         name: Change(before[name], value)
@@ -75,7 +75,7 @@ def find_changes(
 
 
 def in_words(changes: Mapping[str, Change]) -> Iterator[str]:
-    """Each change in words, with the reason why it cannot be, if there is one."""
+    """Each change as text, with the reason why it is not allowed, if there is one."""
     for name, (was, now) in changes.items():
         if name in OWN:
             was, now = (each or f"that of config.{name}" for each in (was, now))
@@ -94,20 +94,21 @@ def allowed_changes(
 ) -> dict[str, Change]:
     """The settings that change from here on; {} for a new run. `change` names those that may.
 
-    So do functions in place of the config's, whose names are `own`. Needs no data. `check_goes_on`
-    finds what only the data tell.
+    `own` has the names of the functions that replace the config's; they are treated like settings.
+    Needs no data: `check_goes_on` makes the checks that do.
 
     Raises:
-      UserError: a name is no setting; the run in the folder is another one, and in what.
+      UserError: a name is not a setting; or the run in the folder is another one, with the
+        differences.
     """
     _check_names(config, change)
     if not _can_go_on(workdir):
         if change:
             raise UserError(_nothing_to_change(workdir))
         return {}
-    # The same data may lie elsewhere by now.
+    # The same data may have moved to another folder.
     free = {*HARDWARE, *(f"data.{split}.root" for split in data_of_last_start(workdir))}
-    # What is named is recorded, even if it could have changed silently.
+    # Named settings are recorded, even those that could change without being named.
     free -= {name for name in change if not _why_fixed(name)}
     changes = find_changes(config, workdir / CONFIG_FILE, free=free)
     if (before := own_of_last_start(workdir)) is not None:
@@ -119,19 +120,19 @@ def allowed_changes(
 
 
 def _can_go_on(workdir: pathlib.Path) -> bool:
-    """Also with imported weights, whose checkpoint is of step 0."""
+    """Whether there is a checkpoint, that of imported weights (step 0) included."""
     return (workdir / CONFIG_FILE).is_file() and bool(saved_steps(workdir / CHECKPOINTS_FOLDER))
 
 
 def _nothing_to_change(workdir: pathlib.Path) -> str:
     if (workdir / CONFIG_FILE).is_file():
         return (
-            f"--change: the run in {workdir} has no checkpoint yet, so it begins anew with the "
-            "settings that are given. Leave --change out."
+            f"--change: the run in {workdir} has no checkpoint yet, so it starts from the "
+            "beginning with the given settings. Leave --change out."
         )
     return (
-        f"--change: there is no run in {workdir} whose settings could change. Give its "
-        "folder as --workdir, or leave --change out."
+        f"--change: there is no run in {workdir}, so there are no settings to change. Give the "
+        "folder of a run as --workdir, or leave --change out."
     )
 
 
@@ -141,14 +142,14 @@ def _another_config(
     named = (
         ""
         if any(map(_why_fixed, refused))
-        else f"add --change {','.join(changes)} (in Python change={tuple(changes)}) to have it so "
-        "from here on, "
+        else f"add --change {','.join(changes)} (in Python change={tuple(changes)}) to use the new "
+        "values from here on, "
     )
     what = "config" if refused.keys() - set(OWN) else " and ".join(refused)
     return AnotherRun(
         f"{workdir}: the run there was started with another {what}: {'; '.join(in_words(refused))}",
-        f"Go on with the same one, {named}or choose another --workdir, and with it "
-        f"--config.weights.path={workdir} to begin with the weights of this run.",
+        f"Resume with the same {what}, {named}or choose another --workdir, and add "
+        f"--config.weights.path={workdir} to start with the weights of this run.",
         refused,
     )
 
@@ -161,17 +162,17 @@ def check_goes_on(
     *,
     mesh: Mesh,
 ) -> None:
-    """Refuses data and `changes` that the run in the folder, if there is one, cannot go on with.
+    """Refuses data and `changes` with which the run in the folder, if any, cannot be resumed.
 
     Raises:
-      UserError: the data are others, or the optimizer's state would not fit.
+      UserError: the data differ, or the optimizer's state would not fit.
     """
     if not _can_go_on(workdir):
         return
     data, images = data_of_last_start(workdir), images_of_last_start(workdir)
     if any(name.startswith("data.test.") for name in changes):
         for before in (data, images):
-            before.pop("test", None)  # other data are what is asked for
+            before.pop("test", None)  # the change asks for other data
     for split, source in sources.items():
         for of, before, now in (
             ("annotations", data, source.fingerprint),
@@ -180,8 +181,8 @@ def check_goes_on(
             if now and now != before.get(split, now):
                 raise AnotherRun(
                     f"{workdir}: the run there was started with other data: the {of} of {split} "
-                    f"have the fingerprint {now}, and had {before[split]}",
-                    "Go on with the same data, or choose another --workdir.",
+                    f"now have the fingerprint {now}, and had {before[split]}",
+                    "Resume with the same data, or choose another --workdir.",
                 )
     _check_state(config, changes, sources["train"], mesh)
 
@@ -193,11 +194,9 @@ def describe_unchanged(
     *,
     own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> list[str]:
-    """Lines for the log: what is named to change and has no new value."""
+    """Lines for the log: settings named in `change` whose value is the same as before."""
     values = dict.fromkeys(OWN) | own | dict(configs.flat_items(config))
-    return [
-        f"--change {name}: it is {values[name]!r} already" for name in change if name not in changes
-    ]
+    return [f"--change {name}: already {values[name]!r}" for name in change if name not in changes]
 
 
 def record_and_save(
@@ -211,9 +210,9 @@ def record_and_save(
     step: int,
     is_start: bool,
 ) -> None:
-    """Writes config.json; the start comes first, so that no change is without its record.
+    """Writes config.json, after the record of the start, so that every change is recorded.
 
-    What an earlier start left of a step that was not finite goes.
+    Removes the files that an earlier start left about a step that was not finite.
     """
     if is_start:
         record_start(
@@ -233,7 +232,7 @@ def record_and_save(
 def describe_changes(
     config: ConfigDict, changes: Mapping[str, Change], *, images: int, step: int
 ) -> list[str]:
-    """Lines for the log of a run that goes on at `step` with other settings."""
+    """Lines for the log of a run that is resumed at `step` with other settings."""
     if not changes:
         return []
     lines = [f"from here on: {each}" for each in in_words(changes)]
@@ -242,8 +241,10 @@ def describe_changes(
         for each in (_former(config, changes), config)
     ]
     if rates[0] != rates[1]:
-        # A schedule that counts the end of a run may rise again where the end is moved.
-        lines.append(f"the learning rate at step {step} was {rates[0]:.3g}, and is {rates[1]:.3g}")
+        # If the end of the run moves, a schedule that depends on it may rise again.
+        lines.append(
+            f"the learning rate at step {step} was {rates[0]:.3g} and is now {rates[1]:.3g}"
+        )
     return lines + [f"warning: {each}" for each in experiment.schedule_warnings(config, images)]
 
 
@@ -252,11 +253,13 @@ def _check_names(config: ConfigDict, change: Collection[str]) -> None:
     for name in change:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"--change: got {name!r}, which is no setting. The nearest is {near}.")
+            raise UserError(
+                f"--change: got {name!r}, which is not a setting. The nearest is {near}."
+            )
 
 
 def _why_fixed(name: str) -> str:
-    """Why a setting cannot change on the way; "" if it can."""
+    """Why a setting cannot change in a run that has begun; "" if it can."""
     return next((why for each, why in FIXED.items() if f"{name}.".startswith(f"{each}.")), "")
 
 
@@ -271,7 +274,7 @@ def _former(config: ConfigDict, changes: Mapping[str, Change]) -> ConfigDict:
 def _check_state(
     config: ConfigDict, changes: Mapping[str, Change], source: Source, mesh: Mesh
 ) -> None:
-    """Refuses changes after which what the optimizer remembers would be of another shape."""
+    """Refuses changes after which the optimizer's state would have another structure."""
     of_optimizer = {name: each for name, each in changes.items() if name.startswith("optimizer.")}
     if not of_optimizer:
         return
@@ -285,7 +288,7 @@ def _check_state(
 
     if structure(config) != structure(_former(config, changes)):
         raise UserError(
-            f"--change: {'; '.join(in_words(of_optimizer))}: what the optimizer remembers of the "
-            "steps before would be of another shape. Leave it as it was, or choose another "
-            "--workdir and begin with the weights of this run (config.weights.path)."
+            f"--change: {'; '.join(in_words(of_optimizer))}: the saved state of the optimizer "
+            "would no longer fit. Leave it as it was, or choose another --workdir and start with "
+            "the weights of this run (config.weights.path)."
         )

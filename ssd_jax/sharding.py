@@ -1,4 +1,4 @@
-"""The only file that knows the topology: the mesh, and where state and batches lie on it."""
+"""The only file that knows the topology: the mesh, and how state and batches are sharded."""
 
 import functools
 import os
@@ -16,17 +16,17 @@ from ssd_jax.hardware import cores
 
 Tree = TypeVar("Tree")
 
-# The axis of the mesh, and of `jax.shard_map`, that the batch is cut along.
+# The axis of the mesh, and of `jax.shard_map`, over which the batch is sharded.
 BATCH_AXIS = "data"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:
-    """Without an accelerator, makes a device of each core; call it before anything else of JAX.
+    """Makes a device of each CPU core if there is no accelerator; call it before any use of JAX.
 
-    Two devices train a convolutional network half as fast again as one device with two threads.
-    Of several processes, those on one host share its cores. The devices of all of them together
-    divide the batch. JAX_NUM_CPU_DEVICES overrules it, and so does the older way of XLA_FLAGS.
+    Two devices train a convolutional network 1.5 times as fast as one device with two threads.
+    Processes on one host share its cores, and the batch is a multiple of the devices of all
+    processes. JAX_NUM_CPU_DEVICES takes precedence, and so does the older setting in XLA_FLAGS.
     """
     chosen = _DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not chosen:
@@ -39,29 +39,29 @@ def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1)
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """One axis, "data", over the given devices or all of them.
 
-    The axis is of type Auto: on Explicit axes, the default of `jax.make_mesh`, the reshape in the
-    heads raises `ShardingTypeError`.
+    The axis is of type Auto, because with Explicit axes, the default of `jax.make_mesh`, the
+    reshape in the heads raises `ShardingTypeError`.
     """
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that cannot be cut into equal parts, one for each device."""
+    """Refuses a batch that cannot be split equally over the devices."""
     if batch_size % mesh.size == 0:
         return
     processes = jax.process_count()
     fewer = [n for n in range(processes, mesh.size, processes) if batch_size % n == 0][-1:]
     raise UserError(
         f"config.batch_size: got {batch_size}, expected a multiple of the {mesh.size} devices. "
-        "Give another one"
-        + "".join(f", or hide all but {n} devices: {_hiding(mesh, n // processes)}" for n in fewer)
+        "Change it"
+        + "".join(f", or use only {n} devices: {_hiding(mesh, n // processes)}" for n in fewer)
         + "."
     )
 
 
 def _hiding(mesh: Mesh, seen: int) -> str:
-    """What shows a process only so many devices, in its environment."""
+    """The environment variable that limits the devices of a process to the first `seen`."""
     if mesh.devices.flat[0].platform == "cpu":
         return f"JAX_NUM_CPU_DEVICES={seen}"
     return f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(seen)))}"
@@ -73,15 +73,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis cut into one piece a device: batches."""
+    """The leading axis split into one part per device, for batches."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
 def state_specs(tree: Any, mesh: Mesh, sharding: str) -> Any:
-    """How each array of the training state, or its shape, is cut, as a `PartitionSpec`.
+    """The `PartitionSpec` of each array of the training state, or of its shape.
 
-    "replicated" cuts nothing. "fsdp" cuts an array of two or more axes along the largest one that
-    the number of devices divides, the last of equals; vectors are too small to be worth a message.
+    "replicated" shards nothing. "fsdp" shards arrays of two or more axes along the largest axis
+    that the number of devices divides, the last one of equal axes; vectors are too small to be
+    worth it.
     """
 
     def spec(leaf) -> PartitionSpec:
@@ -95,19 +96,19 @@ def state_specs(tree: Any, mesh: Mesh, sharding: str) -> Any:
 
 
 def state_shardings(tree: Any, mesh: Mesh, sharding: str) -> Any:
-    """`state_specs` on the mesh: where each array of the training state lies."""
+    """`state_specs` on the mesh: the sharding of each array of the training state."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), state_specs(tree, mesh, sharding), is_leaf=_is_spec
     )
 
 
 def shardings_of(tree: Any) -> Any:
-    """Where arrays lie."""
+    """The shardings of arrays."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def put(tree: Tree, shardings: Any) -> Tree:
-    """Puts host arrays, the same on every process, where `shardings` say."""
+    """Puts host arrays, the same on every process, on the devices, with these shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(
             np.shape(x), sharding, np.asarray(x).__getitem__
@@ -145,8 +146,8 @@ def mean_gradient(function: Callable, mesh: Mesh, *, sharding: str) -> Callable:
     """`function(params, constants, batch) -> (gradient, others)`, the means over the devices.
 
     Each device calls it on its own rows with whole parameters, inside `jax.shard_map` over
-    BATCH_AXIS. The gradient comes back as `sharding`, "replicated" or "fsdp", lays out the
-    parameters: all-reduced or reduce-scattered. `others` come back whole.
+    BATCH_AXIS. The gradient is returned with the sharding of the parameters: all-reduced for
+    "replicated", reduce-scattered for "fsdp". `others` are returned whole.
     """
 
     def sharded(params, constants, batch):
@@ -176,15 +177,15 @@ def _is_spec(x: object) -> bool:
 
 def _gathered(spec: PartitionSpec, piece: jax.Array) -> jax.Array:
     if spec == _WHOLE:
-        # A copy of the device's own: the gradient of a shared one would be summed at every use.
+        # Each device has its own copy, because the gradient of a shared one is summed at every use.
         return jax.lax.pcast(piece, BATCH_AXIS, to="varying")
     return jax.lax.all_gather(piece, BATCH_AXIS, axis=spec.index(BATCH_AXIS), tiled=True)
 
 
 def _means(tree: Tree, specs: Any) -> Tree:
-    """Over the devices, cut as `specs` say. Vectors and scalars go in one piece.
+    """Means over the devices, sharded by `specs`. Vectors and scalars are sent as one array.
 
-    XLA joins what is reduced at the same time into one message, but no more than 256 arrays.
+    XLA combines reductions of the same time into one message, but at most 256 arrays.
     """
 
     def large(x: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -208,7 +209,7 @@ def _means(tree: Tree, specs: Any) -> Tree:
 
 
 def whole(tree: Tree, mesh: Mesh) -> Tree:
-    """A whole copy on every device of what may be cut, as under "fsdp"."""
+    """A whole copy on every device of arrays that may be sharded, as under "fsdp"."""
     return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
@@ -217,7 +218,7 @@ def _same(tree: Tree) -> Tree:
 
 
 def gather(tree: Tree) -> Tree:
-    """The whole of arrays that are split over the mesh, as NumPy arrays on every process."""
+    """Sharded arrays as whole NumPy arrays on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
@@ -226,7 +227,7 @@ def gather(tree: Tree) -> Tree:
 
 
 def any_process(flag: bool) -> jax.Array:
-    """On every process how many devices [] have a process that says so; none waits for another."""
+    """The number of devices [] whose process has set the flag; does not wait for the others."""
     mesh = make_mesh()
     flags = np.full(jax.local_device_count(), flag, np.int32)
     return _sum(mesh)(jax.make_array_from_process_local_data(split(mesh), flags))

@@ -1,4 +1,4 @@
-"""The training split as the batches that a config asks for, from the host or from the devices."""
+"""The batches of the training split that a config describes, from the host or from a cache."""
 
 import contextlib
 import functools
@@ -27,14 +27,14 @@ from ssd_jax.ops.images import normalise, resize
 from ssd_jax.sharding import put_batch
 from ssd_jax.types import Batch
 
-# For each device, which several hundred images a second of each thread keep busy.
+# Per device: each thread decodes several hundred images a second, which keeps a device busy.
 _MOST_THREADS = 16
 
 
 def host_batches(
     config: ConfigDict, source: Source, *, start_step: int, num_threads: int
 ) -> Iterator[Batch]:
-    """The rows of this process, without end."""
+    """The rows of the batches that belong to this process, without end."""
     return train_batches(
         source,
         batch_size=config.batch_size,
@@ -50,7 +50,7 @@ def host_batches(
 
 
 def decoding_threads(config: ConfigDict) -> int:
-    """What the config says, or one for each core up to 16 for a device of this process."""
+    """The config's number, or one per core, at most 16 per device of this process."""
     threads = config.data.threads
     most = _MOST_THREADS * jax.local_device_count()
     return min(most, cores()) if threads is None else threads
@@ -59,7 +59,7 @@ def decoding_threads(config: ConfigDict) -> int:
 def network_inputs(
     config: ConfigDict, source: Source, *, count: int
 ) -> Float[np.ndarray, "B S S 3"]:
-    """The first `count` images, or all if there are fewer, as the network sees them, unaugmented.
+    """The first `count` images, or all if there are fewer, as network input without augmentation.
 
     The same on every process.
     """
@@ -83,7 +83,7 @@ def mesh_batches(
     """Names of the images of this process, and the batch on the mesh, without end."""
     if config.data.cache != "device":
         return _batches_from_host(config, source, mesh, start_step=start_step)
-    # Filled here, before the clocks and the progress bar of the training start.
+    # Filled here, before the clock and the progress bar of the training start.
     cache = fill_device_cache(
         source,
         mesh,
@@ -113,17 +113,19 @@ def _batches_from_host(config, source, mesh, *, start_step) -> Iterator[tuple[li
 
 
 def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
-    """The memory that the cache will take; refused where there is not as much.
+    """A line about the memory that the cache will take.
 
-    What a step needs beside it on the devices is known, and told, when that is compiled.
+    The memory that a step needs in addition is printed once the step is compiled. All processes
+    must call this: those of one host share its memory, and each keeps all images there.
 
-    All processes come here: those of one host share its memory, and each keeps all pictures there.
+    Raises:
+      UserError: there is not enough memory.
     """
     needed = cache_bytes(source, canvas=config.data.canvas)
     if config.data.cache == "ram":
         processes = exchange(socket.gethostname()).count(socket.gethostname())
         needed *= processes
-        # All there is: what other programs and the system's own cache hold can be given back.
+        # All memory of the machine, since what other programs and the page cache hold may be freed.
         where, free, beside = "memory", memory_bytes(), ""
         if processes > 1:
             where += f", a copy for each of {processes} processes on a host"
@@ -131,18 +133,18 @@ def describe_cache(config: ConfigDict, source: Source, mesh: Mesh) -> str:
         where = f"the memory of {mesh.size} devices"
         of_one = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
         free = of_one and of_one * mesh.size
-        beside = ", beside what a step needs"
+        beside = ", in addition to what a step needs"
     if free and needed > free:
         raise UserError(
             f"config.data.cache: {config.data.cache!r} needs {needed / 2**30:.1f} GiB of {where}; "
-            f"expected at most the {free / 2**30:.1f} GiB there are{beside}. Take 'none', or a "
+            f"expected at most the {free / 2**30:.1f} GiB available{beside}. Use 'none' or a "
             "smaller config.data.canvas."
         )
-    return f"decoded training pictures are kept in {where}: {needed / 2**20:,.1f} MiB{beside}"
+    return f"decoded training images are kept in {where}: {needed / 2**20:,.1f} MiB{beside}"
 
 
 def device_cache_bytes(config: ConfigDict, source: Source, mesh: Mesh) -> int:
-    """What `config.data.cache` keeps on each device."""
+    """The bytes that `config.data.cache` takes on each device."""
     if config.data.cache != "device":
         return 0
     return -(-cache_bytes(source, canvas=config.data.canvas) // mesh.size)

@@ -79,9 +79,11 @@ def test_a_command_is_read_by_its_metric_or_by_its_time():
     prints = f'{sys.executable} -S -c "print(\'first\'); print(\'{{\\"a\\": {{\\"b\\": 2.5}}}}\')"'
     assert compare._command_seconds(prints, "a.b")() == 2.5
     assert 0 < compare._command_seconds(prints, None)() < 60
-    with pytest.raises(UserError, match=r"its last line of output is .*, expected .* number a.c"):
+    with pytest.raises(
+        UserError, match=r"the last line of its output is .*, expected .* number a.c"
+    ):
         compare._command_seconds(prints, "a.c")()
-    with pytest.raises(UserError, match="it ended with exit code 3"):
+    with pytest.raises(UserError, match="ended with exit code 3"):
         compare._command_seconds("exit 3", None)()
 
 
@@ -201,7 +203,12 @@ def test_the_command_tells_and_writes(config, made_up_result, tmp_path, capsys):
     extra = ["--rounds", "2", "--json", str(out), "--profile", str(tmp_path / "trace")]
     assert main([*command, *extra]) == 0
     told = capsys.readouterr().out
-    for text in ("training step", "one picture", "a loop waits for it", "first answer after 2.0 s"):
+    for text in (
+        "training step",
+        "one image",
+        "a training loop waits for it",
+        "first prediction after 2.0 s",
+    ):
         assert text in told
     result = json.loads(out.read_text())
     assert result["programs"]["train"]["images_per_second"] > 0

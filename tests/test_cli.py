@@ -67,7 +67,7 @@ def test_what_computes_for_long_asks_for_large_pages(command, asked, monkeypatch
 def test_a_url_is_no_local_folder_called_s3(command, capsys):
     with pytest.raises(SystemExit):
         parsed(*command.split())
-    assert "expected a place on this machine" in capsys.readouterr().err
+    assert "expected a path on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_shapes_are_not_mixed_with_another_set(tmp_path, capsys, smaller):
     assert draw("3", "1") == 0
     assert draw("3", "1") == 0  # as `make quickstart` does
     assert draw(*smaller) == 2
-    assert "holds another set" in capsys.readouterr().err
+    assert "contains another data set" in capsys.readouterr().err
 
 
 def test_shapes_have_the_size_that_is_asked_for(tmp_path, capsys):

@@ -57,10 +57,12 @@ def test_the_cache_asks_the_devices_of_its_own_process_for_memory(shapes):
     mesh = Mock(spec=Mesh, size=2, local_devices=[own])
     config = tiny_config(shapes, data__cache="device")
     source = experiment.build_source(config, "train")
-    with pytest.raises(UserError, match=r"of 2 devices; expected at most .* beside what a step"):
+    with pytest.raises(
+        UserError, match=r"of 2 devices; expected at most .* in addition to what a step"
+    ):
         describe_cache(config, source, mesh)
     own.memory_stats = dict
-    assert describe_cache(config, source, mesh).endswith("MiB, beside what a step needs")
+    assert describe_cache(config, source, mesh).endswith("MiB, in addition to what a step needs")
 
 
 def test_what_the_device_cache_takes_is_not_there_for_the_step(shapes):

@@ -179,7 +179,7 @@ def test_no_cleaned_copy_where_nothing_is_clean(sick, tmp_path, capsys, suffix):
         path.write_bytes(b"<broken>")
     fixed = tmp_path / "fixed"
     assert doctor_report.run_doctor(str(sick), split=("all",), fix=fixed) == 3
-    assert "all images are bad: nothing to write" in capsys.readouterr().out
+    assert "because no image is usable" in capsys.readouterr().out
     assert not fixed.exists()
 
 

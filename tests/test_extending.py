@@ -86,7 +86,7 @@ def test_an_export_never_imports_the_backbone(page, monkeypatch):
     assert found.keys() == {"stablehlo"}
     module = sys.modules.pop("my_backbones")
     try:
-        with pytest.raises(UserError, match="Tiny, which is not imported on behalf of a file"):
+        with pytest.raises(UserError, match="Tiny, and code that a file names is never imported"):
             open_exported(out)
         assert "my_backbones" not in sys.modules
     finally:

@@ -74,8 +74,8 @@ def check_largest_batch(config, mesh, capsys):
     assert more <= found.per_device * (1 + 1 / 16) + 2
     told = capsys.readouterr().out
     assert f"config.batch_size={2 * found.per_device} on 2 x cpu" in told
-    assert "assumed: 0.01 GiB a device as told" in told
-    assert "4 images a device: " in told  # the batch of the config came first
+    assert "assumed: 0.01 GiB per device as given" in told
+    assert "4 images per device: " in told  # the batch of the config came first
 
 
 def test_the_batch_is_one_that_groups_divide_and_that_fits(
@@ -93,7 +93,7 @@ def test_the_batch_is_one_that_groups_divide_and_that_fits(
     config.augment.image_sizes = (64, 96, 80)
     check_largest_batch(config, two_devices, capsys)
     assert sizes == [64, 96]
-    with pytest.raises(UserError, match=r"a step with 2 images a device needs .* at most 0\.00"):
+    with pytest.raises(UserError, match=r"a step with 2 images per device needs .* at most 0\.00"):
         find_batch.find_batch(config, two_devices, classes=3, objects=3, limit=1000)
 
 
@@ -110,7 +110,7 @@ def test_a_batch_that_does_not_compile_does_not_fit(config, two_devices, monkeyp
     assert find_batch.find_batch(config, two_devices, **words).per_device == most
     assert "does not compile: RESOURCE_EXHAUSTED: no algorithm worked\n" in capsys.readouterr().out
     most = 0
-    with pytest.raises(UserError, match="a step with 2 images a device does not compile"):
+    with pytest.raises(UserError, match="a step with 2 images per device does not compile"):
         find_batch.find_batch(config, two_devices, **words)
 
 

@@ -29,7 +29,7 @@ def test_a_folder_is_trained_in_once_at_a_time(tmp_path):
     def train():
         return only_training(tmp_path, "runs/mine")
 
-    message = "runs/mine: another process trains"
+    message = "runs/mine: another process is training"
     with train(), pytest.raises(UserError, match=message), train():
         pass
     with train():

@@ -76,7 +76,7 @@ def test_a_run_that_stands_still_ends_early_and_stays_ended(shapes, tmp_path, ca
     ended = json.loads((tmp_path / "report.json").read_text())["step"]
     assert ended < 6
     assert losses(tmp_path)[-1].items() >= {"step": ended, "split": "val"}.items()
-    message = f"ended early, at step {ended} of 6: no better map_voc07 in 1 evaluations"
+    message = f"ended early, at step {ended} of 6: map_voc07 has not improved in 1 evaluations"
     assert message in capsys.readouterr().out
 
 

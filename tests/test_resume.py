@@ -59,10 +59,10 @@ def test_where_training_is_damaged_the_imported_weights_are_next(
     save_config(config, tmp_path / "config.json")
     shutil.rmtree(tmp_path / "checkpoints/4/variables")
     mesh = make_mesh(jax.devices()[:1])
-    with pytest.raises(UserError, match="are put aside"):
+    with pytest.raises(UserError, match="have been renamed"):
         run_training(config, tmp_path, mesh=mesh)
     run_training(config, tmp_path, mesh=mesh)
-    assert "begins with the imported weights" in capsys.readouterr().out
+    assert "starting with the imported weights" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["weights"] == {"imported": "import.txt is gone"}
     assert "import them into the new folder first" in (tmp_path / "report.html").read_text()

@@ -233,7 +233,7 @@ def test_a_diverged_run_stops_with_step_and_images(shapes, tmp_path, capsys):
         ("data.classes=('cross','ring')", "unknown class 'triangle'"),
         ("model.backbone=vgg61", "the nearest is vgg16"),
         ("optimiser.name=sgd", "nearest is --config.optimizer.name"),
-        ("anchors.scales=(0.1,0.2)", "one a feature map"),
+        ("anchors.scales=(0.1,0.2)", "one for each feature map"),
         ("weights.path=nothing.safetensors", "nothing.safetensors"),
     ],
 )
@@ -249,8 +249,11 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"anchors__scales": (0.1, 0.2)}, "one a feature map"),
-        ({"augment__image_sizes": (512, 64), "model__image_size": 512}, "such an image gives"),
+        ({"anchors__scales": (0.1, 0.2)}, "one for each feature map"),
+        (
+            {"augment__image_sizes": (512, 64), "model__image_size": 512},
+            "an image of this size gives",
+        ),
         ({"weights__path": "nothing.safetensors"}, "nothing.safetensors: no such file"),
         ({"data__val__root": " "}, r"config\.data\.val\.root: it is empty"),
     ],
@@ -278,7 +281,7 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_told_before_data_is_r
     monkeypatch.setattr("ssd_jax.experiment.open_data", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(UserError, match="got 12, expected a multiple of the 8 devices") as error:
         run_training(tiny_config(shapes, batch_size=12), tmp_path)
-    assert "hide all but 6 devices: JAX_NUM_CPU_DEVICES=6" in str(error.value)
+    assert "use only 6 devices: JAX_NUM_CPU_DEVICES=6" in str(error.value)
 
 
 def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():

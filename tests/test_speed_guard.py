@@ -51,7 +51,7 @@ def test_slower_once_is_another_program_on_the_machine(check):
 
 def test_another_device_has_no_baseline(check, tmp_path):
     (tmp_path / "baseline.json").write_text(json.dumps({"tpu": {"ratios": {"step": 1.0}}}))
-    with pytest.raises(SystemExit, match="it has tpu, but not cpu"):
+    with pytest.raises(SystemExit, match="has tpu, but not cpu"):
         check(2.0)
 
 

@@ -163,7 +163,7 @@ def test_a_folder_beside_the_seeds_is_passed_over_and_told(voc_table, tmp_path, 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "results.jsonl: no such file"), ("{", "results.jsonl: it cannot be read")],
+    [(None, "results.jsonl: no such file"), ("{", "results.jsonl cannot be read")],
 )
 def test_results_that_cannot_be_read_are_one_message(content, message, voc_table, tmp_path, capsys):
     if content:

@@ -1,10 +1,11 @@
-"""How long a checkpoint holds the training up, beside `torch.save` of the same arrays.
+"""How long a checkpoint delays the training, compared with `torch.save` of the same arrays.
 
     python experiments/checkpoint_speed/measure.py FOLDER [--rounds 9]
 
-The state of VGG16-SSD512 with 20 classes and its momentum, filled with noise, which compresses as
-badly as trained weights do. The tasks follow each other in every round, so that other work on the
-machine slows all of them alike; the folder should be on the disk that is meant. Needs torch.
+The arrays are the state of VGG16-SSD512 with 20 classes and its momentum, filled with noise, which
+compresses as badly as trained weights. The tasks follow each other in every round, so that other
+work on the machine slows all of them alike. FOLDER should be on the disk to be measured. Needs
+torch.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     state = full_state()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    one_round(arguments.folder, state, 1)  # loads what is loaded once
+    one_round(arguments.folder, state, 1)  # not counted: imports and first use
     rounds = []
     for step in range(2, arguments.rounds + 2):
         load = os.getloadavg()[0]

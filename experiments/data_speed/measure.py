@@ -1,10 +1,10 @@
-"""How fast records are read and batches made, beside what bare `pread`, OpenCV and MXNet reach.
+"""How fast records are read and batches made, compared with bare `pread`, OpenCV and MXNet.
 
     taskset -c 0 python experiments/data_speed/measure.py /tmp/records [--mxnet PYTHON]
 
 Each task runs in a process of its own, one after the other in every round, so that other work on
-the machine slows all of them alike. Figures are per second of processor time, of all threads
-together, in the median over the rounds. PYTHON is one that has MXNet 1.9.1 (Python 3.8).
+the machine slows all of them alike. Figures are per second of CPU time of all threads together, the
+median over the rounds. PYTHON is an interpreter that has MXNet 1.9.1 (Python 3.8).
 """
 
 import argparse
@@ -23,7 +23,7 @@ IMAGE_TASKS = ("decode", "batches")
 
 
 def make_jpegs():
-    """Pictures of SIZE and about IMAGE_BYTES: noise at all scales, as in photographs."""
+    """Images of SIZE and about IMAGE_BYTES: noise at all scales, as in photographs."""
     import cv2
     import numpy as np
 
@@ -68,7 +68,7 @@ def make_records(path):
 
 
 def task_function(task, path):
-    """(what to time, how many records or images it handles)."""
+    """(function to time, number of records or images it handles)."""
     import numpy as np
 
     if task == "mxnet":

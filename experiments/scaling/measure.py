@@ -1,10 +1,10 @@
-"""How training scales: measured on the devices at hand, modelled beyond, beside the claims.
+"""How training scales: measured on this machine, modelled beyond it, and compared with claims.
 
     python experiments/scaling/measure.py [--config FILE] [--images 8] [--steps 8] [--rounds 3]
 
-Every layout of processes and devices is measured in processes of its own, with as many images a
-device as in all the others. Without an accelerator a device is a core, and processes are pinned to
-theirs. Writes results.jsonl, a row a figure, and scaling.png into --out.
+Every layout of processes and devices is measured in processes of its own, with the same number of
+images per device. Without an accelerator a device is a core, and processes are pinned to their
+cores. Writes results.jsonl, one row per figure, and scaling.png to --out.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main():
     """Measures, models and draws; as a worker, runs one process of a layout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "quickstart.py"))
-    parser.add_argument("--images", type=int, default=8, help="a device")
-    parser.add_argument("--steps", type=int, default=8, help="a round")
+    parser.add_argument("--images", type=int, default=8, help="images per device")
+    parser.add_argument("--steps", type=int, default=8, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=HERE)
     parser.add_argument("--worker", nargs=3, metavar=("COORDINATOR", "PROCESSES", "PROCESS"))
@@ -77,19 +77,19 @@ def devices_at_hand():
 def measure(options):
     """A row for each layout; its rounds take turns with those of the other layouts."""
     backend, count = devices_at_hand()
-    told = {layout: [] for layout in layouts(count)}
+    results = {layout: [] for layout in layouts(count)}
     for _ in range(options.rounds):
-        for layout in told:
-            told[layout].append(run_layout(layout, options, backend))
+        for layout in results:
+            results[layout].append(run_layout(layout, options, backend))
     rows = []
-    for (processes, each), rounds in told.items():
+    for (processes, each), rounds in results.items():
         steps = [second for row in rounds for second in row["seconds"]]
-        seconds = min(steps)  # what else runs on the machine slows the others down
+        seconds = min(steps)  # other work on the machine slows the other steps
         devices = processes * each
         if rounds[0]["devices"] != devices:
             sys.exit(
-                f"{processes} processes of {each} devices saw {rounds[0]['devices']} in all. Is "
-                "CUDA_VISIBLE_DEVICES or the job's binding narrower than it says?"
+                f"{processes} processes of {each} devices saw {rounds[0]['devices']} in all. Check "
+                "whether CUDA_VISIBLE_DEVICES or the job's binding leaves fewer devices."
             )
         rows.append(
             {
@@ -111,7 +111,7 @@ def measure(options):
 
 
 def run_layout(layout, options, backend):
-    """Starts the processes of a layout and returns what the first one tells."""
+    """Starts the processes of a layout and returns the result of the first one."""
     processes, each = layout
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -152,7 +152,7 @@ def run_layout(layout, options, backend):
 
 
 def work(options):
-    """One process of a layout: the training step on made-up pictures, timed step by step."""
+    """One process of a layout: the training step on synthetic images, timed step by step."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -209,13 +209,13 @@ def work(options):
         jax.block_until_ready(metrics)
         if number >= 2:  # the first ones are slower
             seconds.append(time.perf_counter() - since)
-    told = {
+    result = {
         "devices": mesh.size,
         "seconds": seconds,
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(variables["params"])),
         "device": "CPU core" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 # ---- modelled ----
@@ -235,7 +235,7 @@ def efficiency(step_seconds, size, gpus, network):
 
 
 def model(basis, origin):
-    """A row for each number of GPUs and network; `origin` tells where the step's time is from."""
+    """A row for each number of GPUs and network; `origin` is the source of the step's time."""
     rows = []
     for name, network in NETWORKS.items():
         for gpus in (1, 2, 4, 8, 16, 32):
@@ -256,7 +256,7 @@ def model(basis, origin):
 
 
 def claims():
-    """What was claimed for the original."""
+    """The rows of what Amazon claimed for the original."""
     return [
         {
             "kind": "claimed",

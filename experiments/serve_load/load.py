@@ -93,7 +93,7 @@ class Load:
                 self.note("good", right, f"{status} {content[:200]}")
 
     def bad(self):
-        """Asks for what must be refused, with a status and a reason."""
+        """Sends requests that must be refused with a status and a reason."""
         picture = self.pictures[0]
         claim = bytearray(cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes())
         claim[16:24] = (60_000).to_bytes(4, "big") * 2
@@ -152,7 +152,7 @@ class Load:
         return False
 
     def ping(self):
-        """Has another process ask whether the server is healthy: this one is busy with clients."""
+        """Has another process ask whether the server is healthy, because this one is busy."""
         times, sender = multiprocessing.Pipe(duplex=False)
         seconds = self.end - time.perf_counter()
         process = multiprocessing.get_context("spawn").Process(
@@ -171,7 +171,7 @@ class Load:
             time.sleep(0.5)
 
     def figures(self):
-        """Memory grows from the second tenth of the time on, when all is in use, to the last."""
+        """The figures; memory growth counts from the second tenth of the time, after warm-up."""
         tenth = max(1, len(self.memory) // 10)
         before = statistics.median(self.memory[tenth : 2 * tenth])
         after = statistics.median(self.memory[-tenth:])

@@ -1,4 +1,4 @@
-"""What the server adds to its engine, and what it stands under load.
+"""What the server costs in addition to its engine, and how it behaves under load.
 
     python experiments/serve_load/measure.py run FOLDER [--config.NAME=VALUE ...]
     python experiments/serve_load/measure.py FOLDER [--seconds 600] [--rounds 300] [--engine jax]
@@ -6,8 +6,8 @@
 The first makes the folder of a run of random weights, by default SSD512 on ResNet-50. The second
 serves FOLDER, of a run or exported, and prints figures, which it also appends to results.jsonl:
 
-    start       seconds from the command to /ping, without and with what was compiled before
-    latency     of one client, in turn with the engine called in this process on the same pictures
+    start       seconds from the command to /ping, with an empty and with a filled compilation cache
+    latency     of one client, in turn with the engine called in this process on the same images
     throughput  of 8 clients, in turn with the engine at each batch size
     load        --seconds of good, bad and slow requests at once; then SIGTERM
 """
@@ -37,7 +37,7 @@ RESULTS = pathlib.Path(__file__).with_name("results.jsonl")
 
 
 def make_run(folder, settings):
-    """A run at step 0: random weights, whose scores all lie near each other."""
+    """A run at step 0: random weights, with scores that are all close together."""
     import optax
 
     from ssd_jax import config as configs
@@ -60,7 +60,7 @@ def make_run(folder, settings):
 
 
 def as_if_trained(config, variables):
-    """Activations and outputs of about the size that those of a trained detector have.
+    """Makes activations and outputs about as large as those of a trained detector.
 
     The statistics of BatchNorm become those of a picture; with the first ones activations grow with
     every layer. Else what engines round differently would move boxes further than an export allows.
@@ -113,7 +113,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "SSD_JAX_CACHE": str(cache)},
             )
-        atexit.register(self.process.kill)  # where a measurement fails
+        atexit.register(self.process.kill)  # if a measurement fails
         self.port = self._wait(lambda: self._told("listening"))["port"]
         self._wait(lambda: self.get("/ping")[0] == 200)
         self.start_seconds = time.perf_counter() - start
@@ -170,7 +170,7 @@ def measure_start(arguments, folder):
 
 
 def measure_latency(server, engine, pictures, rounds):
-    """Seconds of one picture at a time, by the server and by the engine in this process."""
+    """Seconds of one image at a time, by the server and by the engine in this process."""
     from ssd_jax.data.decode import decode_image
 
     def in_process(picture):
@@ -204,7 +204,7 @@ def measure_latency(server, engine, pictures, rounds):
 
 
 def measure_throughput(server, engine, pictures, turns=5, seconds=12.0):
-    """Pictures a second of CLIENTS at once, and of the engine at each batch size, in turns."""
+    """Images per second of CLIENTS at once, and of the engine at each batch size, in turns."""
     from ssd_jax.data.decode import decode_image
 
     canvas, extent, _ = decode_image(pictures[0], "it", engine.canvas)
@@ -229,7 +229,7 @@ def measure_throughput(server, engine, pictures, turns=5, seconds=12.0):
 
 
 def clients_rate(server, pictures, seconds):
-    """Pictures a second, from the first batch of answers to the last one."""
+    """Images per second, from the first batch of answers to the last one."""
     done, end = [], time.perf_counter() + seconds
 
     def client():
@@ -239,7 +239,7 @@ def clients_rate(server, pictures, seconds):
                 done.append(time.perf_counter())
 
     in_threads([client] * CLIENTS)
-    # Answers of a batch come together, and those of the first were begun before the time was.
+    # Answers of a batch come together, and those of the first batch were begun before the clock.
     first, last = min(done), max(done)
     return sum(each > first + 0.1 for each in done) / (last - first)
 
@@ -252,7 +252,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--engine", default="auto", help="what runs an exported model")
+    parser.add_argument("--engine", default="auto", help="engine of an exported model")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()

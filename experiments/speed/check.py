@@ -1,12 +1,12 @@
-"""Has anything become slower? Key ratios against a bare loop of the same run, beside a baseline.
+"""Checks whether anything has become slower: ratios to a bare loop, compared with a baseline.
 
     python experiments/speed/check.py [--write] [--rounds 9] [--config FILE]
 
-Ends with exit code 1 when a ratio is worse by more than 15 %, twice in a row. --write makes what is
-measured the baseline, baseline.json. There is one for each config, kind of device and, of CPUs,
-number of cores, because their ratios differ. On CPUs the default is quickstart's: on a GPU a
-small network would tell how quickly kernels are launched, so there it is SSD512 with VGG16 in
-bfloat16, in batches of 64.
+Ends with exit code 1 if a ratio is worse by more than 15 % twice in a row. --write makes the
+measured ratios the baseline, baseline.json. There is one for each config, kind of device and, for
+CPUs, number of cores, because their ratios differ. On CPUs the default config is quickstart. On a
+GPU a small network would only measure how quickly kernels are launched, so the default there is
+SSD512 with VGG16 in bfloat16, with batches of 64.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def main():
     if subject not in baselines:
         known = "; ".join(baselines) or "nothing"
         sys.exit(
-            f"{options.baseline}: it has {known}, but not {subject}. On a quiet machine, "
-            "make it with --write."
+            f"{options.baseline} has {known}, but not {subject}. Make it with --write on an idle "
+            "machine."
         )
     baseline = baselines[subject]["ratios"]
     slower = worse(measured, baseline)
@@ -61,7 +61,7 @@ def main():
 
 
 def contests_of(path):
-    """Of each name two functions, ours and the bare one that it is measured by; and of what."""
+    """Two functions by name, ours and the bare one that it is compared with; and the subject."""
     import jax
 
     from ssd_jax.benchmark.parts import augment_program, loss_program
@@ -96,7 +96,7 @@ def contests_of(path):
 
 
 def subject_of(name, config, device_kind):
-    """What a baseline is of."""
+    """The key of a baseline: config, dtype, batch and device."""
     from ssd_jax.hardware import cores
 
     with_cores = f", {cores()} cores" if device_kind == "cpu" else ""
@@ -136,7 +136,7 @@ def worse(measured, baseline):
 
 
 def table(measured, baseline):
-    """A line a ratio."""
+    """The ratios as text, one per line."""
     return "\n".join(
         f"{name:28} {ratio:7.3f} times the bare loop; baseline {baseline[name]:7.3f}, "
         f"{ratio / baseline[name] - 1:+.0%}"

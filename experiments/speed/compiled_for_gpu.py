@@ -1,15 +1,15 @@
-"""What XLA makes of a training step for an H200, on a machine that has none.
+"""Compiles a training step for an H200 on a machine that has none, and describes the program.
 
     pip install jax-cuda12-plugin jax-cuda12-pjrt         # of the version of jaxlib
     JAX_PLATFORMS=cpu python experiments/speed/compiled_for_gpu.py CONFIG [--devices N] [--rows N]
         [--config.batch_size=64] [--config.model.dtype=bfloat16]
 
 Compiles for minutes, executes nothing, and prints as JSON the memory that XLA has planned, the
-bytes that the kernels read and write, the kernels that move most, and how many are launched, those
-of a loop once a round. A loop whose rounds depend on data is counted with one, and with its
-condition, which is launched once more than there are rounds. The bytes are those of arguments and
-results, each once: what caches keep is not taken off, and what a kernel reads twice not added. XLA
-chooses no kernels by trying them, as it does on a GPU; times are not to be had here.
+bytes that the kernels read and write, the kernels that move the most bytes, and the number of
+launches, those of a loop once per round. A loop whose rounds depend on data counts as one round,
+and its condition as launched once more than the rounds. The bytes are those of arguments and
+results, each once: caches are not considered, nor data that a kernel reads twice. Without a GPU,
+XLA cannot choose kernels by trying them, and no times can be measured.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
 _BODY = re.compile(r"body=%?([\w.-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# They name what is there.
+# They only name existing buffers.
 _FREE = {"get-tuple-element", "parameter", "tuple", "bitcast", "constant"}
 
 
@@ -55,7 +55,7 @@ class Kernel(NamedTuple):
 
 
 def mesh_without_devices(count: int) -> jax.sharding.Mesh:
-    """Of H200s that are not there; what is compiled for it cannot run."""
+    """A mesh of H200s that are not present; programs compiled for it cannot run."""
     devices = topologies.get_topology_desc(
         platform="cuda", target_config=H200.read_text(), topology=f"1x1x{count}"
     ).devices
@@ -63,7 +63,7 @@ def mesh_without_devices(count: int) -> jax.sharding.Mesh:
 
 
 class Loop(NamedTuple):
-    """A loop of a compiled program; `rounds` is None where they depend on data.
+    """A loop of a compiled program; `rounds` is None if they depend on data.
 
     Then each round asks the condition first, and `launches_to_end` ask it for the last time.
     """
@@ -75,13 +75,13 @@ class Loop(NamedTuple):
 
     @property
     def launches(self) -> int:
-        """All of them; of one round where the rounds depend on data."""
+        """The launches of all rounds; of one round if the rounds depend on data."""
         rounds = 1 if self.rounds is None else self.rounds
         return rounds * self.launches_a_round + self.launches_to_end
 
 
 def computations(program: str) -> dict[str, list[str]]:
-    """The lines of each computation of a compiled program; the entry's also stand under ""."""
+    """The lines of each computation of a compiled program; the entry's are also under ""."""
     found: dict[str, list[str]] = {}
     for line in program.splitlines():
         if head := _HEAD.match(line):
@@ -128,7 +128,7 @@ def _stage(line: str) -> str:
 
 
 def bytes_of(shape: str) -> int:
-    """Of all arrays in the text of a shape, as `(bf16[64,512]{1,0}, s32[])`."""
+    """The bytes of all arrays in the text of a shape, e.g. `(bf16[64,512]{1,0}, s32[])`."""
     total = 0
     for kind, sides in _ARRAY.findall(shape):
         bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind))
@@ -165,7 +165,7 @@ def main():
     kernels, loops = kernels_of(found[""]), loops_of(found)
     launches = len(kernels) - len(loops) + sum(loop.launches for loop in loops)
     moved = sorted(kernels, key=lambda kernel: -kernel.written - kernel.read)
-    told = {
+    result = {
         "config": options.config,
         "batch_size": config.batch_size,
         "dtype": config.model.dtype,
@@ -177,7 +177,7 @@ def main():
         "gigabytes": sum(kernel.written + kernel.read for kernel in kernels) / 1e9,
         "most": [kernel._asdict() for kernel in moved[: options.rows]],
     }
-    json.dump(told, sys.stdout, indent=2)
+    json.dump(result, sys.stdout, indent=2)
     print()
 
 

@@ -1,9 +1,9 @@
-"""What `ssd_jax.models` computes otherwise than XLA on CPUs, and what that saves.
+"""The layers that `ssd_jax.models` computes differently from XLA on CPUs, and what that saves.
 
     python experiments/speed/cpu_kernels.py [--rounds 5]
 
-Prints a line each: processor seconds and wall seconds of XLA's own way and of ours, the median of
-rounds in which the two take turns, on layers of SSD512.
+Prints one line per layer of SSD512: CPU seconds and wall seconds of XLA's own way and of ours, the
+median of rounds in which the two take turns.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What evaluation costs at the size of VOC2007 test: the metrics, and boxes out of scores.
+"""The cost of evaluation at the size of VOC2007 test: metrics, decoding and NMS.
 
     python experiments/speed/evaluation.py [--rounds 5]
 
-Boxes are made up: 4,952 images with 14,976 objects of 20 classes, and 100 detections an image, of
-which half of the objects have one that is near. Prints seconds as JSON, the median of the rounds:
+Boxes are synthetic: 4,952 images with 14,976 objects of 20 classes, and 100 detections per image,
+one of them near each of half of the objects. Prints seconds as JSON, the median of the rounds:
 
-    voc          `evaluate_voc`, of the processor
-    coco         `evaluate_coco`, and beside it faster-coco-eval alone on a file's worth of dicts
-    detections   decoding and suppression of an image's 24,564 anchors in 20 classes, wall time
+    voc          `evaluate_voc`, CPU time
+    coco         `evaluate_coco`, and faster-coco-eval alone on the dicts of a file
+    detections   decoding and NMS of an image's 24,564 anchors in 20 classes, wall time
 """
 
 import argparse
@@ -29,7 +29,7 @@ BATCHES = 8  # one after the other, as in evaluation
 
 
 def boxes_and_labels(rng, count):
-    """In pixels of a picture of 500 x 375."""
+    """Boxes in pixels of an image of 500 x 375."""
     sides = np.minimum(rng.uniform(20, 300, (count, 2)), [480, 355])
     corner = rng.uniform(0, 1, (count, 2)) * ([500, 375] - sides)
     boxes = np.concatenate([corner, corner + sides], 1).astype(np.float32)
@@ -54,7 +54,7 @@ def make_problem(seed=0):
 
 
 def coco_alone(truths, found):
-    """What a program without this package does with the same boxes, from dicts to numbers."""
+    """The work of a program without this package for the same boxes, from dicts to numbers."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     def annotations(records, **more):

@@ -1,10 +1,10 @@
-"""How the cost of a step, of an evaluation and of the order of the data grows; measured and drawn.
+"""Measures and plots how the cost of a step, of an evaluation and of the data order grows.
 
     python experiments/speed/growth.py [--quick] [--config FILE] [--rounds 5] [--out DIR]
 
-One setting grows at a time, the others stay those of the config; its sizes take turns. Writes
-growth.jsonl, a row a figure, and growth.png. The dotted lines grow in proportion. --quick takes few
-sizes of a thin network.
+One setting grows at a time, while the others keep the values of the config; its sizes take turns.
+Writes growth.jsonl, one row per figure, and growth.png. The dotted lines show proportional growth.
+--quick takes few sizes of a narrow network.
 """
 
 import argparse
@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Axis(NamedTuple):
-    """What grows: `program` is measured at each of `sizes`."""
+    """A setting that grows: `program` is measured at each of `sizes`."""
 
     program: str
     sizes: tuple[int, ...]
@@ -84,14 +84,14 @@ def measure(name, options):
         figures = programs(name, axis, sizes, config, options)
     rows = []
     for size, (seconds, bytes_) in figures.items():
-        told = {"axis": name, "size": size, "program": axis.program, "seconds": seconds}
-        rows.append(told | {"bytes": bytes_, "load": round(os.getloadavg()[0], 1)})
+        row = {"axis": name, "size": size, "program": axis.program, "seconds": seconds}
+        rows.append(row | {"bytes": bytes_, "load": round(os.getloadavg()[0], 1)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def programs(name, axis, sizes, config, options):
-    """Of each size the seconds of its fastest call, and the bytes of a device."""
+    """For each size the seconds of its fastest call, and the bytes on a device."""
     import jax
 
     from ssd_jax.benchmark import parts, workload
@@ -105,21 +105,21 @@ def programs(name, axis, sizes, config, options):
     }[axis.program]
     made = {}
     for size in sizes:
-        changed, words, devices = config.copy_and_resolve_references(), {"classes": 20}, 1
+        changed, extra, devices = config.copy_and_resolve_references(), {"classes": 20}, 1
         if name == "image size, px":
             changed.model.image_size = changed.data.canvas = size
         elif name == "images of a batch":
             changed.batch_size = size
         elif name == "objects of an image":
-            words["objects"] = size
+            extra["objects"] = size
         elif name == "classes":
-            words["classes"] = size
+            extra["classes"] = size
         else:
             devices = size  # with as many images each
             changed.batch_size *= size
         if devices <= jax.device_count():
             mesh = make_mesh(jax.devices()[:devices])
-            work = workload.make_workload(changed, mesh, **words)
+            work = workload.make_workload(changed, mesh, **extra)
             made[size] = build(work)
     seconds = take_turns({size: p.call for size, p in made.items()}, rounds=options.rounds)
     return {size: (min(seconds[size]), made[size].memory.total) for size in made}

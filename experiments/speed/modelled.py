@@ -1,8 +1,8 @@
-"""What a training step needs at least on an H200: the modelled table of docs/performance.md.
+"""The least time of a training step on an H200: the modelled table of docs/performance.md.
 
     JAX_PLATFORMS=cpu python experiments/speed/modelled.py CONFIG ... [--config.NAME=VALUE ...]
 
-Traces for half a minute, compiles and executes nothing, and prints a line of JSON a config.
+Traces for half a minute, compiles and executes nothing, and prints one line of JSON per config.
 """
 
 import argparse
@@ -28,7 +28,7 @@ H200 = {"peak": 790e12, "bandwidth": 4.3e12}
 
 
 def row(kernels, images):
-    """Its figures: of an image, of a second, and the parts of the least time."""
+    """The figures of a program: per image, per second, and as fractions of the least time."""
     least = roofline_seconds(kernels, **H200)
     bound = [k for k in kernels if k.operations / H200["peak"] > k.bytes / H200["bandwidth"]]
     parts = grouped(kernels, stage_of).items()
@@ -43,7 +43,7 @@ def row(kernels, images):
 
 
 def main():
-    """Prints one JSON object a config."""
+    """Prints one JSON object per config."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     options, rest = parser.parse_known_args()
@@ -52,8 +52,8 @@ def main():
         configs.override(config, configs.split_assignments(rest))
         check(config)
         step = traced_step(config, make_mesh(jax.devices()[:1]))
-        told = row(program_kernels(step.jaxpr), config.batch_size)
-        print(json.dumps({"config": path, **told}))
+        figures = row(program_kernels(step.jaxpr), config.batch_size)
+        print(json.dumps({"config": path, **figures}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is compared: recipes, parts of `best`, and the protocol that all of them share."""
+"""The arms of the comparison: recipes, parts of `best`, and the protocol that all share."""
 
 import pathlib
 import types
@@ -11,20 +11,20 @@ from ssd_jax.config_check import check
 from ssd_jax.data.open import open_data
 from ssd_jax.recipes import recipe_config
 
-# Of a recipe's 240 epochs; decay_epochs and the moving average shrink with the run.
+# The epochs of a recipe; decay_epochs and the EMA are shortened with the run.
 RECIPE_EPOCHS = 240.0
 # `best` averages over 5,000 steps (a decay of 0.9998) of the 124,000 of 240 epochs of VOC07+12.
 AVERAGED_PART = 0.04
 WARMUP_PART = 0.05
-# The highest rates: the paper's at batch 32; the published 0.004 at batch 64 of mxnet-ssd, halved.
+# Peak learning rates: the paper's at batch 32; half of mxnet-ssd's 0.004 at batch 64.
 RATES = {"paper": 1e-3, "sagemaker": 2e-3, "best": 1e-3}
-# In proportion to the batch, 8 for 32, but for `sagemaker`, which divides its losses by all anchors
-# that count: of these a quarter are positives, and a short run leads nowhere at its own rate.
+# In proportion to the batch (8 instead of 32), except for `sagemaker`: it divides its losses by all
+# anchors that count, a quarter of which are positives, and its own rate is too low for a short run.
 REDUCED_RATES = {"paper": 2.5e-4, "sagemaker": 1e-3, "best": 2.5e-4}
 
 
 class Scale(NamedTuple):
-    """How much of it all is done; `train` and `val` are numbers of images, None for all."""
+    """The size of the experiment; `train` and `val` are numbers of images, None for all."""
 
     name: str
     image_size: int
@@ -33,15 +33,15 @@ class Scale(NamedTuple):
     batch_size: int
     epochs: float
     evaluations: int
-    frozen: str = ""  # names of the backbone's layers that stay as they were
+    frozen: str = ""  # pattern of the backbone's layers that are not trained
     width: float = 1.0
-    decays: tuple[float, ...] = ()  # parts of the run after which a step schedule falls to a tenth
+    decays: tuple[float, ...] = ()  # fractions of the run after which the rate falls to a tenth
     rates: Mapping[str, float] = types.MappingProxyType(RATES)
 
 
 FULL = Scale("full", 300, None, None, batch_size=32, epochs=120.0, evaluations=12)
-# About 45 minutes of two quiet CPU cores. The recipes spend one or two thirds of a run at a tenth
-# of the rate and less, which a run of so few steps cannot afford.
+# About 45 minutes on two idle CPU cores. The recipes spend one or two thirds of a run at a tenth of
+# the rate or less, which a run of so few steps cannot afford.
 REDUCED = Scale(
     "reduced",
     128,
@@ -57,7 +57,7 @@ REDUCED = Scale(
 
 
 class Arm(NamedTuple):
-    """A recipe, and the settings that are not the recipe's.
+    """A recipe, and the settings that differ from it.
 
     With `weights_of` nothing is trained: the weights of that arm are measured with these settings.
     """
@@ -68,7 +68,7 @@ class Arm(NamedTuple):
 
 
 def arms(scale: Scale) -> dict[str, Arm]:
-    """Everything that is compared, by name."""
+    """All arms by name."""
     sizes = tuple(round(part * scale.image_size) for part in (1.0, 1.2, 1.4))
     scores = {"model.class_activation": "sigmoid"}
     varifocal = {"loss.class_loss": "varifocal", "loss.focal_alpha": 0.75}
@@ -117,30 +117,30 @@ def arm_config(
     config.evaluate.update({"every_epochs": scale.epochs / scale.evaluations, "batch_size": 20})
     config.checkpoint.update({"every_steps": 1000, "keep_latest": 1})
 
-    words = config.optimizer
+    settings = config.optimizer
     images = len(open_data(str(data), split=("train",), classes=classes))
     steps = scale.epochs * images / scale.batch_size
-    words.learning_rate = scale.rates[arm.recipe]
-    words.warmup_steps = max(1, round(WARMUP_PART * steps))
-    words.clip_norm = 35.0
-    decays = scale.decays or tuple(epochs / RECIPE_EPOCHS for epochs in words.decay_epochs or ())
+    settings.learning_rate = scale.rates[arm.recipe]
+    settings.warmup_steps = max(1, round(WARMUP_PART * steps))
+    settings.clip_norm = 35.0
+    decays = scale.decays or tuple(e / RECIPE_EPOCHS for e in settings.decay_epochs or ())
     if decays:
-        words.decay_epochs = tuple(part * scale.epochs for part in decays)
-    if words.ema_decay:
-        words.ema_decay = max(0.0, 1 - 1 / max(1.0, AVERAGED_PART * steps))
+        settings.decay_epochs = tuple(part * scale.epochs for part in decays)
+    if settings.ema_decay:
+        settings.ema_decay = max(0.0, 1 - 1 / max(1.0, AVERAGED_PART * steps))
     if scale.frozen:
         frozen = ((f"params/backbone/{scale.frozen}", 0.0),)
-        words.rate_multipliers = (*words.rate_multipliers, *frozen)
+        settings.rate_multipliers = (*settings.rate_multipliers, *frozen)
     config.update_from_flattened_dict(dict(arm.changes))
     check(config)
     return config
 
 
 def folder_of(runs: pathlib.Path, name: str, seed: int) -> pathlib.Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return runs / f"{folder_name(name)}-{seed}"
 
 
 def folder_name(name: str) -> str:
-    """The name of an arm as part of the names of files."""
+    """The name of an arm for use in file names."""
     return name.replace(" ", "_")

@@ -1,4 +1,4 @@
-"""What is told of the runs that have finished: rows, a table, curves, the ablation."""
+"""The results of finished runs: rows, a table, curves, the ablation."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ def collect(runs: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
 
 
 def told_before(out: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
-    """The rows of a results.jsonl whose arms are still what they were."""
+    """The rows of an earlier results.jsonl whose arms have not changed since."""
     path = out / "results.jsonl"
     rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
     now = {name: json.loads(json.dumps(dict(arm.changes))) for name, arm in arms(scale).items()}
@@ -34,14 +34,14 @@ def told_before(out: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
 def merged(
     rows: list[dict[str, Any]], others: list[dict[str, Any]], scale: Scale
 ) -> list[dict[str, Any]]:
-    """`rows`, and those of other runs, in the order of the arms and seeds."""
+    """`rows`, and `others` for the other runs, in the order of the arms and seeds."""
     names = list(arms(scale))
     both = {(row["arm"], row["seed"]): row for row in (*others, *rows)}
     return [both[key] for key in sorted(both, key=lambda key: (names.index(key[0]), key[1]))]
 
 
 def row_of(name: str, arm: Arm, report: dict[str, Any]) -> dict[str, Any]:
-    """What results.jsonl says of a run."""
+    """The row of a run in results.jsonl."""
     row = {
         "arm": name,
         "seed": report["seed"],
@@ -85,7 +85,7 @@ def by_arm(rows: list[dict[str, Any]], key: str = "map_voc07") -> dict[str, dict
 
 
 def differences(values: dict[str, dict[int, float]], base: str) -> dict[str, list[float]]:
-    """arm -> what it has more than `base` with the same seed."""
+    """arm -> its differences from `base` with the same seed."""
     own = values.get(base, {})
     found = {
         arm: [value - own[seed] for seed, value in sorted(seeds.items()) if seed in own]
@@ -96,7 +96,7 @@ def differences(values: dict[str, dict[int, float]], base: str) -> dict[str, lis
 
 
 def described(scale: Scale) -> str:
-    """One line on what was done."""
+    """One line that describes the experiment."""
     train, val = scale.train or "all", scale.val or "all"
     images = f"{train} images" if train == val else f"{train} + {val} images"
     frozen = f", {scale.frozen} of VGG16 not trained" if scale.frozen else ""
@@ -107,7 +107,7 @@ def described(scale: Scale) -> str:
 
 
 def table(rows: list[dict[str, Any]], scale: Scale) -> str:
-    """Markdown: the mean over seeds [the lowest, the highest] in percent, and against `best`."""
+    """Markdown: mean over seeds [lowest, highest] in percent, and the difference from `best`."""
     columns = [by_arm(rows, key) for key in ("map_voc07", "map_voc12", "map_coco")]
     against = differences(columns[0], "best")
     lines = [
@@ -161,7 +161,7 @@ def draw_curves(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) ->
 
 
 def draw_ablation(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) -> None:
-    """What each arm has more than `best`: a dot a seed, a bar to the mean."""
+    """The difference of each arm from `best`: one dot per seed, and a bar to the mean."""
     against = differences(by_arm(rows), "best")
     with plot_style() as new_figure:
         figure = new_figure(8, 1.6 + 0.34 * len(against))
@@ -175,6 +175,8 @@ def draw_ablation(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) 
         axes.set_yticks(range(len(against)), list(against))
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("points of mAP@.5 (VOC07 11-point) more than best with the same seed")
+        axes.set_xlabel(
+            "difference from best with the same seed, points of mAP@.5 (VOC07 11-point)"
+        )
         axes.set_title(textwrap.fill(described(scale), 80), fontsize="medium")
         save_plot(figure, path)

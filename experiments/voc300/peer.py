@@ -1,15 +1,15 @@
-"""torchvision's SSD with VGG16 on the same photos, weights, epochs, batch and rate: a peer.
+"""A peer: torchvision's SSD with VGG16, with the same photos, weights, epochs, batch and rate.
 
     python experiments/voc300/peer.py --data FOLDER --weights FILE --out DIR
         [--reduced] [--fc6 FACTOR] [--seed N]
     ssd-jax evaluate --detections DIR/012 --ground-truth FOLDER --split val
 
-FOLDER is that of run.py; with --reduced it is the one that run.py makes, runs/voc300/reduced/data,
-which has half of the photos to measure on. Needs torch, torchvision and safetensors, and nothing of
-ssd_jax. Network, matching, losses and detections are those of torchvision.models.detection.ssd,
-augmentation is the "ssd" policy of its detection references in torchvision's own transforms. What
-it detects is written as the result files of the VOC devkit, DIR/EPOCH/comp4_det_val_CLASS.txt.
-README.md has what came of it.
+FOLDER is that of run.py; with --reduced it is the folder that run.py makes, runs/voc300/reduced/
+data, which has half of the validation photos. Needs torch, torchvision and safetensors, but not
+ssd_jax. Network, matching, losses and detections are those of torchvision.models.detection.ssd; the
+augmentation is the "ssd" policy of its detection references in torchvision's own transforms. The
+detections are written as result files of the VOC devkit, DIR/EPOCH/comp4_det_val_CLASS.txt.
+README.md has the results.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.transforms import v2
 
-MEANS = (123.68, 116.779, 103.939)  # of RGB, as the weights want them
+MEANS = (123.68, 116.779, 103.939)  # of RGB, as the weights expect
 MOMENTUM, WEIGHT_DECAY, CLIP_NORM, WARMUP_PART = 0.9, 5e-4, 35.0, 0.05
 # fmt: off
 CLASSES = (
@@ -82,9 +82,9 @@ REDUCED = Scale(
 
 
 def network(scale: Scale, weights: str, *, fc6_factor: float = 1.0) -> SSD:
-    """ssd300_vgg16 with as many feature maps as the size has, and a pretrained VGG16.
+    """ssd300_vgg16 with the feature maps of the image size, and a pretrained VGG16.
 
-    The weights have no fc6 and fc7, which stay random; those of fc6 are multiplied.
+    The weights have no fc6 and fc7, which stay random; those of fc6 are multiplied by a factor.
     """
     backbone = ssd300_vgg16(weights=None, weights_backbone=None).backbone
     backbone.extra = backbone.extra[: len(scale.ratios) - 1]
@@ -117,7 +117,7 @@ def network(scale: Scale, weights: str, *, fc6_factor: float = 1.0) -> SSD:
 
 
 class Photos(torch.utils.data.Dataset):
-    """Photos of an image set with their objects, those marked as difficult among them."""
+    """Photos of an image set with their objects, difficult ones included."""
 
     def __init__(self, folder: pathlib.Path, image_set: str, transform: Any) -> None:
         ids = (folder / "ImageSets" / "Main" / f"{image_set}.txt").read_text().split()
@@ -138,7 +138,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def objects(annotation: pathlib.Path) -> tuple[list[list[float]], list[int]]:
-    """Boxes from 0, in pixels, and labels from 1."""
+    """Boxes in pixels, counted from 0, and labels, counted from 1."""
     boxes, labels = [], []
     for found in ElementTree.parse(annotation).iter("object"):
         corners = [
@@ -164,7 +164,7 @@ def augmentation() -> v2.Compose:
 
 
 def batches(photos: Photos, scale: Scale, seed: int, workers: int) -> Iterator[Any]:
-    """Endless, each epoch in another order."""
+    """Batches without end, each epoch in another order."""
     loader = torch.utils.data.DataLoader(
         photos,
         scale.batch,
@@ -179,7 +179,7 @@ def batches(photos: Photos, scale: Scale, seed: int, workers: int) -> Iterator[A
 
 
 def rate_factor(step: int, steps: int, scale: Scale) -> float:
-    """Warm-up over a part of the steps, then a tenth after each of the decays."""
+    """Warm-up over a fraction of the steps, then a tenth after each of the decays."""
     return min(1.0, (step + 1) / (WARMUP_PART * steps)) * 0.1 ** sum(
         step >= part * steps for part in scale.decays
     )
@@ -208,9 +208,9 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, required=True, help="a folder in VOC layout")
     parser.add_argument("--weights", required=True, help="an ImageNet VGG16, see docs/weights.md")
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--reduced", action="store_true", help="what a CPU can do")
+    parser.add_argument("--reduced", action="store_true", help="a size for a CPU")
     parser.add_argument(
-        "--fc6", type=float, default=1.0, metavar="FACTOR", help="what run.py tells of fc6"
+        "--fc6", type=float, default=1.0, metavar="FACTOR", help="the factor that run.py prints"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that read photos")

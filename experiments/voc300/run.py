@@ -1,12 +1,12 @@
-"""Both faithful recipes, and `best` without and with each of its parts, on one small set of photos.
+"""Compares the two original recipes, and `best` with and without its parts, on a few photos.
 
     python experiments/voc300/run.py --data FOLDER --weights FILE [--reduced]
         [--arm NAME ...] [--seed N ...] [--runs DIR] [--out DIR] [--keep]
 
-FOLDER is in VOC layout with the image sets train and val; FILE has an ImageNet VGG16. Runs lie in
---runs; those that are finished are not repeated, one that was stopped goes on. What has finished so
-far is then told in --out: results.jsonl, table.md, curves.png, ablation.png. The lines that
-results.jsonl has of runs elsewhere are kept. README.md has more.
+FOLDER is in VOC layout with the image sets train and val; FILE has an ImageNet VGG16. Runs are in
+--runs; finished ones are not repeated, and one that was stopped is resumed. The results so far are
+then written to --out: results.jsonl, table.md, curves.png, ablation.png. Lines of results.jsonl
+about runs elsewhere are kept. README.md has more.
 """
 
 import argparse
@@ -46,9 +46,9 @@ def run_arm(
     mesh: Any = None,
     **given,
 ) -> None:
-    """Trains and measures, if that has not been done; its report.json then lies in its folder.
+    """Trains and measures an arm, unless its folder has a report.json already.
 
-    `mesh` is all devices if it is not given; the other words are those of `arm_config`.
+    `mesh` defaults to all devices; the other arguments are those of `arm_config`.
     """
     arm = arms(scale)[name]
     config = arm_config(arm, seed=seed, scale=scale, **given)
@@ -83,7 +83,7 @@ def measure_again(
 
 
 def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """A finished run is only this one if it was made with the same settings."""
+    """Refuses a finished run that was made with other settings."""
     from ssd_jax.config import CONFIG_FILE
     from ssd_jax.same_run import changed_settings
 
@@ -92,7 +92,7 @@ def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def fewer_images(data: pathlib.Path, folder: pathlib.Path, scale: Scale) -> pathlib.Path:
-    """The data themselves, or a folder with evenly chosen images of each set, linked to them."""
+    """`data` itself, or a folder with evenly chosen images of each set, as links to `data`."""
     if scale.train is None and scale.val is None:
         return data
     lists = folder / "ImageSets" / "Main"
@@ -110,16 +110,16 @@ def fewer_images(data: pathlib.Path, folder: pathlib.Path, scale: Scale) -> path
 def main(
     arguments: list[str] | None = None, *, scale: Scale | None = None, mesh: Any = None
 ) -> None:
-    """Runs what was asked for, then tells of everything that has finished."""
+    """Runs the chosen arms, then writes the results of all that have finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="a folder in VOC layout")
     parser.add_argument("--weights", required=True, help="an ImageNet VGG16, see docs/weights.md")
-    parser.add_argument("--reduced", action="store_true", help="what a CPU can do")
+    parser.add_argument("--reduced", action="store_true", help="a size for a CPU")
     parser.add_argument("--arm", action="append", choices=arms(FULL), metavar="NAME")
     parser.add_argument("--seed", action="append", type=int, metavar="N")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/voc300"))
     parser.add_argument("--out", type=pathlib.Path, default=HERE)
-    parser.add_argument("--keep", action="store_true", help="all checkpoints")
+    parser.add_argument("--keep", action="store_true", help="keep all checkpoints")
     options = parser.parse_args(arguments)
     scale = scale or (REDUCED if options.reduced else FULL)
     runs = options.runs / scale.name

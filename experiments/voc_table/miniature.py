@@ -1,4 +1,4 @@
-"""A row of the table at a part of its size: few images, few epochs, a narrow network."""
+"""A row of the table in miniature: few images, few epochs, a narrow network."""
 
 import os
 import pathlib
@@ -18,21 +18,21 @@ VOC_IMAGES = {
 }
 FEWEST_IMAGES = 8
 CANVAS = 96
-SIZES = 7  # of shapes: with three of them a class each, less one
+SIZES = 7  # of shapes: with three shapes they give 21 names, one more than VOC has classes
 
 
 def shrink(config: ConfigDict, scale: float, devkit: pathlib.Path) -> None:
-    """Cuts the config down, in place; batch, rate and algorithm stay, with fewer boxes kept.
+    """Reduces the config in place; batch, learning rate and algorithm stay, fewer boxes are kept.
 
-    Both the images and the epochs are `scale` times as many, the network costs `scale` times as
-    much an image, at the smallest image size there is. It is trained from scratch, for no
-    published weights fit it.
+    Images, epochs and the cost of the network per image are multiplied by `scale`, and the image
+    size is the smallest possible. The network is trained from scratch, because no published weights
+    fit it.
     """
-    words = config.optimizer
+    settings = config.optimizer
     config.epochs *= scale
-    if words.decay_epochs:
-        words.decay_epochs = tuple(epochs * scale for epochs in words.decay_epochs)
-    words.warmup_steps = round(words.warmup_steps * scale)
+    if settings.decay_epochs:
+        settings.decay_epochs = tuple(epochs * scale for epochs in settings.decay_epochs)
+    settings.warmup_steps = round(settings.warmup_steps * scale)
     config.evaluate.every_epochs = config.epochs / 3
     config.model.update({"width": scale**0.5, "image_size": 64, "dtype": "float32"})
     config.augment.image_sizes = config.detect.image_sizes = ()
@@ -41,16 +41,16 @@ def shrink(config: ConfigDict, scale: float, devkit: pathlib.Path) -> None:
     config.data.train.root = config.data.val.root = str(devkit)
     config.data.train.image_sets = ("VOC2007/trainval", "VOC2012/trainval")
     config.data.val.image_sets = ("VOC2007/test",)
-    # Each of several thousand weak boxes is compared with the others of its class.
+    # Otherwise NMS would compare several thousand weak boxes with each other.
     config.detect.update({"candidates": 50, "max_detections": 50})
     config.log_every_steps = 1
 
 
 def make_devkit(config: ConfigDict, folder: pathlib.Path, scale: float) -> pathlib.Path:
-    """A part of VOC, evenly out of it where the config finds it; else of generated shapes."""
+    """A folder with evenly chosen images of VOC, if the config has it; else with synthetic ones."""
     if folder.is_dir():
         return folder
-    # Several tasks may do this at the same time: the folder appears whole, once.
+    # Several tasks may do this at the same time, so the folder must appear at once and complete.
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     official = pathlib.Path(config.data.train.root)
     try:
@@ -102,7 +102,7 @@ def _seed(folder: pathlib.Path, name: str) -> int:
 
 
 def _with_names_of_voc(path: pathlib.Path) -> ElementTree.ElementTree:
-    """The annotation with a class of VOC for each shape and size, so that they can be learned."""
+    """The annotation with a VOC class for each shape and size, so that they can be learned."""
     annotation = ElementTree.parse(path)
     shorter = min(int(annotation.findtext(f"size/{side}")) for side in ("width", "height"))
     shapes = ("cross", "ring", "triangle")

@@ -1,4 +1,4 @@
-"""What can be known before a GPU hour is spent: data, weights, memory and time of each row."""
+"""Checks before any GPU hour is spent: data, weights, memory and time of each row."""
 
 import contextlib
 import time
@@ -21,18 +21,18 @@ from ssd_jax.network import Network, build_network
 from ssd_jax.sharding import make_mesh, put_batch
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
 
-# FLOP/s that a network is modelled to train at on an H200 in bfloat16: the part of the 790 TFLOP/s
-# of its matrix units that 0.70 of the coarse roofline is, at 512 px and a batch of 64.
+# Modelled FLOP/s of training a network on an H200 in bfloat16: the fraction of the 790 TFLOP/s of
+# its matrix units that corresponds to 0.70 of the coarse roofline, at 512 px and a batch of 64.
 MODELLED = {"vgg16": 0.51 * 790e12, "resnet50": 0.24 * 790e12}
 TIMED_STEPS = 3
 _GIB = 2**30
 
 
 def rehearse(rows: dict[str, ConfigDict], *, seeds: int, miniature: bool) -> list[str]:
-    """Prints what each row needs; returns all that keeps rows from being trained.
+    """Prints what each row needs; returns all problems that prevent rows from being trained.
 
     On an accelerator, and in miniature, a step is run and timed. Elsewhere its time is modelled,
-    and its memory, which depends on the machine, is told but not judged.
+    and its memory, which depends on the machine, is printed but not checked.
     """
     problems, hours = [], []
     sources: dict[tuple[str, ...], Source] = {}
@@ -52,7 +52,7 @@ def rehearse(rows: dict[str, ConfigDict], *, seeds: int, miniature: bool) -> lis
 
 
 def _source(config, split, sources, *, official) -> Source:
-    """Opens a split as a run does; what the doctor finds is remembered for the runs."""
+    """Opens a split as a run does; the doctor's findings are cached for the runs."""
     place = config.data[split]
     key = (split, place.root, *place.image_sets)
     if key not in sources:
@@ -60,7 +60,7 @@ def _source(config, split, sources, *, official) -> Source:
         expected = sum(VOC_IMAGES.get(tuple(name.split("/")), 0) for name in place.image_sets)
         if official and expected and len(source) != expected:
             raise UserError(
-                f"config.data.{split}: got {len(source):,} images that can be used, expected the "
+                f"config.data.{split}: got {len(source):,} usable images, expected the "
                 f"{expected:,} of {', '.join(place.image_sets)}. Unpack the official files again."
             )
         sources[key] = source
@@ -70,7 +70,7 @@ def _source(config, split, sources, *, official) -> Source:
 
 
 def _hours(config, sources, found: list[str], *, official, runs_here) -> float | None:
-    """Device hours of a run; what keeps it from being trained is added to `found`, all of it."""
+    """Device hours of a run; adds all problems that prevent it from being trained to `found`."""
     mesh = make_mesh()
     network = build_network(config, len(config.data.classes))
     train = hours = None
@@ -87,13 +87,13 @@ def _hours(config, sources, found: list[str], *, official, runs_here) -> float |
             _check_memory(compiled, mesh, runs_here=runs_here)
             hours = _time(config, compiled, network, train, mesh, runs_here=runs_here)
     if train is None:
-        _tell("memory", "it was not looked at, nor the time: both need the images to train on")
+        _tell("memory", "not checked, nor was the time: both need the training images")
     return hours
 
 
 @contextlib.contextmanager
 def _told(found: list[str]) -> Iterator[None]:
-    """One problem does not hide those of the other parts, each of which may take a day to mend."""
+    """Collects a problem, so that it does not hide others; each may take a day to fix."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -106,11 +106,11 @@ def _check_memory(compiled: Compiled, mesh: Mesh, *, runs_here) -> None:
     devices = _devices(mesh)
     if runs_here and memory > limit:
         raise UserError(
-            f"memory: a step needs {memory:.2f} GiB a device, expected at most the {limit:.2f} of "
-            f"{devices}. Take more devices, or --config.model.dtype=bfloat16."
+            f"memory: a step needs {memory:.2f} GiB per device, expected at most the {limit:.2f} "
+            f"of {devices}. Use more devices, or --config.model.dtype=bfloat16."
         )
-    elsewhere = "" if runs_here else "; what trains plans for itself"
-    _tell("memory", f"{memory:.2f} GiB a device as XLA plans for {devices}{elsewhere}")
+    elsewhere = "" if runs_here else "; other devices may need another amount"
+    _tell("memory", f"{memory:.2f} GiB per device, planned by XLA for {devices}{elsewhere}")
 
 
 def _time(config, compiled: Compiled, network, source: Source, mesh: Mesh, *, runs_here) -> float:
@@ -118,7 +118,8 @@ def _time(config, compiled: Compiled, network, source: Source, mesh: Mesh, *, ru
     if runs_here:
         seconds = mesh.size * _timed(config, compiled, network, source, mesh)
         basis = (
-            f"the fastest of {TIMED_STEPS} steps here, on {_devices(mesh)}, that wait for no data"
+            f"the fastest of {TIMED_STEPS} steps here, on {_devices(mesh)}, without waiting for "
+            "data"
         )
     else:
         seconds = modelled_seconds(config, network)
@@ -126,8 +127,8 @@ def _time(config, compiled: Compiled, network, source: Source, mesh: Mesh, *, ru
     steps = experiment.total_steps(config, len(source))
     _tell(
         "time",
-        f"{seconds * steps / 3600:.3g} device hours a run without evaluations: {steps:,} steps of "
-        f"{seconds:.3f} device seconds, from {basis}",
+        f"{seconds * steps / 3600:.3g} device hours per run without evaluations: {steps:,} steps "
+        f"of {seconds:.3f} device seconds, from {basis}",
     )
     return seconds * steps / 3600
 
@@ -150,7 +151,7 @@ def _weights(config: ConfigDict, shapes: dict) -> str:
 
 
 def _compiled(config, network, source: Source, mesh: Mesh) -> Compiled:
-    """The step at the largest size that it is trained at."""
+    """The training step at its largest image size."""
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
     size = max(experiment.training_sizes(config))

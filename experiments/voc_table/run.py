@@ -1,10 +1,10 @@
-"""The published table of SSD on PASCAL VOC: trained, measured and written by one command.
+"""Trains, measures and writes the published table of SSD on PASCAL VOC.
 
     python experiments/voc_table/run.py --out runs/voc_table --dry-run
     python experiments/voc_table/run.py --out runs/voc_table [--rows NAME ...] [--seeds 5]
     python experiments/voc_table/run.py --out DIR --scale 0.01
 
-Run again, it goes on: finished runs are skipped, half-done ones resumed. README.md has the rest.
+If run again, it skips finished runs and resumes unfinished ones. README.md has the rest.
 """
 
 import argparse
@@ -32,13 +32,13 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SEEDS, MINIATURE_SEEDS = 5, 1
 _ARRAY = "SLURM_ARRAY_TASK_"
 _OWN_NUMBERS = (
-    "Give --task and --tasks: for some tasks of --array=0-39 these are --task $SLURM_ARRAY_TASK_ID "
+    "Give --task and --tasks, e.g. for a part of --array=0-39: --task $SLURM_ARRAY_TASK_ID "
     "--tasks 40."
 )
 
 
 class Row(NamedTuple):
-    """A line of the table: which config, and what is known to compare it with."""
+    """A row of the table: its config, and the published number with its source."""
 
     config: str
     published: float
@@ -66,12 +66,12 @@ class Job(NamedTuple):
     seed: int
 
     def folder(self, out: pathlib.Path) -> pathlib.Path:
-        """Where it lies."""
+        """The folder of the run."""
         return out / "runs" / self.row / f"seed_{self.seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit codes are those of `ssd-jax train`."""
+    """Runs the command; the exit codes are those of `ssd-jax train`."""
     keep_compiled_programs()
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -86,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Options, beside which settings of the config may stand."""
+    """The options; settings of the config may be given in addition."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Settings of all rows can be changed, as --config.data.cache=device.",
+        epilog="Settings of all rows can be changed, e.g. --config.data.cache=device.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
@@ -99,35 +99,39 @@ def build_parser() -> argparse.ArgumentParser:
         choices=tuple(ROWS),
         default=DEFAULT_ROWS,
         metavar="NAME",
-        help=f"of {', '.join(ROWS)} (default: all but best_*)",
+        help=f"some of {', '.join(ROWS)} (default: all except best_*)",
     )
     parser.add_argument(
         "--seeds",
         type=positive,
         metavar="N",
-        help=f"0 to N - 1 (default: {SEEDS}, in miniature {MINIATURE_SEEDS})",
+        help=f"seeds 0 to N - 1 (default: {SEEDS}, in miniature {MINIATURE_SEEDS})",
     )
     parser.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="below 1, everything in miniature: this part of the images and of the epochs",
+        help="below 1, everything in miniature: this fraction of the images and of the epochs",
     )
-    array = "(default: as an array of Slurm says)"
-    parser.add_argument("--tasks", type=positive, metavar="N", help=f"that share the runs {array}")
-    parser.add_argument("--task", type=count, metavar="I", help=f"which this is, from 0 {array}")
+    array = "(default: from a Slurm array)"
+    parser.add_argument(
+        "--tasks", type=positive, metavar="N", help=f"number of tasks that share the runs {array}"
+    )
+    parser.add_argument(
+        "--task", type=count, metavar="I", help=f"index of this task, from 0 {array}"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="check data, weights, memory and time; train nothing"
     )
     what.add_argument(
-        "--collect", action="store_true", help="write the table of what is finished; train nothing"
+        "--collect", action="store_true", help="write the table of finished runs; train nothing"
     )
     return parser
 
 
 def run(options: argparse.Namespace, assignments: Sequence[tuple[str, str]]) -> int:
-    """Trains what is missing of this task's share, then writes the table of all that is there."""
+    """Trains the missing runs of this task's share, then writes the table of all finished runs."""
     if not 0 < options.scale <= 1:
         raise UserError(f"--scale: got {options.scale}, expected more than 0, at most 1.")
     task, tasks = which_task(options, os.environ)
@@ -155,7 +159,7 @@ def run(options: argparse.Namespace, assignments: Sequence[tuple[str, str]]) -> 
 def config_of(
     name: str, assignments: Sequence[tuple[str, str]], *, scale: float, out: pathlib.Path
 ) -> ConfigDict:
-    """The config of a row but for its seed; in miniature its images are made here."""
+    """The config of a row, without its seed; in miniature its images are made here."""
     config = configs.load_config(str(CONFIGS / ROWS[name].config))
     configs.override(config, assignments)
     if scale < 1:
@@ -166,33 +170,33 @@ def config_of(
 
 
 def prepare_jax(rows: dict[str, ConfigDict], scale: float) -> None:
-    """What must be settled before the first program runs."""
+    """Sets JAX options that must be set before the first program runs."""
     import jax
 
     from ssd_jax.sharding import use_cpu_cores
 
     use_cpu_cores(math.gcd(*(config.batch_size for config in rows.values())))
     if scale < 1:
-        # Nearly all of the time is compilation, which takes a third as long without them.
+        # Nearly all of the time is compilation, which takes a third as long without optimizations.
         jax.config.update("jax_disable_most_optimizations", True)
 
 
 def which_task(options: argparse.Namespace, environment: Mapping[str, str]) -> tuple[int, int]:
-    """(which, of how many) by --task and --tasks, else by Slurm, which may count from anywhere."""
+    """(index, count) from --task and --tasks, else from Slurm, which may count from any number."""
     given = options.task, options.tasks
     if given == (None, None):
         return array_task(environment)
     if None in given:
-        raise UserError("got one of --task and --tasks, expected both or none. Give the other too.")
+        raise UserError("got only one of --task and --tasks, expected both or none. Give both.")
     if options.task >= options.tasks:
         raise UserError(f"--task: got {options.task}, expected less than --tasks {options.tasks}.")
     return given
 
 
 def array_task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The same by what Slurm sets (sbatch, JOB ARRAY SUPPORT); (0, 1) outside of an array.
+    """(index, count) from Slurm's variables (sbatch, JOB ARRAY SUPPORT); (0, 1) without an array.
 
-    A part of an array that is submitted again does not say how many tasks share the runs.
+    If only a part of an array is submitted again, Slurm does not say how many tasks share the runs.
     """
     if _ARRAY + "ID" not in environment:
         return 0, 1
@@ -201,7 +205,7 @@ def array_task(environment: Mapping[str, str]) -> tuple[int, int]:
     for name, text in texts.items():
         if not (text or "").isdecimal():
             raise UserError(
-                f"{name}: got {text!r}, expected a number, as Slurm sets it. {_OWN_NUMBERS}"
+                f"{name}: got {text!r}, expected a number, which Slurm sets. {_OWN_NUMBERS}"
             )
     which, first, last, step, tasks = map(int, texts.values())
     if not step or (last - first) // step + 1 != tasks:
@@ -213,19 +217,19 @@ def array_task(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> list[Job]:
-    """A task's share of all; all rows with the first seed come first, for an early table."""
+    """The share of a task; all rows with the first seed come first, for an early table."""
     return [Job(row, seed) for seed in range(seeds) for row in rows][task::tasks]
 
 
 def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) -> list[str]:
-    """Trains and measures one job after the other; returns what failed and why.
+    """Trains and measures one job after the other; returns the failed ones with their reasons.
 
-    A run that fails, as one whose loss is no longer finite or that wants more memory than there is,
-    does not keep the others from theirs.
+    A run that fails, e.g. because its loss is not finite or its memory is too small, does not stop
+    the others.
     """
     import jax
 
-    from ssd_jax.runs import run_training  # late, for its imports take seconds
+    from ssd_jax.runs import run_training  # late, because its imports take seconds
 
     failed = []
     for number, job in enumerate(share, 1):
@@ -243,7 +247,7 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
         except jax.errors.JaxRuntimeError as error:
             problem = str(error).partition("\n")[0]
             if "RESOURCE_EXHAUSTED" not in problem:
-                raise  # A device that is lost is so for the others, too.
+                raise  # A lost device is lost for the other runs too.
         else:
             continue
         failed.append(f"{job.row}, seed {job.seed}: {problem}")
@@ -252,7 +256,7 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
 
 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether the run left its report; refused if that is of another config."""
+    """Whether the run has written its report; refuses one of another config."""
     from ssd_jax.config import CONFIG_FILE
     from ssd_jax.same_run import changed_settings
 
@@ -267,7 +271,7 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def records(out: pathlib.Path) -> list[dict]:
-    """One for each finished run in `out`, by row and seed; tells which others are no row's."""
+    """The record of each finished run in `out`, by row and seed; names folders that do not fit."""
     found = []
     for name, row in ROWS.items():
         seeds = {}
@@ -275,7 +279,7 @@ def records(out: pathlib.Path) -> list[dict]:
             if match := re.fullmatch(r"seed_(0|[1-9]\d*)", report.parent.name):
                 seeds[int(match[1])] = report
             else:
-                print(f"not in the table: {report.parent}, for its name is not seed_N",
+                print(f"not in the table: {report.parent}, because its name is not seed_N",
                       file=sys.stderr)  # fmt: skip
         known = {"row": name, "published": row.published, "source": row.source}
         found += [known | tables.record(report) for _, report in sorted(seeds.items())]

@@ -1,6 +1,6 @@
 """From the reports of finished runs to results.jsonl, and from that to the table and its figures.
 
-python experiments/voc_table/tables.py DIR      # writes them anew from DIR/results.jsonl
+python experiments/voc_table/tables.py DIR      # rewrites them from DIR/results.jsonl
 """
 
 import argparse
@@ -26,8 +26,8 @@ PROTOCOLS = {
     "map_mxnet": "mxnet-ssd's own",
     "map_coco": "COCO",
 }
-HEADLINE = "map_voc07"  # what the published numbers of others are in
-# The other protocols where there is little room; * counts difficult objects.
+HEADLINE = "map_voc07"  # the protocol of the published numbers
+# Short names of the other protocols; * counts difficult objects.
 SHORT = {
     "map_voc12": "area",
     "map_voc07_difficult_counted": "11pt*",
@@ -39,7 +39,7 @@ OURS, PUBLISHED = PALETTE[:2]
 
 
 class Spread(NamedTuple):
-    """Of one value over the seeds."""
+    """Mean, lowest and highest of a value over the seeds."""
 
     mean: float
     low: float
@@ -53,34 +53,34 @@ class Spread(NamedTuple):
 
 
 def record(report: pathlib.Path) -> dict[str, Any]:
-    """What the table needs of a run, from its report.json (docs/reports.md)."""
-    told = json.loads(report.read_text(encoding="utf-8"))
-    config, val = told["config"], told["curves"]["val"]
-    last = told["how"]["starts"][-1]
-    epochs_a_step = config["batch_size"] / told["data"]["train"]["images"]
+    """The values of a run that the table needs, from its report.json (docs/reports.md)."""
+    content = json.loads(report.read_text(encoding="utf-8"))
+    config, val = content["config"], content["curves"]["val"]
+    last = content["how"]["starts"][-1]
+    epochs_per_step = config["batch_size"] / content["data"]["train"]["images"]
     return {
-        "seed": told["seed"],
+        "seed": content["seed"],
         "recipe": config["recipe"],
         "backbone": config["model"]["backbone"],
         "image_size": config["model"]["image_size"],
         "batch_size": config["batch_size"],
         "learning_rate": config["optimizer"]["learning_rate"],
-        "metrics": told["metrics"],
-        "classes": told["classes"],
-        "protocol": told["protocol"],
+        "metrics": content["metrics"],
+        "classes": content["classes"],
+        "protocol": content["protocol"],
         "curve": {
-            "epochs": [step * epochs_a_step for step in val.get("step", ())],
+            "epochs": [step * epochs_per_step for step in val.get("step", ())],
             HEADLINE: val.get(HEADLINE, []),
         },
-        "training_images": told["data"]["train"]["images"],
-        "images_per_second": told["how"]["images_per_second"],
+        "training_images": content["data"]["train"]["images"],
+        "images_per_second": content["how"]["images_per_second"],
         "devices": last["environment"]["devices"],
         "code": last["code"],
     }
 
 
 def write(records: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
-    """Leaves results.jsonl, table.md and the figures in `out`; returns the text of the table."""
+    """Writes results.jsonl, table.md and the figures to `out`; returns the text of the table."""
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(each) + "\n" for each in records)
     write_text(out / RESULTS_FILE, lines)
@@ -102,7 +102,7 @@ def by_row(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def spread(runs: Sequence[dict[str, Any]], metric: str) -> Spread | None:
-    """Of a metric over the runs that have it; None of a class without objects."""
+    """The spread of a metric over the runs that have it; None for a class without objects."""
     values = [run["metrics"].get(metric) for run in runs]
     values = [value for value in values if value is not None]
     if not values:
@@ -114,7 +114,7 @@ def spread(runs: Sequence[dict[str, Any]], metric: str) -> Spread | None:
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The table, average precision by class, and what to know about both."""
+    """The table, the average precision by class, and notes on both."""
     if not records:
         return "No run has finished yet.\n"
     rows = by_row(records)
@@ -154,7 +154,7 @@ def _row(name, runs):
 
 
 def notes(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Where the published numbers are from, what was measured, and what forbids to compare."""
+    """The sources of the published numbers, what was measured, and why it may not be comparable."""
     found = []
     for source in dict.fromkeys(each["source"] for each in records):
         names = [name for name, runs in by_row(records).items() if runs[0]["source"] == source]
@@ -186,12 +186,12 @@ def _how(protocol):
 
 
 def _told(records, name):
-    """What the protocols of the runs say, which is one unless settings were mixed."""
+    """A value of the runs' protocols; more than one if settings were mixed."""
     return " or ".join(sorted({f"{each['protocol'][name]}" for each in records}))
 
 
 def _threshold(records):
-    """As "@.5"."""
+    """E.g. "@.5"."""
     return "@" + _told(records, "iou_threshold").replace("0.", ".")
 
 
@@ -208,9 +208,9 @@ def _text(value):
 
 
 def draw_table(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Published: diamonds. Ours: a dot a seed, the mean with a bar from lowest to highest.
+    """Published: diamonds. Ours: one dot per seed, the mean, and a bar from lowest to highest.
 
-    Beside them the numbers, and the means by the other protocols.
+    The numbers and the means of the other protocols are printed next to them.
     """
     rows = by_row(records)
     with _picture(path, 14, 1.5 + 0.45 * len(rows)) as figure:
@@ -292,7 +292,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def draw_classes(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """The mean over the seeds of each row and class; what has no objects stays empty."""
+    """The mean over the seeds of each row and class; a class without objects stays empty."""
     rows, classes = by_row(records), records[0]["classes"]
     means = [[spread(runs, f"ap_voc07/{name}") for name in classes] for runs in rows.values()]
     known = [each.mean for line in means for each in line if each is not None]
@@ -327,7 +327,7 @@ def draw_classes(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def _values(runs):
-    """What was published, the spread over the seeds, and the value of each."""
+    """The published value, our spread over the seeds, and the value of each seed."""
     values = [run["metrics"][HEADLINE] for run in runs]
     return runs[0]["published"], spread(runs, HEADLINE), values
 
@@ -338,7 +338,7 @@ def _count(number, noun):
 
 @contextlib.contextmanager
 def _picture(path, width, height):
-    """A figure to draw on, which then is a file."""
+    """A figure to draw on, which is then written to a file."""
     with plot_style() as new_figure:
         figure = new_figure(width, height)
         yield figure
@@ -347,7 +347,7 @@ def _picture(path, width, height):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes anew what was made of results.jsonl."""
+    """Rewrites the table and figures from results.jsonl."""
     parser = argparse.ArgumentParser(description=f"Writes table and figures from {RESULTS_FILE}.")
     parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the --out of run.py")
     options = parser.parse_args(arguments)
@@ -367,8 +367,8 @@ def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise UserError(
-            f"{path}: it cannot be read ({error}), expected a JSON object a line. Write it anew "
-            "from the runs, with run.py --collect."
+            f"{path} cannot be read ({error}), expected one JSON object per line. Write it again "
+            "from the runs with run.py --collect."
         ) from error
 
 

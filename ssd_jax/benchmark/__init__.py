@@ -1,1 +1,1 @@
-"""How fast a config runs on the machine at hand, and how far that is from what it could."""
+"""Measures how fast a config runs on this machine, compared with what the machine can do."""

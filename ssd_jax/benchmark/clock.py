@@ -1,4 +1,4 @@
-"""Seconds of functions that take turns, so that what else the machine does slows all alike."""
+"""Times functions in turns, so that other work on the machine slows all of them alike."""
 
 import math
 import statistics
@@ -14,11 +14,11 @@ _MOST_REPEATS = 1000
 def take_turns(
     calls: Mapping[Hashable, Callable[[], Any]], *, rounds: int, least_seconds: float = 0.2
 ) -> dict[Hashable, list[float]]:
-    """Seconds a call, one figure of each a round.
+    """The seconds per call of each function, one figure per round.
 
-    A figure is the mean of as many calls as take `least_seconds`, which are sent one after the
-    other and waited for together, on CPUs one by one. Every second round goes backwards. The first
-    call, which may compile, is not counted.
+    A figure is the mean of as many calls as take `least_seconds`. They are launched one after the
+    other and waited for together, on CPUs one by one. Every second round is in reverse order. The
+    first call, which may compile, is not counted.
     """
     repeats = {}
     for name, call in calls.items():
@@ -33,8 +33,8 @@ def take_turns(
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    # XLA runs programs that do not depend on each other at once on CPUs. Where they communicate,
-    # each may then hold a thread that the other waits for, without end.
+    # On CPUs XLA runs independent programs at the same time. If they communicate, each may hold a
+    # thread that the other waits for, which is a deadlock.
     wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda result: result
     start = perf_counter()
     for _ in range(repeats):
@@ -44,7 +44,7 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def compared(ours: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """How many times as long the others took: the median over the rounds, and its spread."""
+    """The ratio of the others' seconds to ours: the median over the rounds, and its spread."""
     ratios = [other / own for own, other in zip(ours, others, strict=True)]
     return {
         "ratio": statistics.median(ratios),

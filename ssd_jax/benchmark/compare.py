@@ -1,4 +1,4 @@
-"""A config beside another one, or beside any command: A, B, B, A, A, B and so on."""
+"""Compares a config with another one, or with any command, in the order A, B, B, A, A, B, ..."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from ssd_jax.benchmark.workload import (
 )
 from ssd_jax.errors import UserError
 
-# What can be compared: seconds of a training step, of a batch of evaluation, of one picture.
+# What can be compared: the seconds of a training step, an evaluation batch or a single image.
 MEASURES = {
     "train": train_program,
     "evaluate": evaluate_program,
@@ -33,11 +33,11 @@ def run_comparison(
     rounds: int,
     metric: str | None = None,
 ) -> dict[str, Any]:
-    """How many times as long `other` takes as `work`.
+    """The ratio of the seconds of `other` to those of `work`, with all measurements.
 
-    `other` may be a shell command. Of that it is the time from start to end, or the number that it
-    prints: the `metric`, names with dots between them, of the JSON object in the last line of its
-    output.
+    `other` may be a shell command. Its seconds are those from start to end, or a number that it
+    prints: `metric` is the path of that number, names separated by dots, in the JSON object of its
+    last output line.
     """
     first = MEASURES[measure](work).call
     if isinstance(other, str):
@@ -68,7 +68,7 @@ def _command_seconds(command: str, metric: str | None) -> Callable[[], float]:
         ran = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=False)
         took = perf_counter() - start
         if ran.returncode:
-            raise UserError(f"{command}: it ended with exit code {ran.returncode}, see above.")
+            raise UserError(f"{command}: ended with exit code {ran.returncode}, see above.")
         return took if metric is None else _read_metric(ran.stdout, metric, command)
 
     return seconds
@@ -83,6 +83,6 @@ def _read_metric(output: str, metric: str, command: str) -> float:
         return float(value)
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{command}: its last line of output is {last[:200]!r}, expected a JSON object with "
-            f"the number {metric}."
+            f"{command}: the last line of its output is {last[:200]!r}, expected a JSON object "
+            f"with the number {metric}."
         ) from None

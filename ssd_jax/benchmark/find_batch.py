@@ -17,16 +17,16 @@ from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, ste
 from ssd_jax.training_data import device_cache_bytes
 
 _GIB = 2**30
-# A batch is large enough when one that is larger by this part would not fit.
+# The search ends when a batch that is larger by this fraction would not fit.
 _CLOSE = 1 / 16
-# The plan of the memory is made before the code is, which on a CPU takes most of the time.
+# On a CPU code generation takes most of the time, and memory is planned before it.
 _QUICK_ON_CPU = {"xla_backend_optimization_level": 0}
 
 
 class FoundBatch(NamedTuple):
     """The largest batch that fits a device, to within _CLOSE.
 
-    `measured` has what was compiled on the way: images -> bytes that their step needs.
+    `measured` has all batches that were compiled: images -> bytes that their step needs.
     """
 
     per_device: int
@@ -38,13 +38,13 @@ class FoundBatch(NamedTuple):
 def run_find_batch(
     config: ConfigDict, mesh: Mesh, *, memory_gib: float | None = None
 ) -> FoundBatch:
-    """Prints about the largest `config.batch_size` whose step fits, and what that rests on.
+    """Prints an estimate of the largest `config.batch_size` whose step fits, and its assumptions.
 
-    One that is larger by a sixteenth does not fit. Steps are compiled for the devices, none is
-    executed. `memory_gib` is the memory of a device, if not what JAX may take of it.
+    A batch that is larger by a sixteenth does not fit. Steps are compiled for the devices, but none
+    is executed. `memory_gib` is the memory of a device; the default is what JAX may use of it.
     """
     config = config.copy_and_resolve_references()
-    config.data.doctor = False  # of the images only their number and their objects are wanted
+    config.data.doctor = False  # only the numbers of images and objects are needed
     source = experiment.build_source(config, "train")
     limit = memory_limit(mesh) if memory_gib is None else int(memory_gib * _GIB)
     cached = device_cache_bytes(config, source, mesh)
@@ -52,13 +52,13 @@ def run_find_batch(
         config, mesh, classes=len(source.classes), objects=max_objects(source), limit=limit - cached
     )
     print(
-        f"largest batch: {found.per_device} images a device, config.batch_size="
+        f"largest batch: {found.per_device} images per device, config.batch_size="
         f"{found.per_device * mesh.size} on {mesh.size} x {mesh.devices.flat[0].device_kind}\n"
-        f"assumed: {limit / _GIB:.2f} GiB a device"
-        f"{' as told' if memory_gib is not None else ''}, of which {cached / _GIB:.2f} GiB for "
+        f"assumed: {limit / _GIB:.2f} GiB per device"
+        f"{' as given' if memory_gib is not None else ''}, of which {cached / _GIB:.2f} GiB for "
         f"data.cache = {config.data.cache!r}; sharding = {config.sharding!r}; at most "
-        f"{max_objects(source)} objects an image; what XLA plans for the step, so leave some room "
-        "for evaluation and for what the driver keeps"
+        f"{max_objects(source)} objects per image. This is XLA's plan for the step: leave some "
+        "room for evaluation and for the driver"
     )
     return found
 
@@ -66,10 +66,11 @@ def run_find_batch(
 def find_batch(
     config: ConfigDict, mesh: Mesh, *, classes: int, objects: int, limit: int
 ) -> FoundBatch:
-    """About the largest batch of which a step needs at most `limit` bytes a device.
+    """An estimate of the largest batch whose step needs at most `limit` bytes per device.
 
-    It begins with the batch of the config, and each that is compiled is told. Only batches count
-    that the groups of BatchNorm and loss divide, and those of mosaics on each device.
+    The search starts with the batch of the config and prints each batch that it compiles. Only
+    batches count that are multiples of the groups of BatchNorm and loss, and on each device of the
+    mosaic group.
     """
     groups = math.lcm(*(g for g in (config.model.batch_norm_group, config.loss.group) if g))
     unit = groups // math.gcd(groups, mesh.size)
@@ -89,7 +90,7 @@ def find_batch(
         batch = batch_shapes(
             images * mesh.size, canvas=config.data.canvas, max_objects=objects, mesh=mesh
         )
-        print(f"{images:6} images a device: ", end="", flush=True)
+        print(f"{images:6} images per device: ", end="", flush=True)
         try:
             plan = compile_step(step, state, batch, mesh, options=options)
         except jax.errors.JaxRuntimeError as error:  # a GPU tries kernels while it compiles
@@ -105,8 +106,8 @@ def find_batch(
         known = unit in measured
         needs = f"needs {measured[unit] / _GIB:.2f} GiB" if known else "does not compile"
         raise UserError(
-            f"memory: a step with {unit} images a device {needs}, expected at most "
-            f"{limit / _GIB:.2f} GiB. Lower config.model.image_size, or take "
+            f"memory: a step with {unit} images per device {needs}, expected at most "
+            f"{limit / _GIB:.2f} GiB. Lower config.model.image_size, or use "
             "config.model.dtype=bfloat16 or config.sharding=fsdp."
         )
     return FoundBatch(most * unit, mesh.size, limit, measured)
@@ -115,10 +116,10 @@ def find_batch(
 def largest_within(
     needed: Callable[[int], int], limit: int, *, start: int = 1, close: float = 0.0
 ) -> int:
-    """About the largest n from 1 on with `needed(n) <= limit`, 0 if there is none; `needed` rises.
+    """About the largest n >= 1 with `needed(n) <= limit`, 0 if there is none; `needed` increases.
 
-    About: n + 1 + n * close is too many. Four calls where it is a straight line; else every second
-    guess halves what is left.
+    n + 1 + n * close is certainly too large. Takes four calls if `needed` is a straight line;
+    otherwise every second guess halves the interval.
     """
     points = {start: needed(start)}
     fits, fails = (start, None) if points[start] <= limit else (0, start)
@@ -129,7 +130,7 @@ def largest_within(
             fits = guess
         else:
             fails = guess
-        # On the line through the two nearest; a little less, so that it is sure to fit.
+        # On the line through the two points nearest to the limit; a little less, to fit surely.
         (n0, size0), (n1, size1) = sorted(points.items(), key=lambda p: abs(p[1] - limit))[:2]
         slope = (size1 - size0) / (n1 - n0)
         guess = int((n0 + (limit - size0) / slope) / (1 + close / 2)) if slope > 0 else 2 * fits

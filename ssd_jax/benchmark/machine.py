@@ -1,4 +1,4 @@
-"""What the devices at hand can do at all: the denominators of every fraction."""
+"""The peak speeds of the devices, to which all figures are compared."""
 
 import os
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ssd_jax.sharding import each_device_alone, make_mesh, put_batch, use_cpu_co
 
 
 def choose_devices(batch_size: int, devices: int | None = None) -> Mesh:
-    """The first `devices` of those there are, or as many as training takes; before JAX has any."""
+    """The first `devices`, or as many as training uses; must come before JAX opens its devices."""
     if devices is not None and jax.config.jax_num_cpu_devices == -1:
         jax.config.update("jax_num_cpu_devices", devices)
     use_cpu_cores(batch_size)
@@ -24,7 +24,7 @@ def choose_devices(batch_size: int, devices: int | None = None) -> Mesh:
 
 
 class Machine(NamedTuple):
-    """Of one device, while the others do the same: operations and bytes a second."""
+    """Operations and bytes per second of one device, while the others do the same."""
 
     matmul: float
     bandwidth: float
@@ -37,7 +37,7 @@ def measure_machine(mesh: Mesh, *, dtype: str, rounds: int = 5) -> Machine:
     """
     accelerator = mesh.devices.flat[0].platform != "cpu"
     side, length = (8192, 2**28) if accelerator else (1024, 2**24)
-    # Not ones: a GPU that moves few bits runs at a higher clock.
+    # Random, because a GPU has a higher clock rate if few bits change, as with ones.
     square = np.random.default_rng(0).standard_normal((side, side), np.float32)
     squares = np.broadcast_to(square.astype(jnp.dtype(dtype)), (mesh.size, side, side))
     factors = put_batch(squares, mesh)
@@ -56,7 +56,7 @@ def measure_machine(mesh: Mesh, *, dtype: str, rounds: int = 5) -> Machine:
 
 
 def describe_machine(mesh: Mesh) -> dict[str, str | int]:
-    """What was measured on."""
+    """The machine and its load, for the results."""
     return {
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,

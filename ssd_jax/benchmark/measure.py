@@ -1,4 +1,4 @@
-"""A config measured on the machine at hand, beside what the machine could do."""
+"""Measures a config on this machine, compared with what the machine can do."""
 
 import itertools
 import pathlib
@@ -25,18 +25,18 @@ from ssd_jax.roofline import grouped, layer_of, operations, roofline_seconds, tr
 from ssd_jax.run_log import memory_in_use
 from ssd_jax.training_data import mesh_batches
 
-# Batches that the threads of the input have ready before anybody asks.
+# Batches that the threads of the input prepare ahead.
 _AHEAD = 16
-# Of the loop that waits for them: about so many seconds, but no more steps than that.
+# The loop that waits for them takes about this many seconds, but at most this many steps.
 _LOOP_SECONDS, _MOST_STEPS = 2.0, 50
 _SLOWEST_LAYERS = 12
 
 
 def measure(work: Workload, *, rounds: int, profile: pathlib.Path | None = None) -> dict[str, Any]:
-    """Everything about a config but its start; seconds, bytes, and fractions of one.
+    """All figures of a config except for its start; seconds, bytes, and fractions from 0 to 1.
 
-    A figure of a program is for all devices together, but its memory, which is of each. `profile`
-    is a folder for a trace.
+    Figures of a program are for all devices together, except for memory, which is per device.
+    `profile` is a folder for a trace.
     """
     machine = measure_machine(work.mesh, dtype=work.config.model.dtype)
     whole = {
@@ -49,7 +49,7 @@ def measure(work: Workload, *, rounds: int, profile: pathlib.Path | None = None)
     parts = part_programs(work)
     calls = {name: program.call for name, program in (whole | parts).items()}
     seconds = take_turns(calls, rounds=rounds)
-    # What else ran may have slowed one of the two, and fractions would come above one.
+    # Measured twice, because other work may have slowed one, and fractions could exceed 1.
     again = measure_machine(work.mesh, dtype=work.config.model.dtype)
     machine = Machine(*map(max, machine, again))
     train = whole["train"]
@@ -102,7 +102,7 @@ def _figures(
 
 
 def _shares(seconds: Mapping[str, Sequence[float]], parts: Iterable[str]) -> dict[str, float]:
-    """Of a training step, each part measured alone; the network is its bare step."""
+    """Each part, measured alone, as a fraction of a training step; the network is the bare step."""
     alone = {name: statistics.median(seconds[name]) for name in (*parts, "bare_train", "train")}
     step = alone.pop("train")
     alone["network"] = max(alone.pop("bare_train") - alone["optimizer"], 0.0)
@@ -111,7 +111,7 @@ def _shares(seconds: Mapping[str, Sequence[float]], parts: Iterable[str]) -> dic
 
 
 def _input(work: Workload, train: Program, step_seconds: Sequence[float]) -> dict[str, float]:
-    """Seconds of a batch from the input alone, and the part of a loop that waits for it."""
+    """Seconds per batch of the input alone, and the fraction of a loop spent waiting for it."""
     with_names = mesh_batches(work.config, work.source, work.mesh, start_step=0)
     try:
         for _ in itertools.islice(with_names, _AHEAD):
@@ -134,7 +134,7 @@ def _input(work: Workload, train: Program, step_seconds: Sequence[float]) -> dic
 
 
 def _layers(train: Program, machine: Machine) -> list[dict[str, Any]]:
-    """Where the roofline of a step spends most, by layer of the network and by stage."""
+    """The layers and stages that take the largest shares of a step's roofline."""
     bounds = {"peak": machine.matmul, "bandwidth": machine.bandwidth}
     total = roofline_seconds(train.kernels, **bounds)
     rows = [
@@ -150,7 +150,7 @@ def _layers(train: Program, machine: Machine) -> list[dict[str, Any]]:
 
 
 def _trace(folder: pathlib.Path, train: Program, evaluate: Program) -> None:
-    """For TensorBoard and, as perfetto_trace.json.gz, for ui.perfetto.dev."""
+    """Writes a trace for TensorBoard and, as perfetto_trace.json.gz, for ui.perfetto.dev."""
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         for step in range(3):
             with jax.profiler.StepTraceAnnotation("train", step_num=step):

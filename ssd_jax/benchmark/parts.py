@@ -29,7 +29,7 @@ from ssd_jax.types import Batch
 
 
 def part_programs(work: Workload) -> dict[str, Program]:
-    """All of them."""
+    """The programs of all parts, by name."""
     parts = {"augment": augment_program(work), "match": match_program(work)}
     if work.config.loss.class_loss == "softmax":
         parts["mine"] = mine_program(work)
@@ -37,7 +37,7 @@ def part_programs(work: Workload) -> dict[str, Program]:
 
 
 def augment_program(work: Workload) -> Program:
-    """From decoded pictures to the input of the network."""
+    """From decoded images to the input of the network."""
     config = work.config
     settings = experiment.augmentation_settings(config, config.model.image_size)
 
@@ -59,13 +59,13 @@ def match_program(work: Workload) -> Program:
 
 
 def mine_program(work: Workload) -> Program:
-    """The choice of the negatives; one anchor in a hundred is positive."""
+    """Hard-negative mining; one anchor in a hundred is positive."""
     draws = _noise(work, 1)[..., 0]
-    words = work.config.loss
+    settings = work.config.loss
     mined = functools.partial(
         mine_hard_negatives,
-        negatives_per_positive=words.negatives_per_positive,
-        minimum=words.minimum_negatives,
+        negatives_per_positive=settings.negatives_per_positive,
+        minimum=settings.minimum_negatives,
     )
 
     def mine_rows(_, background, positive):
@@ -75,7 +75,7 @@ def mine_program(work: Workload) -> Program:
 
 
 def loss_program(work: Workload) -> Program:
-    """Matching, mining, both losses and their gradient by the network's outputs."""
+    """Matching, hard-negative mining, both losses and their gradient by the network's outputs."""
     settings = experiment.loss_settings(work.config)
     channels = work.network.model.heads.num_classes + 1
 
@@ -91,7 +91,7 @@ def loss_program(work: Workload) -> Program:
 
 
 def optimizer_program(work: Workload) -> Program:
-    """From gradients to new parameters, without the moving average of optimizer.ema_decay."""
+    """From gradients to new parameters, without the EMA of optimizer.ema_decay."""
     config = work.config
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)
@@ -101,7 +101,7 @@ def optimizer_program(work: Workload) -> Program:
     def update(held, gradient):
         params, opt_state = held
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        # Of the sums, because something that is not donated is to be waited for.
+        # With a sum, because the caller must wait for a result that is not donated.
         return (optax.apply_updates(params, updates), opt_state), optax.tree.sum(updates)
 
     held = state.params, state.opt_state
@@ -118,7 +118,7 @@ def _part(work: Workload, function: Callable, *batches: Any) -> Program:
 
 
 def _augmented(work: Workload) -> Batch:
-    """A mosaic has the objects of its pictures."""
+    """The batch after augmentation; a mosaic has the objects of all its images."""
     mosaics = work.config.augment.mosaic.probability > 0
     count = work.batch.valid.shape[1]
     return with_objects(work.batch, count * GROUP) if mosaics else work.batch

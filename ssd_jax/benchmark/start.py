@@ -1,7 +1,7 @@
-"""How long it takes from the start of a process to the first answer and to the first step.
+"""Measures the time from the start of a process to its first prediction and training step.
 
-Measured in processes of their own: `python -m ssd_jax.benchmark.start CONFIG.json`, with --devices
-and --classes as of `ssd-jax benchmark`, prints the seconds as JSON, or fails.
+Each measurement runs in a process of its own: `python -m ssd_jax.benchmark.start CONFIG.json`, with
+the options --devices and --classes of `ssd-jax benchmark`, prints the seconds as JSON, or fails.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def measure_starts(
 ) -> dict[str, dict]:
     """Seconds of a start with nothing compiled yet ("cold") and of the next one ("warm").
 
-    To be called before this process has opened an accelerator, which only one can have.
+    Call it before this process opens an accelerator, because only one process can have it.
 
     Raises:
       UserError: a process has failed.
@@ -58,18 +58,18 @@ def measure_starts(
 
 
 def _main() -> int:
-    """Prints the seconds as one line of JSON; a mistake of the user's is a message and code 1."""
+    """Prints the seconds as one line of JSON; for a user's mistake a message, and returns 1."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=pathlib.Path)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--classes", type=int)
     options = parser.parse_args()
     try:
-        told = _seconds(options, began=float(os.environ[_STARTED]))
+        seconds = _seconds(options, began=float(os.environ[_STARTED]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(told))
+    print(json.dumps(seconds))
     return 0
 
 
@@ -77,7 +77,7 @@ def _seconds(options: argparse.Namespace, *, began: float) -> dict[str, float]:
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.workload import make_workload, predict_program, train_program
 
-    told = {"import": time() - began}
+    figures = {"import": time() - began}
     import jax
 
     config = read_config(options.config)
@@ -85,11 +85,14 @@ def _seconds(options: argparse.Namespace, *, began: float) -> dict[str, float]:
     work = make_workload(config, mesh, classes=options.classes)
     program = predict_program(work)
     program.call()
-    told |= {"first_answer": time() - began, "compile_predict": program.compile_seconds}
+    figures |= {"first_answer": time() - began, "compile_predict": program.compile_seconds}
     start = perf_counter()
     program = train_program(work)
     jax.block_until_ready(program.call())
-    return told | {"first_step": perf_counter() - start, "compile_train": program.compile_seconds}
+    return figures | {
+        "first_step": perf_counter() - start,
+        "compile_train": program.compile_seconds,
+    }
 
 
 if __name__ == "__main__":

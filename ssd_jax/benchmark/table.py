@@ -1,4 +1,4 @@
-"""The result of a benchmark to read."""
+"""The results of a benchmark as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ _PROGRAMS = {
     "bare_train": "  network alone",
     "evaluate": "evaluation batch",
     "forward": "  network alone",
-    "predict": "one picture",
+    "predict": "one image",
 }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Of `measure.measure`, and of `start.measure_starts` where it is there."""
+    """The table of `measure.measure`, and of `start.measure_starts` if that was run."""
     machine = result["machine"]
     lines = [
         f"{result['config']}: batch {result['batch_size']} on {machine['devices']} x "
@@ -36,13 +36,13 @@ def table(result: Mapping[str, Any]) -> str:
     against = result["against_bare"]
     lines += [
         "",
-        f"against the network alone: training {_ratio(against['train'])}, evaluation "
+        f"times the network alone: training {_ratio(against['train'])}, evaluation "
         f"{_ratio(against['evaluate'])}",
         "parts of a training step, each measured alone: "
         + ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items()),
-        f"input: {result['input']['seconds'] * 1e3:.1f} ms a batch; a loop waits for it "
-        f"{result['input']['data_wait']:.1%} of its time",
-        "where the roofline of a step goes: "
+        f"input: {result['input']['seconds'] * 1e3:.1f} ms per batch; a training loop waits for "
+        f"it {result['input']['data_wait']:.1%} of its time",
+        "largest shares of the roofline of a step: "
         + ", ".join(f"{row['layer']} {row['share']:.1%}" for row in result["layers"]),
         "compiled in: "
         + ", ".join(f"{n} {row['compile_seconds']:.2f} s" for n, row in result["programs"].items()),
@@ -50,7 +50,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for name, start in result.get("start", {}).items():
         lines.append(
-            f"{name} start: imports {start['import']:.1f} s, first answer after "
+            f"{name} start: imports {start['import']:.1f} s, first prediction after "
             f"{start['first_answer']:.1f} s ({start['compile_predict']:.2f} s of it compiling), "
             f"then the first step after {start['first_step']:.1f} s "
             f"({start['compile_train']:.2f} s of it compiling)"
@@ -59,7 +59,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def comparison_table(result: Mapping[str, Any]) -> str:
-    """Of `compare.run_comparison`."""
+    """The table of `compare.run_comparison`."""
     rows = [
         f"{seconds * 1e3:10.1f} ms  {name}"
         for name, seconds in zip(result["names"], result["median_seconds"], strict=True)

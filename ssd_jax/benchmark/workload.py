@@ -34,14 +34,14 @@ from ssd_jax.sharding import (
 from ssd_jax.train.compiled import StepMemory, step_memory, trace_step
 from ssd_jax.types import Batch
 
-# Of VOC, for a config that does not name its classes.
+# Those of VOC, for a config that does not name its classes.
 _CLASSES = 20
-# Made-up pictures; a batch takes them again and again.
+# Synthetic images; larger batches repeat them.
 _PICTURES = 32
 
 
 class Workload(NamedTuple):
-    """What is timed, and on what; `batch` is one of the training, on the host."""
+    """A config with its devices, data and network; `batch` is a training batch on the host."""
 
     config: ConfigDict
     mesh: Mesh
@@ -51,7 +51,7 @@ class Workload(NamedTuple):
 
 
 class Program(NamedTuple):
-    """`call()` sends it to the devices; `images` is how many it looks at, on all of them."""
+    """A compiled program; `call()` launches it, `images` is its number of images on all devices."""
 
     call: Callable[[], Any]
     images: int
@@ -68,10 +68,10 @@ def make_workload(
     classes: int | None = None,
     objects: int | None = None,
 ) -> Workload:
-    """A config on the mesh, on pictures of generated shapes or on its `own_data`.
+    """The workload of a config on the mesh, with synthetic images or its `own_data`.
 
-    `classes` is their number, if neither the config nor its own data tell; `objects` the padded
-    length of the objects of an image, all of them real, if not what the pictures need.
+    `classes` is the number of classes if neither the config nor its own data have it. `objects` is
+    the number of objects per image, all of them real; the default is what the images need.
     """
     if config.batch_size % mesh.size:
         raise UserError(
@@ -97,13 +97,13 @@ def make_workload(
 
 def _made_up(canvas: int) -> Source:
     folder = cache_folder() / "benchmark" / f"shapes-{canvas}"
-    if not (folder / "ImageSets/Main/train.txt").exists():  # which is written last
+    if not (folder / "ImageSets/Main/train.txt").exists():  # written last
         write_shapes(folder, train=_PICTURES, val=0, seed=0, image_size=canvas)
     return open_data(str(folder), split=("train",))
 
 
 def with_objects(batch: Batch, objects: int) -> Batch:
-    """The batch with so many objects in each image, of its labels, anywhere."""
+    """The batch with this many objects in each image, with its labels and random boxes."""
     corners = np.random.default_rng(0).random((len(batch.valid), objects, 2, 2), np.float32)
     boxes = np.sort(corners, axis=2).reshape(len(corners), objects, 4)
     pick = np.arange(objects) % batch.valid.shape[1]
@@ -112,7 +112,7 @@ def with_objects(batch: Batch, objects: int) -> Batch:
 
 
 def make_program(traced: Traced, call: Callable, images: int) -> Program:
-    """Compiles; `call` makes the function to be timed of the compiled one."""
+    """Compiles; `call` turns the compiled program into the function to be timed."""
     start = perf_counter()
     compiled = traced.lower().compile()
     seconds = perf_counter() - start
@@ -121,7 +121,7 @@ def make_program(traced: Traced, call: Callable, images: int) -> Program:
 
 
 def stateful(state: Any, *arguments: Any) -> Callable:
-    """For a program that gives (state, result) and donates the state to itself."""
+    """The `call` of a program that returns (state, result) and donates the state to itself."""
 
     def with_program(compiled):
         held = [state]
@@ -212,19 +212,19 @@ def forward_program(work: Workload) -> Program:
 
 
 def predict_program(work: Workload) -> Program:
-    """One picture on one device, from the memory of the host to detections there."""
+    """One image on one device, from the memory of the host to detections there."""
     device = make_mesh(list(work.mesh.devices.flat[:1]))
-    return evaluate_program(_of_one_picture(work)._replace(mesh=device))
+    return evaluate_program(_of_one_image(work)._replace(mesh=device))
 
 
-def _of_one_picture(work: Workload) -> Workload:
+def _of_one_image(work: Workload) -> Workload:
     config = work.config.copy_and_resolve_references()
     config.evaluate.batch_size = 1
     return work._replace(config=config)
 
 
 def first_variables(work: Workload) -> dict[str, Any]:
-    """Those of a training from scratch."""
+    """The initial variables of a training from scratch."""
     return init_variables(work.network.model, work.config.model.image_size, seed=work.config.seed)
 
 

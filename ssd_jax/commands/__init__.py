@@ -1,1 +1,1 @@
-"""One file a verb: its arguments, and what it does with them."""
+"""One file per verb: its arguments and what it does."""

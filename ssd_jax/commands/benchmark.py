@@ -14,7 +14,7 @@ devices. Images are synthetic. docs/performance.md explains each figure.
   ssd-jax benchmark --config FILE --against OTHER --measure predict
   ssd-jax benchmark --config FILE --against 'python peer.py' --metric metrics.step.p50"""
 
-# Options that have no meaning, by what is asked for.
+# Options that cannot be used with each kind of measurement.
 _MISPLACED = {
     "without --find-batch or --against": ("--memory-gib", "--measure", "--metric"),
     "with --find-batch": ("--measure", "--metric", "--rounds", "--classes", "--own-data", "--json",
@@ -35,7 +35,12 @@ def add(verbs) -> None:
         example="ssd-jax benchmark --config configs/voc0712_vgg16_300.py --json speed.json",
         note=NOTE,
     )
-    benchmark.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="see configs/")
+    benchmark.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="config file, e.g. configs/bccd.py",
+    )
     what = benchmark.add_mutually_exclusive_group()
     what.add_argument(
         "--find-batch",
@@ -52,23 +57,26 @@ def add(verbs) -> None:
         "--memory-gib",
         type=float,
         metavar="GIB",
-        help="with --find-batch: memory of a device (default: what JAX may take of it)",
+        help="with --find-batch: memory of a device (default: what JAX may use of it)",
     )
     benchmark.add_argument(
         "--measure",
         choices=("train", "evaluate", "predict"),
-        help="with --against: a step, a batch or one picture (default: train)",
+        help="with --against: a training step, a batch to evaluate or one image to predict "
+        "(default: train)",
     )
     benchmark.add_argument(
         "--metric",
         metavar="NAME.NAME",
-        help="with --against COMMAND: the number in the JSON of its last line, in seconds "
-        "(default: the time that it runs)",
+        help="with --against COMMAND: the seconds under this name in the JSON of its last output "
+        "line (default: its running time)",
     )
     benchmark.add_argument(
-        "--devices", type=positive, metavar="N", help="how many to use (default: all)"
+        "--devices", type=positive, metavar="N", help="number of devices to use (default: all)"
     )
-    benchmark.add_argument("--rounds", type=positive, metavar="N", help="default: 5")
+    benchmark.add_argument(
+        "--rounds", type=positive, metavar="N", help="number of measurements (default: 5)"
+    )
     benchmark.add_argument(
         "--classes",
         type=positive,
@@ -83,7 +91,7 @@ def add(verbs) -> None:
         "--json",
         type=local_path,
         metavar="FILE",
-        help="write the figures; - prints them as the last line, where --metric looks",
+        help="write the figures; - prints them as the last line, where --metric reads them",
     )
     benchmark.add_argument(
         "--profile",
@@ -101,13 +109,13 @@ def _benchmark(options, rest):
     assignments = configs.split_assignments(rest)
     config = _config(options.config, assignments)
     if options.against and not _is_config(options.against):
-        # The command may want the same GPU. JAX reads this when it opens the devices.
+        # The command may use the same GPU. JAX reads this when it opens the devices.
         os.environ.update(SMALL_MEMORY | os.environ)
     start = {}
     if not (options.find_batch or options.against or options.no_start):
         from ssd_jax.benchmark.start import measure_starts
 
-        # Before this process takes the devices.
+        # Before this process opens the devices.
         starts = measure_starts(config, devices=options.devices, classes=options.classes)
         start = {"start": starts}
     from ssd_jax.benchmark.machine import choose_devices

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share."""
+"""Arguments and helpers that the verbs of the command line share."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ssd_jax.errors import UserError
 from ssd_jax.literals import split_names
 
-# What runs an exported model, as `export.engines` knows it; that imports JAX.
+# The engines of `export.engines`, repeated because that file imports JAX.
 ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
 
 SETTINGS = """\
@@ -21,9 +21,9 @@ ssd_jax/config.py lists all settings with their defaults and meaning.
 
 
 def verb(verbs, name, run, summary, *, example, settings=False, note=""):
-    """A verb with its help; `run(options, rest)` does it, and may give the exit code.
+    """A verb with its help; `run(options, rest)` executes it and may return the exit code.
 
-    With `settings` it takes `--config.NAME=VALUE`, which `run` finds in `rest`.
+    With `settings` it takes `--config.NAME=VALUE`, which is passed to `run` in `rest`.
     """
     parser = verbs.add_parser(
         name,
@@ -40,26 +40,26 @@ def verb(verbs, name, run, summary, *, example, settings=False, note=""):
 
 
 def refuse_misplaced(given: Mapping[str, object], where: str) -> None:
-    """Refuses the options that are given, by their names, though they say nothing `where`."""
+    """Refuses the options that are given, by name, although they have no meaning `where`."""
     for name, value in given.items():
         if value:
             raise UserError(f"{name} cannot be used {where}. Leave it out.")
 
 
 def location(parser, name, metavar):
-    """A data set, with its splits and classes."""
+    """Adds the arguments of a data set: its location, splits and classes."""
     parser.add_argument(name, metavar=metavar, help="a data set, see docs/data.md")
     names_argument(parser, "--split", "splits of the data set, e.g. train or VOC2007/trainval")
     names_argument(parser, "--classes", "class names in the order of their ids")
 
 
 def is_printed(path: pathlib.Path | None) -> bool:
-    """Whether `--json -` was given: then the figures are the last that is printed."""
+    """Whether `--json -` was given, with which the figures are printed last."""
     return str(path) == "-"
 
 
 def names_argument(parser, option, text):
-    """An option that takes names with commas between them, and may be repeated."""
+    """Adds an option that takes names separated by commas, and may be repeated."""
     parser.add_argument(
         option, type=split_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
     )
@@ -81,7 +81,7 @@ def count(text: str) -> int:
 
 
 def part_of_one(text: str) -> float:
-    """Reads a number from 0 to 1, as a score is."""
+    """Reads a number from 0 to 1, e.g. a score."""
     wrong = argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     try:
         value = float(text)
@@ -110,7 +110,7 @@ def positive(text: str) -> int:
 
 
 def cluster_arguments(parser):
-    """How several processes become one run; `join_cluster` reads them."""
+    """Adds the options by which several processes become one run; `join_cluster` reads them."""
     group = parser.add_argument_group(
         "several processes", "Detected under srun, mpirun and Kubernetes; see docs/distributed.md."
     )
@@ -136,7 +136,7 @@ def cluster_arguments(parser):
 
 
 def join_cluster(options, config):
-    """Makes this process one of a run of several, if it is one; before anything else of JAX."""
+    """Joins the run of several processes, if there is one; must come before any use of JAX."""
     from ssd_jax import cluster
 
     cluster.start(
@@ -149,21 +149,21 @@ def join_cluster(options, config):
 
 
 def workdir(parser, text, *, required=True):
-    """The folder of a run, here or behind a URL."""
+    """Adds `--workdir`, the folder of a run, local or at a URL."""
     parser.add_argument(
         "--workdir", required=required, metavar="DIR", type=folder_or_url, help=text
     )
 
 
 def local_path(text: str) -> pathlib.Path:
-    """Reads a place on this machine; of a URL `pathlib` would make a folder called "s3:"."""
+    """Reads a local path; `pathlib` would turn a URL into a folder called "s3:"."""
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a place on this machine")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a path on this machine")
     return pathlib.Path(text)
 
 
 def folder_or_url(text: str) -> pathlib.Path | str:
-    """Reads a place that may be a URL; `data.storage` and `train.mirror` make a folder of one."""
+    """Reads a path or a URL; `data.storage` and `train.mirror` make a local folder of a URL."""
     if "://" not in text:
         return pathlib.Path(text)
     from ssd_jax.data.remote import SCHEMES
@@ -177,28 +177,28 @@ def folder_or_url(text: str) -> pathlib.Path | str:
 
 @contextlib.contextmanager
 def folder_to_fill(location: pathlib.Path | str):
-    """The folder of a location, or one whose files are uploaded below its URL in the end."""
+    """A folder to write to: `location` itself, or one whose files are uploaded to its URL."""
     if isinstance(location, pathlib.Path):
         yield location
         return
     from ssd_jax.data.remote import open_to_write
     from ssd_jax.data.storage import upload
 
-    open_to_write(location)  # Before the work, not after it.
+    open_to_write(location)  # Fails before the work, not after it.
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder)
         upload(folder, location)
 
 
 def place_in(location: pathlib.Path | str, name: str) -> str:
-    """How a file of a folder, or below a URL, is called."""
+    """The path or URL of a file in a folder."""
     if isinstance(location, pathlib.Path):
         return str(location / name)
     return f"{location.rstrip('/')}/{name}"
 
 
 def step(parser):
-    """Which checkpoint of a run."""
+    """Adds `--step`, the checkpoint of a run."""
     parser.add_argument(
         "--step",
         metavar="last|best|N",
@@ -207,7 +207,7 @@ def step(parser):
 
 
 def detector_arguments(parser):
-    """A run, or what was exported of one; `check_detector` refuses what fits the other."""
+    """Adds the options of a run or an exported detector; `check_detector` checks them."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--workdir", metavar="DIR", type=folder_or_url, help="folder of a run, or s3://..."
@@ -216,31 +216,31 @@ def detector_arguments(parser):
         "--model",
         metavar="DIR",
         type=folder_or_url,
-        help="what `ssd-jax export` wrote: the folder, its .tar.gz, or the URL of either",
+        help="detector that `ssd-jax export` wrote: the folder, its .tar.gz, or the URL of either",
     )
     step(parser)
     engine_argument(parser)
 
 
 def open_detector(options):
-    """The detector that `detector_arguments` names: of a run, or an exported one."""
+    """The detector that the options of `detector_arguments` name: of a run, or exported."""
     if options.model:
         from ssd_jax.export.exported import open_exported
 
         return open_exported(options.model, options.engine or "auto")
-    from ssd_jax.detector import Detector  # with Orbax, which an export does without
+    from ssd_jax.detector import Detector  # imports Orbax, which an exported one does not need
     from ssd_jax.train.mirror import workdir_to_read
 
     return Detector.load(workdir_to_read(options.workdir), step=options.step)
 
 
 def engine_argument(parser):
-    """What runs the network of an exported detector."""
+    """Adds `--engine`, which runs the network of an exported detector."""
     parser.add_argument(
         "--engine",
         type=engine_name,
         metavar="NAME",
-        help=f"what runs an exported model: {', '.join(ENGINES[1:])} "
+        help=f"engine that runs an exported model: {', '.join(ENGINES[1:])} "
         "(default: auto, the fastest float32 engine on this machine)",
     )
 
@@ -253,7 +253,7 @@ def engine_name(text: str) -> str:
 
 
 def check_detector(options) -> None:
-    """`--step` chooses of a run, the --workdir, and `--engine` runs an exported --model."""
+    """Refuses `--step` with an exported --model, and `--engine` with the --workdir of a run."""
     if options.model:
         refuse_misplaced({"--step": options.step}, "with --model")
     else:

@@ -6,7 +6,7 @@ import pathlib
 from ssd_jax.commands.common import count, local_path, positive, verb
 from ssd_jax.errors import UserError
 
-# Of drawn images: on fewer pixels the shapes have no form.
+# Of synthetic images: with fewer pixels the shapes cannot be recognised.
 SMALLEST_SIDE = 32
 
 
@@ -46,7 +46,7 @@ def add(verbs) -> None:
     voc.add_argument(
         "--archives",
         metavar="DIR",
-        help="a folder with the tar files (default: download them)",
+        help="folder with the tar files (default: download them)",
     )
     voc.add_argument("--years", nargs="+", default=("2007", "2012"), choices=("2007", "2012"))
 
@@ -69,17 +69,18 @@ def _data_shapes(options, rest):
         seed=options.seed,
         image_size=options.image_size,
     )
-    print(f"{options.folder}: {options.train} images to train on, {options.val} to measure on")
+    print(f"{options.folder}: {options.train} training and {options.val} validation images")
 
 
 def _refuse_another_set(folder: pathlib.Path, *, train: int, val: int) -> None:
-    """Shapes are written over shapes; what would stay of a larger set would mix with them."""
+    """Refuses a folder with other images: what remained of a larger set would mix with these."""
     names = {f"{index:06d}" for index in range(train + val)}
     names |= {split for split, count in (("train", train), ("val", val)) if count}
     there = [*folder.glob("Annotations/*.xml"), *folder.glob("ImageSets/Main/*.txt")]
     if others := [path for path in there if path.stem not in names]:
         raise UserError(
-            f"{folder} holds another set ({min(others)}): give an empty folder, or remove this one"
+            f"{folder} contains another data set ({min(others)}): give an empty folder, or remove "
+            "this one"
         )
 
 

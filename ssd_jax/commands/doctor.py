@@ -20,8 +20,8 @@ def add(verbs) -> None:
         help="a second data set (e.g. validation) that must not share images with SRC",
     )
     names_argument(doctor, "--against-split", "splits of SRC2")
-    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a picture")
-    doctor.add_argument("--fix", metavar="DST", help="write a copy without what is wrong")
+    doctor.add_argument("--out", metavar="DIR", help="write the findings (JSON) and a figure")
+    doctor.add_argument("--fix", metavar="DST", help="write a copy without the errors")
     doctor.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",
@@ -43,7 +43,7 @@ def _doctor(options, rest):
 
         config = load_config(options.config)
         check(config)
-        # The default boxes are the same for any number of classes.
+        # The anchors are the same for any number of classes.
         anchors = build_network(config, 1).anchors
         if label_width is None:
             label_width = config.data.label_width

@@ -90,7 +90,7 @@ def _evaluate_run(options, rest):
     configs.override(config, configs.split_assignments(rest))
     check(config)
     join_cluster(options, config)
-    from ssd_jax.runs import run_evaluation  # late, for its imports take seconds
+    from ssd_jax.runs import run_evaluation  # late, because its imports take seconds
 
     split = options.split[0] if options.split else None
     run_evaluation(config, workdir, split=split, step=options.step, out=options.out)
@@ -111,7 +111,7 @@ def _evaluate_detections(options):
     from ssd_jax.visualize.evaluation import draw_measures
 
     if not options.ground_truth:
-        raise UserError("--ground-truth is missing. Give the data set that the detections are of.")
+        raise UserError("--ground-truth is missing. Give the data set of the detections.")
     labelled = read_ground_truth(options.ground_truth, split=options.split, classes=options.classes)
     evaluation = measure_detections(
         labelled.ground_truths,

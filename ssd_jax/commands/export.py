@@ -37,8 +37,9 @@ def _export(options, rest):
     )
     if len(meta["measured_at"]) > 1:
         print(
-            f"it looks at {meta['image_size']} px only; the metrics in meta.json are those of the "
-            f"run, which looks at {', '.join(map(str, meta['measured_at']))} px (docs/export.md)"
+            f"the exported detector uses images of {meta['image_size']} px only; the metrics in "
+            "meta.json are those of the run, which was evaluated at "
+            f"{', '.join(map(str, meta['measured_at']))} px (docs/export.md)"
         )
     checked = meta["verification"]
     print(
@@ -47,9 +48,9 @@ def _export(options, rest):
     )
     for form, found in checked["found"].items():
         if "refused" in found:
-            print(f"  {form:12} is not to be used: {found['refused']}")
+            print(f"  {form:12} will not be used: {found['refused']}")
             continue
-        seconds = f", {found['seconds'] * 1000:.0f} ms an image" if "seconds" in found else ""
+        seconds = f", {found['seconds'] * 1000:.0f} ms per image" if "seconds" in found else ""
         print(f"  {form:12} {found['largest_deviation']:.1e}{seconds}")
     out = str(options.out).rstrip("/")
     archive = f" and {out}.tar.gz" if options.archive else ""

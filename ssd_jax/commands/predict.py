@@ -86,14 +86,16 @@ def _predict(options, rest):
 
     check_detector(options)
     if options.annotations and options.format != "coco":
-        raise UserError("--annotations: only --format coco takes ids from them. Leave it out.")
+        raise UserError("--annotations: only --format coco uses this file. Leave it out.")
     if options.draw and options.format == "transform":
-        raise UserError("--draw: a batch transform makes no drawings. Leave it out.")
+        raise UserError("--draw: --format transform makes no drawings. Leave it out.")
     if options.min_score and options.format == "transform":
-        raise UserError("--min-score: a batch transform gives all detections. Leave it out.")
+        raise UserError("--min-score: --format transform writes all detections. Leave it out.")
     if "://" in options.out and options.format != "transform":
-        raise UserError(f"--out {options.out}: only --format transform writes to a bucket.")
-    # Before the detector is opened, which takes its time.
+        raise UserError(
+            f"--out {options.out}: only --format transform can write to a bucket. Give a folder."
+        )
+    # Before the detector is opened, which takes long.
     check_places(options.places)
     if options.annotations and not options.annotations.is_file():
         raise UserError(f"--annotations {options.annotations}: no such file. Give a COCO file.")

@@ -43,14 +43,14 @@ def add(verbs) -> None:
         help="folder of a run, or s3://...",
     )
     compare.add_argument(
-        "--out", metavar="DIR", type=folder_or_url, help="for the page, a folder or s3://..."
+        "--out", metavar="DIR", type=folder_or_url, help="folder or s3://... for the page"
     )
     compare.add_argument(
         "--json",
         metavar="FILE",
         type=local_path,
-        help="write a line for each run: the settings that differ, and its metrics; - prints them "
-        "last",
+        help="write a line per run with the settings that differ and its metrics; - prints the "
+        "lines last",
     )
 
 
@@ -69,7 +69,7 @@ def _compare(options, rest):
     from ssd_jax.report.compare import markdown, record_lines, write_comparison
 
     runs = [open_run(folder) for folder in options.workdirs]
-    # Printed when all is written: who reads may have had enough, as `head` has.
+    # Printed once all is written, because the reader of the output may leave early, e.g. `head`.
     printed = [markdown(runs)]
     if options.json and not is_printed(options.json):
         write_text(options.json, record_lines(runs))

@@ -7,12 +7,13 @@ from ssd_jax.commands.common import engine_argument, local_path, verb
 from ssd_jax.commands.serve import serve_detector, serving_arguments
 from ssd_jax.errors import UserError
 
-# SageMaker starts a container with the word `serve` alone, so options may stand in the environment.
+# SageMaker starts a container with only the argument `serve`, so options may be given in the
+# environment.
 VARIABLES = {
     f"SSD_JAX_{option.upper()}": option
     for option in ("engine", "batches", "queue", "max_megabytes", "max_megapixels")
 }
-# Of a batch transform: docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
+# Set in a batch transform: docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
 PAYLOAD_VARIABLE = "SAGEMAKER_MAX_PAYLOAD_IN_MB"
 
 
@@ -20,15 +21,15 @@ def add(verbs) -> None:
     """Adds the verb."""
     sagemaker = verbs.add_parser(
         "sagemaker",
-        help="stand in for SageMaker's Object Detection, in its container or anywhere",
-        description="Stand in for SageMaker's Object Detection; docs/sagemaker.md describes it.",
+        help="replace SageMaker's Object Detection, in its container or anywhere",
+        description="Replace SageMaker's Object Detection; see docs/sagemaker.md.",
     )
     kinds = sagemaker.add_subparsers(dest="kind", metavar="KIND", required=True)
     train = verb(
         kinds,
         "train",
         _train,
-        "train as the files in ROOT/input say, and leave the model in ROOT/model",
+        "run the training job that ROOT/input describes, and write the model to ROOT/model",
         settings=True,
         example="ssd-jax sagemaker train --root /opt/ml",
     )
@@ -36,7 +37,7 @@ def add(verbs) -> None:
         kinds,
         "serve",
         _serve,
-        "answer pictures with boxes from the model in ROOT/model",
+        "serve the model in ROOT/model over HTTP",
         example="ssd-jax sagemaker serve --root /opt/ml",
         note="Options that are not given are read from the environment:\n  "
         + "\n  ".join(VARIABLES),
@@ -51,12 +52,12 @@ def add(verbs) -> None:
         )
     engine_argument(serving)
     serving_arguments(serving)
-    # argparse reads a default that is text as it reads the option.
+    # argparse converts a default that is a string as it converts the option.
     serving.set_defaults(host="0.0.0.0", workdir=None, step=None, **_from_environment())
 
 
 class _Variable(str):
-    """What an environment variable says, which messages name as they show it."""
+    """The value of an environment variable, which messages show with the name of the variable."""
 
     name = ""
 
@@ -87,8 +88,8 @@ def _serve(options, rest):
     model = options.root / "model"
     if not model.is_dir():
         raise UserError(
-            f"{model}: there is no such folder, and the model has to lie in it, unpacked. Mount or "
-            "copy it there, or give another --root, whose folder model it is."
+            f"{model}: there is no such folder; it must contain the unpacked model. Mount or copy "
+            "it there, or give another --root that has the folder model."
         )
     if not holds_original(model):
         options.model = model
@@ -96,9 +97,9 @@ def _serve(options, rest):
         return
     if options.engine not in (None, "auto", "jax"):
         raise UserError(
-            f"{model}: it holds an artefact of SageMaker's own algorithm, which the engine jax "
-            f"runs, and not {options.engine!r}. For that, convert its model.tar.gz with `ssd-jax "
-            "weights import` and `ssd-jax export --onnx` first."
+            f"{model} contains an artefact of SageMaker's own algorithm, which only the engine jax "
+            f"can run, but got {options.engine!r}. To use that engine, convert the model.tar.gz "
+            "with `ssd-jax weights import` and `ssd-jax export --onnx` first."
         )
     with imported_original(model) as run:
         options.model, options.workdir = None, str(run)

@@ -15,7 +15,7 @@ from ssd_jax.commands.common import (
 )
 from ssd_jax.errors import UserError
 
-# What data/decode.py takes at most.
+# The most that data/decode.py accepts.
 MOST_MEGAPIXELS = 128
 LARGEST_PORT = 65535
 TOKEN_VARIABLE = "SSD_JAX_TOKEN"
@@ -30,7 +30,7 @@ def add(verbs) -> None:
         _serve,
         "serve a detector over HTTP",
         example="ssd-jax serve --model model/ --port 8080",
-        note="docs/serving.md has the interface; a running server shows it at /docs.",
+        note="docs/serving.md describes the API; a running server shows it at /docs.",
     )
     detector_arguments(serve)
     serve.add_argument(
@@ -42,7 +42,7 @@ def add(verbs) -> None:
 
 
 def serving_arguments(parser) -> None:
-    """Those of any server, whatever it serves and to whom."""
+    """Adds the options that every server has."""
     parser.add_argument("--port", type=_port, default=8080, help="default: %(default)s")
     parser.add_argument(
         "--batches",
@@ -69,13 +69,13 @@ def serving_arguments(parser) -> None:
         type=_megapixels,
         default=64,
         metavar="N",
-        help="largest picture, in 2**20 pixels (default: %(default)s)",
+        help="largest image, in 2**20 pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--token-file",
         metavar="FILE",
         type=local_path,
-        help=f"holds the token that clients must send (default: ${TOKEN_VARIABLE}, if set)",
+        help=f"file with the token that clients must send (default: ${TOKEN_VARIABLE}, if set)",
     )
 
 
@@ -85,7 +85,7 @@ def _serve(options, rest):
 
 
 def serve_detector(options) -> None:
-    """Serves what `detector_arguments` and `serving_arguments` have read."""
+    """Serves the detector of `detector_arguments` with the options of `serving_arguments`."""
     try:
         from ssd_jax.serve.pictures import Limits
         from ssd_jax.serve.server import listen, serve
@@ -98,7 +98,7 @@ def serve_detector(options) -> None:
         ) from error
 
     token = read_token(options.token_file)
-    # Before the detector is opened, which takes its time.
+    # Before the detector is opened, which takes long.
     with listen(options.host, options.port) as listener:
         detector = open_detector(options)
         serve(
@@ -115,7 +115,7 @@ def serve_detector(options) -> None:
 
 
 def default_batches(engine: str) -> tuple[int, ...]:
-    """Few on a CPU, where a batch saves little and each one costs seconds at the start."""
+    """The batch sizes: few on a CPU, where they save little and each takes seconds to compile."""
     import jax
 
     on_cpu = engine != "jax" or jax.default_backend() == "cpu"
@@ -123,11 +123,11 @@ def default_batches(engine: str) -> tuple[int, ...]:
 
 
 def read_token(path: pathlib.Path | None) -> str | None:
-    """From a file or the environment: everybody can read the arguments of a process."""
+    """The token, from a file or the environment, because process arguments are not private."""
     where = TOKEN_VARIABLE if path is None else str(path)
     token = os.environ.get(TOKEN_VARIABLE) if path is None else path.read_text(encoding="utf-8")
     if token is not None and not token.strip():
-        raise UserError(f"{where}: it is empty, expected a token.")
+        raise UserError(f"{where} is empty, expected a token.")
     return token and token.strip()
 
 
@@ -142,8 +142,8 @@ def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({positive(each) for each in text.split(",")}))
     except argparse.ArgumentTypeError as error:
-        told = f"{text!r} is not a list of batch sizes such as 1,4"
-        raise argparse.ArgumentTypeError(told) from error
+        message = f"{text!r} is not a list of batch sizes such as 1,4"
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def _megapixels(text: str) -> int:

@@ -71,10 +71,10 @@ def _train(options, rest):
         from ssd_jax.dry_run import tell_plan
 
         return tell_plan(config)
-    from ssd_jax.runs import run_training  # late, for its imports take seconds
+    from ssd_jax.runs import run_training  # late, because its imports take seconds
     from ssd_jax.train.mirror import workdir_to_write
 
-    # JAX aborts a process when another one of its run dies: the stacks tell where this one was.
+    # JAX aborts a process if another one of its run dies; the stacks then show where it was.
     if not faulthandler.is_enabled():
         faulthandler.enable(2)
     with workdir_to_write(options.workdir) as workdir:

@@ -26,7 +26,7 @@ def add(verbs) -> None:
         metavar="FILE[:VARIANT]",
         help="config of the network that a weight file belongs to",
     )
-    names_argument(importing, "--classes", "in the order of their ids")
+    names_argument(importing, "--classes", "class names in the order of their ids")
     importing.add_argument(
         "--reinit-heads",
         action="store_true",
@@ -47,4 +47,4 @@ def _weights_import(options, rest):
         reinit_heads=options.reinit_heads,
     )
     print(report)
-    print(f"a run to use: ssd-jax predict --workdir {options.out} IMAGE... --out found/")
+    print(f"next: ssd-jax predict --workdir {options.out} IMAGE... --out found/")

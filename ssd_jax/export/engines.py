@@ -1,9 +1,9 @@
-"""What runs the network of an exported detector: JAX, ONNX Runtime or OpenVINO.
+"""The engines that run the network of an exported detector: JAX, ONNX Runtime or OpenVINO.
 
-An engine is a function from images to box deltas and class probabilities. JAX builds the network
-anew from its weights, on whatever device JAX has; the others read the ONNX model, and run on the
-processor. Every engine is tried on the probe, the images in the folder with the outputs that the
-run itself had for them, before it is handed out.
+An engine is a function from images to box deltas and class probabilities. JAX rebuilds the network
+from its weights, on whatever device JAX has; the others read the ONNX model and run on the CPU.
+Before an engine is used, it is tested on the probe: images in the folder, with the outputs that the
+run itself had for them.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ Run = Callable[
     tuple[Float[Array | np.ndarray, "B A 4"], Float[Array | np.ndarray, "B A channels"]],
 ]
 
-# How far boxes and probabilities may be from those of the run: in float32, whatever sums in which
-# order, and where the arithmetic has 8 to 11 bits (bfloat16, and TF32 on a GPU).
+# How far boxes and probabilities may be from those of the run: in float32, whatever the order of
+# the sums, and with arithmetic of 8 to 11 bits (bfloat16, and TF32 on a GPU).
 EXACT, ROUNDED = 1e-4, 3e-2
 _TIMED_RUNS = 3
 _OPENVINO_BF16 = "openvino-bf16"
@@ -55,7 +55,7 @@ class Engine(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What engines are made of."""
+    """The input from which engines are built."""
 
     folder: ModelFolder
     config: ConfigDict
@@ -63,10 +63,10 @@ class Parts(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Engines by name, in the order in which they are to be tried.
+    """Names of engines, in the order in which they are to be tried.
 
-    `why` is the reason where it is this one and no other, else "". `seconds` an image are those of
-    the export on a processor like this one; without any, engines are to be timed here.
+    `why` is the reason if there is only one choice, else "". `seconds` are those per image that the
+    export measured on a CPU like this one; if there are none, the engines are to be timed here.
     """
 
     names: tuple[str, ...]
@@ -75,14 +75,14 @@ class Candidates(NamedTuple):
 
     @property
     def to_be_timed(self) -> bool:
-        """Whether the fastest is to be found here."""
+        """Whether the fastest engine is to be found by timing it here."""
         return not self.why and not self.seconds
 
 
 def find_candidates(asked: str, folder: ModelFolder) -> Candidates:
     """The engine of this name; for "auto" those of full precision that the export has not refused.
 
-    Speed is not bought with accuracy unasked: "auto" leaves out what rounds to bfloat16.
+    "auto" leaves out engines that round to bfloat16, because speed must not cost accuracy unasked.
 
     Raises:
       UserError: there is no engine of this name.
@@ -90,52 +90,56 @@ def find_candidates(asked: str, folder: ModelFolder) -> Candidates:
     if asked not in ("auto", *_BUILDERS):
         raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
     if asked != "auto":
-        return Candidates((asked,), "it was asked for")
+        return Candidates((asked,), "it was chosen by name")
     if jax.default_backend() != "cpu" and not has_own_backbone(folder):
         return Candidates(("jax",), f"JAX has a {jax.default_backend()} here")
     if ONNX not in folder.files:
-        return Candidates(("jax",), f"the others read {ONNX}, and there is none")
+        return Candidates(("jax",), f"the others need {ONNX}, which is not in the folder")
     seconds, refused = _seconds_at_export(folder), _refused_at_export(folder)
     names = sorted(_possible(folder), key=lambda name: seconds.get(name, math.inf))
     return Candidates(tuple(name for name in names if name not in refused), seconds=seconds)
 
 
 def choose_engine(candidates: Candidates, parts: Parts) -> tuple[Engine, str]:
-    """The one candidate, or the fastest of several that passes; and a line of why.
+    """The only candidate, or the fastest of several that passes; and the reason, in one line.
 
     Raises:
-      UserError: it cannot run here, or fails the probe; of several, all do.
+      UserError: no candidate can run here and passes the probe.
     """
     if candidates.why:
         return _tried(candidates.names[0], parts), candidates.why
     known = candidates.seconds
     passed: dict[str, Engine] = {}
     refused = _refused_at_export(parts.folder).items()
-    seconds, told = {}, [f"{name} is out: {' '.join(reason.split())}" for name, reason in refused]
+    seconds = {}
+    notes = [f"{name} is excluded: {' '.join(reason.split())}" for name, reason in refused]
     for name in candidates.names:
         try:
             passed[name] = _tried(name, parts)
         except UserError as error:
-            told.append(f"{name} is out: {' '.join(str(error).split())}")
+            notes.append(f"{name} is excluded: {' '.join(str(error).split())}")
             continue
         if known:
-            told += [f"{each} {known[each] * 1000:.3g} ms an image" for each in known]
-            return passed[name], f"the fastest on this processor, by the export: {'; '.join(told)}"
+            notes += [f"{each} {known[each] * 1000:.3g} ms per image" for each in known]
+            return (
+                passed[name],
+                f"the fastest on this CPU, measured by the export: {'; '.join(notes)}",
+            )
         seconds[name] = seconds_an_image(passed[name], parts.folder)
-        told.append(f"{name} {seconds[name] * 1000:.3g} ms an image")
+        notes.append(f"{name} {seconds[name] * 1000:.3g} ms per image")
     if not passed:
-        raise UserError(f"{parts.folder.source}: no engine can run it. {' '.join(told)}")
-    return passed[min(seconds, key=seconds.get)], "the fastest here: " + "; ".join(told)
+        raise UserError(f"{parts.folder.source}: no engine can run it. {' '.join(notes)}")
+    return passed[min(seconds, key=seconds.get)], "the fastest here: " + "; ".join(notes)
 
 
 def import_package(engine: str) -> None:
-    """Imports what an engine that reads ONNX needs, if it is installed."""
+    """Imports the package of an engine that reads ONNX, if it is installed."""
     with contextlib.suppress(UserError):
         _import_onnxruntime() if engine == "onnxruntime" else _import_openvino()
 
 
 def seconds_an_image(engine: Engine, folder: ModelFolder) -> float:
-    """The median time of its network on the probe."""
+    """The median seconds per image of the engine's network on the probe."""
     images, *_ = folder.probe()
     images = images.astype(np.float32)
     seconds = []
@@ -152,14 +156,14 @@ def _found_at_export(folder: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _refused_at_export(folder: ModelFolder) -> dict[str, str]:
-    """The reason of each engine of full precision that failed there."""
+    """The reason for each engine of full precision that failed when it was exported."""
     found = _found_at_export(folder)
     said = {name: found.get(name, {}).get("refused") for name in _possible(folder)}
     return {name: str(reason) for name, reason in said.items() if reason}
 
 
 def _seconds_at_export(folder: ModelFolder) -> dict[str, float]:
-    """Of each engine that passed; {} if one was not tried, or on another processor."""
+    """Seconds per image of each engine that passed; {} if one was not tried, or on another CPU."""
     if folder.meta.get("verification", {}).get("processor") != processor():
         return {}
     found = _found_at_export(folder)
@@ -174,7 +178,7 @@ def _tried(name: str, parts: Parts) -> Engine:
     images, *expected = parts.folder.probe()
     allowed = _tolerance(name)
     with device_of(name):
-        # The first run compiles, and may fail in as many ways as there are engines.
+        # The first run compiles, and each engine raises its own kinds of errors.
         try:
             outputs = jax.device_get(run(images.astype(np.float32)))
         except Exception as error:
@@ -182,8 +186,8 @@ def _tried(name: str, parts: Parts) -> Engine:
         furthest = _furthest(tuple(outputs), tuple(expected), parts.stages.anchors)
     if not furthest <= allowed:
         raise UserError(
-            f"{parts.folder.source}: on the engine {name} boxes or scores are {furthest:.2g} "
-            f"off those of the run, expected at most {allowed:.0e}. Take another engine, or "
+            f"{parts.folder.source}: with the engine {name}, boxes or scores differ from those of "
+            f"the run by {furthest:.2g}, expected at most {allowed:.0e}. Use another engine, or "
             "export the run again."
         )
     return Engine(name, run)
@@ -215,13 +219,13 @@ def installed_engines(folder: ModelFolder) -> tuple[str, ...]:
 
 
 def _possible(folder: ModelFolder) -> tuple[str, ...]:
-    """The engines of full precision, but for JAX where it cannot build the network alone."""
+    """The engines of full precision, without JAX if it cannot build the network alone."""
     without = ("jax",) if has_own_backbone(folder) else ()
     return tuple(name for name in _FULL_PRECISION if name not in without)
 
 
 def device_of(engine: str) -> contextlib.AbstractContextManager:
-    """Where the programs around an engine run: beside it."""
+    """The device of the programs before and after an engine: that of the engine."""
     if engine == "jax" or jax.default_backend() == "cpu":
         return contextlib.nullcontext()
     try:
@@ -231,7 +235,7 @@ def device_of(engine: str) -> contextlib.AbstractContextManager:
 
 
 def read_variables(folder: ModelFolder, model: SSD) -> Any:
-    """What `model.apply` takes, from the weights of the folder; they must fit exactly."""
+    """The variables of the model, from the weights of the folder, which must fit exactly."""
     arrays = folder.weights()
     own = NameMap("an exported detector", {name: Target(name, unchanged) for name in arrays})
     variables, _ = load_weights(
@@ -243,22 +247,22 @@ def read_variables(folder: ModelFolder, model: SSD) -> Any:
 
 
 def rebuilt_network(folder: ModelFolder, config: ConfigDict) -> Network:
-    """The network of the folder, of the package's own parts: nothing that it names is imported.
+    """The network of the folder, built from the package's own parts; imports nothing by name.
 
     Raises:
-      UserError: it has a backbone of its maker's own.
+      UserError: it has a custom backbone.
     """
     if has_own_backbone(folder):
         raise UserError(
-            f"{folder.source}: its backbone is {config.model.backbone}, which is not imported on "
-            f"behalf of a file. Export the run with --onnx and take another engine, or run "
-            f'{STABLEHLO} as docs/export.md has it under "Without this package".'
+            f"{folder.source}: its backbone is {config.model.backbone}, and code that a file names "
+            "is never imported. Export the run with --onnx and use another engine, or run "
+            f'{STABLEHLO} as described in docs/export.md under "Without this package".'
         )
     return build_network(config, len(folder.classes))
 
 
 def has_own_backbone(folder: ModelFolder) -> bool:
-    """Whether the network is not one that the package can build alone."""
+    """Whether the network has a custom backbone, which the package cannot build alone."""
     return is_own(folder.meta["model"]["backbone"])
 
 
@@ -283,7 +287,7 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
     openvino = _import_openvino()
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UserError("this processor has no bfloat16 arithmetic")
+        raise UserError("this CPU has no bfloat16 arithmetic")
     model = _read_onnx(parts.folder)
     try:
         compiled = core.compile_model(
@@ -295,7 +299,7 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
         raise _refused("openvino", parts, error) from error
 
     def run(images):
-        # A request for each call: they are not to be shared by threads.
+        # A new request for each call, because threads must not share one.
         results = compiled.create_infer_request().infer([np.asarray(images)])
         return results[0], results[1]
 
@@ -305,11 +309,11 @@ def _openvino(parts: Parts, precision: str = "f32") -> Run:
 def _read_onnx(folder: ModelFolder) -> bytes:
     model = bytes(folder.file(ONNX))
     # A tensor in another file (onnx.proto, external_data) has an entry with this key. Runtimes look
-    # for the file beside the model or in the working directory, where no hash vouches for it.
+    # for the file next to the model or in the working directory, where no hash is checked.
     if b"location" in model:
         raise UserError(
-            f"{folder.source}: {ONNX}: a tensor of it may lie in another file, which nothing "
-            "vouches for; expected all of them inside. Export the run again."
+            f"{folder.source}: {ONNX} may have a tensor in another file, which is not verified; "
+            "expected all of them inside. Export the run again."
         )
     return model
 
@@ -323,8 +327,8 @@ def _import_onnxruntime() -> Any:
 
 
 def _import_openvino() -> Any:
-    # The import of OpenVINO sends a message to its makers from a forked process, and a fork may
-    # hang a program that uses JAX. Without this module OpenVINO does without.
+    # Importing OpenVINO sends telemetry from a forked process, and a fork may hang a program that
+    # uses JAX. Without this module OpenVINO sends nothing.
     silent = {"openvino_telemetry": None, "openvino_telemetry.backend": None}
     with _replaced(sys.modules, silent):
         return _installed("openvino", extra="openvino")
@@ -351,5 +355,5 @@ def _replaced(mapping, changes):
 def _refused(engine: str, parts: Parts, error: Exception) -> UserError:
     return UserError(
         f"{parts.folder.source}: {engine} cannot run it: {type(error).__name__} "
-        f"{str(error).partition(chr(10))[0]}. Take another engine, or export the run again."
+        f"{str(error).partition(chr(10))[0]}. Use another engine, or export the run again."
     )

@@ -1,4 +1,4 @@
-"""An exported detector as a function, whatever engine runs its network."""
+"""An exported detector as a function, with any engine."""
 
 import functools
 import os
@@ -26,11 +26,11 @@ from ssd_jax.types import Detections
 
 
 class Exported(OnPictures):
-    """`open_exported(folder)(images)` gives the detections of pictures.
+    """`open_exported(folder)(images)` gives the detections of images.
 
     `meta` is the content of meta.json, `classes` the names in the order of their ids, `canvas` the
-    side in pixels that pictures are decoded to, `engine` what runs the network, and `why` it was
-    chosen. `predict` may be called from several threads.
+    side in pixels that images are decoded to, `engine` the name of the engine, and `why` the reason
+    for it. `predict` may be called from several threads.
     """
 
     def __init__(self, folder: ModelFolder, stages: Stages, engine: Engine, why: str):
@@ -46,26 +46,26 @@ class Exported(OnPictures):
     def predict(
         self, canvas: UInt8[np.ndarray, "B H W 3"], extent: Int[np.ndarray, "B 2"]
     ) -> Detections:
-        """Detections of a batch as NumPy arrays, padded to the same number for each picture.
+        """Detections of a batch as NumPy arrays, padded to the same number for each image.
 
-        Pictures come as `data.decode.decode_image` gives them with `canvas` as the side. Each new
-        B is compiled once, which takes seconds.
+        Images must be as `data.decode.decode_image` returns them with `canvas` as the side. Each
+        new B is compiled once, which takes seconds.
         """
         with device_of(self.engine):
             outputs = self._run(self._prepare(canvas, extent))
             return jax.device_get(self._finish(*outputs))
 
     def seconds_an_image(self) -> float:
-        """What the network takes, measured now on the images of the folder."""
+        """The seconds per image of the network, measured now on the images of the folder."""
         return self._seconds()
 
 
 def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto") -> Exported:
     """The detector of a folder, or of its archive, that `ssd-jax export` wrote.
 
-    `source` is its place, a path or a URL, or what `read_folder` gave for that. `engine` is jax,
-    onnxruntime, openvino, openvino-bf16, or "auto" for the fastest that gives what the run gave, in
-    float32. Whichever it is, it is tried first.
+    `source` is a path or a URL, or the result of `read_folder`. `engine` is jax, onnxruntime,
+    openvino, openvino-bf16, or "auto" for the fastest float32 engine. The engine is always tested
+    against the outputs of the run first.
 
     Raises:
       UserError: the files are damaged, or the engine cannot run them.
@@ -81,8 +81,8 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
     open_engine = functools.partial(choose_engine, candidates, Parts(folder, config, stages))
     if "jax" in candidates.names[:1] or candidates.to_be_timed:
         return Exported(folder, stages, *open_engine())
-    # The others read their model without Python, which JAX traces in meanwhile. An import beside
-    # the trace would wait for its turn at each of its files.
+    # The others read their model without the GIL, so JAX can trace at the same time. The import
+    # comes first, because in parallel it would have to wait for the GIL again and again.
     import_package(candidates.names[0])
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(open_engine)
@@ -91,7 +91,7 @@ def open_exported(source: str | os.PathLike | ModelFolder, engine: str = "auto")
 
 
 def _compile(folder: ModelFolder, stages: Stages, engine: str) -> None:
-    """So that the first picture finds both programs compiled."""
+    """Compiles both programs, so that the first image does not wait for it."""
     side, (_, *outputs) = folder.meta["canvas"], folder.probe()
     shapes = [array.shape[1:] for array in outputs]
     if shapes != [stages.anchors.shape, (len(stages.anchors), len(folder.classes) + 1)]:

@@ -1,7 +1,7 @@
 """The folder of an exported detector, or its model.tar.gz: read without trusting it.
 
-Nothing in it is run by reading: JSON, arrays, and programs that stay bytes until an engine is asked
-for. `meta.json` holds the size and the SHA-256 of every other file.
+Reading runs nothing in it: it holds JSON, arrays, and programs that stay bytes until an engine is
+opened. `meta.json` has the size and the SHA-256 of every other file.
 """
 
 import gzip
@@ -31,24 +31,24 @@ META = "meta.json"
 WEIGHTS = "weights.safetensors"
 STABLEHLO = "model.stablehlo"
 ONNX = "model.onnx"
-ANCHORS = "anchors.safetensors"  # of the outputs of the ONNX model, which does not decode them
+ANCHORS = "anchors.safetensors"  # for the outputs of the ONNX model, which it does not decode
 PROBE = "probe.safetensors"
 PROBE_ARRAYS = ("images", "box_deltas", "probabilities")
-# A reader refuses any other version: what the words of meta.json mean belongs to it.
+# A reader refuses any other version, because it defines the meaning of meta.json.
 SCHEMA_VERSION = 1
 
 # The sections of a config that an exported detector is rebuilt from.
 SECTIONS = ("model", "anchors", "preprocess", "detect")
 
-# Far beyond any detector, and far below what would exhaust a machine.
+# Far more than any detector needs, and far less than would exhaust a machine.
 _LARGEST_META = 2**24  # bytes
 _LARGEST_FILE = 2**31
-MOST_DETECTIONS = 100_000  # of a picture
+MOST_DETECTIONS = 100_000  # per image
 LARGEST_SIDE = 8192  # px, of the canvas and of the network's input
 
 
 class ModelFolder(NamedTuple):
-    """What an exported folder or its archive holds; every file is as meta.json says."""
+    """The content of an exported folder or its archive, checked against meta.json."""
 
     source: str
     meta: dict[str, Any]
@@ -62,12 +62,12 @@ class ModelFolder(NamedTuple):
     def config(self) -> ConfigDict:
         """The settings that the network and its detections depend on; the rest are defaults."""
         config = default_config()
-        config.steps = 1  # a config is only possible with a length of training
+        config.steps = 1  # a valid config needs a length of training
         try:
             given = dict(flat_items(ConfigDict({name: self.meta[name] for name in SECTIONS})))
             for name, default in flat_items(config):
                 if isinstance(given.get(name), bool) and not isinstance(default, bool):
-                    raise ValueError(f"{name}: got {given[name]}, which is no number or word")
+                    raise ValueError(f"{name}: got {given[name]}, expected a number or a text")
             config.update_from_flattened_dict(given)
             config.data.canvas = self.meta["canvas"]
             check(config)
@@ -89,17 +89,17 @@ class ModelFolder(NamedTuple):
         arrays = self._arrays(PROBE)
         if arrays.keys() != set(PROBE_ARRAYS):
             raise _damaged(self.source, f"{PROBE} holds {', '.join(sorted(arrays))}")
-        channels = len(self.classes) + 1  # of the background, which sigmoids have too
+        channels = len(self.classes) + 1  # one for the background, also with sigmoids
         if arrays["probabilities"].shape[-1:] != (channels,):
             raise _damaged(
                 self.source,
-                f"{META} has {len(self.classes)} classes, and {PROBE} probabilities of the shape "
-                f"{arrays['probabilities'].shape}, expected {channels} channels",
+                f"{META} has {len(self.classes)} classes, but {PROBE} has probabilities of the "
+                f"shape {arrays['probabilities'].shape}, expected {channels} channels",
             )
         return tuple(arrays[name] for name in PROBE_ARRAYS)
 
     def anchors(self) -> Float[np.ndarray, "A 4"] | None:
-        """Those that the outputs of the ONNX model belong to; None without such a model."""
+        """The anchors of the outputs of the ONNX model; None without such a model."""
         if ANCHORS not in self.files:
             return None
         arrays = self._arrays(ANCHORS)
@@ -118,7 +118,7 @@ class ModelFolder(NamedTuple):
         """The bytes of a file."""
         if name not in self.files:
             raise UserError(
-                f"{self.source}: there is no {name} in it, only {', '.join(sorted(self.files))}. "
+                f"{self.source} has no {name}, only {', '.join(sorted(self.files))}. "
                 "Export the run again, with --onnx for an ONNX model."
             )
         return self.files[name]
@@ -149,7 +149,7 @@ def read_folder(source: str | os.PathLike) -> ModelFolder:
     if missing := meta["files"].keys() - files.keys():
         raise _damaged(source, f"{', '.join(sorted(missing))} is missing")
     own = {name: files[name] for name in meta["files"]}
-    with ThreadPoolExecutor() as pool:  # hashing leaves Python to others
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         for (name, said), digest in zip(
             meta["files"].items(), pool.map(_sha256, own.values()), strict=True
         ):
@@ -167,10 +167,10 @@ def describe_files(folder: pathlib.Path) -> dict[str, dict[str, int | str]]:
 
 
 def write_archive(folder: pathlib.Path, archive: pathlib.Path) -> None:
-    """Packs the files of a folder, without names of users or times: equal files, equal bytes."""
+    """Packs the files of a folder, without user names and times: equal files give equal bytes."""
     with (
         archive.open("wb") as file,
-        # Weights do not shrink; the lowest level saves a minute on them.
+        # Weights do not compress; the lowest level saves a minute.
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
@@ -196,7 +196,7 @@ def _read_meta(data: memoryview, source: str) -> dict[str, Any]:
     try:
         meta = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
-        raise _damaged(source, f"{META} is no JSON ({error})") from error
+        raise _damaged(source, f"{META} is not JSON ({error})") from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version is True or version != SCHEMA_VERSION:
         raise UserError(
@@ -206,7 +206,7 @@ def _read_meta(data: memoryview, source: str) -> dict[str, Any]:
     if not _is_complete(meta):
         raise _damaged(source, f"{META} lacks classes, canvas, or the list of files")
     if not _is_verification(meta.get("verification", {})):
-        raise _damaged(source, f"{META} has a verification without what each engine found")
+        raise _damaged(source, f"the verification in {META} lacks the results of the engines")
     return meta
 
 
@@ -243,9 +243,9 @@ def _no_detector(source: str, names: Collection[str]) -> UserError:
             "To SageMaker's own model.tar.gz, `ssd-jax weights import` gives the folder of a run, "
             "and `ssd-jax export` makes a detector of that."
         )
-    # Of a URL, only the files of a detector were fetched.
-    holds = f", it holds {some_of(list(names))}" if names else ""
-    return UserError(f"{source}: no exported detector there{holds}. {advice}")
+    # Without names for a URL, of which only the files of a detector were fetched.
+    holds = f"; it contains {some_of(list(names))}" if names else ""
+    return UserError(f"{source} is not an exported detector{holds}. {advice}")
 
 
 def _damaged(source: str, problem: str) -> UserError:

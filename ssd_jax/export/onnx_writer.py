@@ -1,9 +1,8 @@
 """A convolutional network in JAX -> ONNX, from its jaxpr.
 
-The networks here are made of some twenty primitives, so this is shorter than what a general
-converter takes to be set up, and the graph comes out as the runtimes like it: what depends on
-weights alone is computed here, and feature maps lie channels first throughout, as ONNX convolutions
-have them.
+The networks here use about twenty primitives, so this is shorter than setting up a general
+converter, and the graph suits the runtimes: values that depend only on weights are computed here,
+and feature maps have their channels first throughout, as in ONNX convolutions.
 docs/export.md says why jax2onnx is not used.
 """
 
@@ -18,8 +17,8 @@ from ssd_jax.errors import UserError
 
 OPSET = 18
 _IR_VERSION = 8  # the one that came with opset 18; older runtimes refuse later ones
-# The size of the batch that is traced; every array has it as its first axis. A name for it, as
-# jax.export has them, would make a gather of each slice.
+# The batch size that is traced; every array has it as its first axis. A symbolic size, as in
+# jax.export, would turn each slice into a gather.
 _TRACED = 2
 _FIRST, _LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # axes of feature maps: channels first, and last
 
@@ -30,7 +29,7 @@ def to_onnx(
     """The ONNX model of `function(images) -> outputs`, float32, for batches of any size.
 
     `shape` is that of one image, (height, width, channels); all arrays of the model have channels
-    last. Raises UserError where the extra is missing or the function uses another primitive.
+    last. Raises UserError if the extra is missing or the function uses an unsupported primitive.
     """
     try:
         import onnx
@@ -68,20 +67,20 @@ def to_onnx(
 
 
 class _Unturned(NamedTuple):
-    """The input, and what arithmetic makes of it, while it has its channels last.
+    """The input, also after arithmetic, while its channels are still last.
 
-    A runtime that computes in bfloat16 rounds what it turns: grey levels up to 255 by half of one.
-    Normalised before, they lose next to nothing.
+    A runtime that computes in bfloat16 rounds what it transposes, pixel values near 255 by up to
+    half a unit. Transposed after normalisation, they lose almost nothing.
     """
 
     name: str
 
 
 class _Graph:
-    """Nodes and weights as they are added; a value is a NumPy array or the name of a tensor.
+    """The nodes and weights added so far; a value is a NumPy array or the name of a tensor.
 
-    Tensors of four axes lie channels first, but those that are `_Unturned`; arrays lie as JAX has
-    them until a node takes them.
+    Tensors of four axes have their channels first, except those that are `_Unturned`; arrays have
+    JAX's layout until they are added to a node.
     """
 
     def __init__(self, helper, numpy_helper):
@@ -107,7 +106,7 @@ class _Graph:
         called = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         if called is not None:
             return self.inline(called.jaxpr, called.consts, inputs)
-        if eqn.primitive.name == "platform_index":  # the last branch is that of no platform
+        if eqn.primitive.name == "platform_index":  # the last branch is the default
             return [np.asarray(len(eqn.params["platforms"]) - 1)]
         if eqn.primitive.name == "cond" and isinstance(inputs[0], np.ndarray):
             branch = eqn.params["branches"][int(inputs[0])]
@@ -139,15 +138,15 @@ class _Graph:
         return name
 
     def turned(self, value):
-        """The value, with its channels first where it is the input."""
+        """The value; an `_Unturned` one with its channels first."""
         return self.channels_first(value.name, 4) if isinstance(value, _Unturned) else value
 
     def channels_last(self, tensor, rank):
-        """A tensor as JAX has it."""
+        """A tensor in JAX's layout."""
         return self.add("Transpose", tensor, perm=_LAST) if rank == 4 else tensor
 
     def channels_first(self, tensor, rank):
-        """A tensor that lies as JAX has it, as tensors lie here."""
+        """A tensor that is in JAX's layout, in the layout of this graph."""
         return self.add("Transpose", tensor, perm=_FIRST) if rank == 4 else tensor
 
 
@@ -159,12 +158,12 @@ def _elementwise(op):
 
 
 def _operand(value):
-    # An array has as many axes as the tensor that it meets, or none.
+    # An array has as many axes as the tensor that it is combined with, or none.
     return value.transpose(_FIRST) if np.ndim(value) == 4 else value
 
 
 def _subtract(graph, eqn, left, right):
-    # Runtimes merge multiplications and additions into a convolution, but no subtraction.
+    # Runtimes merge multiplications and additions into a convolution, but not subtractions.
     if isinstance(right, np.ndarray):
         return graph.add("Add", left, _operand(-right))
     return graph.add("Sub", _operand(left), right)
@@ -177,31 +176,31 @@ def _maximum(graph, eqn, left, right):
 
 
 def _convolution(graph, eqn, images, kernel):
-    words = eqn.params
-    numbers = words["dimension_numbers"]
+    params = eqn.params
+    numbers = params["dimension_numbers"]
     _expect(
         eqn, isinstance(kernel, np.ndarray) and tuple(numbers) == (_FIRST, (3, 2, 0, 1), _FIRST)
     )
-    _expect(eqn, words["lhs_dilation"] == (1, 1) and words["batch_group_count"] == 1)
+    _expect(eqn, params["lhs_dilation"] == (1, 1) and params["batch_group_count"] == 1)
     return graph.add(
         "Conv",
         images,
         kernel.transpose(3, 2, 0, 1),
-        strides=words["window_strides"],
-        pads=_pads(words["padding"]),
-        dilations=words["rhs_dilation"],
-        group=words["feature_group_count"],
+        strides=params["window_strides"],
+        pads=_pads(params["padding"]),
+        dilations=params["rhs_dilation"],
+        group=params["feature_group_count"],
     )
 
 
 def _max_pool(graph, eqn, images):
-    words = eqn.params
+    params = eqn.params
     (one, *window, last), strides, padding = (
-        words[name] for name in ("window_dimensions", "window_strides", "padding")
+        params[name] for name in ("window_dimensions", "window_strides", "padding")
     )
     _expect(eqn, len(window) == 2 and one == last == strides[0] == strides[3] == 1)
     _expect(eqn, padding[0] == padding[3] == (0, 0))
-    _expect(eqn, {*words["base_dilation"], *words["window_dilation"]} == {1})
+    _expect(eqn, {*params["base_dilation"], *params["window_dilation"]} == {1})
     return graph.add(
         "MaxPool", images, kernel_shape=window, strides=strides[1:3], pads=_pads(padding[1:3])
     )
@@ -215,7 +214,7 @@ def _reduce(op):
     def rule(graph, eqn, tensor):
         rank = len(eqn.invars[0].aval.shape)
         _expect(eqn, tuple(eqn.params["axes"]) == (rank - 1,))
-        # What is left of a feature map has its axes in the order in which JAX has them.
+        # A reduced feature map has its axes in JAX's order.
         return graph.add(op, tensor, np.array([1 if rank == 4 else rank - 1]), keepdims=0)
 
     return rule
@@ -229,7 +228,7 @@ def _reshape(graph, eqn, tensor):
 
 
 def _broadcast(graph, eqn, tensor):
-    """Only new axes of length 1: everything else ONNX does by itself where it is needed."""
+    """Only adds axes of length 1, because ONNX broadcasts everything else by itself."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     kept = eqn.params["broadcast_dimensions"]
     new = [axis for axis in range(len(after)) if axis not in kept]
@@ -247,11 +246,11 @@ def _concatenate(graph, eqn, *tensors):
 
 
 def _slice(graph, eqn, tensor):
-    words, rank = eqn.params, len(eqn.outvars[0].aval.shape)
+    params, rank = eqn.params, len(eqn.outvars[0].aval.shape)
     after, before = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
     cut = [axis for axis in range(rank) if after[axis] != before[axis]]
-    _expect(eqn, words["strides"] is None)
-    starts, stops = ([words[name][axis] for axis in cut] for name in
+    _expect(eqn, params["strides"] is None)
+    starts, stops = ([params[name][axis] for axis in cut] for name in
                      ("start_indices", "limit_indices"))  # fmt: skip
     return graph.add("Slice", tensor, np.array(starts), np.array(stops), _axes(cut, rank))
 
@@ -263,7 +262,7 @@ def _reverse(graph, eqn, tensor):
 
 
 def _axes(axes, rank):
-    """The axes of a tensor that lie here where these lie in JAX."""
+    """The axes of this graph's layout for axes of JAX's layout."""
     return np.array([_FIRST.index(axis) if rank == 4 else axis for axis in axes])
 
 

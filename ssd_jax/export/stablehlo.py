@@ -18,7 +18,7 @@ PLATFORMS = ("cpu", "cuda")
 def to_stablehlo(predict: Callable, weights: Mapping[str, np.ndarray], canvas: int) -> bytes:
     """The serialised program of `predict(variables, canvas, extent)`, for batches of any size.
 
-    Its first argument are the `weights` by their flat names, so they are not in the program.
+    The first argument of the program has the `weights` by flat name, so they are not part of it.
     """
 
     def call(weights, canvas, extent):

@@ -1,7 +1,7 @@
 """`predict` in three stages, of which the middle one can run on any engine.
 
-`prepare` (resize) and `finish` (decode, suppress) are our own programs for every engine, so that
-two engines differ in the rounding of the network and in nothing else.
+`prepare` (resize) and `finish` (decode, NMS) are our own programs for every engine, so that two
+engines differ only in the rounding of the network.
 """
 
 import functools
@@ -21,10 +21,10 @@ Outputs = tuple[Float[Array, "B A 4"], Float[Array, "B A channels"]]
 
 
 class Stages(NamedTuple):
-    """What goes before and behind the network; pure functions, to be jitted.
+    """The stages before and after the network; pure functions, to be jitted.
 
-    `prepare(canvas, extent)` gives grey levels 0..255, and `finish(box_deltas, probabilities)`
-    detections. `anchors` are those that the box deltas belong to.
+    `prepare(canvas, extent)` gives RGB pixel values 0 to 255, and `finish(box_deltas,
+    probabilities)` detections. `anchors` are those that the box deltas belong to.
     """
 
     prepare: Callable[[UInt8[Array, "B H W 3"], Int[Array, "B 2"]], Float[Array, "B S S 3"]]
@@ -35,13 +35,13 @@ class Stages(NamedTuple):
 def network_stage(
     config: ConfigDict, model: SSD
 ) -> Callable[[Any, Float[Array, "B S S 3"]], Outputs]:
-    """`(variables, images)`, grey levels 0..255 -> box deltas and class probabilities."""
+    """`(variables, images)`, RGB pixel values 0 to 255 -> box deltas and class probabilities."""
     mean, std, flip = config.preprocess.mean, config.preprocess.std, config.detect.flip
     return functools.partial(run_network, model, mean=mean, std=std, flip=flip)
 
 
 def build_stages(config: ConfigDict, anchors: Float[np.ndarray, "A 4"]) -> Stages:
-    """The stages of `predict.make_predict` at the network's own image size, and no other.
+    """The stages of `predict.make_predict`, only at the network's own image size.
 
     `anchors` are those of `exported_anchors`.
     """

@@ -1,6 +1,6 @@
-"""Whether an exported detector finds what the run's own detector found: asked in a fresh process.
+"""Checks in a new process that an exported detector finds what the run's own detector found.
 
-`python -m ssd_jax.export.verify FOLDER CASES` prints what it found as JSON, or fails.
+`python -m ssd_jax.export.verify FOLDER CASES` prints its results as JSON, or fails.
 """
 
 import json
@@ -21,8 +21,8 @@ from ssd_jax.export.exported import open_exported
 from ssd_jax.export.folder import STABLEHLO, ModelFolder, read_folder
 from ssd_jax.types import Detections
 
-# Programs are asked for batches of two where the run's detector was asked for one picture: the
-# size of the batch must not matter.
+# Programs get batches of two, although the run's detector got single images, because the batch
+# size must not matter.
 _BATCH = 2
 
 
@@ -34,22 +34,21 @@ def verify(
     *,
     scratch: pathlib.Path,
 ) -> dict[str, dict[str, Any]]:
-    """What each form of the exported detector gave, found by another process.
+    """The results of each form of the exported detector, from another process.
 
-    `expected` is what the run's detector found on each picture, N is even. A form is "stablehlo" or
-    an engine; of each the result has `largest_deviation`, and of an engine `seconds` an image.
-    OpenVINO, which decides for itself how to run the ONNX model, may find something else: then it
-    has `refused`, with the reason, and is not taken unless it is asked for by name. Files lie in
-    `scratch` meanwhile.
+    `expected` is what the run's detector found on each image; N is even. A form is "stablehlo" or
+    an engine. Each has `largest_deviation`, and an engine also `seconds` per image. OpenVINO, which
+    decides for itself how to run the ONNX model, may give other results: then it has `refused`,
+    with the reason, and is used only if it is chosen by name. Temporary files are in `scratch`.
 
     Raises:
-      UserError: a form finds something else, or cannot be loaded.
+      UserError: another form gives other results, or cannot be loaded.
     """
     cases = scratch / "cases.safetensors"
     write_cases(cases, canvas, extent, expected)
     settings = {
         "JAX_PLATFORMS": jax.config.jax_platforms,
-        # The engines have programs in common.
+        # The engines share some programs.
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or str(scratch / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
@@ -71,7 +70,7 @@ def write_cases(
     extent: Int[np.ndarray, "N 2"],
     expected: Sequence[Detections],
 ) -> None:
-    """Writes the pictures, and what is to be found on them, for `main`."""
+    """Writes the images and their expected detections for `main`."""
     flat = {
         f"{name}_{row}": array
         for row, found in enumerate(expected)
@@ -83,11 +82,11 @@ def write_cases(
 def compare(
     expected: Detections, found: Detections, *, score_threshold: float, max_detections: int
 ) -> float:
-    """The largest difference of a box or a score between two results on one picture.
+    """The largest difference of a box or a score between two results on one image.
 
     Each detection must have its counterpart of the same class within EXACT. As both results are
-    sorted, the order is then the same but for scores that close. Only what lies that close to the
-    end of the list need not be in both: to `score_threshold`, or to the last of `max_detections`.
+    sorted, the order is then the same, except for equally close scores. Only detections as close to
+    the end of the list need not be in both: to `score_threshold`, or the last of `max_detections`.
 
     Raises:
       UserError: a detection has no counterpart.
@@ -141,7 +140,7 @@ def _check(folder: ModelFolder, cases: dict[str, np.ndarray]) -> dict[str, dict[
                 try:
                     deviations.append(compare(reference, own, **limits))
                 except UserError as error:
-                    raise UserError(f"{name}, picture {start + row}: {error}") from error
+                    raise UserError(f"{name}, image {start + row}: {error}") from error
         return {"largest_deviation": max(deviations)}
 
     results = {"stablehlo": check("stablehlo", _stablehlo(folder))}
@@ -150,7 +149,7 @@ def _check(folder: ModelFolder, cases: dict[str, np.ndarray]) -> dict[str, dict[
             exported = open_exported(folder, engine)
             checked = check(engine, exported.predict)
             results[engine] = checked
-            # Those of an accelerator would be taken for those of the processor.
+            # The seconds of an accelerator would be mistaken for those of the CPU.
             if jax.default_backend() == "cpu" or engine != "jax":
                 results[engine] |= {"seconds": exported.seconds_an_image()}
         except UserError as error:
@@ -172,9 +171,9 @@ def _stablehlo(folder: ModelFolder) -> Callable:
 
 
 def main(folder: str, cases: str) -> int:
-    """Prints the results as one line of JSON; a failed check is a message and exit code 1."""
+    """Prints the results as one line of JSON; if a check fails, a message with exit code 1."""
     try:
-        # In float32 on a GPU too, where TF32 would be its choice.
+        # In float32 on a GPU too, whose default is TF32.
         with jax.default_matmul_precision("highest"):
             found = _check(read_folder(folder), safetensors.numpy.load_file(cases))
     except UserError as error:

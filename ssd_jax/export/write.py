@@ -1,4 +1,4 @@
-"""A run -> the folder of an exported detector, checked before it is there."""
+"""A run -> the folder of an exported detector, verified before it gets its name."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ from ssd_jax.recipes import recipe_changes
 from ssd_jax.run_log import REPORT_FILE
 from ssd_jax.sharding import make_mesh
 
-# Pictures that the exported detector is compared on; an even number.
+# Images that the exported detector is compared on; an even number.
 _PICTURES = 8
 _UNFINISHED = ".unfinished-"
 _VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino")
@@ -57,10 +57,10 @@ def export_run(
 ) -> dict[str, Any]:
     """Writes the detector of a run as the folder `out` and, with `archive`, as `out`.tar.gz.
 
-    `step` is as in `load_trained`. What is written computes in float32, also of a run in bfloat16,
-    and looks at one image size, also of a run that is measured at several.
-    It appears under its name when it has been checked, and whole; `out` may be a URL of a bucket.
-    Returns the content of meta.json.
+    `step` is as in `load_trained`. The exported detector computes in float32, even if the run used
+    bfloat16, and has one image size, even if the run was measured at several. It appears under its
+    name only complete and verified; `out` may be a URL of a bucket. Returns the content of
+    meta.json.
 
     Raises:
       UserError: there is something at `out` already, or the exported detector does not find what
@@ -68,18 +68,18 @@ def export_run(
     """
     if (name := os.fspath(out).rstrip("/")).endswith(".tar.gz"):
         raise UserError(
-            f"{name}: expected the name of a folder. Give --out {name.removesuffix('.tar.gz')}, "
-            "beside which the archive is made."
+            f"{name}: expected the name of a folder. Give --out {name.removesuffix('.tar.gz')}; "
+            "the archive is written next to it."
         )
-    words = {"step": step, "onnx": onnx, "archive": archive}
+    options = {"step": step, "onnx": onnx, "archive": archive}
     if "://" not in os.fspath(out):
-        return _export(workdir, pathlib.Path(out), **words)
+        return _export(workdir, pathlib.Path(out), **options)
     url = os.fspath(out).rstrip("/")
     _check_vacant(url, archive=archive)
     with tempfile.TemporaryDirectory() as scratch:
-        # Messages tell its name.
+        # Messages show the name of this folder.
         folder = pathlib.Path(scratch, safe_names(url)[-1])
-        meta = _export(workdir, folder, **words)
+        meta = _export(workdir, folder, **options)
         _send(folder, url, archive=archive)
     return meta
 
@@ -87,10 +87,10 @@ def export_run(
 def _check_vacant(url: str, *, archive: bool) -> None:
     open_to_write(url)
     if not split_url(url)[2]:
-        raise UserError(f"{url}: a bucket without a name in it. Give --out {url}/NAME.")
+        raise UserError(f"{url} is a bucket without a name in it. Give --out {url}/NAME.")
     places = [url, f"{url}.tar.gz"][: 1 + archive]
     if any(list_objects(place) for place in places):
-        raise UserError(f"{' or '.join(places)}: there is something there. Choose another --out.")
+        raise UserError(f"{' or '.join(places)} exists already. Choose another --out.")
 
 
 def _send(folder: pathlib.Path, url: str, *, archive: bool) -> None:
@@ -106,7 +106,7 @@ def _send(folder: pathlib.Path, url: str, *, archive: bool) -> None:
             upload(path, target)
     except BaseException:
         store = open_to_write(url)
-        # What hinders this is no reason to hide what went wrong.
+        # An error here must not hide the first one.
         with contextlib.suppress(Exception):
             for target in reversed(begun):
                 with contextlib.suppress(FileNotFoundError):
@@ -121,7 +121,7 @@ def _export(
     packed = out.with_name(f"{out.name}.tar.gz")
     _remove_unfinished(out)
     if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
-        raise UserError(f"{out}: there is something there, or at {packed}. Choose another --out.")
+        raise UserError(f"{out} or {packed} exists already. Choose another --out.")
     config = read_config(workdir / CONFIG_FILE)
     meta = {
         "trained_in": config.model.dtype,
@@ -133,12 +133,12 @@ def _export(
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        # Inside `out`, which may be a file system of its own, as in a container.
+        # Inside `out`, which may be a file system of its own, e.g. in a container.
         with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as scratch, held(scratch):
             scratch = pathlib.Path(scratch)
             new = scratch / out.name
             new.mkdir()
-            # In float32 on a GPU too, where TF32 would be its choice.
+            # In float32 on a GPU too, whose default is TF32.
             with jax.default_matmul_precision("highest"):
                 meta |= _write_files(new, config, trained, onnx=onnx)
                 meta["files"] = files.describe_files(new)
@@ -149,11 +149,11 @@ def _export(
                 files.write_archive(new, scratch / packed.name)
                 files.read_folder(scratch / packed.name)
                 shutil.move(scratch / packed.name, packed)
-            # A folder is an exported detector as soon as it has meta.json, so that comes last.
+            # A folder counts as an exported detector once it has meta.json, so that comes last.
             for name in (*meta["files"], files.META):
                 (new / name).replace(out / name)
     except BaseException:
-        # What hinders this is no reason to hide what went wrong.
+        # An error here must not hide the first one.
         with contextlib.suppress(OSError):
             if archive:
                 packed.unlink(missing_ok=True)
@@ -166,7 +166,7 @@ def _export(
 
 
 def _remove_unfinished(out: pathlib.Path) -> None:
-    """Removes what exports that were killed have left in `out`, but nothing of one at work."""
+    """Removes the remains of killed exports in `out`, but nothing of one that is running."""
     for scratch in out.glob(f"{_UNFINISHED}*"):
         with contextlib.suppress(BlockingIOError), held(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -175,12 +175,12 @@ def _remove_unfinished(out: pathlib.Path) -> None:
 def _verified(
     folder: pathlib.Path, config: ConfigDict, trained: Trained, scratch: pathlib.Path
 ) -> dict[str, Any]:
-    """What meta.json says of the check, which every form of the exported detector passed."""
+    """The verification in meta.json, which every form of the exported detector passed."""
     pictures, kind = _pictures(config, trained.classes)
     expected = Detector(config, trained)(pictures)
     decoded = [decode_image(data, kind, config.data.canvas) for data in pictures]
     return {
-        "pictures": f"{len(pictures)}, {kind}",
+        "pictures": f"{len(pictures)} {kind}",
         "detections": sum(len(found.valid) for found in expected),
         "processor": processor(),
         "found": verify(
@@ -196,7 +196,7 @@ def _verified(
 def _write_files(
     new: pathlib.Path, config: ConfigDict, trained: Trained, *, onnx: bool
 ) -> dict[str, Any]:
-    """Writes all but meta.json, and gives what meta.json says of the programs."""
+    """Writes all files except meta.json, and returns its description of the programs."""
     weights = flatten_dict(jax.device_get(trained.variables), sep="/")
     network = network_stage(config, trained.network.model)
     side, canvas = config.model.image_size, config.data.canvas
@@ -226,7 +226,7 @@ def _write_files(
         (new / files.ANCHORS).write_bytes(safetensors.numpy.save({"anchors": anchors}))
         about["onnx"] = {
             "opset": OPSET,
-            "inputs": f"images float32 [batch, {side}, {side}, 3], RGB, grey levels 0 to 255",
+            "inputs": f"images float32 [batch, {side}, {side}, 3], RGB pixel values 0 to 255",
             "outputs": "box_deltas, and class probabilities with background first, of each anchor",
             "nms": f"outside: decoding, from {files.ANCHORS}, and non-maximum suppression are not "
             "in the model",
@@ -235,9 +235,9 @@ def _write_files(
 
 
 def _probe(network: Callable, trained: Trained, side: int) -> dict[str, np.ndarray]:
-    """Images, and what the network gives for them, by which any engine can be tried.
+    """Images and the network's outputs for them, with which any engine can be tested.
 
-    Generated, because an exported detector travels and pictures of a data set may be private.
+    Synthetic, because an exported detector may be passed on, and images of a data set be private.
     """
     images = np.zeros((1, side, side, 3), np.uint8)
     drawn, _ = draw_shapes(0, 0, image_size=side)
@@ -248,7 +248,7 @@ def _probe(network: Callable, trained: Trained, side: int) -> dict[str, np.ndarr
 
 
 def _pictures(config: ConfigDict, classes: Sequence[str]) -> tuple[list[bytes], str]:
-    """Encoded pictures spread over the validation split; generated ones if it is not at hand."""
+    """Encoded images spread over the validation split; synthetic ones if it cannot be read."""
     config = config.copy_and_resolve_references()
     config.data.update({"doctor": False, "problems": "skip"})
     try:
@@ -257,17 +257,17 @@ def _pictures(config: ConfigDict, classes: Sequence[str]) -> tuple[list[bytes], 
         pictures = [source[index].image for index in chosen.tolist()]
         for data in pictures:
             decode_image(data, "validation", config.data.canvas)
-        return pictures, "of the validation split"
+        return pictures, "images of the validation split"
     except (UserError, OSError):
         drawn = (
             draw_shapes(0, index, image_size=config.data.canvas)[0] for index in range(_PICTURES)
         )
         encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in drawn]
-        return encoded, "generated: the validation split is not at hand"
+        return encoded, "synthetic images, because the validation split could not be read"
 
 
 def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> dict[str, Any]:
-    """What meta.json says of the detector and where it comes from."""
+    """The description of the detector and its origin in meta.json."""
     report = _report(workdir, trained.step)
     protocol = report.get("protocol")
     return {
@@ -280,7 +280,7 @@ def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> di
         "recipe_changes": recipe_changes(config),
         "step": trained.step,
         "metrics": report.get("metrics"),
-        # Not where the data lay: an exported detector travels.
+        # Without the path of the data, because an exported detector may be passed on.
         "protocol": protocol and {name: said for name, said in protocol.items() if name != "root"},
         "fingerprints": {
             "config": hashlib.sha256((workdir / CONFIG_FILE).read_bytes()).hexdigest(),
@@ -292,7 +292,7 @@ def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> di
 
 
 def _report(workdir: pathlib.Path, step: int) -> dict[str, Any]:
-    """The report of the run, if it is on the step that is exported."""
+    """The report of the run, if it is about the exported step."""
     path = workdir / REPORT_FILE
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return report if report.get("step") == step else {}

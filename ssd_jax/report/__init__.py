@@ -1,1 +1,1 @@
-"""What a run leaves to be read: report.json, report.html, and runs side by side."""
+"""Reports of runs: report.json, report.html, and runs side by side."""

@@ -1,4 +1,4 @@
-"""All that the folder of a run knows about it, as one value for a page or a comparison."""
+"""All that is known about a run from its folder, as one value for a report or a comparison."""
 
 import functools
 import json
@@ -19,15 +19,16 @@ from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
 MOST_POINTS = 200
-# Of the time of a run; more is worth doing something about.
+# Share of the time of a run; if more was spent waiting, a hint is printed.
 MUCH_WAITING = 0.1
 
 
 class Run(NamedTuple):
     """A run: its settings, the content of report.json, and every line of its metrics.
 
-    `place` is where it lies, as that was given; `workdir` is the folder itself, or a copy of it.
-    `unfinished` is "unfinished, step 300" for a run that has not finished, or goes on, else "".
+    `place` is its path or URL as it was given; `workdir` is the folder itself, or a copy of it.
+    `unfinished` is e.g. "unfinished, step 300" for a run that has not finished, or was resumed;
+    else "".
     """
 
     name: str
@@ -40,9 +41,9 @@ class Run(NamedTuple):
 
 
 def open_run(place: str | pathlib.Path) -> Run:
-    """Reads the folder of a run, or what lies behind its URL; of any version.
+    """Reads the folder of a run, or the files at its URL; of any version of the package.
 
-    One that is still running, was stopped or has diverged is told by its last evaluation.
+    A run that is still running, was stopped or has diverged has the metrics of its last evaluation.
     """
     workdir = workdir_to_read(place, checkpoints=False)
     config = config_of_any_version(workdir / CONFIG_FILE)
@@ -57,31 +58,31 @@ def open_run(place: str | pathlib.Path) -> Run:
 
 
 def _last_report(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The content of report.json, None where there is none or the run was started again since."""
+    """The content of report.json, None if there is none or the run was started again later."""
     path = workdir / REPORT_FILE
     if not path.is_file():
         return None
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        told = report["how"]["starts"]
+        reported = report["how"]["starts"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: it is no report of a run, or a part of one ({error}). Copy the folder again, "
-            "or remove the file to see what the other files tell."
+            f"{path}: this is not a complete report of a run ({error}). Copy the folder again, or "
+            "remove the file to see a report from the other files."
         ) from error
     starts = read_starts(workdir)
-    # Folders move, and older reports have no notes.
+    # Updated, because folders move, and older reports have no notes.
     report["how"] |= {
         "repeat": repeat_command(workdir),
         "repeat_notes": repeat_notes(config, starts),
     }
-    return report if all(start in told for start in starts) else None
+    return report if all(start in reported for start in starts) else None
 
 
 def _report_so_far(
     config: ConfigDict, workdir: pathlib.Path, records: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What report.json would say, as far as it is known before a run has finished."""
+    """The content of report.json, as far as it is known before a run has finished."""
     evaluated = [record for record in records if record["split"] == "val"]
     last = evaluated[-1] if evaluated else {"step": 0}
     starts = read_starts(workdir)
@@ -109,9 +110,9 @@ def _records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def config_of_any_version(path: pathlib.Path) -> ConfigDict:
-    """The settings of a run to look at, also those that are unknown here.
+    """The settings of a run for reading, including settings that this version does not know.
 
-    Those that the run did not have, because they came later, have today's defaults.
+    Settings that did not exist yet when the run was made have today's defaults.
     """
     tree = default_config().to_dict()
     for name, value in stored_settings(path).items():
@@ -121,9 +122,9 @@ def config_of_any_version(path: pathlib.Path) -> ConfigDict:
 
 
 def describe_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """What report.json says beside the metrics: settings, weights, curves, and how it was made.
+    """The part of report.json besides the metrics: settings, weights, curves, and "how".
 
-    "how" is what may differ between two runs of the same outcome: machine, speed, memory.
+    "how" has what may differ between two runs with the same result: machine, speed, memory.
     """
     records = _records(workdir)
     starts = read_starts(workdir)
@@ -150,7 +151,7 @@ def curve(
     """`step` and the named values of a split as columns, thinned to `MOST_POINTS`."""
     rows = [record for record in records if record["split"] == split]
     every = -(-len(rows) // MOST_POINTS) or 1
-    # Counted from the end, so that the last point stays.
+    # Counted from the end, so that the last point is kept.
     rows = rows[::-1][::every][::-1]
     return {
         name: [row.get(name) for row in rows]
@@ -160,7 +161,7 @@ def curve(
 
 
 def speed(records: Sequence[dict[str, Any]]) -> dict[str, int | float | None]:
-    """Medians over the run, and the most memory that was in use."""
+    """Medians over the run, and its peak memory."""
     rows = [record for record in records if record["split"] == "train"]
 
     def values(name):
@@ -178,12 +179,12 @@ def speed(records: Sequence[dict[str, Any]]) -> dict[str, int | float | None]:
 
 
 def waiting_hint(records: Sequence[dict[str, Any]]) -> str:
-    """What to do where the devices waited for pictures; "" where they hardly did."""
+    """Advice if the devices waited for images; "" if they hardly did."""
     waited = speed(records)["data_wait"] or 0.0
     if waited <= MUCH_WAITING:
         return ""
     return (
-        f"{waited:.0%} of the time the devices waited for pictures, which are decoded anew in each "
-        "epoch. Where they fit, --config.data.cache=ram or device keeps them (docs/data.md); "
-        "--config.data.threads decodes with more threads where there are cores."
+        f"{waited:.0%} of the time the devices waited for images, which are decoded again in each "
+        "epoch. If they fit in memory, --config.data.cache=ram or device keeps them "
+        "(docs/data.md); if there are more cores, --config.data.threads uses them for decoding."
     )

@@ -1,4 +1,4 @@
-"""Runs side by side: what they were told otherwise, and what came out."""
+"""Runs side by side: the settings in which they differ, and their results."""
 
 import pathlib
 from collections import Counter
@@ -16,20 +16,20 @@ from ssd_jax.visualize.curves import plot_runs
 COMPARISON_FILE = "comparison.html"
 CURVES_FILE = "comparison.png"
 
-# Runs that differ in their seed only; a run that has not finished is alone.
+# Runs that differ only in the seed; a run that has not finished has a group of its own.
 Group = list[Run]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """The name of each run, or its place as it was given where another run has the same name."""
+    """The name of each run, or its path as it was given if another run has the same name."""
     names = [run.name for run in runs]
     return [run.name if names.count(run.name) == 1 else run.place for run in runs]
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:
-    """The runs that differ in `seed` only, and in HARDWARE, where the first of them stands.
+    """The runs that differ only in `seed` and HARDWARE, in the order of the first of each group.
 
-    A second run of the same seed, as of other code, opens another group.
+    A second run with the same seed, e.g. of other code, opens another group.
     """
     groups: dict[str, Group] = {}
     seen: Counter[str] = Counter()
@@ -44,7 +44,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
 
 
 def group_names(groups: Sequence[Group]) -> list[str]:
-    """As "a", "a, b", or "a .. e" for five; of an unfinished run also how far it came."""
+    """E.g. "a", "a, b", or "a .. e" for five; for an unfinished run also its last step."""
     names = iter(run_names(_all(groups)))
     found = []
     for group in groups:
@@ -57,8 +57,8 @@ def group_names(groups: Sequence[Group]) -> list[str]:
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     """The settings that are not the same in all runs, with the value of each run.
 
-    A setting that is younger than a run has today's default there; one that only another version
-    knows is None in the runs that lack it.
+    A setting that did not exist yet when a run was made has today's default there; one that only
+    another version knows is None in the runs that lack it.
     """
     settings = [dict(flat_items(run.config)) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
@@ -67,7 +67,7 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
 
 
 def setting_rows(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """The settings that differ, as text; of a group all its seeds."""
+    """The settings that differ, as text; for a group all its seeds."""
     rows = {}
     for name, values in differing_settings(_all(groups)).items():
         left = iter(values)
@@ -77,7 +77,7 @@ def setting_rows(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 
 def metric_rows(groups: Sequence[Group]) -> dict[str, list[list[float]]]:
-    """The metrics that any of the runs has, then average precision by class: each run's value."""
+    """The value of each run: first the metrics that any run has, then AP by class."""
     names: dict[str, None] = {}
     for run in _all(groups):
         names |= dict.fromkeys(run.report["metrics"])
@@ -95,7 +95,7 @@ def _all(groups: Iterable[Group]) -> list[Run]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """As "0.52", or "0.52 [0.50, 0.55]": the mean, the lowest and the highest of several."""
+    """E.g. "0.52", or "0.52 [0.50, 0.55]": the mean, the lowest and the highest of several."""
     if not values:
         return "-"
     mean, low, high = (f"{f(values):.{digits}f}" for f in (fmean, min, max))
@@ -103,7 +103,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def _cell(values: Sequence[float]) -> float | str | None:
-    """For `table`, which sets numbers right."""
+    """A cell for `table`, which aligns numbers to the right."""
     if len(values) < 2:
         return values[0] if values else None
     return spread(values, 3)
@@ -118,8 +118,8 @@ def warnings(runs: Sequence[Run]) -> list[str]:
         ("split", "on other splits"),
         ("iou_threshold", "at other IoU thresholds"),
     ):
-        told = (run.report["protocol"].get(name) for run in runs)
-        values = {str(value) for value in told if value not in (None, "")}
+        recorded = (run.report["protocol"].get(name) for run in runs)
+        values = {str(value) for value in recorded if value not in (None, "")}
         if len(values) > 1:
             found.append(f"measured {text}: {', '.join(sorted(values))}")
     return found
@@ -142,15 +142,15 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _code(text: str) -> str:
-    """A cell of a table of Markdown, where a bar would end it; nothing is no code."""
+    """A code cell of a Markdown table, with its bars escaped; an empty one stays empty."""
     escaped = text.replace("|", "\\|")
     return f"`{escaped}`" if text else ""
 
 
 def flat_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One flat object a run: its name and place, the settings that differ, and its metrics.
+    """One flat object per run: its name and path, the settings that differ, and its metrics.
 
-    A setting that is no single value is text, so that tables can be grouped by it.
+    A setting that is not a single value is given as text, so that tables can be grouped by it.
     """
     differing = differing_settings(runs)
     return [
@@ -171,12 +171,12 @@ def _single(value: object) -> object:
 
 
 def record_lines(runs: Sequence[Run]) -> str:
-    """`flat_records` as JSON, an object a line."""
+    """`flat_records` as JSON, one object per line."""
     return "".join(map(json_line, flat_records(runs)))
 
 
 def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
-    """comparison.html and the curves over each other, in `out`."""
+    """Writes comparison.html and the curves in one plot to `out`."""
     groups = group_by_seed(runs)
     names = group_names(groups)
     curves = [
@@ -189,9 +189,8 @@ def write_comparison(runs: Sequence[Run], out: pathlib.Path) -> pathlib.Path:
         *(f"<p>Not comparable: {text}.</p>" for text in warnings(runs)),
         "<h2>Results</h2>",
         table(("metric", *names), [("runs", *map(len, groups)), *metrics]),
-        '<p class="quiet">Of runs that differ in their seed, and in how they were computed, only: '
-        "the mean, and in brackets and as "
-        "a band the lowest and the highest.</p>",
+        '<p class="quiet">Runs that differ only in the seed and in the hardware share a column: '
+        "the mean, with the lowest and the highest in brackets and as a band.</p>",
         "<h2>Settings that differ</h2>",
         table(("setting", *names), [(name, *row) for name, row in setting_rows(groups).items()]),
         "<h2>Curves</h2>",

@@ -1,4 +1,4 @@
-"""Which images of an evaluation are worth looking at."""
+"""The images of an evaluation that are worth looking at."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ import numpy as np
 from ssd_jax.evaluation.errors import CONFUSION, CORRECT, judge
 from ssd_jax.evaluation.voc import GroundTruth, ScoredBoxes
 
-# Detections of less are not what a person would be shown.
+# Detections with lower scores would not be shown to a person.
 SHOWN_SCORE = 0.5
 SHOWN = 4
 
 
 class ShownImage(NamedTuple):
-    """What was right and wrong in one image, among the detections that score `SHOWN_SCORE`."""
+    """The right and wrong detections of one image with scores of at least `SHOWN_SCORE`."""
 
     image: int
     correct: int
@@ -33,9 +33,9 @@ def choose_examples(
 ) -> dict[str, list[ShownImage]]:
     """The best, the worst and the most confused images, by kind; a kind may have none.
 
-    The best have the fewest mistakes (wrong detections and missed objects), and of these the most
-    objects found, the worst the most mistakes, the most confused the most objects taken for
-    another class.
+    The best have the fewest mistakes (wrong detections and missed objects) and, with equally few,
+    the most objects found. The worst have the most mistakes. The most confused have the most
+    objects taken for another class.
     """
     shown = [
         ScoredBoxes(*(column[record.scores >= SHOWN_SCORE] for column in record))

@@ -1,4 +1,4 @@
-"""report.html: one file that a browser opens without a network."""
+"""report.html: one file that a browser can open offline."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from ssd_jax.run_log import DIVERGED, PICTURES_FOLDER
 from ssd_jax.visualize.curves import plot_curves
 
 PAGE_FILE = "report.html"
-# (file in pictures/, title); those that a run has not drawn are left out.
+# (file in pictures/, title); files that a run has not drawn are left out.
 PICTURE_TITLES = (
     ("curves.png", "Curves"),
     ("precision_recall.png", "Precision and recall"),
@@ -26,13 +26,13 @@ PICTURE_TITLES = (
     ("sizes.png", "Objects by size"),
 )
 EXAMPLES = (
-    ("examples_best.png", "Best", "all objects found, and nothing else"),
+    ("examples_best.png", "Best", "the fewest wrong detections and missed objects"),
     ("examples_worst.png", "Worst", "the most wrong detections and missed objects"),
     ("examples_most_confused.png", "Most confused", "objects taken for another class"),
     ("detections.png", "Evenly chosen", ""),
     ("augmented.png", "Training images", "as the network saw them at step 0"),
 )
-# Photographs are shown in the page as JPEG of this quality; the folder has the originals.
+# The page has photographs as JPEG with this quality; the folder has the originals.
 JPEG_QUALITY = 85
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --quiet: #646a73;
@@ -66,7 +66,7 @@ class Html(str):
 
 
 def run_page(run: Run) -> str:
-    """The page of a run."""
+    """The HTML report of a run."""
     report, config = run.report, run.config
     headline = report.get("headline", "")
     protocol = report["protocol"]
@@ -79,11 +79,12 @@ def run_page(run: Run) -> str:
         f'<p class="score">{_number(_chosen(report, config))}</p>',
         f"<p>{escape(headline.split(' = ')[0])}</p>",
         f'<p class="quiet">{escape(_measured_by(protocol))}; split {escape(protocol["split"])}, '
-        f"fingerprint {escape(protocol['fingerprint'] or 'not told')}</p>",
-        "<h2>To repeat it</h2>",
+        f"fingerprint {escape(protocol['fingerprint'] or 'not recorded')}</p>",
+        "<h2>To repeat this run</h2>",
         f"<pre>{escape(report['how']['repeat'])}</pre>",
-        f'<p class="quiet">where the run was started, from which relative paths of data count. '
-        f"{CONFIG_FILE}, in the folder of the run, has every setting.</p>",
+        '<p class="quiet">Give this command in the folder where the run was started, because paths '
+        f"of data may be relative to it. {CONFIG_FILE}, in the folder of the run, has every "
+        "setting.</p>",
         *(f"<p>{escape(note)}</p>" for note in report["how"]["repeat_notes"]),
         "<h2>Result</h2>",
         _metrics(report),
@@ -94,9 +95,9 @@ def run_page(run: Run) -> str:
         "<h2>Settings</h2>",
         _changes(report),
         _all_settings(config),
-        "<h2>First weights</h2>",
+        "<h2>Initial weights</h2>",
         _weights(report["weights"]),
-        "<h2>How it was made</h2>",
+        "<h2>Machine and versions</h2>",
         _speed(report["how"]),
         _starts(report["how"]["starts"]),
     ]
@@ -104,19 +105,19 @@ def run_page(run: Run) -> str:
 
 
 def _measured_by(protocol):
-    # Runs of 0.1.0 and before tell no more of other metrics.
+    # Runs of 0.1.0 and before recorded only this.
     return str(protocol.get("headline", protocol.get("map11", "")))
 
 
 def write_page(run: Run, out: pathlib.Path) -> pathlib.Path:
-    """The page of a run, report.html, in `out`."""
+    """Writes report.html, the report of a run, to `out`."""
     path = out / PAGE_FILE
     write_text(path, run_page(run))
     return path
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A whole HTML page; nothing in it is fetched from elsewhere."""
+    """A complete HTML page, which loads nothing from elsewhere."""
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -127,7 +128,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Numbers stand right, and `None` as a dash; all but `Html` is escaped."""
+    """An HTML table; numbers are aligned right, None is a dash, all but `Html` is escaped."""
     rows = [list(row) for row in rows]
     numeric = [
         bool(rows) and all(row[i] is None or isinstance(row[i], int | float) for row in rows)
@@ -147,7 +148,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(path: pathlib.Path, text: str, *, photograph: bool = False) -> str:
-    """An image inside the page; a drawing stays as sharp as it is."""
+    """An image embedded in the page: a photograph as JPEG, a drawing as lossless PNG."""
     data, kind = path.read_bytes(), "png"
     if photograph:
         with Image.open(path) as image:
@@ -160,7 +161,7 @@ def picture(path: pathlib.Path, text: str, *, photograph: bool = False) -> str:
 
 def _pictures(run):
     folder = run.workdir / PICTURES_FOLDER
-    # What else lies there was measured when the run finished an earlier time.
+    # The other pictures of an unfinished run are from an earlier time that it finished.
     drawn = [name for name, *_ in PICTURE_TITLES + EXAMPLES]
     current = ("augmented.png",) if run.unfinished else drawn
     if run.unfinished:
@@ -177,8 +178,8 @@ def _pictures(run):
 
 
 def _curves_so_far(records):
-    """The curves of a run that has not drawn them yet, whose folder stays as it is."""
-    # What diverged would leave no room for the rest.
+    """The curves of a run that has not drawn them yet; its folder is not changed."""
+    # Diverged values would squeeze the rest of the plot.
     records = [record for record in records if record["split"] != DIVERGED]
     if records:
         with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +239,7 @@ def _data(splits: Mapping[str, Mapping[str, Any]]):
         left_out = ", ".join(f"{code} {count}" for code, count in facts["left_out"].items())
         found = facts.get("doctor")
         doctor = (
-            "not asked"
+            "not run"
             if found is None
             else ", ".join(f"{code} {count}" for code, count in found.items()) or "nothing found"
         )
@@ -261,8 +262,8 @@ def _changes(report):
         for name, change in report["recipe_changes"].items()
     ]
     if not rows:
-        return "<p>Everything that belongs to the recipe is as the recipe has it.</p>"
-    return "<p>Other than in the recipe:</p>" + table(("setting", "recipe", "this run"), rows)
+        return "<p>All settings of the recipe are unchanged.</p>"
+    return "<p>Different from the recipe:</p>" + table(("setting", "recipe", "this run"), rows)
 
 
 def _all_settings(config):
@@ -279,10 +280,10 @@ def _weights(weights):
 
 def _speed(how):
     names = {
-        "images_per_second": "images a second, median",
+        "images_per_second": "images per second, median",
         "data_wait": "share of the time spent waiting for data, median",
-        "host_memory_gib": "memory of the host, GiB, highest",
-        "device_memory_gib": "memory of a device, GiB, highest",
+        "host_memory_gib": "peak memory of the host, GiB",
+        "device_memory_gib": "peak memory of a device, GiB",
     }
     rows = [(text, how[name]) for name, text in names.items() if how.get(name) is not None]
     return table(("", ""), rows)
@@ -316,7 +317,7 @@ def _starts(starts):
 
 
 def _command(start):
-    own = [f"{word}: {name}" for word, name in start.get("own", {}).items() if name]
+    own = [f"{kind}: {name}" for kind, name in start.get("own", {}).items() if name]
     return "; ".join([start["command"] or "called from Python", *own])
 
 
@@ -340,7 +341,7 @@ def _changes_on_the_way(starts):
     if not rows:
         return ""
     heads = ("from step", "setting", "was", "became")
-    return "<h3>Changed on the way</h3>" + table(heads, rows)
+    return "<h3>Settings changed during the run</h3>" + table(heads, rows)
 
 
 def _number(value):

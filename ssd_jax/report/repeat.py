@@ -1,4 +1,4 @@
-"""The command that repeats a run, and what it cannot repeat by itself."""
+"""The command that repeats a run, and notes on what it does not cover."""
 
 import pathlib
 import shlex
@@ -12,38 +12,40 @@ from ssd_jax.config import CONFIG_FILE
 
 
 def repeat_command(workdir: pathlib.Path) -> str:
-    """For the folder that the run was started in, from which the paths of its data may count."""
+    """The command, for the folder in which the run was started (data paths may be relative)."""
     if workdir.is_relative_to(cache_folder()):
-        # A run whose folder is a URL lies in the cache meanwhile; one has to fetch the file first.
+        # The folder of the run is a URL, and this its cached copy; the user must fetch the config.
         return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
     config, again = shlex.quote(f"{workdir}/{CONFIG_FILE}"), shlex.quote(f"{workdir}-again")
     return f"ssd-jax train --config {config} --workdir {again}"
 
 
 def repeat_notes(config: ConfigDict, starts: Sequence[dict[str, Any]]) -> list[str]:
-    """What has to be done beside the command for the same outcome, a sentence each."""
+    """What must be done besides the command to get the same result, one sentence each."""
     if not starts:
         return []
     first, notes = starts[0], []
     own = {name: each for start in starts for name, each in start.get("own", {}).items() if each}
     notes += [
-        f"The {name} was a function of the program that started the run, {each}, which the command "
-        "does not know."
+        f"The {name} was a function of the program that started the run, {each}; the command "
+        "does not use it."
         for name, each in own.items()
     ]
     if not config.data.train.root:
-        notes.append("The program that started the run gave the images, which the command lacks.")
+        notes.append(
+            "The images came from the program that started the run; the command does not have them."
+        )
     if (first["weights"] or {}).get("imported"):
         notes.append(
-            "The run began with weights that `ssd-jax weights import` had put into its folder; "
+            "The run started with weights that `ssd-jax weights import` had written to its folder; "
             "import them into the new folder first."
         )
     for start in starts:
         if changes := start.get("changes", {}):
             names = ", ".join(changes)
             notes.append(
-                f"From step {start['step']:,} on the run had other settings ({names}), which the "
-                "command has from the first step on."
+                f"From step {start['step']:,} on the run had other settings ({names}); the command "
+                "uses them from the first step."
             )
     return notes + _machine_notes(first["environment"])
 
@@ -53,11 +55,12 @@ def _machine_notes(environment: dict[str, Any]) -> list[str]:
     notes = []
     if devices["platform"] == "cpu" and "JAX_NUM_CPU_DEVICES" not in variables:
         notes.append(
-            f"It ran on {devices['count']} devices of a processor; where there are more cores or "
-            f"fewer, JAX_NUM_CPU_DEVICES={devices['count'] // devices['processes']} before the "
-            "command makes as many in each process. Sums are rounded by the number of devices."
+            f"It ran on {devices['count']} CPU devices. On a machine with another number of cores, "
+            f"set JAX_NUM_CPU_DEVICES={devices['count'] // devices['processes']} before the "
+            "command to get as many in each process, because the number of devices affects how "
+            "sums are rounded."
         )
     if variables:
         given = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-        notes.append(f"In its environment was {given}.")
+        notes.append(f"These environment variables were set: {given}.")
     return notes

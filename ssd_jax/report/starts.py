@@ -1,4 +1,4 @@
-"""How a run was started, each time: command, versions, machine, state of the code."""
+"""The record of each start of a run: command, versions, machine, state of the code."""
 
 import datetime
 import hashlib
@@ -21,7 +21,7 @@ from ssd_jax.config import STARTS_FILE
 from ssd_jax.files import json_line, whole_file, write_text
 from ssd_jax.hardware import processor
 
-# Of what differs from the commit; more is data rather than code.
+# Of the difference from the commit; a larger one is data rather than code.
 MOST_PATCH_BYTES = 1_000_000
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
             "opencv-python-headless", "faster-coco-eval", "ml_collections")  # fmt: skip
@@ -39,12 +39,12 @@ def record_start(
     changes: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
     own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> None:
-    """Adds a line to the run's list of starts; `step` is where it goes on, 0 for a new run.
+    """Adds a line to the run's list of starts; `step` is where it is resumed, 0 for a new run.
 
-    `weights` tells where the first values came from, `data` has the fingerprint of each split,
+    `weights` says where the initial values came from, `data` has the fingerprint of each split,
     `images` that of the bytes of its images, `changes` the former and the new value of each setting
-    that is another one from here on. `own` has the names of a "loss" and an "augment" that stand in
-    for those of the config.
+    that changes from here on. `own` has the names of the "loss" and "augment" that replace those of
+    the config.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = {
@@ -60,7 +60,7 @@ def record_start(
         "changes": {name: {"from": was, "to": now} for name, (was, now) in changes.items()},
     }
     lines = map(json_line, [*read_starts(workdir), record])
-    # Not appended: to a line that was cut off this one would be lost too.
+    # Not appended: after a line that was cut off, this one would be lost too.
     write_text(workdir / STARTS_FILE, "".join(lines))
 
 
@@ -79,36 +79,36 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def data_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
-    """The fingerprint of each split at the last start that tells them; {} where none does."""
-    told = [start["data"] for start in read_starts(workdir) if start.get("data")]
-    return told[-1] if told else {}
+    """The fingerprint of each split at the last start that recorded them; {} if none did."""
+    recorded = [start["data"] for start in read_starts(workdir) if start.get("data")]
+    return recorded[-1] if recorded else {}
 
 
 def images_of_last_start(workdir: pathlib.Path) -> dict[str, str]:
-    """The fingerprint of the images' bytes of each split, the last one told of its present data."""
+    """The last recorded fingerprint of the images' bytes of each split, for its present data."""
     now = data_of_last_start(workdir)
-    told = {}
+    recorded = {}
     for start in read_starts(workdir):
         for split, fingerprint in start.get("images", {}).items():
             if start["data"][split] == now.get(split):
-                told[split] = fingerprint
-    return told
+                recorded[split] = fingerprint
+    return recorded
 
 
 def own_of_last_start(workdir: pathlib.Path) -> dict[str, str | None] | None:
-    """What `own` was at the last start, {} if it was not told yet; None where there was none."""
+    """The `own` of the last start, {} if it was not recorded yet; None if there was no start."""
     starts = read_starts(workdir)
     return starts[-1].get("own", {}) if starts else None
 
 
 def command_line(arguments: Sequence[str]) -> str | None:
-    """The command as it was typed, None where a notebook or the like called the package."""
+    """The command as it was typed, None if the package was called from a notebook or the like."""
     program = pathlib.Path(arguments[0] if arguments else "")
     if program.name == "__main__.py":
         return shlex.join(["python", "-m", "ssd_jax", *arguments[1:]])
     if program.name == "ssd-jax":
         return shlex.join(["ssd-jax", *arguments[1:]])
-    # A script of an experiment. What starts notebooks and tests lies among the packages.
+    # A user's script; notebooks and tests are started by an installed one, with an absolute path.
     is_script = program.suffix == ".py" and not program.is_absolute()
     return shlex.join(["python", *arguments]) if is_script else None
 
@@ -116,8 +116,8 @@ def command_line(arguments: Sequence[str]) -> str | None:
 def environment() -> dict[str, Any]:
     """Versions and machine, without names of hosts or people.
 
-    `driver` is what JAX says of the platform: on GPUs the version of CUDA. `variables` are those of
-    the environment that change what is computed.
+    `driver` is JAX's description of the platform, on GPUs the CUDA version. `variables` are the
+    environment variables that change what is computed.
     """
     device = jax.devices()[0]
     return {
@@ -139,11 +139,11 @@ def environment() -> dict[str, Any]:
 
 
 def code_state(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The commit that the package stands at and whether files differ from it; None without git.
+    """The commit of the package's repository and whether files differ from it; None without git.
 
-    What differs is left in `workdir`, in a file of the name "patch" for `git apply`, if it is not
-    too large; files that git does not know are in neither. An installed package may lie in the
-    repository of something else, which says nothing of it.
+    The difference is written to `workdir` for `git apply`, if it is not too large; "patch" is the
+    name of the file. Untracked files are not included. An installed package may be inside an
+    unrelated repository, which is ignored.
     """
     tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
     commit = _git(folder, "rev-parse", "HEAD")
@@ -155,7 +155,7 @@ def code_state(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any] | 
 
 
 def _kept_changes(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
-    # Not `git diff`, which a user may have configured to look otherwise.
+    # Not `git diff`, whose output a user may have configured.
     patch = _git(folder, "diff-index", "--patch", "--binary", "HEAD")
     if patch is None or len(patch) > MOST_PATCH_BYTES:
         size = "of unknown size" if patch is None else f"{len(patch) / 1e6:.1f} MB"

@@ -1,1 +1,1 @@
-"""A stand-in for Amazon SageMaker's built-in Object Detection: the same contract at /opt/ml."""
+"""A replacement for Amazon SageMaker's built-in Object Detection, with its contract at /opt/ml."""

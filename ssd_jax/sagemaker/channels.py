@@ -1,7 +1,7 @@
 """The input channels of a training job -> locations that `data.open` reads.
 
-Sources, at docs.aws.amazon.com/sagemaker/latest/dg/: object-detection.html has the kinds of
-channels, your-algorithms-training-algo-running-container.html the files under /opt/ml.
+Sources, at docs.aws.amazon.com/sagemaker/latest/dg/: object-detection.html for the kinds of
+channels, your-algorithms-training-algo-running-container.html for the files under /opt/ml.
 """
 
 import itertools
@@ -22,16 +22,16 @@ RECORDIO = "application/x-recordio"
 IMAGES = ("image/jpeg", "image/png", "application/x-image")
 SPLITS = ("train", "validation", "test")
 MODEL = "model"
-# Not of the original: a file system as a channel, which several hosts need for their checkpoints.
+# Not in the original: a file system as a channel, which several hosts need for their checkpoints.
 CHECKPOINTS = "checkpoints"
 MODES = ("File", "FastFile", "Pipe")
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}
 
 
 class Channels(NamedTuple):
-    """Locations of the splits; "" for what was not given.
+    """Locations of the splits; "" if not given.
 
-    `model` is the artefact to begin with, `checkpoints` a folder that all hosts share.
+    `model` is the artefact to start from, `checkpoints` a folder that all hosts share.
     """
 
     train: str
@@ -50,20 +50,20 @@ def read_config_file(root: pathlib.Path, name: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file. {whose}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: it cannot be read as JSON ({error}). {whose}") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}). {whose}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: got {value!r:.60}, expected a JSON object.")
     return value
 
 
 def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
-    """What `inputdataconfig.json` and the folders under `ROOT/input/data` say.
+    """The channels of `inputdataconfig.json` and the folders under `ROOT/input/data`.
 
-    The stream of a channel in Pipe mode is first written to `ROOT/pipe`. What lies there already
-    is taken only where the job goes on with a run, which has read the stream before.
+    The stream of a channel in Pipe mode is first written to `ROOT/pipe`. A copy that is there
+    already is used only if the job resumes a run, which has read the stream before.
 
     Raises:
-      UserError: a channel is missing, of another kind, or does not hold what its kind says.
+      UserError: a channel is missing, or of another kind, or its content is not of its kind.
     """
     config = read_config_file(root, "inputdataconfig.json")
     known = [*SPLITS, *(f"{split}_annotation" for split in SPLITS), MODEL, CHECKPOINTS]
@@ -82,12 +82,12 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
         if (mode := channel.get("TrainingInputMode") or MODES[0]) not in MODES:
             raise _invalid(
                 f"channel {name}, TrainingInputMode: {mode!r} is not one of {list(MODES)}",
-                "the mode of the channel, File where it is left out",
+                "the mode of the channel; the default is File",
             )
         if hosts > 1 and channel.get("S3DistributionType") == "ShardedByS3Key":
             raise _invalid(
                 f"the channel {name} has S3DistributionType ShardedByS3Key on {hosts} hosts",
-                "FullyReplicated: each host picks its own part of every batch",
+                "FullyReplicated: each host takes its own part of every batch",
             )
     locations = {name: _split(root, name, config) for name in SPLITS if name in config}
     if MODEL in config:
@@ -100,7 +100,7 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
 
 
 def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
-    """Where the data of a split are."""
+    """The location of the data of a split."""
     channel, annotations = config[name], f"{name}_annotation"
     kind = channel.get("ContentType") or ""
     kind = kind.partition(";")[0].strip()
@@ -136,25 +136,25 @@ def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
         return _only(manifests, folder, MANIFEST_SUFFIXES) + _label_attribute(name, channel)
     if kind in IMAGES:
         raise _invalid(
-            f"{annotations!r} is a required property, for {name} is of type {kind}",
+            f"{annotations!r} is a required property, because {name} is of type {kind}",
             "a channel with a JSON file for each image",
         )
     return _only(records, folder, (".rec",))
 
 
 def _label_attribute(name: str, channel: Mapping[str, Any]) -> str:
-    """The end of a manifest's location that says which attribute is meant; "" for the only one."""
+    """The suffix of a manifest's location that names the attribute; "" if there is only one."""
     attributes = channel.get("AttributeNames") or []
     if not isinstance(attributes, list) or not all(isinstance(each, str) for each in attributes):
         raise _invalid(
-            f"channel {name}, AttributeNames: it is {attributes!r:.60}",
-            "the names of the image's attribute and of the label's, in that order",
+            f"channel {name}, AttributeNames: got {attributes!r:.60}",
+            "the names of the image attribute and of the label attribute, in that order",
         )
     return f"#{attributes[1]}" if len(attributes) > 1 else ""
 
 
 def _one_file(folder: pathlib.Path, suffixes: Sequence[str]) -> str:
-    """The only file that ends so in the folder of a channel."""
+    """The only file with one of the suffixes in the folder of a channel."""
     return _only(_files(folder, suffixes), folder, suffixes)
 
 
@@ -184,8 +184,8 @@ def _check_folder(folder: pathlib.Path) -> None:
 def _read_stream(pipe: pathlib.Path, place: pathlib.Path, *, goes_on: bool) -> pathlib.Path:
     """The stream of an epoch as a file: `PLACE.rec`, or a folder of images with JSON files.
 
-    An epoch of ours picks its images in any order, which a stream does not allow, so it is read
-    once and kept, for a run that `goes_on` too.
+    Our epochs read images in any order, which a stream does not allow, so it is read once and kept,
+    also for a later job that resumes the run (`goes_on`).
     """
     records, folder = place.with_name(f"{place.name}.rec"), place
     if goes_on and (records.exists() or folder.exists()):
@@ -203,7 +203,7 @@ def _read_stream(pipe: pathlib.Path, place: pathlib.Path, *, goes_on: bool) -> p
             shutil.copyfileobj(stream, file, 1 << 20)
         return _sort_out(part, records, folder, str(pipe))
     except DataError as error:
-        # Nobody knows the copy.
+        # The user knows the pipe, not the copy.
         where = error.where.replace(str(part), str(pipe))
         raise DataError(error.code, where, error.problem, error.fix) from error
     finally:
@@ -213,13 +213,13 @@ def _read_stream(pipe: pathlib.Path, place: pathlib.Path, *, goes_on: bool) -> p
 def _sort_out(
     part: pathlib.Path, records: pathlib.Path, folder: pathlib.Path, where: str
 ) -> pathlib.Path:
-    """Makes of the copy of a stream what it holds, by its first payload."""
+    """Turns the copy of a stream into records or a folder of images, by its first payload."""
     payloads = _payloads(part)
     first = next(payloads, b"")
     if not first:
         raise UserError(f"{where}: the stream is empty. Give the channel its data.")
     if _is_json(first):
-        raise _no_pair(where, 0, "it is a JSON text")
+        raise _no_pair(where, 0, "got a JSON text")
     if first[:2] not in _SUFFIXES:
         return part.replace(records)
     pairs = _write_pairs(itertools.chain([first], payloads), part.with_name("pairs"), where)
@@ -227,7 +227,7 @@ def _sort_out(
 
 
 def _is_json(payload: bytes) -> bool:
-    """An object's text; a record of an image may begin with 123 numbers, { and three zeros."""
+    """Whether it is a JSON object; a record of 123 numbers also begins with {, and three zeros."""
     head = payload.lstrip()[:4]
     return head.startswith(b"{") and b"\0" not in head
 
@@ -242,20 +242,20 @@ def _payloads(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) -> pathlib.Path:
-    """An augmented manifest comes as an image and its annotation in turn, a record each."""
+    """Writes the images and annotations of an augmented manifest, which arrive alternately."""
     folder.mkdir()
     for number, image in enumerate(payloads):
         if image[:2] not in _SUFFIXES:
-            raise _no_pair(where, 2 * number, f"it begins with {image[:8]!r}")
+            raise _no_pair(where, 2 * number, f"got a record that begins with {image[:8]!r}")
         text = next(payloads, None)
         if text is None:
-            raise _no_pair(where, 2 * number + 1, "there is none")
+            raise _no_pair(where, 2 * number + 1, "the stream ends here")
         try:
             annotation = parse_json(text, where)
         except DataError as error:
             raise _no_pair(where, 2 * number + 1, error.problem) from error
         if not isinstance(annotation, dict):
-            raise _no_pair(where, 2 * number + 1, f"it is {shown(annotation)}")
+            raise _no_pair(where, 2 * number + 1, f"got {shown(annotation)}")
         name = f"{number:07d}{_SUFFIXES[image[:2]]}"
         (folder / name).write_bytes(image)
         text = json.dumps({**annotation, "file": name})
@@ -265,8 +265,8 @@ def _write_pairs(payloads: Iterator[bytes], folder: pathlib.Path, where: str) ->
 
 def _no_pair(where: str, record: int, problem: str) -> UserError:
     return UserError(
-        f"{where}, record {record}: {problem}; expected an image, JPEG or PNG, and then its "
-        "annotation, in turn. Give AttributeNames in that order: the image's, the label's."
+        f"{where}, record {record}: {problem}; expected images (JPEG or PNG), each followed by its "
+        "annotation. Give AttributeNames in that order: the image attribute, the label attribute."
     )
 
 

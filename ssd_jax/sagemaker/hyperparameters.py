@@ -1,8 +1,8 @@
-"""The hyperparameters of SageMaker's Object Detection, and what they mean in our config.
+"""The hyperparameters of SageMaker's Object Detection, and their meaning in our config.
 
 Names, defaults and ranges: docs.aws.amazon.com/sagemaker/latest/dg/object-detection-api-config.html
-What the page leaves open is as in mxnet-ssd (train/train_net.py), whose algorithm it is;
-docs/sagemaker.md lists the decisions.
+The rest is as in mxnet-ssd (train/train_net.py), whose algorithm it is; docs/sagemaker.md lists the
+decisions.
 """
 
 import json
@@ -21,14 +21,14 @@ from ssd_jax.weights.maps_mxnet import RESNET50_V2_SSD, VGG16_REDUCED_SSD
 BACKBONES = {"vgg-16": "vgg16", "resnet-50": "resnet50_v2"}
 _LAYERS = {"vgg16": VGG16_REDUCED_SSD, "resnet50_v2": RESNET50_V2_SSD}
 LARGEST_INTEGER = 2**31 - 1
-# The loop tells of its steps about so often, in parts of an epoch that are equally long.
+# Steps between two lines of the log; the largest number that divides an epoch is used.
 _LINES = range(20, 201)
 
 
 class Rule(NamedTuple):
-    """What a hyperparameter may be; a `default` of None makes it required.
+    """The type, default and range of a hyperparameter; a `default` of None makes it required.
 
-    With `above`, `minimum` itself is too small; with `below`, `maximum` is too large.
+    With `above`, the value must exceed `minimum`; with `below`, it must be less than `maximum`.
     """
 
     parse: Callable[[str], Any]
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
     choices: tuple = ()
 
     def read(self, text: str) -> Any:
-        """The value; raises ValueError with the words that JSON Schema has for what is wrong."""
+        """The value; raises ValueError with the message that JSON Schema would give."""
         value = self.parse(text)
         if self.choices and value not in self.choices:
             raise ValueError(f"{text!r} is not one of {list(self.choices)}")
@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 def _integer(text: str) -> int:
     if not re.fullmatch(r"\s*[+-]?\d+\s*", text):
         raise ValueError(f"{text!r} is not of type 'integer'")
-    # As a float first: Python reads no integer of thousands of digits.
+    # As a float first, because Python does not parse integers of thousands of digits.
     if abs(float(text)) > LARGEST_INTEGER:
         raise ValueError(f"{text:.40} is not of type 'integer', of 32 bits")
     return int(text)
@@ -112,7 +112,7 @@ RULES = {
     "lr_scheduler_step": Rule(_epochs, ()),
     "lr_scheduler_factor": Rule(_number, 0.1, minimum=0, above=True, maximum=1, below=True),
     "optimizer": Rule(str, "sgd", choices=("sgd", "adam", "rmsprop", "adadelta")),
-    # The page of the tuning ranges has 0 too for these two.
+    # The page of the tuning ranges allows 0 for these two.
     "momentum": Rule(_number, 0.9, minimum=0, maximum=1),
     "weight_decay": Rule(_number, 0.0005, minimum=0, maximum=1, below=True),
     "overlap_threshold": Rule(_number, 0.5, minimum=0, above=True, maximum=1),
@@ -124,7 +124,7 @@ RULES = {
     "early_stopping_min_epochs": Rule(_integer, 10, minimum=1),
     "early_stopping_patience": Rule(_integer, 5, minimum=1),
     "early_stopping_tolerance": Rule(_number, 0.0, minimum=0, maximum=1),
-    # Not documented, but in what the logs of the container show of its defaults.
+    # Not documented, but the logs of the container show them among its defaults.
     "nms_topk": Rule(_integer, 400, minimum=1, maximum=MOST_DETECTIONS),
     "_kvstore": Rule(str, "device"),
     "_num_kv_servers": Rule(str, "auto"),
@@ -132,7 +132,7 @@ RULES = {
     "_begin_epoch": Rule(_integer, 0, choices=(0,)),
 }
 
-# What `to_config` makes of them, by the setting that each has most to do with.
+# The setting that each hyperparameter affects most in `to_config`.
 OF_SETTINGS = {
     "model.backbone": "base_network",
     "model.image_size": "image_shape",
@@ -153,17 +153,17 @@ OF_SETTINGS = {
     "early_stopping.minimum_epochs": "early_stopping_min_epochs",
     "early_stopping.patience": "early_stopping_patience",
     "early_stopping.tolerance": "early_stopping_tolerance",
-    # Of these two `build_config` makes it.
+    # These two settings are made by `build_config`.
     "data.classes": "num_classes",
     "optimizer.rate_multipliers": "freeze_layer_pattern",
 }
 
 
 def parse_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All hyperparameters with their values; `given` are texts, as SageMaker passes them.
+    """The values of all hyperparameters; `given` are strings, as SageMaker passes them.
 
     Raises:
-      UserError: everything that is wrong with them, in the words of the original.
+      UserError: all that is wrong with them, in the wording of the original.
     """
     problems = []
     if unknown := sorted(set(given) - set(RULES)):
@@ -193,8 +193,9 @@ def parse_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
 def to_config(values: Mapping[str, Any], *, images: int, hosts: int, gpus: int) -> ConfigDict:
     """The config of a job, without its data and weights.
 
-    `images` are those of the train channel, `gpus` those of one of the `hosts`, 0 for none. An
-    epoch is a whole number of steps, so that there are exactly as many evaluations as epochs.
+    `images` is the number of images in the train channel, `gpus` that of the GPUs of each of the
+    `hosts`, or 0. An epoch is a whole number of steps, so that there are exactly as many
+    evaluations as epochs.
     """
     config = recipe_config("sagemaker", BACKBONES[values["base_network"]])
     batch = values["mini_batch_size"] * hosts
@@ -205,7 +206,7 @@ def to_config(values: Mapping[str, Any], *, images: int, hosts: int, gpus: int) 
     config.model.image_size = values["image_shape"]
     config.data.canvas = max(config.data.canvas, values["image_shape"])
     config.data.label_width = values["label_width"]
-    config.data.problems = "skip"  # the original drops boxes without area, and goes on
+    config.data.problems = "skip"  # the original drops boxes without area and continues
     config.evaluate.update(
         {
             "every_steps": epoch,
@@ -225,7 +226,7 @@ def to_config(values: Mapping[str, Any], *, images: int, hosts: int, gpus: int) 
     config.early_stopping.update(
         {
             "enabled": values["early_stopping"],
-            # Of the epochs of the data, which need not be whole numbers of steps.
+            # In epochs of the data, which need not be whole numbers of steps.
             "minimum_epochs": values["early_stopping_min_epochs"] * epoch * batch / images,
             "patience": values["early_stopping_patience"],
             "tolerance": values["early_stopping_tolerance"],
@@ -237,7 +238,7 @@ def to_config(values: Mapping[str, Any], *, images: int, hosts: int, gpus: int) 
 
 
 def _set_groups(config: ConfigDict, mini_batch_size: int, gpus: int) -> None:
-    """Each GPU has statistics and a loss of its own."""
+    """Sets the groups of BatchNorm and loss, which the original computes per GPU."""
     even = gpus and mini_batch_size % gpus == 0
     config.loss.group = mini_batch_size // gpus if even else mini_batch_size
     if config.model.batch_norm == "batch":
@@ -245,7 +246,7 @@ def _set_groups(config: ConfigDict, mini_batch_size: int, gpus: int) -> None:
 
 
 def _set_optimizer(config: ConfigDict, values: Mapping[str, Any]) -> None:
-    """As mxnet-ssd hands them to MXNet; its Module also divides adadelta's gradient."""
+    """Sets the optimizer as mxnet-ssd does; MXNet's Module also divides adadelta's gradient."""
     name = values["optimizer"]
     config.optimizer.update(
         {
@@ -270,10 +271,10 @@ def _set_optimizer(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def frozen_paths(pattern: str, backbone: str, paths: Iterable[str]) -> list[str]:
-    """Those of our parameters whose name, the original's or our own, begins with a match.
+    """The paths of the parameters whose name, the original's or ours, starts with a match.
 
-    `paths` are as "params/backbone/conv1_1/kernel"; the pattern is matched from "backbone" on, and
-    at the start of a name of the original, as "conv1_1_weight".
+    `paths` are e.g. "params/backbone/conv1_1/kernel"; the pattern is matched from "backbone" on,
+    and at the start of the original's name, e.g. "conv1_1_weight".
 
     Raises:
       UserError: the pattern matches nothing.
@@ -293,8 +294,8 @@ def frozen_paths(pattern: str, backbone: str, paths: Iterable[str]) -> list[str]
     if not found:
         examples = [theirs.get(path, path) for path in paths[:2]]
         raise UserError(
-            f"freeze_layer_pattern: {pattern!r} is at the start of no name of a parameter. "
-            f"Expected one of names such as {', '.join(examples)}, or ours, such as "
-            f"{paths[0].removeprefix('params/')}; .* in front matches anywhere."
+            f"freeze_layer_pattern: {pattern!r} does not match the start of any parameter name. "
+            f"Expected a match of names such as {', '.join(examples)}, or of ours, such as "
+            f"{paths[0].removeprefix('params/')}; with .* in front it matches anywhere."
         )
     return found

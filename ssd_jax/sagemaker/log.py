@@ -17,7 +17,7 @@ logger = logging.getLogger("ssd_jax.sagemaker")
 
 
 def log_to_stdout() -> None:
-    """Sends the lines where a container's log is made of."""
+    """Sends the lines to standard output, which becomes the log of a container."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(FORMAT, datefmt="%m/%d/%Y %H:%M:%S"))
     logger.handlers[:] = [handler]
@@ -26,10 +26,10 @@ def log_to_stdout() -> None:
 
 
 class EpochLog:
-    """Watches what a run reports (see `run_log.Reporter`), and tells it epoch by epoch.
+    """An observer of a run (see `run_log.Reporter`) that logs its epochs.
 
     The reports of an epoch must be of equally many steps; the last one of `steps` may be shorter.
-    `metric` is the name of its mAP, of which `best` was reached before.
+    `metric` is the name of the mAP, and `best` its highest value before.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class EpochLog:
         epoch, batches = self._place(step)
         measure = f"#quality_metric: host={self._host}, epoch={epoch}"
         batch = f"{measure}, batch={batches} train"
-        if self._losses:  # none, where a run goes on with the evaluation that it was stopped in
+        if self._losses:  # empty if a resumed run begins with an interrupted evaluation
             class_losses, box_losses = zip(*self._losses, strict=True)
             logger.info("%s cross_entropy <loss>=(%r)", batch, statistics.fmean(class_losses))
             logger.info("%s smooth_l1 <loss>=(%r)", batch, statistics.fmean(box_losses))
@@ -89,7 +89,7 @@ class EpochLog:
         self._began = time.monotonic()
 
     def _place(self, step: int) -> tuple[int, int]:
-        """The epoch from 0 that a step belongs to, and its number there from 1."""
+        """The epoch of a step, counted from 0, and the number of the step in it, from 1."""
         epoch, before = divmod(step - 1, self._steps_per_epoch)
         return epoch, before + 1
 

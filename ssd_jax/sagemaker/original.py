@@ -1,4 +1,4 @@
-"""What SageMaker's own algorithm left, as a run of ours."""
+"""An artefact of SageMaker's own algorithm as the folder of a run."""
 
 import contextlib
 import pathlib
@@ -13,23 +13,23 @@ _ENDINGS = (".params", ".json")
 
 
 def holds_original(folder: pathlib.Path) -> bool:
-    """Whether an artefact of the original lies unpacked in the folder, as an endpoint gets it."""
+    """Whether the folder has an unpacked artefact of the original, as an endpoint gets it."""
     return bool(listed(folder, "*.params"))
 
 
 @contextlib.contextmanager
 def imported_original(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder of a run with its weights, which goes at the end.
+    """A temporary folder of a run with the weights of the artefact.
 
-    Its classes are class_0, class_1, ...; answers have their numbers, as those of the original.
+    Its classes are class_0, class_1, ...; responses have class numbers, as those of the original.
 
     Raises:
-      UserError: the files are damaged, or not those of one of its networks.
+      UserError: the files are damaged, or not those of one of the original's networks.
     """
-    from ssd_jax.importing import import_weights  # with all of training
+    from ssd_jax.importing import import_weights  # late, because it imports all of training
 
     with tempfile.TemporaryDirectory() as scratch:
-        # The one way in, which bounds and checks what it reads, takes an archive.
+        # Packed again, because the reader that checks its input takes an archive.
         archive, run = pathlib.Path(scratch, "model.tar"), pathlib.Path(scratch, "run")
         with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
             for path in listed(folder, "*"):

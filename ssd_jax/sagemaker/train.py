@@ -1,6 +1,6 @@
-"""A training job of SageMaker: from the files under /opt/ml to a run of ours, and back.
+"""A SageMaker training job: from the files under /opt/ml to a run of ours, and back.
 
-The contract of the container: docs.aws.amazon.com/sagemaker/latest/dg/, pages
+The contract of the container is at docs.aws.amazon.com/sagemaker/latest/dg/, pages
 your-algorithms-training-algo-running-container.html, your-algorithms-training-algo-output.html and
 your-algorithms-training-signal-success-failure.html.
 """
@@ -55,43 +55,43 @@ from ssd_jax.sagemaker.log import EpochLog, log_to_stdout, logger
 from ssd_jax.train.stopping import Stopping
 from ssd_jax.weights.load import HEADS
 
-# Of the first host, where the others find it.
+# The port of the first host, to which the others connect.
 PORT = 12355
-# Where ImageNet weights are, which SageMaker has in its container.
+# Variables with the paths of ImageNet weights, which SageMaker has in its container.
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
-# What writes an ONNX model, and what checks it.
+# The packages that write and check an ONNX model.
 ONNX_PACKAGES = ("onnx", "onnxruntime")
-# Folders in ROOT begin so that hold a detector until it is whole.
+# The prefix of folders in ROOT that hold an unfinished detector.
 _SCRATCH = ".export-"
 
 
 class Hosts(NamedTuple):
-    """The machines of a job; all of them list them in the same order."""
+    """The machines of a job, in the same order on each of them."""
 
     names: tuple[str, ...]
     current: str
 
 
 def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> None:
-    """Trains as the files under `root` say, and leaves what they ask for.
+    """Runs the training job that the files under `root` describe, and writes its results there.
 
-    `assignments` change settings of the config last, as `config.override` takes them. What went
-    wrong stands in `ROOT/output/failure` too.
+    `assignments` change settings of the config last, in the form of `config.override`. An error is
+    also written to `ROOT/output/failure`.
 
     Raises:
-      UserError: the job is wrong.
-      Stopped: SIGTERM; the run is saved, and the same job goes on with it.
+      UserError: there is a mistake in the job.
+      Stopped: SIGTERM; the run is saved, and the same job resumes it.
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: there is no such folder. Give the --root that holds input/, as /opt/ml does."
+            f"{root}: there is no such folder. Give the --root that contains input/, e.g. /opt/ml."
         )
     log_to_stdout()
     failure = root / "output/failure"
     failure.unlink(missing_ok=True)
 
     def fail(error: Exception) -> None:
-        # The console shows the first 1024 letters.
+        # The console shows the first 1024 characters.
         whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
         message = f"{whose}: {error or type(error).__name__}"
         logger.error(message)
@@ -111,9 +111,9 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
 
 @contextlib.contextmanager
 def _in_the_words_of_a_job() -> Iterator[None]:
-    """A label that is too wide is a mistake in a hyperparameter there; readers blame the record.
+    """Rewrites errors for a job, which has hyperparameters but neither --change nor --workdir.
 
-    And a job has neither --change nor --workdir.
+    For a label that is too wide the hyperparameter is to blame, not the record.
     """
     try:
         yield
@@ -121,16 +121,16 @@ def _in_the_words_of_a_job() -> Iterator[None]:
         if error.code != codes.LABEL_WIDTH_SMALL:
             raise
         raise UserError(
-            f"Invalid parameter value 'label_width': {error}. A job takes "
-            f"{RULES['label_width'].default} where it is left out."
+            f"Invalid parameter value 'label_width': {error}. The default of a job is "
+            f"{RULES['label_width'].default}."
         ) from error
     except AnotherRun as error:
         names = [OF_SETTINGS[name] for name in error.settings if name in OF_SETTINGS]
         which = f" (hyperparameters: {', '.join(names)})" if names else ""
         raise UserError(
-            f"{error.problem}{which}. Go on with the same, or give another S3 URI for the "
-            f"checkpoints, or an empty folder {CHECKPOINTS}/; the artefact of that run as the "
-            f"channel {MODEL} begins with its weights."
+            f"{error.problem}{which}. Resume with the same, or give another S3 URI for the "
+            f"checkpoints, or an empty folder {CHECKPOINTS}/; to start with the weights of that "
+            f"run, give its artefact as the channel {MODEL}."
         ) from error
 
 
@@ -141,7 +141,7 @@ def _train(
     last_words: Callable[[Exception], object],
 ) -> None:
     for path in root.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(path, ignore_errors=True)  # of a job that was killed
+        shutil.rmtree(path, ignore_errors=True)  # left by a job that was killed
     given = read_config_file(root, "hyperparameters.json")
     logger.info("Merging with provided configuration from hyperparameters.json: %s", given)
     values = parse_hyperparameters(given)
@@ -166,7 +166,7 @@ def _train(
         best=_best_before(workdir / METRICS_FILE, metric),
     )
     stopped = None
-    with Stopping() as stopping:  # of the export too
+    with Stopping() as stopping:  # also during the export
         try:
             run_training(
                 config, workdir, stopping=stopping, observers=[epoch_log], last_words=last_words
@@ -191,13 +191,13 @@ def build_config(
     hosts: int = 1,
     assignments: Sequence[tuple[str, str]] = (),
 ) -> ConfigDict:
-    """The config of a job, whole and checked; the train channel is read for it."""
+    """The complete and checked config of a job; reads the train channel."""
     source = open_data(channels.train, problems=Problems("skip"), label_width=values["label_width"])
     images = len(source)
     if images != values["num_training_samples"]:
         logger.warning(
-            "num_training_samples is %d, but the train channel has %d images: the epochs of "
-            "lr_scheduler_step are counted by the first, all others by the second",
+            "num_training_samples is %d, but the train channel has %d images: epochs are counted "
+            "with the first number for lr_scheduler_step, and with the second for all else",
             values["num_training_samples"],
             images,
         )
@@ -213,10 +213,10 @@ def build_config(
     configs.override(config, assignments)
     if channels.model and config.weights.path == channels.model and not config.weights.reinitialise:
         _check_model(values, channels.model)
-    check(config)  # before any layer is looked for: other backbones than the job's have others
+    check(config)  # before `_freeze`, because other backbones than the job's have other layers
     if values["freeze_layer_pattern"]:
         _freeze(config, values["freeze_layer_pattern"])
-    # The log tells epochs as whole numbers of steps, however they were given.
+    # The log counts epochs in whole numbers of steps, however they were given.
     steps = total_steps(config, images)
     every = min(max(1, round(evaluate_every(config, images) or steps)), steps)
     config.epochs, config.steps = None, steps
@@ -234,13 +234,14 @@ def _hosts(root: pathlib.Path) -> Hosts:
         ) from error
     if hosts.current not in hosts.names:
         raise UserError(
-            f"resourceconfig.json: current_host {hosts.current!r} is none of {list(hosts.names)}."
+            f"resourceconfig.json: current_host {hosts.current!r} is not one of "
+            f"{list(hosts.names)}."
         )
     return hosts
 
 
 def _class_names(found: Sequence[str], count: int) -> tuple[str, ...]:
-    """Of as many classes as the job says, in the order of their ids."""
+    """The names of as many classes as the job has, in the order of their ids."""
     if len(found) > count:
         raise UserError(
             f"num_classes is {count}, but the train channel has {len(found)} classes: "
@@ -270,14 +271,14 @@ def _weights(values: Mapping[str, Any], channels: Channels) -> str:
 
 
 def _check_model(values: Mapping[str, Any], model: str) -> None:
-    """The original goes on with the same classes only, and the loader knows no hyperparameters."""
+    """Checks the number of classes, as the original does, with a message for a job."""
     count = count_classes(model)
     if count != values["num_classes"]:
         raise UserError(
             f"num_classes is {values['num_classes']}, but the detector in the model channel has "
             f"{count}: {model}. Give num_classes {count}, or leave the channel out. Outside "
             f"SageMaker, `ssd-jax sagemaker train --config.weights.reinitialise='{HEADS[0]}'` "
-            "begins with new heads."
+            "starts with new heads."
         )
 
 
@@ -296,13 +297,13 @@ def _freeze(config: ConfigDict, pattern: str) -> None:
 def _leave_results(
     root: pathlib.Path, workdir: pathlib.Path, stopping: Stopping, stopped: Stopped | None
 ) -> Stopped | None:
-    """The detector in ROOT/model, and all that the run tells in ROOT/output/data.
+    """Writes the detector to ROOT/model, and the reports of the run to ROOT/output/data.
 
-    `stopped` is the request that ended the training; the result is that, or one that came now.
+    `stopped` is the request that ended the training. Returns it, or a request that came meanwhile.
     """
-    told = root / "output/data"
+    reports = root / "output/data"
     shutil.copytree(
-        workdir, told, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
+        workdir, reports, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
     )
     model = root / "model"
     model.mkdir(parents=True, exist_ok=True)
@@ -318,13 +319,13 @@ def _leave_results(
             exported = exported.with_name("stopped")
             export = _export(workdir, exported, onnx=False)
         if export.returncode:
-            told = export.stderr.strip()[-1000:]
+            problem = export.stderr.strip()[-1000:]
             if not stopped:
-                raise UserError(f"the run is done, but its model is not exported: {told}")
+                raise UserError(f"the run is done, but its model is not exported: {problem}")
             # Before the first evaluation there is no best checkpoint.
-            logger.warning("No model is left: %s", told)
+            logger.warning("No model is written: %s", problem)
             return stopped
-        # A folder is an exported detector as soon as it has meta.json, so that comes last.
+        # A folder counts as an exported detector once it has meta.json, so that comes last.
         for path in sorted(exported.iterdir(), key=lambda path: path.name == META):
             shutil.move(path, model / path.name)
     logger.info('Saved checkpoint to "%s"', model)
@@ -334,27 +335,27 @@ def _leave_results(
 def _export(
     workdir: pathlib.Path, out: pathlib.Path, *, onnx: bool
 ) -> subprocess.CompletedProcess[str]:
-    """Exports with an ONNX model, if it is wanted and can be had; else without."""
-    # A process of its own: in this one JAX would wait for those of the other hosts.
+    """Exports, with an ONNX model if it is wanted and possible."""
+    # In a process of its own, because in this one JAX would wait for those of the other hosts.
     command = [sys.executable, "-m", "ssd_jax", "export", "--workdir", workdir]
-    command += ["--out", out, "--no-archive"]  # SageMaker packs what it finds
-    without = "The model is left without an ONNX form, so that JAX alone can run it: %s"
+    command += ["--out", out, "--no-archive"]  # SageMaker packs the folder
+    without = "The model is written without an ONNX model, so only JAX can run it: %s"
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if not onnx:
-        logger.info(without, "of a job that was stopped there is no time for one")
+        logger.info(without, "a stopped job has no time to make one")
     elif missing:
         logger.info(without, f"{', '.join(missing)} of the extra onnx is not installed")
     else:
         export = run_child([*command, "--onnx"], in_group=True)
         if not export.returncode:
-            logger.info("The model is left with an ONNX form")
+            logger.info("The model is written with an ONNX model")
             return export
-        # A run that took days is not lost for a form that it can do without.
+        # A run of days must not be lost because of an optional format.
         logger.warning(without, export.stderr.strip()[-1000:])
     return run_child(command, in_group=True)
 
 
 def _best_before(metrics: pathlib.Path, metric: str) -> float:
-    """What the part of a run reached that was trained before, if there is one."""
+    """The best metric of the earlier part of a resumed run, else 0."""
     records = read_metrics(metrics) if metrics.is_file() else []
     return max((record.get(metric) or 0.0 for record in records), default=0.0)

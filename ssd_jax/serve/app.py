@@ -1,4 +1,4 @@
-"""The routes of the server, and what each answers."""
+"""The routes of the server and their responses."""
 
 import asyncio
 import contextlib
@@ -39,9 +39,9 @@ from ssd_jax.serve.unread import TakeUnread
 
 # nginx's status for a client that went away: it is only logged, nobody receives it.
 CLIENT_CLOSED = 499
-# RFC 9110, 5.6.6: a quoted value may hold what would end another.
+# RFC 9110, 5.6.6: a quoted value may contain characters that end an unquoted one.
 _PARAMETER = re.compile(r';\s*([^\s;,="]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)')
-# The pages hold all they need, and a browser refuses them anything else.
+# The pages contain all they need, and the browser must not load anything else.
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -53,8 +53,8 @@ _PAGE_HEADERS = {
 class Service:
     """A detector as an application: `app` is what an ASGI server runs.
 
-    `token` is what clients must send, if it is given. `on_failure` is called when the engine
-    cannot be warmed up, and `failure` tells why.
+    Clients must send `token`, if it is given. `on_failure` is called if the engine cannot be warmed
+    up, and `failure` is then the exception.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Service:
     ):
         self.failure: BaseException | None = None
         self._detector = detector
-        # What can never be accepted is refused for good.
+        # So that a request that can never be accepted is refused for good, not with 503.
         self._limits = limits._replace(
             pictures=min(limits.pictures, limits.queue), memory=max(limits.memory, limits.bytes)
         )
@@ -126,7 +126,7 @@ class Service:
         return Response()
 
     async def metadata(self, request: Request) -> Response:
-        """What is served, and within which limits."""
+        """The detector that is served, and the limits of requests."""
         self._check_token(request)
         return JSONResponse(
             {
@@ -147,13 +147,13 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def execution_parameters(self, request: Request) -> Response:
-        """What a batch transform of SageMaker asks for: one picture a request.
+        """The settings that a SageMaker batch transform asks for: one image per request.
 
-        It takes 100 MB at most, of one request and of all at once
+        SageMaker allows 100 MB at most, both for a request and for all concurrent ones
         (docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTransformJob.html).
         """
         payload = min(100, max(1, self._limits.bytes // 2**20))
-        # As many as are computed, and as many that are decoded meanwhile.
+        # Enough for a batch that is computed and one that is decoded meanwhile.
         requests = min(2 * max(self._batches), self._limits.queue)
         return JSONResponse(
             {
@@ -164,46 +164,46 @@ class Service:
         )
 
     async def openapi(self, request: Request) -> Response:
-        """This interface."""
+        """The OpenAPI document."""
         return self._openapi
 
     async def invocations(self, request: Request) -> Response:
-        """The detections of a picture, or of each picture of a multipart request."""
+        """The detections of an image, or of each image of a multipart request."""
         self._check_token(request)
         self._check_ready()
         given = media_type(request)
         form = pixels if _wants_pixels(request) else _normalised_form
         with self._memory.share() as take:
             body = await read_body(request, take, self._limits)
-            request.scope["told"]["bytes"] = len(body)
+            request.scope["log_fields"]["bytes"] = len(body)
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
                     if given == MULTIPART:
                         content = await self._detect_all(request, body, form)
                     else:
                         with self._accepted(1):
-                            content = form(*await self._detect(body, "the picture", request))
+                            content = form(*await self._detect(body, "the image", request))
             except TimeoutError as error:
                 raise HTTPException(
                     504,
-                    f"no answer within {self._limits.answer_seconds:g} seconds: the server has too "
-                    "much to do. Try again later.",
+                    f"no answer within {self._limits.answer_seconds:g} seconds: the server is "
+                    "overloaded. Try again later.",
                 ) from error
         return JSONResponse(content)
 
     async def _detect_all(self, request, body, form) -> dict[str, Any]:
-        """One result a picture, in their order; a picture that cannot be used has an `error`."""
+        """One result per image, in order; an image that cannot be used has an `error`."""
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(
             self._decoders, split_multipart, body, request.headers["content-type"], self._limits
         )
 
         async def result(file):
-            told = {"name": file.name, "field": file.field}
+            names = {"name": file.name, "field": file.field}
             try:
-                return told | form(*await self._detect(file.data, file.name, request))
+                return names | form(*await self._detect(file.data, file.name, request))
             except HTTPException as error:
-                return told | _error(error.detail)
+                return names | _error(error.detail)
 
         with self._accepted(len(files)):
             async with asyncio.TaskGroup() as group:
@@ -211,7 +211,7 @@ class Service:
         return {"results": [each.result() for each in results]}
 
     async def _detect(self, data, name, request):
-        """(detections, (height, width)) of an encoded picture."""
+        """(detections, (height, width)) of an encoded image."""
         start = time.perf_counter()
         try:
             picture = await asyncio.get_running_loop().run_in_executor(
@@ -225,10 +225,10 @@ class Service:
             computed = await self._batcher.predict(picture.canvas, picture.extent)
         except Exception as error:  # engines raise what they like
             log("failure", error=repr(error), traceback=traceback.format_exception(error))
-            raise HTTPException(500, "the engine failed; the server's log tells why.") from error
-        told = request.scope["told"]
-        told["pictures"] = told.get("pictures", 0) + 1
-        told["batch"] = computed.batch
+            raise HTTPException(500, "the engine failed; see the server's log.") from error
+        fields = request.scope["log_fields"]
+        fields["pictures"] = fields.get("pictures", 0) + 1
+        fields["batch"] = computed.batch
         self._metrics.batch_pictures.observe(computed.batch)
         for stage, seconds in (
             ("decode", decoded),
@@ -236,18 +236,18 @@ class Service:
             ("predict", computed.predict_seconds),
         ):
             self._metrics.stage_seconds.labels(stage).observe(seconds)
-            # Of several pictures the slowest: they are computed side by side.
+            # The slowest of several images, because they are computed side by side.
             name = f"{stage}_seconds"
-            told[name] = round(max(told.get(name, 0.0), seconds), 4)
+            fields[name] = round(max(fields.get(name, 0.0), seconds), 4)
         return computed.detections, picture.size
 
     @contextlib.contextmanager
     def _accepted(self, count: int):
-        """Keeps places for pictures from their decoding to their answer; 503 if there are none."""
+        """Reserves places for images from decoding to response; 503 if there are none."""
         if self._in_progress + count > self._limits.queue:
             raise HTTPException(
                 503,
-                f"{self._in_progress} pictures are waiting, expected {self._limits.queue} at most. "
+                f"{self._in_progress} images are waiting, expected {self._limits.queue} at most. "
                 "Try again later.",
                 {"Retry-After": str(self._batcher.seconds_for(self._in_progress))},
             )
@@ -268,7 +268,7 @@ class Service:
     def _check_token(self, request: Request) -> None:
         if self._token is None:
             return
-        # RFC 9110, 11.1 and 11.4: the scheme in letters of any case, blanks, the token.
+        # RFC 9110, 11.1 and 11.4: the scheme (case-insensitive), spaces, the token.
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(given.lstrip(" ").encode("latin-1"), self._token.encode())
         if scheme.lower() != "bearer" or not same:
@@ -306,10 +306,10 @@ def _error(reason: str) -> dict[str, str]:
 async def _refuse(request: Request, error: HTTPException) -> Response:
     reason = error.detail
     if error.status_code == 404:
-        reason = "there is nothing at this path. /docs lists what there is."
+        reason = "there is nothing at this path. /docs lists the paths."
     elif error.status_code == 405:
         reason = f"got {request.method[:20]}, expected {error.headers['Allow']}."
-    request.scope["told"]["reason"] = reason
+    request.scope["log_fields"]["reason"] = reason
     return JSONResponse(_error(reason), error.status_code, error.headers)
 
 
@@ -318,4 +318,4 @@ async def _nobody_there(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse(_error("the server failed; its log tells why."), 500)
+    return JSONResponse(_error("the server failed; see its log."), 500)

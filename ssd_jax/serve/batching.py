@@ -1,8 +1,8 @@
-"""Pictures of many requests, computed together.
+"""Computes the images of many requests together.
 
-A network is compiled for a few batch sizes. Whenever the engine is free, it takes of what waits the
-batch that its measured speed makes best. Nothing waits for company: at low load each picture is
-computed at once, and at high load batches fill by themselves.
+A network is compiled for a few batch sizes. Whenever the engine is free, it takes a batch of
+waiting images, in the size that is best by its measured speeds. No image waits for others: at low
+load each is computed at once, and at high load batches fill by themselves.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from ssd_jax.serve.detector import ServedDetector
 from ssd_jax.serve.telemetry import log
 from ssd_jax.types import Detections
 
-# The speed of a batch size is the median of its latest times: one slow moment must not decide.
+# The speed of a batch size is the median of this many times, so that one outlier does not count.
 TIMINGS = 3
 
 
 class Computed(NamedTuple):
-    """The detections of one picture, and how long they took."""
+    """The detections of one image, and how long they took."""
 
     detections: Detections
     batch: int
@@ -44,7 +44,7 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Runs a detector on its own thread; all methods belong to the thread of the event loop."""
+    """Runs a detector on its own thread; call its methods on the thread of the event loop."""
 
     def __init__(self, detector: ServedDetector, sizes: Sequence[int]):
         self.ready = False
@@ -56,14 +56,14 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def run(self) -> None:
-        """Compiles and times every batch size, then computes what comes, until it is cancelled."""
+        """Compiles and times every batch size, then computes images until it is cancelled."""
         loop = asyncio.get_running_loop()
         try:
             for size in self._times:
                 await loop.run_in_executor(self._thread, self._predict, [], size)  # compiles
                 await self._timed([], size)
-            # A collection that goes through all that the start has made stops every thread for so
-            # long that a ping is late.
+            # A later garbage collection over all objects of the start-up would stop every thread
+            # for so long that a ping would be late.
             gc.collect()
             gc.freeze()
             self.ready = True
@@ -76,20 +76,20 @@ class Batcher:
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Of a batch, by its size; of the sizes that are compiled."""
+        """The seconds of a batch by its size, for the sizes that are compiled."""
         return {size: statistics.median(times) for size, times in self._times.items() if times}
 
     async def predict(
         self, canvas: UInt8[np.ndarray, "S S 3"], extent: tuple[int, int]
     ) -> Computed:
-        """The detections of a decoded picture. One whose caller is cancelled is not computed."""
+        """The detections of a decoded image; it is not computed if the caller is cancelled."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(canvas, extent, time.perf_counter(), answer))
         self._arrived.set()
         return await answer
 
     def seconds_for(self, pictures: int) -> int:
-        """Whole seconds, one at least, that so many pictures take."""
+        """The whole seconds, at least one, that this many images take."""
         best = min((each / size for size, each in self.seconds.items()), default=1.0)
         return max(1, math.ceil(pictures * best))
 
@@ -106,7 +106,7 @@ class Batcher:
         start = time.perf_counter()
         try:
             found = await self._timed(batch, size)
-        except Exception as error:  # whatever the engine raises belongs to these pictures alone
+        except Exception as error:  # any error of the engine concerns only these images
             for picture in batch:
                 if not picture.answer.done():
                     picture.answer.set_exception(error)
@@ -133,10 +133,11 @@ class Batcher:
 
 
 def best_size(waiting: int, times: Mapping[int, Sequence[float]]) -> int:
-    """The batch size that gives the most pictures a second of `waiting` ones; the smallest of two.
+    """The batch size that gives the most images per second; the smaller one if two are equal.
 
-    `times` are the seconds that batches of each size took lately; one that is not full costs as
-    much as a full one. A size that can be filled and was not timed TIMINGS times yet comes first.
+    `waiting` is the number of waiting images. `times` are the latest seconds of batches of each
+    size; a batch that is not full takes as long as a full one. A size that can be filled and has
+    fewer than TIMINGS times comes first.
     """
     unknown = [size for size in times if size <= waiting and len(times[size]) < TIMINGS]
     if unknown:

@@ -1,4 +1,4 @@
-"""What the server asks of a detector: to predict, and to say what it is."""
+"""The interface that the server needs of a detector: to predict and to describe itself."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -10,8 +10,8 @@ from ssd_jax.predict import AnyDetector
 class ServedDetector(AnyDetector, Protocol):
     """A run's `Detector`, an exported one, or anything with the same methods.
 
-    Its detections are NumPy arrays. `engine` is what runs the network, `why` the reason for that
-    engine; `meta` is anything else that `GET /metadata` shows.
+    Its detections are NumPy arrays. `engine` names the runtime of the network, `why` is the reason
+    for that engine; `meta` is anything else that `GET /metadata` shows.
     """
 
     meta: Mapping[str, Any]

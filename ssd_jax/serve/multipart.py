@@ -14,14 +14,14 @@ from starlette.exceptions import HTTPException
 from ssd_jax.errors import some_of
 from ssd_jax.serve.pictures import Limits
 
-# Of one request, besides its files.
+# Fields of one request besides its files.
 MOST_FIELDS = 32
 _EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[^']*'([^;\"\s]*)", re.I)
 _DECODERS = {b"base64": base64.b64decode, b"quoted-printable": quopri.decodestring}
 
 
 class Sent(NamedTuple):
-    """A file of a multipart request, under its own name and that of its field."""
+    """A file of a multipart request, with its name and that of its field."""
 
     name: str
     field: str
@@ -29,13 +29,13 @@ class Sent(NamedTuple):
 
 
 def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent]:
-    """Every file, in order; 400 if there is none. Fields that are no files are left out.
+    """Every file, in order; 400 if there is none. Other fields are ignored.
 
-    A file is what has a name of its own, also as `filename*` (RFC 8187), or the type of a picture.
+    A part is a file if it has a `filename`, or `filename*` (RFC 8187), or the type of an image.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise HTTPException(400, "the Content-Type of the multipart body names no boundary.")
+        raise HTTPException(400, "the Content-Type of the multipart body has no boundary.")
     parts = _Parts(limits)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
@@ -46,7 +46,7 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent
     if not parts.files:
         names = some_of([repr(name[:100]) for name in set(parts.fields)])
         got = f"no file, but {names}" if parts.fields else "no part"
-        raise HTTPException(400, f"got {got}, expected files: a filename with each part.")
+        raise HTTPException(400, f"got {got}, expected files: give each part a filename.")
     if not parts.ended:
         raise HTTPException(
             400, "the multipart body ends before its closing boundary. Send all of it."
@@ -55,14 +55,14 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent
 
 
 def _without_preamble(body: bytes, delimiter: bytes) -> bytes:
-    """The body from its first boundary on, which begins a line."""
+    """The body from its first boundary on, which is at the start of a line."""
     if body.startswith(delimiter):
         return body
     return body[max(body.find(b"\r\n" + delimiter), 0) :]
 
 
 class _Parts:
-    """What a parser finds, part by part; too many are refused when they come."""
+    """The parts that a parser finds; too many are refused as they arrive."""
 
     def __init__(self, limits: Limits):
         self.files: list[Sent] = []
@@ -74,7 +74,7 @@ class _Parts:
         self._data = bytearray()
 
     def callbacks(self):
-        """What `MultipartParser` calls."""
+        """The callbacks of a `MultipartParser`."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
@@ -110,7 +110,7 @@ class _Parts:
         if len(self.files) == most:
             raise HTTPException(
                 400,
-                f"got more than {most} pictures, expected {most} at most. Send them in several "
+                f"got more than {most} images, expected {most} at most. Send them in several "
                 "requests.",
             )
         encoding = self._headers.get(b"content-transfer-encoding", b"").lower()
@@ -120,7 +120,7 @@ class _Parts:
         self.fields.append(field)
         if len(self.fields) > MOST_FIELDS:
             raise HTTPException(
-                400, f"got more than {MOST_FIELDS} parts that are no files. Leave them out."
+                400, f"got more than {MOST_FIELDS} parts that are not files. Leave them out."
             )
 
     def _end_all(self) -> None:

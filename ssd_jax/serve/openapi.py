@@ -11,39 +11,39 @@ _INTEGER = {"type": "integer"}
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _READING = {
     "401": "The token is missing or wrong.",
-    "503": "Not ready, or too much to do; `Retry-After` says when to try again.",
+    "503": "Not ready, or overloaded; `Retry-After` says when to try again.",
 }
 _DETECTING = _READING | {
-    "400": "A picture that cannot be read or has too many pixels; too many pictures.",
-    "408": "The body came too slowly.",
+    "400": "An image cannot be read or has too many pixels, or there are too many images.",
+    "408": "The body arrived too slowly.",
     "413": "The body is too long.",
-    "415": "No type of a picture.",
+    "415": "The Content-Type is not that of an image.",
     "504": "No answer in time.",
 }
 
 
 def openapi_document(limits: Limits, *, with_token: bool) -> dict[str, Any]:
-    """The document; it asks for a token where the server does."""
+    """The document; it requires a token if the server does."""
     secured = [{"token": []}] if with_token else []
     document = {
         "openapi": "3.1.0",
         "info": {
             "title": "ssd_jax",
             "version": __version__,
-            "description": "An SSD object detector: pictures in, boxes out.",
+            "description": "An SSD object detector: images in, boxes out.",
         },
         "paths": {
             "/ping": {
                 "get": _operation(
                     "Whether the server is healthy.",
-                    {"description": "It is."},
+                    {"description": "The server is ready."},
                     errors={"503": "The detector is being compiled."},
                 )
             },
             "/invocations": {"post": _invocations(limits) | {"security": secured}},
             "/metadata": {
                 "get": _operation(
-                    "Classes, engine, limits and the description of the model.",
+                    "Classes, engine and limits of the server, and a description of the model.",
                     _json({"$ref": "#/components/schemas/Metadata"}),
                     errors={"401": _READING["401"]},
                 )
@@ -59,7 +59,7 @@ def openapi_document(limits: Limits, *, with_token: bool) -> dict[str, Any]:
             },
             "/execution-parameters": {
                 "get": _operation(
-                    "How SageMaker's batch transform should call.",
+                    "How SageMaker's batch transform should call the server.",
                     _json({"$ref": "#/components/schemas/ExecutionParameters"}),
                 )
             },
@@ -67,7 +67,7 @@ def openapi_document(limits: Limits, *, with_token: bool) -> dict[str, Any]:
                 "get": _operation("This document.", _json({"type": "object"})),
             },
             "/docs": {"get": _operation("This document as a page.", _html())},
-            "/": {"get": _operation("A page to drop pictures on.", _html())},
+            "/": {"get": _operation("A page to try images on.", _html())},
         },
         "components": {"schemas": _SCHEMAS},
     }
@@ -92,9 +92,9 @@ def _invocations(limits: Limits) -> dict[str, Any]:
     }
     operation = _operation(
         f"Detects objects in a JPEG or PNG of at most {limits.bytes:,} bytes and "
-        f"{limits.pixels:,} pixels, turned as its EXIF data says. Of a multipart request every "
-        "file is a picture, and other fields are left out. Every detection is given, also those of "
-        "a low score.",
+        f"{limits.pixels:,} pixels, rotated as its EXIF data says. In a multipart request every "
+        "file is an image, and other fields are ignored. All detections are returned, including "
+        "those with low scores.",
         _json(
             {
                 "anyOf": [
@@ -110,7 +110,8 @@ def _invocations(limits: Limits) -> dict[str, Any]:
             {
                 "name": "Accept",
                 "in": "header",
-                "description": f"`{PIXELS}` for whole pixels; anything else for normalised boxes.",
+                "description": f"`{PIXELS}` for boxes in whole pixels; anything else for "
+                "normalised boxes.",
                 "schema": {"type": "string", "examples": [NORMALISED, PIXELS]},
             }
         ],
@@ -143,7 +144,7 @@ def _operation(summary, answer, *, errors=None) -> dict[str, Any]:
 
 
 def _json(schema):
-    return {"description": "Found.", "content": {"application/json": {"schema": schema}}}
+    return {"description": "The result.", "content": {"application/json": {"schema": schema}}}
 
 
 def _html():
@@ -165,11 +166,19 @@ def _object(properties):
 
 _PREDICTION = {
     "type": "array",
-    "description": "[class, score, xmin, ymin, xmax, ymax], corners as parts of width and height.",
+    "description": "[class, score, xmin, ymin, xmax, ymax]; corners as fractions of the image "
+    "width and height.",
     "items": {"type": "array", "minItems": 6, "maxItems": 6, "items": _NUMBER},
 }
 _SCHEMAS = {
-    "Error": _object({"error": {"type": "string", "description": "Got, expected, what to do."}}),
+    "Error": _object(
+        {
+            "error": {
+                "type": "string",
+                "description": "What was found, what was expected, and what to do.",
+            }
+        }
+    ),
     "Normalised": _object({"prediction": _PREDICTION}),
     "Pixels": _object(
         {
@@ -190,13 +199,13 @@ _SCHEMAS = {
         {
             "results": {
                 "type": "array",
-                "description": "One a picture, in order: what the picture alone would give, or an "
-                "`error`.",
+                "description": "One per image, in order: the result that the image alone would "
+                "have, or an `error`.",
                 "items": {
                     "type": "object",
                     "properties": {
-                        "name": {**_text(), "description": "Of the file."},
-                        "field": {**_text(), "description": "Of the form, which sent the file."},
+                        "name": {**_text(), "description": "Name of the file."},
+                        "field": {**_text(), "description": "Form field of the file."},
                     },
                     "required": ["name", "field"],
                 },
@@ -208,11 +217,11 @@ _SCHEMAS = {
         "properties": {
             "classes": {
                 "type": "array",
-                "description": "Names in the order of their ids.",
+                "description": "Class names in the order of their ids.",
                 "items": {"type": "string"},
             },
-            "engine": {**_text(), "description": "What runs the network."},
-            "why": {**_text(), "description": "Why it is that engine."},
+            "engine": {**_text(), "description": "The engine that runs the network."},
+            "why": {**_text(), "description": "The reason for this engine."},
         },
         "required": ["classes", "engine", "why"],
     },

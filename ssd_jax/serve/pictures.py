@@ -1,4 +1,4 @@
-"""The pictures of a request: read within limits, decoded."""
+"""The images of a request: read within limits and decoded."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from ssd_jax.data.decode import decode_image
 
 MULTIPART = "multipart/form-data"
-# What a picture may be called. What it is, its first bytes tell.
+# The media types that an image may be sent with. Its format is known from its first bytes.
 PICTURE_TYPES = (
     "image/jpeg",
     "image/png",
@@ -27,12 +27,12 @@ PICTURE_TYPES = (
 
 
 class Limits(NamedTuple):
-    """What the server takes on at most."""
+    """The limits of the server."""
 
     bytes: int = 20 * 2**20  # of a request
-    pixels: int = 2**26  # of a picture, as its header tells them
-    pictures: int = 32  # of one multipart request
-    queue: int = 64  # pictures that were accepted and are not answered
+    pixels: int = 2**26  # of an image, according to its header
+    pictures: int = 32  # images of one multipart request
+    queue: int = 64  # images in progress: accepted and not answered yet
     memory: int = 2**28  # bytes of all requests that are held at the same time
     connections: int = 512
     header_seconds: float = 10.0  # for the header of a request to arrive
@@ -46,7 +46,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class Decoded(NamedTuple):
-    """A picture on its canvas; `extent` and `size` as in `types.Batch`."""
+    """An image on its canvas; `extent` and `size` as in `types.Batch`."""
 
     canvas: UInt8[np.ndarray, "S S 3"]
     extent: tuple[int, int]
@@ -62,7 +62,7 @@ class Memory:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Gives `take(count)`, which raises 503 when there is no more; all is given back after."""
+        """Yields `take(count)`, which raises 503 if too much is taken; releases all at the end."""
         taken = 0
 
         def take(count: int) -> None:
@@ -70,7 +70,7 @@ class Memory:
             if self._used + count > self._limit:
                 raise HTTPException(
                     503,
-                    "the requests that are being read fill the memory set aside for them. Try "
+                    "the requests that are being read fill the memory reserved for them. Try "
                     "again.",
                     {"Retry-After": "1"},
                 )
@@ -84,7 +84,7 @@ class Memory:
 
 
 async def read_body(request: Request, take: Callable[[int], None], limits: Limits) -> bytes:
-    """The body of a request; 413 if it is too long, 408 if it comes too slowly."""
+    """The body of a request; 413 if it is too long, 408 if it arrives too slowly."""
     chunks, total = [], 0
     declared = request.headers.get("content-length", "0")
     too_long = int(declared) > limits.bytes  # a number: the server refuses anything else
@@ -101,27 +101,27 @@ async def read_body(request: Request, take: Callable[[int], None], limits: Limit
     except TimeoutError as error:
         raise HTTPException(
             408,
-            f"{total:,} bytes of the body came in {limits.body_seconds:g} seconds, expected all "
-            "of it. Send it faster, or a smaller picture.",
+            f"{total:,} bytes of the body arrived in {limits.body_seconds:g} seconds, expected all "
+            "of it. Send it faster, or send a smaller image.",
             {"Connection": "close"},
         ) from error
     if too_long:
         raise HTTPException(
             413,
             f"the body has {max(total, int(declared)):,} bytes or more, expected {limits.bytes:,} "
-            "at most. Send a smaller picture.",
+            "at most. Send a smaller image.",
         )
     return b"".join(chunks)
 
 
 def media_type(request: Request) -> str:
-    """What the request says it sends, without parameters; 415 if it is no picture, or packed."""
+    """The media type of the request, without parameters; 415 if not an image, or compressed."""
     packed = request.headers.get("content-encoding", "identity")
     if packed.strip().lower() != "identity":
         raise HTTPException(
             415,
-            f"Content-Encoding: got {packed[:100]!r}, expected none: a picture is packed already. "
-            "Send its own bytes without this header.",
+            f"Content-Encoding: got {packed[:100]!r}, expected none: an image is compressed "
+            "already. Send its own bytes without this header.",
             {"Accept-Encoding": "identity"},
         )
     given = request.headers.get("content-type", PICTURE_TYPES[-1])
@@ -130,17 +130,18 @@ def media_type(request: Request) -> str:
         raise HTTPException(
             415,
             f"Content-Type: got {given[:100]!r}, expected {', '.join(PICTURE_TYPES)} or "
-            f"{MULTIPART}. Name it, as curl does with -H 'Content-Type: image/jpeg'.",
+            f"{MULTIPART}. Set it, e.g. with -H 'Content-Type: image/jpeg' in curl.",
         )
     return name
 
 
 def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
-    """A picture on a canvas of `canvas` pixels a side.
+    """An image on a canvas of `canvas` pixels a side.
 
     Raises:
       DataError: it cannot be decoded.
-      HTTPException: 400, it has too many pixels, which is known before they take memory.
+      HTTPException: 400, it is not a JPEG or PNG file, or has too many pixels, which is checked
+        before it is decoded.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -157,6 +158,6 @@ def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
     if too_large:
         raise HTTPException(
             400,
-            f"{name}: {got} pixels, expected {limits.pixels:,} at most. Scale the picture down.",
+            f"{name}: {got} pixels, expected {limits.pixels:,} at most. Scale the image down.",
         )
     return Decoded(*decode_image(data, name, canvas))

@@ -17,8 +17,8 @@ from ssd_jax.serve.pictures import DEFAULT_LIMITS, Limits
 from ssd_jax.serve.telemetry import log, log_to_stdout
 
 LARGEST_HEADER = 16 * 2**10  # bytes
-# Python lets a thread that computes go on for so long while others wait. A ping, which waits ten
-# times, would take long beside a thread that takes a hostile body apart.
+# The longest that Python lets a computing thread run while others wait. With the default, a ping,
+# which waits ten times, would be slow while another thread parses a hostile body.
 SWITCH_SECONDS = 0.0005
 
 
@@ -30,12 +30,12 @@ def serve(
     limits: Limits = DEFAULT_LIMITS,
     token: str | None = None,
 ) -> None:
-    """Answers requests until SIGTERM, then answers what was accepted and returns.
+    """Answers requests until SIGTERM, then finishes the accepted ones and returns.
 
-    SIGINT is as SIGTERM, but what it usually does follows: a KeyboardInterrupt.
+    SIGINT does the same, and then raises KeyboardInterrupt as usual.
 
-    `listener` is what `listen` gave. The server is healthy when every batch size of `batches` is
-    compiled.
+    `listener` is the result of `listen`. The server is healthy once every batch size in `batches`
+    is compiled.
 
     Raises:
       Exception: the detector cannot be warmed up.
@@ -64,7 +64,7 @@ def serve(
     host, port = listener.getsockname()[:2]
     about = {"engine": detector.engine, "why": detector.why, "batches": tuple(batches)}
     log("listening", host=host, port=port, **about)
-    # uvicorn raises the signal again when all is answered; a drained server has done its work.
+    # uvicorn raises the signal again when all is answered; it must not end the process then.
     before = signal.signal(signal.SIGTERM, lambda number, frame: log("stopped"))
     try:
         server.run(sockets=[listener])
@@ -79,11 +79,11 @@ def _stop(server: uvicorn.Server) -> None:
 
 
 def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.socket:
-    """Takes the port, or any free one for 0; clients that connect before `serve` wait for it.
+    """Opens the port, or any free one for 0; clients that connect before `serve` wait for it.
 
     Raises:
       UserError: the port is in use.
-      OSError: it cannot be listened on.
+      OSError: the port cannot be opened for another reason.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -93,7 +93,7 @@ def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.s
             raise
         raise UserError(f"port {port} is in use. Choose another --port.") from error
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
-        # A client that never reads its answer would hold a connection for ever.
+        # Otherwise a client that never reads its answer would hold a connection for ever.
         listener.setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * limits.answer_seconds)
         )

@@ -1,4 +1,4 @@
-"""What the server tells about itself: a JSON line a request, and metrics for Prometheus."""
+"""The server's log, with a JSON line per request, and its metrics for Prometheus."""
 
 import datetime
 import json
@@ -49,54 +49,54 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "ssd_jax_request_seconds",
-            "From the header of a request to the end of its answer.",
+            "Seconds from the header of a request to the end of its response.",
             ["path"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.stage_seconds = Histogram(
             "ssd_jax_stage_seconds",
-            "Seconds of a picture in each stage: decode, queue, predict.",
+            "Seconds of an image in each stage: decode, queue, predict.",
             ["stage"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.batch_pictures = Histogram(
             "ssd_jax_batch_pictures",
-            "Pictures that were computed together with a picture, itself included.",
+            "Images that were computed together with an image, itself included.",
             buckets=_BATCHES,
             registry=self._registry,
         )
         self.in_progress = Gauge(
             "ssd_jax_pictures_in_progress",
-            "Pictures that were accepted and are not answered.",
+            "Images that were accepted and are not answered yet.",
             registry=self._registry,
         )
 
     def text(self) -> bytes:
-        """In the text format of Prometheus."""
+        """The metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 
 class Telemetry:
     """Counts, times and logs the requests of an application.
 
-    The application may add fields to the line of a request: `scope["told"]` is a dictionary of
-    them.
+    The application may add fields to the line of a request, in the dictionary
+    `scope["log_fields"]`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]):
         self._app = app
         self._metrics = metrics
-        # Any other path is counted as "other": a client shall not make names of metrics.
+        # Any other path is counted as "other", so that clients cannot create metrics.
         self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        status = None  # stays so for a request that is given up without an answer
-        told = scope["told"] = {}
+        status = None  # stays so if a request is given up without a response
+        fields = scope["log_fields"] = {}
         start = time.perf_counter()
 
         async def watch(message: Message) -> None:
@@ -112,7 +112,7 @@ class Telemetry:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(seconds)
-            if (path, status) != ("/ping", 200):  # it comes every few seconds
+            if (path, status) != ("/ping", 200):  # sent every few seconds
                 log(
                     "request",
                     client=scope["client"] and scope["client"][0],
@@ -120,5 +120,5 @@ class Telemetry:
                     path=scope["path"][:200],
                     status=status,
                     seconds=round(seconds, 4),
-                    **told,
+                    **fields,
                 )

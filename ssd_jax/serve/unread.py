@@ -8,16 +8,16 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Bytes and seconds that are spent on a client which is refused.
+# The most bytes and seconds that are spent on a client that is refused.
 LARGEST = 64 * 2**20
 LONGEST = 20.0
 
 
 class TakeUnread:
-    """Takes what an application has not read of a request, and drops it, before it answers.
+    """Reads and drops the rest of a request that an application did not read, before it responds.
 
-    A client that waits to be asked for the body (`Expect: 100-continue`), or that was too slow
-    with it (408), is answered at once.
+    A client that waits to be asked for the body (`Expect: 100-continue`), or was too slow to send
+    it (408), is answered at once.
     """
 
     def __init__(self, app: ASGIApp):

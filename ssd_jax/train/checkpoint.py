@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax, and nothing of Orbax outside this file."""
+"""Checkpoints, written with Orbax, which no other file uses."""
 
 import contextlib
 import copy
@@ -34,11 +34,12 @@ class Checkpoints:
     """The checkpoints of a run: the newest ones, and the best by `metric`.
 
     Used as a context manager, which waits for what is still being written. Only whole checkpoints
-    are taken: what does not agree with its manifest is passed over with a warning. In a run of
+    are used: one that does not agree with its manifest is skipped with a warning. In a run of
     several processes each of them calls every method; the first one decides for all.
 
-    With `read_only` nothing in the folder is changed, so that a run may be going on there. Without,
-    what an interrupted process left behind is cleared away first, and what is damaged renamed.
+    With `read_only` nothing in the folder is changed, so a run may be writing there at the same
+    time. Otherwise the remains of an interrupted process are removed first, and damaged checkpoints
+    are renamed.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
@@ -48,7 +49,7 @@ class Checkpoints:
         self, folder: pathlib.Path, *, metric: str, keep_latest: int = 2, read_only: bool = False
     ):
         def value(metrics):
-            # What a run has chosen by before it was changed is no measure any more.
+            # A run whose metric was changed does not compare by the former one.
             return metrics.get(metric, -math.inf)
 
         self._metric = metric
@@ -74,8 +75,8 @@ class Checkpoints:
                     ]
                 ),
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
-                # A folder that loses its name first is never taken for a checkpoint when the
-                # process dies while it is deleted.
+                # Renamed before it is deleted, so that a folder is never taken for a checkpoint if
+                # the process dies meanwhile.
                 todelete_subdir=None if read_only else _DELETED,
                 read_only=read_only,
                 save_interval_steps=0 if read_only else 1,
@@ -107,8 +108,8 @@ class Checkpoints:
     ) -> None:
         """Starts writing the state under its step, with the metrics measured on it, if any.
 
-        `progress` is what else the host needs to go on, as JSON. What was saved of the same step
-        before is replaced. Returns as soon as the state is copied; it may be donated then.
+        `progress` is what else the host needs to resume, as JSON. An earlier checkpoint of the same
+        step is replaced. Returns as soon as the state is copied; it may be donated then.
 
         Raises:
           UserError: this checkpoint, or the one before, does not fit on the disk.
@@ -134,7 +135,7 @@ class Checkpoints:
                 start(state)
             self._finish = self._complete
         else:
-            # What Orbax does before it returns takes longer than a copy in the host's memory.
+            # Orbax takes longer to return than a copy in the host's memory takes.
             host_state = jax.tree.map(np.array, jax.device_get(state))
             self._finish = self._thread.submit(lambda: (start(host_state), self._complete())).result
 
@@ -156,7 +157,7 @@ class Checkpoints:
         try:
             yield
         except _DISK_ERRORS as error:
-            with contextlib.suppress(*_DISK_ERRORS):  # It tells each thread once.
+            with contextlib.suppress(*_DISK_ERRORS):  # raises once in each thread
                 self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 self._clear_unfinished()
@@ -164,7 +165,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: the checkpoint of step {step} could not be written "
                 f"({first_line(error)}). It needs {_megabytes(size)}, and {_megabytes(free)} are "
-                "free there. The checkpoints before it are intact: make room, and give the same "
+                "free there. The earlier checkpoints are intact: make room and give the same "
                 "command again."
             ) from error
 
@@ -197,26 +198,26 @@ class Checkpoints:
         if free < size:
             raise UserError(
                 f"{self._folder}: the checkpoint of step {step} needs {_megabytes(size)}, and only "
-                f"{_megabytes(free)} are free there. Make room, and give the same command again."
+                f"{_megabytes(free)} are free there. Make room and give the same command again."
             )
 
     # ---- choosing ----
 
     def latest_step(self) -> int | None:
-        """The newest whole step on disk, None in a new run."""
+        """The newest step on disk whose checkpoint is whole, None in a new run."""
         return self._chosen(lambda: self._first_whole(self._steps()))
 
     def select(self, which: str | int) -> int:
-        """The step that "last", "best" or a number names, present on disk and whole.
+        """The step that "last", "best" or a number names; its checkpoint is on disk and whole.
 
-        "best" is the one with the highest metric, the later one of equals.
+        "best" is the step with the highest metric, and of equal ones the latest.
         """
         return self._chosen(lambda: self._select(str(which)))
 
     def _chosen(self, choice: Callable[[], int | None]) -> int | None:
-        """What the first process chooses; on return all of them see it.
+        """The step that the first process chooses; on return all processes see its folder.
 
-        On a network disk the others may see a folder later, and must not decide by what they see.
+        On a network disk the others may see a folder later, so they must not choose themselves.
         """
         self.wait()
         step = _first_process(choice)
@@ -228,8 +229,8 @@ class Checkpoints:
         steps = self._steps()
         if not steps:
             raise UserError(
-                f"{self._folder}: no checkpoint there yet. Train first, with "
-                "`ssd-jax train --workdir` on this folder."
+                f"{self._folder} has no checkpoint yet. Train first, with "
+                "`ssd-jax train --workdir` on the folder of this run."
             )
         if which == "last":
             return self._first_whole(steps)
@@ -237,8 +238,8 @@ class Checkpoints:
             best = self._first_whole(self._measured_steps())
             if best is None:
                 raise UserError(
-                    f"{self._folder}: no checkpoint there was evaluated by {self._metric}, so none "
-                    'is the best. Select "last" instead.'
+                    f"{self._folder}: none of its checkpoints was evaluated by {self._metric}, so "
+                    'none is the best. Select "last" instead.'
                 )
             return best
         if which.isdigit() and int(which) in steps:
@@ -248,11 +249,11 @@ class Checkpoints:
         )
 
     def _steps(self) -> list[int]:
-        """Of all checkpoints, the newest first."""
+        """The steps of all checkpoints, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _measured_steps(self) -> list[int]:
-        """Of those that were evaluated, the best first."""
+        """The steps of the checkpoints that were evaluated, the best first."""
         measured = []
         for step in self._steps():
             with contextlib.suppress(*_DISK_ERRORS):
@@ -262,7 +263,7 @@ class Checkpoints:
         return [step for _, step in sorted(measured, reverse=True)]
 
     def _first_whole(self, steps: list[int]) -> int | None:
-        """The first step that is whole, None if there is none at all."""
+        """The first step whose checkpoint is whole, None if `steps` is empty."""
         for step in steps:
             if not self._damage_of(step):
                 return step
@@ -270,17 +271,17 @@ class Checkpoints:
             return None
         found = "; ".join(f"in {step}, {self._damage[step]}" for step in steps)
         raise UserError(
-            f"{self._folder}: every checkpoint that could be taken is damaged: {found}. Copy one "
-            "back, take another --step, or begin again in another --workdir."
+            f"{self._folder}: every checkpoint that could be used is damaged: {found}. Copy one "
+            "back, use another --step, or start again in another --workdir."
         )
 
     def _damage_of(self, step: int) -> str:
-        """What is wrong with a checkpoint; told once, on standard error."""
+        """The damage of a checkpoint, "" if it is whole; printed once, to standard error."""
         if step not in self._damage:
             self._damage[step] = damage = find_damage(self._folder / str(step))
             if damage:
                 print(
-                    f"warning: {self._folder}/{step}: the checkpoint is damaged and passed over: "
+                    f"warning: {self._folder}/{step}: the checkpoint is damaged and skipped: "
                     f"{damage}",
                     file=sys.stderr,
                     flush=True,
@@ -299,13 +300,13 @@ class Checkpoints:
         return like.restored(variables, self._restore(step, "training", like.training))
 
     def restore_variables(self, step: int, like: Any, *, classes: tuple[str, ...]) -> Any:
-        """What `model.apply` takes, without the optimizer's state; else as `restore`."""
+        """The variables that `model.apply` takes, without the optimizer's state; as `restore`."""
         stored = self.classes(step)
         if stored != tuple(classes):
             raise UserError(
                 f"{self._folder}/{step}: the checkpoint has {len(stored)} classes "
                 f"({', '.join(stored)}), the run has {len(classes)} ({', '.join(classes)}). "
-                "Give the data set that it was trained on, or another --workdir."
+                "Give the data set that the checkpoint was trained on, or another --workdir."
             )
         return self._restore(step, "variables", like)
 
@@ -314,7 +315,7 @@ class Checkpoints:
         return tuple(self._read(step, "classes", ocp.args.JsonRestore()))
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What `save` got as `progress`."""
+        """The `progress` that `save` was given."""
         return self._read(step, "progress", ocp.args.JsonRestore())
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
@@ -330,13 +331,13 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}/{step}: the checkpoint is damaged or does not fit this network "
                 f"({first_line(error)}). Restore it with the config that it was trained with, or "
-                "take another --step."
+                "use another --step."
             ) from error
 
-    # ---- what an interrupted process leaves behind ----
+    # ---- remains of an interrupted process ----
 
     def _clear(self) -> None:
-        """Leaves whole checkpoints only; damaged ones stay under another name."""
+        """Keeps only whole checkpoints; damaged ones are renamed."""
         self._clear_unfinished()
         shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
         steps = saved_steps(self._folder)
@@ -348,7 +349,7 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            # Where one write has failed, others may still be at work; the next start clears it.
+            # If one write has failed, others may still be running; the next start clears the rest.
             shutil.rmtree(path, ignore_errors=True)
         for path in self._folder.glob(f"*{_REPLACED}"):
             if path.with_suffix("").exists():
@@ -358,12 +359,12 @@ class Checkpoints:
 
     def _rename(self, step: int, suffix: str) -> None:
         path = self._folder / f"{step}{suffix}"
-        shutil.rmtree(path, ignore_errors=True)  # left by an earlier time
+        shutil.rmtree(path, ignore_errors=True)  # left by an earlier run
         (self._folder / str(step)).rename(path)
 
 
 def _first_process(action: Callable[[], int | None]) -> int | None:
-    """What `action` gives on the first process, on all of them."""
+    """The result of `action` on the first process, on all processes."""
     with together():
         value = action() if jax.process_index() == 0 else None
     return from_first(value)

@@ -1,4 +1,4 @@
-"""What a finished checkpoint holds, file by file, so that damage is found before it is used."""
+"""Manifests: the files of a finished checkpoint, so that damage is found before it is used."""
 
 import json
 import os
@@ -8,16 +8,15 @@ from ssd_jax.files import file_digest, write_json
 from ssd_jax.run_log import CHECKPOINTS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
-# Orbax changes these two once more after the manifest is written; no restored value depends on
-# them.
+# Orbax changes these two after the manifest is written; no restored value depends on them.
 _CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def write_manifest(folder: pathlib.Path) -> None:
     """Describes every file of a folder that is complete but does not have its final name yet.
 
-    Returns when the disk holds everything. Without that, a machine that loses its power may come
-    up with the new name and without the data.
+    Returns when everything is on disk. Otherwise a machine that loses power may come up with the
+    new name but without the data.
     """
     files = {}
     for path in _files(folder):
@@ -31,7 +30,7 @@ def write_manifest(folder: pathlib.Path) -> None:
 
 
 def find_damage(folder: pathlib.Path) -> str:
-    """What is wrong with a folder that has a manifest; "" if nothing is. Reads all of it."""
+    """The damage of a folder that has a manifest, "" if there is none. Reads all files."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         expected = {
@@ -39,7 +38,7 @@ def find_damage(folder: pathlib.Path) -> str:
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}"
-    # All sizes first: they tell most damage at once.
+    # All sizes first: they show most damage without reading the files.
     for name, (size, _) in expected.items():
         path = folder / name
         if not path.is_file():
@@ -70,11 +69,11 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def has_trained(workdir: pathlib.Path) -> bool:
-    """Whether there is a checkpoint behind step 0, which is that of imported weights."""
+    """Whether there is a checkpoint after step 0; that of step 0 holds imported weights."""
     return any(saved_steps(workdir / CHECKPOINTS_FOLDER))
 
 
 def saved_steps(checkpoints: pathlib.Path) -> list[int]:
-    """The steps whose checkpoints have their final names, rising; the damaged ones have others."""
+    """The steps of the checkpoints with final names, rising; damaged ones have other names."""
     names = (path.name for path in checkpoints.glob("[0-9]*"))
     return sorted(int(name) for name in names if name.isdigit())

@@ -1,4 +1,4 @@
-"""The training step as a compiled program, and the memory that it takes of a device."""
+"""The training step as a compiled program, and the memory that it takes on a device."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from ssd_jax.types import Batch
 
 
 class StepMemory(NamedTuple):
-    """Bytes on one device: what goes into a step, and what it needs beside that at its peak."""
+    """Bytes on one device: the arguments of a step, and what it needs in addition at its peak."""
 
     arguments: int
     temporary: int
 
     @property
     def total(self) -> int:
-        """While the step runs."""
+        """The peak while the step runs."""
         return self.arguments + self.temporary
 
 
 def batch_shapes(batch_size: int, *, canvas: int, max_objects: int, mesh: Mesh) -> Batch:
-    """A global batch as `jax.ShapeDtypeStruct`s, cut over the mesh."""
+    """A global batch as `jax.ShapeDtypeStruct`s, sharded over the mesh."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=split(mesh)),
         empty_rows(0, canvas=canvas, max_objects=max_objects),
@@ -37,29 +37,29 @@ def batch_shapes(batch_size: int, *, canvas: int, max_objects: int, mesh: Mesh) 
 def compile_step(
     step: Callable, state: TrainState, batch: Batch, mesh: Mesh, *, options: dict | None = None
 ) -> Compiled:
-    """Compiles `step(state, batch)`, which donates the state and gives it back where it lay.
+    """Compiles `step(state, batch)`, which donates the state and returns it with its sharding.
 
     Both may be `jax.ShapeDtypeStruct`s with their shardings: nothing is executed. `options` are
-    XLA's.
+    passed to XLA.
     """
     return trace_step(step, state, batch, mesh).lower().compile(options)
 
 
 def trace_step(step: Callable, state: TrainState, batch: Batch, mesh: Mesh) -> Traced:
-    """What `compile_step` compiles."""
+    """The traced program that `compile_step` compiles."""
     places = shardings_of(state), replicated(mesh)
     return jax.jit(step, out_shardings=places, donate_argnums=0).trace(state, batch)
 
 
 def step_memory(compiled: Compiled) -> StepMemory:
-    """What XLA has planned for, without what it and the driver keep for themselves."""
+    """The memory that XLA has planned for, without what XLA and the driver reserve."""
     plan = compiled.memory_analysis()
     new_outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
     return StepMemory(plan.argument_size_in_bytes, plan.temp_size_in_bytes + new_outputs)
 
 
 def memory_limit(mesh: Mesh) -> int:
-    """The bytes that JAX may take of a device; of a CPU, its share of the machine's memory."""
+    """The bytes that JAX may use on a device; for a CPU device, its share of the host's memory."""
     stats = mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -67,15 +67,15 @@ def memory_limit(mesh: Mesh) -> int:
 
 
 def memory_report(compiled: Compiled, mesh: Mesh, *, kept: int = 0) -> str:
-    """One line to read before the first step; `kept` bytes of a device are data.cache's."""
+    """One line about the memory of a step; `kept` bytes of each device are used by data.cache."""
     memory, limit = step_memory(compiled), max(0, memory_limit(mesh) - kept)
     needed, held, there = (f"{b / 2**30:.2f} GiB" for b in (memory.total, memory.arguments, limit))
     there = f"the {there} that data.cache leaves," if kept else there
     text = f"memory per device: {needed} of {there} in a step, {held} of it for state and batch"
     if memory.total > limit:
         text += (
-            "; that does not fit. Lower config.batch_size: `ssd-jax benchmark --find-batch` tells "
-            "what fits"
+            "; that does not fit. Lower config.batch_size: `ssd-jax benchmark --find-batch` "
+            "estimates what fits"
         )
-        text += ", or take config.data.cache=none" if kept else ""
+        text += ", or use config.data.cache=none" if kept else ""
     return text

@@ -1,4 +1,4 @@
-"""When a step is not finite: what is left of it, and what can be done."""
+"""A step that is not finite: what is recorded about it, and what can be done."""
 
 import math
 import pathlib
@@ -16,7 +16,7 @@ from ssd_jax.train.checkpoint_manifest import has_trained
 from ssd_jax.train.state import TrainState
 
 NONFINITE_FILE = "nonfinite.json"
-# Those of all processes.
+# The files of all processes.
 NONFINITE_FILES = "nonfinite*.json"
 
 
@@ -31,14 +31,15 @@ def divergence(
     learning_rate: float,
     clip_norm: float | None,
 ) -> UserError:
-    """The error that ends a run whose `step` gave `values`, of which some are not finite.
+    """The error that ends a run if some of the `values` of `step` are not finite.
 
-    Leaves nonfinite.json with the images of the batch; of further processes each has its own, and
-    the message names the images of all. `state` is the one at hand, of the same step or a little
-    later. All processes must come here, for its parameters may lie on all of them.
+    Writes nonfinite.json with the images of the batch. In a run of several processes each writes
+    its own file, and the message names the images of all. `state` is the newest one, of the same
+    step or a little later. All processes must call this, because its parameters may be sharded over
+    all of them.
     """
     groups = not_finite_groups(state.params)
-    # Before anything is written, which may fail on one of them.
+    # Exchanged before anything is written, which may fail on one process.
     everyones = [name for each in exchange(list(names)) for name in each]
     number = jax.process_index()
     path = workdir / (f"nonfinite_process_{number}.json" if number else NONFINITE_FILE)
@@ -53,26 +54,27 @@ def divergence(
     )
     broken = ", ".join(name for name, count in groups.items() if count) or "none"
     return UserError(
-        f"step {step}: {_told(values, finite=False)}, so training stops "
-        f"({_told(values, finite=True)}; parameters that are not finite after step "
-        f"{int(state.step)}: {broken}). The batch held {', '.join(everyones)}. "
+        f"step {step}: {_listed(values, finite=False)}, so training stops "
+        f"({_listed(values, finite=True)}; parameters that are not finite after step "
+        f"{int(state.step)}: {broken}). Images of the batch: {', '.join(everyones)}. "
         f"{_what_helps(workdir, learning_rate, clip_norm)}, and look at these images and their "
-        f"boxes, which {_files(workdir)} has; the end of metrics.jsonl has the steps before."
+        f"boxes in {_files(workdir)}; the end of metrics.jsonl has the steps before."
     )
 
 
-def _told(values: Mapping[str, float], *, finite: bool) -> str:
-    told = (f"{name} {each:g}" for name, each in values.items() if math.isfinite(each) == finite)
-    return ", ".join(told) or "nothing is finite"
+def _listed(values: Mapping[str, float], *, finite: bool) -> str:
+    listed = (f"{name} {each:g}" for name, each in values.items() if math.isfinite(each) == finite)
+    return ", ".join(listed) or "nothing is finite"
 
 
 def _files(workdir: pathlib.Path) -> str:
-    further = " (of further processes nonfinite_process_N.json)" if jax.process_count() > 1 else ""
+    several = jax.process_count() > 1
+    further = " (of the other processes: nonfinite_process_N.json)" if several else ""
     return f"{workdir / NONFINITE_FILE}{further}"
 
 
 def _what_helps(workdir: pathlib.Path, learning_rate: float, clip_norm: float | None) -> str:
-    """With the options for a run that begins anew, or for one that goes on from a checkpoint."""
+    """Advice, with the options for a new run or for one that is resumed from a checkpoint."""
     trained = has_trained(workdir)
 
     def options(name, value):
@@ -97,12 +99,12 @@ def not_finite_groups(params: Any) -> dict[str, int]:
 
 
 def _in_json(value: float) -> float | str:
-    """NaN and infinities as words: JSON has no such numbers, and which it is tells something."""
+    """NaN and infinities as text: JSON has no such numbers, and null would not say which it was."""
     return value if math.isfinite(value) else str(value)
 
 
 def _annotated(source: Source, name: str) -> dict[str, Any]:
-    """An image's annotation; without a known size, boxes are parts of its sides."""
+    """The annotation of an image; if its size is unknown, boxes are fractions of its sides."""
     index = list(source.names).index(name)
     columns = source.annotations
     objects = slice(*columns.offsets[index : index + 2].tolist())

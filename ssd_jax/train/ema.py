@@ -1,7 +1,7 @@
-"""The exponential moving average of parameters and statistics, which is what gets measured.
+"""The exponential moving average (EMA) of parameters and statistics, which evaluation uses.
 
-Polyak and Juditsky 1992, with the warm-up of TensorFlow's ExponentialMovingAverage: the first
-values are forgotten as fast as the average can follow.
+Polyak and Juditsky 1992, with the warm-up of TensorFlow's ExponentialMovingAverage, by which the
+initial values are soon forgotten.
 """
 
 from typing import TypeVar
@@ -16,6 +16,6 @@ Tree = TypeVar("Tree")
 def moving_average(
     average: Tree, variables: Tree, step: Int[Array, ""] | int, *, decay: float
 ) -> Tree:
-    """The average after `step` updates and one more; min(decay, (1 + step) / (10 + step)) stays."""
+    """The EMA after update `step`, counted from 0; decays by min(decay, (1 + step)/(10 + step))."""
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: new + kept * (old - new), average, variables)

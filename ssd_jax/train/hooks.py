@@ -1,6 +1,6 @@
-"""What may stand in for a config's loss and augmentation, and checks of what they give.
+"""Functions that replace a config's loss and augmentation, and checks of their results.
 
-The checks run when a step is traced, and cost nothing in one that is compiled.
+The checks run when a step is traced and cost nothing in the compiled program.
 """
 
 import functools
@@ -18,32 +18,32 @@ from ssd_jax.errors import UserError
 from ssd_jax.types import Batch
 
 Metrics = dict[str, Array]
-# (batch, step) -> pictures in 0..255 [B, S, S, 3] and the batch with their boxes.
+# (batch, step) -> images in 0..255 [B, S, S, 3] and the batch with their boxes.
 Augment = Callable[[Batch, Array], tuple[Array, Batch]]
-# (box_deltas [B, A, 4], class_logits [B, A, channels], batch) -> loss [] and what else to report.
+# (box_deltas [B, A, 4], class_logits [B, A, channels], batch) -> loss [] and metrics to report.
 Loss = Callable[[Array, Array, Batch], tuple[Array, Metrics]]
 
-# What a line of metrics.jsonl says itself.
+# Names that a line of metrics.jsonl has already.
 _RESERVED = ("step", "split", "time", "epoch", "lr", "gradient_norm", "images_per_second",
              "data_wait", "host_memory_gib", "device_memory_gib")  # fmt: skip
 
 
 class Hooks(NamedTuple):
-    """Functions that stand in for those of the config; None are the config's own."""
+    """Functions that replace those of the config; None keeps the config's own."""
 
     loss: Loss | None = None
     augment: Augment | None = None
 
     @property
     def names(self) -> dict[str, str | None]:
-        """By which a run is told from one with others, as "my_loss.with_centres"."""
-        return {word: hook and qualified_name(hook) for word, hook in self._asdict().items()}
+        """The qualified names, e.g. "my_loss.with_centres", which a run records."""
+        return {name: hook and qualified_name(hook) for name, hook in self._asdict().items()}
 
 
 def qualified_name(function: Callable) -> str:
-    """Module and name: of a `functools.partial` those of its function, of an object its class's.
+    """Module and name of a function, of the function of a `functools.partial`, or of a class.
 
-    A script is called as it would be when it is imported.
+    A script has the name with which it would be imported.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -62,11 +62,11 @@ def _module(named: Callable) -> str:
 def call_augment(
     augment: Augment, batch: Batch, step: Array | int, *, image_size: int | None = None
 ) -> tuple[Float[Array, "B S S 3"], Batch]:
-    """`augment(batch, step)`, whose pictures have `image_size` pixels a side, None: as many as any.
+    """`augment(batch, step)`, checked; its images must be `image_size` px a side, None: any size.
 
     Raises:
-      UserError: it gives something else than float pictures [B, S, S, 3] and a `Batch` with as many
-        rows, whose boxes, labels and flags have the shapes and kinds that `types.Batch` tells.
+      UserError: it does not return float images [B, S, S, 3] and a `Batch` with as many rows, whose
+        boxes, labels and flags have the shapes and dtypes of `types.Batch`.
     """
     given = augment(batch, step)
     rows = len(batch.sample_id)
@@ -94,10 +94,10 @@ def call_loss(
     class_logits: Float[Array, "B A _"],
     batch: Batch,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`loss(box_deltas, class_logits, batch)`; its metrics become float32 and have a "loss".
+    """`loss(box_deltas, class_logits, batch)`, checked; the metrics are float32, with a "loss".
 
     Raises:
-      UserError: it gives something else than a float scalar and a dict of scalars.
+      UserError: it does not return a float scalar and a dict of scalars.
     """
     given = loss(box_deltas, class_logits, batch)
     if not (_is_pair(given) and isinstance(given[1], dict)):
@@ -107,10 +107,10 @@ def call_loss(
         raise _unexpected("loss", value, "a scalar float32[], the mean over the images")
     for name, metric in metrics.items():
         if not _is_number(metric) or name in _RESERVED:
-            expected = f"a scalar or number, under another name than {', '.join(_RESERVED)}"
+            expected = f"a scalar or number, with a name that is not one of {', '.join(_RESERVED)}"
             raise _unexpected(f"loss, metrics[{name!r}]", metric, expected)
-    told = {"loss": value} | metrics
-    return value, {name: jnp.asarray(metric, jnp.float32) for name, metric in told.items()}
+    reported = {"loss": value} | metrics
+    return value, {name: jnp.asarray(metric, jnp.float32) for name, metric in reported.items()}
 
 
 def _is_pair(given: Any) -> bool:
@@ -130,13 +130,13 @@ def _is_number(value: Any) -> bool:
 
 def _unexpected(who: str, got: Any, expected: str) -> UserError:
     return UserError(
-        f"{who}: it gave {_in_words(got)}, expected {expected}. Correct the function that was "
-        "given, see docs/extending.md."
+        f"{who}: it returned {_in_words(got)}, expected {expected}. Correct your function, see "
+        "docs/extending.md."
     )
 
 
 def _in_words(value: Any) -> str:
-    """Shape and type, as "float32[8, 300, 300, 3]"."""
+    """Type and shape, e.g. "float32[8, 300, 300, 3]"."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if type(value) is tuple:

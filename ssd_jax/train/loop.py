@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, pull, step, report. Everything else is one call away."""
+"""The training loop: evaluate, save, get a batch, step, report; the rest is in other files."""
 
 import math
 from collections import deque
@@ -16,7 +16,7 @@ from ssd_jax.train.stopping import AGAIN, EarlyStopping, Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
 from ssd_jax.types import Batch
 
-# Metrics are read this many steps late, so that the host never waits for the step it has just sent.
+# Metrics are read this many steps late, so the host never waits for the step it has just launched.
 LAG = 2
 
 
@@ -38,43 +38,43 @@ def train(
     save_every: int | None,
     log_every: int,
 ) -> TrainState:
-    """Runs from `state.step` to `total_steps`, or to where `early_stopping` ends it.
+    """Runs from `state.step` to `total_steps`, or until `early_stopping` ends the run.
 
-    `program(step)` is the function that takes the step of that number. The last state is evaluated
-    and saved. `batches` gives (names of the samples, batch on the mesh) and stands at `state.step`
-    already: the data position is the step. `state` is donated to the first step. `evaluate` gives
-    the metrics, and how fast it was; `evaluate_every`, in steps, need not be whole. `save` gets the
-    metrics of the same state, or None, and replaces what it saved of the same step before.
-    `diverged` gives what is raised when a value of a step is not finite, from its number, samples
-    and values, and the newest state.
+    `program(step)` is the function that computes that step. The last state is evaluated and saved.
+    `batches` yields (names of the samples, batch on the mesh) and must start at the batch of
+    `state.step`, because the data position is the step. `state` is donated to the first step.
+    `evaluate` returns the metrics and its speed; `evaluate_every`, in steps, need not be a whole
+    number. `save` gets the metrics of the same state, or None, and replaces an earlier checkpoint
+    of the same step. If a value of a step is not finite, `diverged` makes the exception from the
+    step's number, samples and values and from the newest state.
 
     Raises:
-      Stopped: the run was asked to stop; the state is saved. An evaluation that was cut short is
-        done again when the run goes on.
-      Exception: what `diverged` gave; the steps since the last report are told one by one.
+      Stopped: the run was asked to stop; the state is saved. An interrupted evaluation is repeated
+        when the run is resumed.
+      Exception: that of `diverged`; the steps since the last report are written one by one.
     """
     start = int(jax.device_get(state.step))
     meter = Meter(progress.unread)
     sent: deque[tuple[int, Sequence[str], Metrics]] = deque()
-    untold: list[tuple[int, dict[str, float]]] = []
+    unreported: list[tuple[int, dict[str, float]]] = []
 
     def report(in_flight: int) -> None:
         while len(sent) > in_flight:
             step, names, metrics = sent.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            untold.append((step, values))
+            unreported.append((step, values))
             if not all(map(math.isfinite, values.values())):
-                for each, told in untold:
-                    reporter.write(each, DIVERGED, told)
+                for each, its_values in unreported:
+                    reporter.write(each, DIVERGED, its_values)
                 raise diverged(step, names, values, state)
             meter.add(values, images=len(names) * jax.process_count())
             reporter.advance(step)
             if _due(log_every, step) or step == total_steps:
                 reporter.write(step, "train", meter.read() | memory_in_use())
-                untold.clear()
+                unreported.clear()
 
     for step in range(start, total_steps + 1):
-        # The order matters: what is saved stands exactly before the next batch.
+        # The order matters: the saved state is the one just before the next batch.
         asked_to_stop = stopping.agreed()
         finished = step == total_steps
         evaluating = (finished or _due(evaluate_every, step)) and step > progress.evaluated_step
@@ -115,6 +115,6 @@ def train(
 
 
 def _due(every: int | float | None, step: int) -> bool:
-    """Whether it is the step nearest to a multiple of `every`, which need not be whole."""
-    # Multiples of parts of an epoch are not exact: 13.4999... is 13.5, the last of 14 steps.
+    """Whether `step` is nearest to a multiple of `every`, which need not be a whole number."""
+    # Multiples of a fraction of an epoch are not exact: 13.4999... means 13.5, which rounds to 14.
     return every is not None and step == round(round(round(step / every) * every, 6))

@@ -5,9 +5,9 @@ from time import perf_counter
 
 
 class Meter:
-    """Collects steps; `read` gives what the reporter shows and starts anew.
+    """Collects the values of steps; `read` returns their means and starts again.
 
-    `unread` is what `unread()` gave when an earlier run stopped, so that its means go on.
+    `unread` is the result of `unread()` when the run was stopped, so that its means continue.
     """
 
     def __init__(self, unread: Mapping[str, float | int] | None = None):
@@ -23,11 +23,11 @@ class Meter:
         self._start = perf_counter()
 
     def exclude(self, seconds: float) -> None:
-        """Takes off time that was not spent on training, but on an evaluation, say."""
+        """Leaves out time that was not spent on training, e.g. that of an evaluation."""
         self._start += seconds
 
     def waited(self, seconds: float) -> None:
-        """Adds time in which the step stood still for want of a batch."""
+        """Adds time spent waiting for a batch."""
         self._waited += seconds
 
     def add(self, values: dict[str, float], *, images: int) -> None:
@@ -38,7 +38,7 @@ class Meter:
         self._images += images
 
     def unread(self) -> dict[str, float | int]:
-        """Sums of the values since the last `read`, and of how many `steps`."""
+        """Sums of the values since the last `read`, and the number of `steps` summed."""
         return {**self._sums, "steps": self._steps}
 
     def read(self) -> dict[str, float]:

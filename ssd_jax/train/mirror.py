@@ -1,7 +1,7 @@
-"""The folder of a run in an object store: a local copy to work in, kept up with in the background.
+"""The folder of a run in an object store: a local copy, uploaded in the background.
 
-A checkpoint is uploaded with its manifest last, and removed with its manifest first. What lies in
-the store without one is the rest of a cut transfer, and never taken.
+A checkpoint is uploaded with its manifest last, and removed with its manifest first. A checkpoint
+without a manifest in the store is the rest of an interrupted transfer, and never used.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ from ssd_jax.locks import only_training
 from ssd_jax.run_log import CHECKPOINTS_FOLDER
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
 
-# Seconds between two looks at what has changed. Files that grow are sent whole each time.
+# Seconds between two uploads of changed files. Files that grow are sent whole each time.
 PERIOD = 30.0
 
 
 @contextlib.contextmanager
 def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder to train in: `location` itself, or a local copy of what lies behind its URL.
+    """The folder to train in: `location` itself, or a local copy of the files at its URL.
 
-    The copy is in the cache folder; what changes in it is uploaded, and the rest of it at the end.
-    In a run of several processes all of them come here.
+    The copy is in the cache folder; its changes are uploaded meanwhile and at the end. In a run of
+    several processes all of them must call this.
 
     Raises:
-      UserError: it is a file, the store cannot be read, or not everything could be uploaded in the
-        end.
+      UserError: `location` is a file, the store cannot be read, or not everything could be uploaded
+        at the end.
     """
     if not is_remote(location):
         if os.path.isfile(location):
-            raise UserError(f"{location}: it is a file. Give a folder as --workdir.")
+            raise UserError(f"{location} is a file. Give a folder as --workdir.")
         yield pathlib.Path(location)
         return
     url = str(location).rstrip("/")
@@ -52,49 +52,49 @@ def workdir_to_write(location: str | pathlib.Path) -> Iterator[pathlib.Path]:
     with contextlib.ExitStack() as stack:
         with together():
             if jax.process_index() == 0:
-                # A folder of its own, because the other one is replaced by what the store has.
+                # Locked in a folder of its own, because the other one is replaced by `_pull`.
                 beside = folder.with_name(f"{folder.name}.held")
                 beside.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_training(beside, shown_url(url)))
                 stack.enter_context(_Mirror(folder, url, pulled=_pull(url, folder)))
         yield folder
-        # The others wait for the upload: JAX ends all of them where one leaves minutes later. Those
-        # of a run that was stopped do not, for one alone may have been.
+        # The other processes wait for the upload: JAX ends all of them if one leaves minutes later.
+        # They do not wait if the run was stopped, because perhaps only one of them was.
         with together():
             stack.pop_all().close()
 
 
 def workdir_to_read(location: str | pathlib.Path, *, checkpoints: bool = True) -> pathlib.Path:
-    """The folder of a run: `location` itself, or a staged copy of what lies behind its URL now.
+    """The folder of a run: `location` itself, or a copy of the files that are at its URL now.
 
-    The copy can do without the `checkpoints`, which are nearly all of it.
+    Without `checkpoints`, which are most of the bytes, the copy has only the other files.
     """
     if not is_remote(location):
         return pathlib.Path(location)
     url = str(location).rstrip("/")
     remotes = _whole(url, list_objects(url))
     if not remotes:
-        raise UserError(f"{shown_url(url)}: nothing is there. Give the --workdir of a run.")
+        raise UserError(f"{shown_url(url)}: there is nothing there. Give the --workdir of a run.")
     if not checkpoints:
         remotes = [each for each in remotes if not _step_of(_name(url, each))]
     return download(url, remotes)
 
 
 class _Mirror:
-    """Uploads what changes in a folder, from entering until leaving it."""
+    """Uploads the changes in a folder, from entering the context until leaving it."""
 
     def __init__(self, folder: pathlib.Path, url: str, *, pulled: bool):
         self._folder = folder
         self._url = url
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
-        # What the store has: a file's time and size when it was sent, a checkpoint's manifest.
+        # What the store has: time and size of each file when it was sent, and each manifest.
         self._files: dict[str, tuple[int, int]] = {}
         self._steps: dict[str, bytes] = {}
         if pulled:
             self._files = {name: _version(path) for name, path in _small_files(folder).items()}
             self._steps = _manifests(folder)
-        # Cut uploads among them, which are removed like the checkpoints that are no longer kept.
+        # Interrupted uploads included; they are removed like checkpoints that are no longer kept.
         self._remote_steps = {
             step for each in list_objects(url) if (step := _step_of(_name(url, each)))
         }
@@ -110,27 +110,27 @@ class _Mirror:
             self._upload()
         except Exception as error:
             message = (
-                f"{shown_url(self._url)}: not everything could be uploaded ({error}). The run is "
-                f"whole in {self._folder}; the same command here goes on with the upload."
+                f"{shown_url(self._url)}: not everything could be uploaded ({error}). The complete "
+                f"run is in {self._folder}; the same command on this machine continues the upload."
             )
             if kind is None:
                 raise UserError(message) from error
             _warn(message)
 
     def _follow(self) -> None:
-        told = ""
+        last_warning = ""
         while not self._ended.wait(PERIOD):
             try:
                 self._upload()
-                told = ""
-            except Exception as error:  # Nothing that a store does ends the run.
-                if str(error) != told:
+                last_warning = ""
+            except Exception as error:  # A failure of the store must not end the run.
+                if str(error) != last_warning:
                     _warn(f"{shown_url(self._url)}: an upload failed and is tried again: {error}")
-                told = str(error)
+                last_warning = str(error)
 
     def _upload(self) -> None:
-        """Brings the store up to what is in the folder now."""
-        # Read first, so that no checkpoint is there before the metrics of its steps are.
+        """Brings the store up to date with the folder."""
+        # Read first, so that the store never has a checkpoint without the metrics of its steps.
         manifests = _manifests(self._folder)
         with tempfile.TemporaryDirectory() as scratch:
             for name, path in _small_files(self._folder).items():
@@ -159,7 +159,7 @@ class _Mirror:
                 _sent(self._folder).touch()
         except (UserError, OSError):
             if not _is(manifest, folder):
-                return  # The run keeps it no longer.
+                return  # The run no longer keeps it.
             raise
         if _is(manifest, folder):
             self._steps[step] = manifest
@@ -174,10 +174,10 @@ class _Mirror:
 
 
 def _pull(url: str, folder: pathlib.Path) -> bool:
-    """Makes the folder what the store has, or leaves it where the store is behind; tells which."""
+    """Replaces the folder by the store's copy unless the store is behind; whether it did so."""
     remotes = _whole(url, list_objects(url))
     newest = max((int(_step_of(_name(url, each)) or -1) for each in remotes), default=-1)
-    # Without anything there, it was removed on purpose only if something was there before.
+    # An empty store was emptied on purpose only if it had something of this run before.
     behind = remotes or not _sent(folder).exists()
     if behind and max(map(int, _manifests(folder)), default=-1) > newest:
         return False
@@ -189,12 +189,12 @@ def _pull(url: str, folder: pathlib.Path) -> bool:
 
 
 def _sent(folder: pathlib.Path) -> pathlib.Path:
-    """The mark that the store had something of this run."""
+    """The file that marks that the store had something of this run."""
     return folder.with_name(f"{folder.name}.sent")
 
 
 def _whole(url: str, remotes: Sequence[RemoteObject]) -> list[RemoteObject]:
-    """Without the checkpoints that have no manifest."""
+    """The objects without those of checkpoints that have no manifest."""
     names = {_name(url, each) for each in remotes}
     return [
         each
@@ -216,10 +216,10 @@ def _step_of(name: str) -> str | None:
 
 
 def _manifests(folder: pathlib.Path) -> dict[str, bytes]:
-    """Of every checkpoint that is finished, by its step."""
+    """The manifest of every finished checkpoint, by step."""
     found = {}
     for path in folder.glob(f"{CHECKPOINTS_FOLDER}/[0-9]*/{MANIFEST_FILE}"):
-        with contextlib.suppress(FileNotFoundError):  # The run keeps it no longer.
+        with contextlib.suppress(FileNotFoundError):  # The run no longer keeps it.
             found[path.parent.name] = path.read_bytes()
     return {step: manifest for step, manifest in found.items() if step.isdigit()}
 
@@ -230,7 +230,7 @@ def _is(manifest: bytes, folder: pathlib.Path) -> bool:
 
 
 def _small_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Everything but checkpoints and what is still being written under a name with a dot."""
+    """All files except checkpoints and unfinished files, whose names start with a dot."""
     paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {
         name.as_posix(): path

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, from optax's parts."""
+"""Learning-rate schedules and optimizers, built from optax's parts."""
 
 import collections
 import difflib
@@ -28,7 +28,7 @@ def step_schedule(
     warmup_steps: int = 0,
 ) -> optax.Schedule:
     """Piecewise constant: times `decay_factor` from each of `decay_steps` on; linear warm-up."""
-    falls = collections.Counter(decay_steps)  # of a short run several may be one step
+    falls = collections.Counter(decay_steps)  # in a short run several may be the same step
     constant = optax.piecewise_constant_schedule(
         learning_rate, {step: decay_factor**times for step, times in falls.items()}
     )
@@ -41,7 +41,7 @@ def step_schedule(
 def cosine_schedule(
     learning_rate: float, *, total_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Linear warm-up as in `step_schedule`, then half a cosine to nothing (arXiv:1608.03983).
+    """Linear warm-up as in `step_schedule`, then half a cosine to zero (arXiv:1608.03983).
 
     Raises UserError when the warm-up is longer than the run.
     """
@@ -55,7 +55,7 @@ def cosine_schedule(
 
 
 def one_cycle_schedule(learning_rate: float, *, total_steps: int) -> optax.Schedule:
-    """Cosine rise to `learning_rate` over the first 30 %, cosine fall to nothing (Smith, 2018)."""
+    """Cosine rise to `learning_rate` over the first 30 %, cosine fall to zero (Smith, 2018)."""
     return optax.cosine_onecycle_schedule(total_steps, learning_rate)
 
 
@@ -96,12 +96,12 @@ def build_optimizer(
     """An optimizer of `OPTIMIZERS`; the gradient is scaled and clipped before all else.
 
     `sgd`, `adam` and `rmsprop` add the decay to the gradient, `adamw` and `adadelta` to the update.
-    With `learning_rate_in_momentum` (sgd, as in MXNet and Caffe) v = momentum v - rate (gradient +
-    decay) is the update, otherwise v = momentum v + gradient + decay and the update -rate v (as in
-    PyTorch): the difference lies in the steps after a change of the rate.
+    With `learning_rate_in_momentum` (sgd, as in MXNet and Caffe) the update is v = momentum v -
+    lr (gradient + decay); otherwise v = momentum v + gradient + decay and the update is -lr v (as
+    in PyTorch). They differ in the steps after a change of the learning rate.
 
-    `adam`, `rmsprop` and `adadelta` are MXNet 1.x's with its constants (python/mxnet/optimizer,
-    src/operator/optimizer_op-inl.h), where adadelta knows no rate: that is a rate of 1.
+    `adam`, `rmsprop` and `adadelta` are those of MXNet 1.x with its constants (python/mxnet/
+    optimizer, src/operator/optimizer_op-inl.h). MXNet's adadelta has no learning rate: use 1.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
@@ -129,10 +129,10 @@ def build_optimizer(
 def _scale_by_mxnet_adam(
     beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam whose epsilon stands beside the root of the biased moment (section 2 of the paper).
+    """Adam with epsilon added to the root of the biased second moment (section 2 of the paper).
 
-    With optax's, beside the corrected one, gradients near epsilon are followed up to 30 times as
-    far in the first steps.
+    Optax adds it to the bias-corrected one, so that in the first steps gradients near epsilon give
+    updates up to 30 times as large.
     """
 
     def init(params):
@@ -152,7 +152,7 @@ def _scale_by_mxnet_adam(
 
 
 def _by_path(change: Callable, rules: Multipliers) -> optax.GradientTransformation:
-    """`change(update, parameter, factor)` for each parameter; wrong rules are found by `init`."""
+    """`change(update, parameter, factor)` for each parameter; `init` raises for wrong rules."""
 
     def init(params):
         multipliers(params, rules)

@@ -1,4 +1,4 @@
-"""What changes from step to step, as one tree."""
+"""The training state, which changes from step to step, as one tree."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes to evaluate and to predict: the average where there is one."""
+        """The variables to evaluate and predict with: the EMA if there is one."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def training(self) -> dict[str, Any]:
-        """What it takes to train on, beside `variables`."""
+        """What is needed to resume training, in addition to `variables`."""
         own = {"params": self.params, "batch_stats": self.batch_stats} if self.average else {}
         return {"step": self.step, "opt_state": self.opt_state, **own}
 
@@ -40,8 +40,8 @@ class TrainState(struct.PyTreeNode):
         return self.replace(**({"average": variables} if self.average else variables), **training)
 
     def beginning_with(self, variables: dict[str, Any]) -> "TrainState":
-        """The same state with other weights, from which an average starts anew."""
-        # A copy, because a state is donated and no array can be twice.
+        """The same state with other weights, from which the EMA starts again."""
+        # A copy, because the state is donated, and an array cannot be donated twice.
         average = jax.tree.map(jnp.copy, variables) if self.average else None
         return self.replace(**variables, average=average)
 
@@ -54,7 +54,7 @@ def state_shapes(
     sharding: str = "replicated",
     averaged: bool = False,
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with their places; `variables` may be shapes too."""
+    """The state as `jax.ShapeDtypeStruct`s with their shardings; `variables` may be shapes too."""
 
     def create(variables):
         return TrainState(
@@ -83,8 +83,8 @@ def create_state(
 ) -> TrainState:
     """The state before the first step, on the mesh, from host variables.
 
-    `sharding` is "replicated" or "fsdp", see `ssd_jax.sharding.state_specs`; `averaged` keeps a
-    moving average.
+    `sharding` is "replicated" or "fsdp", see `ssd_jax.sharding.state_specs`; `averaged` keeps an
+    EMA.
     """
     shapes = state_shapes(variables, optimizer, mesh, sharding=sharding, averaged=averaged)
     places = shardings_of(shapes)

@@ -1,4 +1,4 @@
-"""One training step: a pure function, augmentation included, jitted by the caller."""
+"""One training step: a pure function that includes augmentation, jitted by the caller."""
 
 import functools
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from ssd_jax.train.optimizer import Multipliers, multipliers
 from ssd_jax.train.state import TrainState
 from ssd_jax.types import Batch
 
-# Folded into the key of a step where an image's own has its sample id, which is below 2**31.
+# Folded into the key of a step in place of a sample id, all of which are below 2**31.
 _DROPOUT = np.uint32(2**32 - 1)
 
 
 def image_size_of(step: int, image_sizes: Sequence[int], *, seed: int) -> int:
-    """The image size that a step trains at: drawn evenly, a function of (seed, step) alone."""
+    """The image size that a step trains at: drawn uniformly, a function of (seed, step) alone."""
     (draw,) = np.random.SeedSequence((seed, step)).generate_state(1).tolist()
     return image_sizes[draw % len(image_sizes)]
 
@@ -47,11 +47,11 @@ def augment_batch(
     fill: tuple,
     mosaics: Mosaic | None = None,
 ) -> tuple[Float[Array, "B S S 3"], Batch]:
-    """Augmented pictures in 0..255 and the batch with their boxes.
+    """Augmented images in 0..255 and the batch with their boxes.
 
-    Each picture's randomness is a function of (seed, step, sample id) alone: it does not depend on
-    its neighbours, the device or the number of devices. `mosaics` are made of four consecutive
-    pictures, which must lie on one device; there are then four times as many rows of objects.
+    The randomness of each image is a function of (seed, step, sample id) alone: it does not depend
+    on its neighbours, the device or the number of devices. `mosaics` are made of four consecutive
+    images, which must be on one device; there are then four times as many rows of objects.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -72,12 +72,12 @@ def _mosaic_batch(images, batch, step_key, settings):
     if len(images) % GROUP:
         raise UserError(
             f"config.augment.mosaic: got {len(images)} images on a device, expected a multiple of "
-            f"{GROUP}, which become mosaics of each other. Change config.batch_size or the number "
-            "of devices."
+            f"{GROUP}, because {GROUP} images are combined into mosaics. Change config.batch_size "
+            "or the number of devices."
         )
 
     def one_key(sample_id):
-        # Another key than that of the picture's own augmentation.
+        # Not the key of the image's own augmentation.
         return jax.random.fold_in(jax.random.fold_in(step_key, sample_id), 1)
 
     keys = jax.vmap(one_key)(batch.sample_id)
@@ -110,15 +110,16 @@ def batch_loss(
 ) -> tuple[Array, Metrics]:
     """class loss / its count + box_weight * box loss / its count, the mean over groups of images.
 
-    With "positives" both counts are the positive anchors (SSD paper, equation 1). An image that has
-    only negatives, which the paper does not speak of, has those of one object and counts as one for
-    the class loss; else a batch without any object would weigh as much as all of its images. With
-    "valid" (MXNet's SSD) the class loss is divided by its anchors, positives and chosen negatives,
-    and the box loss by its deltas that are not exactly right: both about four times as many. A
-    count of nothing is one. `group` is the number of consecutive images that are counted together,
-    what other frameworks have on a device; 0 is the whole batch. Inside `jax.shard_map`,
-    `batch_axis` is the axis that the batch is cut along, and the loss of the batch the mean over
-    that axis. The remaining keywords are those of `match` and `multibox_loss`.
+    With "positives" both counts are the positive anchors (SSD paper, equation 1). An image with
+    only negatives, which the paper does not mention, has as many negatives as one with a single
+    positive, and counts as one positive for the class loss; otherwise the loss of a batch without
+    objects would be the sum over its images. With "valid" (MXNet's SSD) the class loss is divided
+    by its anchors (positives and chosen negatives), and the box loss by its deltas that are not
+    exactly right; both counts are about four times as large. A count of 0 is replaced by 1. `group`
+    is the number of consecutive images that are counted together, which in other frameworks are
+    those of a device; 0 is the whole batch. Inside `jax.shard_map`, `batch_axis` is the axis that
+    the batch is sharded over, and the loss of the batch is the mean over that axis. The remaining
+    keywords are those of `match` and `multibox_loss`.
     """
     if normalization not in ("positives", "valid"):
         raise UserError(f"normalization: got {normalization!r}, expected positives or valid.")
@@ -140,7 +141,7 @@ def batch_loss(
         counts = sums.num_classified, sums.num_box_errors
     size = group_size(len(box_deltas), group, batch_axis=batch_axis)
     counts = group_sums(jnp.stack(counts, axis=1), group, batch_axis=batch_axis)
-    # A mean over images is one over groups of as many images each.
+    # The groups have equally many images, so the mean over images is the mean over groups.
     class_loss, box_loss = jnp.mean(
         jnp.stack((sums.class_loss, sums.box_loss), axis=1) * (size / jnp.maximum(counts, 1)),
         axis=0,
@@ -169,15 +170,15 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Augment, forward, match, loss, gradient, update; metrics are scalars on the device.
 
-    `augment` is `augment_batch` with its keywords, or another function of (batch, step); `loss` is
+    `augment` is `augment_batch` with its keywords, or another function of (batch, step). `loss` is
     `batch_loss` with its anchors and keywords, or another function of (box_deltas, class_logits,
-    batch) that is a mean over images; `call_augment`, which takes `image_size`, and `call_loss`
-    check what they give. Up to the gradient each device of the mesh works on its own images, inside
-    `jax.shard_map` over BATCH_AXIS, which is the `batch_axis` of a model with BatchNorm. A model
-    that asks for the key "dropout" gets a function of (`seed`, step, device). A parameter that
-    `rate_multipliers`, those of the optimizer, freeze gets no gradient, which saves its computation
-    and its sending. `ema_decay` is that of the state's average, if it has one. `sharding` is how
-    the state lies on the mesh.
+    batch) that is a mean over images. `call_augment`, which takes `image_size`, and `call_loss`
+    check their results. Up to the gradient each device of the mesh works on its own images, inside
+    `jax.shard_map` over BATCH_AXIS, which is also the `batch_axis` of a model with BatchNorm. The
+    key "dropout" of a model is a function of (`seed`, step, device). Parameters that the
+    optimizer's `rate_multipliers` freeze get no gradient, which saves computing and sending it.
+    `ema_decay` is that of the state's EMA, if it has one. `sharding` is that of the state, see
+    `state.create_state`.
     """
     rates = multipliers(state.params, rate_multipliers)
     trained = jax.tree.map(lambda p, rate: p if rate else None, state.params, rates)
@@ -198,7 +199,7 @@ def train_step(
                     rngs={"dropout": _dropout_key(seed, step)},
                 )
             value, metrics = call_loss(loss, box_deltas, class_logits, batch)
-            # Statistics that are frozen come back untouched and need not be sent.
+            # Frozen statistics are returned unchanged and need not be sent.
             moved = jax.tree.map(
                 lambda new, old: None if new is old else new,
                 updates.get("batch_stats", {}),
@@ -230,13 +231,13 @@ def train_step(
 
 
 def _dropout_key(seed: int, step: Array) -> Array:
-    """Another one on each device, as each draws for its own images only."""
+    """The dropout key; another one on each device, because each has its own images."""
     of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _DROPOUT)
     return jax.random.fold_in(of_step, jax.lax.axis_index(BATCH_AXIS))
 
 
 def _merge(some: Any, others: Any) -> Any:
-    """`some`, and `others` where it has None."""
+    """`some`, with the leaves of `others` in place of None."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, some, others, is_leaf=lambda x: x is None
     )

@@ -1,4 +1,4 @@
-"""Why a run stops before its last step: it is asked to, or it makes no more progress."""
+"""Stopping a run before its last step: on request, or because it no longer improves."""
 
 import contextlib
 import signal
@@ -14,20 +14,21 @@ import jax
 from ssd_jax.errors import Stopped
 from ssd_jax.sharding import any_process
 
-# What asks a program to leave: schedulers before they kill it, Slurm's --signal, and Ctrl-C.
+# Signals that ask a program to stop: of schedulers before they kill it, of Slurm's --signal, and
+# of Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# Of several processes the answer is read this many questions late, so that none waits for it.
+# Several processes read their common answer this many questions late, so that none waits for it.
 LAG = 2
-AGAIN = "All that was trained is saved; give the same command again to go on."
+AGAIN = "The training so far is saved; give the same command again to resume."
 
 
 class Stopping:
     """Knows whether a run was asked to stop: by a signal, or `time_limit` seconds after its start.
 
-    Used as a context manager around a run, which puts the handlers of before back at its end. They
-    are set in the main thread only, where alone Python allows it, and a signal that was ignored
-    stays so. A signal before `hold` raises `Stopped` at once, for there is nothing to save yet;
-    from then on it is answered where `agreed` is asked. The second Ctrl-C does what it always does.
+    Used as a context manager around a run; it restores the earlier signal handlers at the end.
+    Handlers are set only in the main thread, because Python allows it nowhere else, and ignored
+    signals stay ignored. A signal before `hold` raises `Stopped` at once, because there is nothing
+    to save yet; after that, `agreed` reports it. The second Ctrl-C interrupts as usual.
     """
 
     def __init__(self, time_limit: float | None = None):
@@ -49,12 +50,12 @@ class Stopping:
             self._put_back(number)
 
     def hold(self) -> None:
-        """From here on a signal waits until the state is saved."""
+        """Makes signals wait from here on until the state is saved."""
         self._holding = True
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A part that can be dropped: in it a signal raises `Stopped`, also one that has waited."""
+        """A block that can be abandoned: a signal raises `Stopped`, also one that was waiting."""
         self._holding = False
         try:
             if self._signal:
@@ -64,28 +65,28 @@ class Stopping:
             self._holding = True
 
     def agreed(self) -> bool:
-        """Whether the run stops here; on several processes all of them get the same answer.
+        """Whether the run stops here; several processes all get the same answer.
 
-        Each of them asks at the same places. The answer comes a few steps after the request, as
-        it travels with the steps.
+        Each of them must ask at the same places. The answer comes a few steps after the request,
+        because it is computed between the steps.
         """
         return self._vote(self._requested())
 
     def between(self, parts: Iterable) -> Iterator:
-        """The parts of a longer work, which all processes take together.
+        """The parts of a longer task, which all processes work through together.
 
         Raises:
-          Stopped: the run was asked to stop; the work is dropped.
+          Stopped: the run was asked to stop; the task is abandoned.
         """
-        vote = _Vote(1)  # The answer to the last question waits for the part that is going on.
+        vote = _Vote(1)  # The latest answer would only come after the part that is running.
         for part in parts:
             if vote(self._requested()):
-                raise Stopped(f"stopped by {self.reason} in an evaluation. {AGAIN}")
+                raise Stopped(f"stopped by {self.reason} during an evaluation. {AGAIN}")
             yield part
 
     @property
     def reason(self) -> str:
-        """Who asked."""
+        """What asked the run to stop."""
         if self._signal:
             return self._signal
         return "the time limit" if self._requested() else "another process"
@@ -105,7 +106,7 @@ class Stopping:
 
     def _put_back(self, number: int) -> None:
         before = self._before.pop(number)
-        # None: somebody had set it without Python, which cannot be put back.
+        # None: the handler was not set from Python and cannot be restored.
         signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
@@ -117,7 +118,7 @@ class _Vote:
         self._asked: deque[jax.Array] = deque()
 
     def __call__(self, yes: bool) -> bool:
-        """Asks once more; of a single process the answer is its own."""
+        """Asks once more; a single process gets its own answer."""
         if jax.process_count() == 1:
             return yes
         self._asked.append(any_process(yes))
@@ -129,11 +130,11 @@ def _read(answer: jax.Array) -> bool:
 
 
 class Progress(NamedTuple):
-    """What a run remembers outside its arrays; checkpoints hold it as JSON.
+    """The state of a run outside its arrays; checkpoints hold it as JSON.
 
     `best` is the metric of the last evaluation that early stopping counts as an improvement, and
-    `without_improvement` the number of evaluations since. `unread` are the sums of the steps that
-    no line of metrics.jsonl tells of yet.
+    `without_improvement` the number of evaluations since. `unread` has the sums of the steps that
+    no line of metrics.jsonl includes yet.
     """
 
     evaluated_step: int = 0
@@ -143,9 +144,9 @@ class Progress(NamedTuple):
 
 
 class EarlyStopping(NamedTuple):
-    """Stops a run whose metric has stood still for `patience` evaluations.
+    """Stops a run whose metric has not improved for `patience` evaluations.
 
-    It has improved where it is above the best by more than `tolerance` times the best. All
+    The metric has improved if it exceeds the best by more than `tolerance` times the best. All
     evaluations count, but none before `minimum_step` stops the run.
     """
 
@@ -162,7 +163,7 @@ class EarlyStopping(NamedTuple):
         return progress._replace(without_improvement=progress.without_improvement + 1)
 
     def reached(self, progress: Progress) -> bool:
-        """Whether the run ends with the evaluation that `progress` ends with."""
+        """Whether the run ends after the last evaluation of `progress`."""
         return (
             progress.evaluated_step >= self.minimum_step
             and progress.without_improvement >= self.patience

@@ -1,4 +1,4 @@
-"""No run hangs in silence: what takes far too long ends the process, and says where it stood."""
+"""Ends a process in which something takes far too long, and reports where it hung."""
 
 import contextlib
 import faulthandler
@@ -20,18 +20,18 @@ from ssd_jax.errors import Stopped, UserError
 
 # EX_SOFTWARE of BSD's sysexits.h: an internal error, worth another try.
 EXIT_STALLED = 70
-# Fewer durations than this say nothing: the first ones hold the compilation.
+# Fewer durations than this say nothing, because the first ones include compilation.
 ENOUGH = 3
 
 
 class Watchdog:
-    """Watches the phases of a run, of which each `enter` begins the next one.
+    """Watches the phases of a run; each `enter` begins the next one.
 
-    A phase may take `factor` times the median of those of its name before, and at least
-    `minimum_seconds`; the first ones, which compile, `first_seconds`. Beyond that the stacks of all
-    threads and where the run stands go to stderr and into `folder`, and the process ends with code
-    70. Nothing is watched before the first phase; `factor` 0 watches nothing. `last_words` is given
-    the error before the watchdog ends a process.
+    A phase may take `factor` times the median of the earlier ones of its name, and at least
+    `minimum_seconds`; the first ones, which compile, may take `first_seconds`. After that the
+    stacks of all threads and the state of the run go to stderr and to a file in `folder`, and the
+    process ends with code 70. Nothing is watched before the first phase; `factor` 0 watches
+    nothing. `last_words` is called with the error before the watchdog ends a process.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watchdog:
         self._first_seconds = first_seconds
         self._last_words = last_words
         self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
-        # Phase, step, and when it began; replaced as one, for two threads read it.
+        # Phase, step, and when it began; one tuple, because two threads read it.
         self._now: tuple[str | None, int, float] = (None, 0, monotonic())
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -65,9 +65,10 @@ class Watchdog:
 
     @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
-        """A block in which an error of one of several processes is told, and ends it at once.
+        """A block in which an error of one of several processes is printed and ends it at once.
 
-        To unwind it would wait for the others, to finish a checkpoint, say, and they wait for it.
+        An ordinary exit would wait for the others, e.g. to finish a checkpoint, while they wait for
+        this process.
         """
         try:
             yield
@@ -86,7 +87,7 @@ class Watchdog:
             leave(EXIT_STALLED if _may_be_of_another(error) else 1)
 
     def enter(self, phase: str, step: int | None = None) -> None:
-        """Begins a phase, and so ends the one before."""
+        """Begins a phase and ends the one before."""
         before, last_step, began = self._now
         self._now = (phase, last_step if step is None else step, monotonic())
         if before is not None:
@@ -106,7 +107,7 @@ class Watchdog:
             now = monotonic()
             if self._now is not seen:
                 seen, waited = self._now, 0.0
-            # A pause that took longer means that the whole process was suspended meanwhile.
+            # A longer pause means that the whole process was suspended meanwhile.
             waited += min(now - last, 2 * pause)
             last = now
             phase = seen[0]
@@ -125,7 +126,7 @@ class Watchdog:
             f"mesh: {', '.join(f'{device} (process {device.process_index})' for device in devices)}"
         )
         _write(2, text)
-        # The disk may be what stands still.
+        # Written by a thread, because it may be the disk that hangs.
         file = self._folder / f"stalled_process_{jax.process_index()}.txt"
         for last in (lambda: _write(file, text), lambda: self._last_words(error)):
             writer = threading.Thread(target=last, daemon=True)
@@ -134,7 +135,7 @@ class Watchdog:
 
 
 def _may_be_of_another(error: Exception) -> bool:
-    """Whether the loss of another process may be behind it; then the same start may go well."""
+    """Whether the loss of another process may be the cause; then a second try may succeed."""
     return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 

@@ -109,7 +109,7 @@ def test_what_stops_one_process_stops_all(outcomes):
 def test_a_folder_that_is_not_shared_is_found(outcomes):
     assert [outcome["shared"] for outcome in outcomes] == [None, None]
     for outcome in outcomes:
-        assert "not the folder that process 0 has under that name" in outcome["not_shared"]
+        assert "process 0 has another folder of that name" in outcome["not_shared"]
     assert outcomes[1]["left"] == ["new"]  # and no marker stays behind
 
 
@@ -119,7 +119,7 @@ def test_which_checkpoint_is_taken_is_for_process_0_to_say(outcomes):
         assert (outcome["latest"], outcome["best"]) == (0, 0)
         assert "got step '7', expected last, best or one of [0]" in outcome["no_such"]
         assert outcome["seen"] is None
-        assert "process 0 sees it, and this one does not" in outcome["not_seen"]
+        assert "process 0 sees it, but this one does not" in outcome["not_seen"]
 
 
 def test_the_few_that_differ_are_named_first():

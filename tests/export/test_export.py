@@ -154,7 +154,7 @@ def test_meta_says_what_it_is_and_how_it_was_checked(model, tiny_run):
     assert (meta["step"], meta["recipe"], meta["image_size"]) == (6, "paper", 64)
     assert (meta["measured_at"], meta["detect"]["image_sizes"]) == ([64, 96], [])
     assert meta["fingerprints"]["train"] == report["data"]["train"]["fingerprint"]
-    assert meta["verification"]["pictures"] == "8, of the validation split"
+    assert meta["verification"]["pictures"] == "8 images of the validation split"
     assert meta["verification"]["detections"] > 10
     forms = {"stablehlo", "jax"} | {name for name in ("onnxruntime", "openvino")
                                     if WITH_ONNX and find_spec(name)}  # fmt: skip
@@ -213,8 +213,8 @@ def test_auto_takes_the_fastest_that_passes_in_full_precision(model, tried):
     exported = open_exported(exported_elsewhere(model))
     assert exported.engine == "openvino"
     assert exported.why == (
-        "the fastest here: openvino 100 ms an image; onnxruntime 200 ms an image; "
-        "jax 300 ms an image"
+        "the fastest here: openvino 100 ms per image; onnxruntime 200 ms per image; "
+        "jax 300 ms per image"
     )
 
 
@@ -222,8 +222,8 @@ def test_auto_leaves_out_what_found_something_else_at_export(model, tried):
     folder = exported_elsewhere(model, openvino={"refused": "3 detections differ"})
     exported = open_exported(folder)
     assert exported.engine == "onnxruntime"
-    assert "openvino is out: 3 detections differ; onnxruntime 200 ms" in exported.why
-    assert open_exported(folder, "openvino").why == "it was asked for"
+    assert "openvino is excluded: 3 detections differ; onnxruntime 200 ms" in exported.why
+    assert open_exported(folder, "openvino").why == "it was chosen by name"
 
 
 def test_auto_times_nothing_that_the_export_timed_on_such_a_processor(model, tried):
@@ -232,13 +232,13 @@ def test_auto_times_nothing_that_the_export_timed_on_such_a_processor(model, tri
     folder.meta["verification"]["processor"] = engines.processor()
     exported = open_exported(folder)
     assert (exported.engine, tried) == ("onnxruntime", ["onnxruntime"])
-    assert exported.why.startswith("the fastest on this processor, by the export: ")
+    assert exported.why.startswith("the fastest on this CPU, measured by the export: ")
     assert "jax 200 ms" in exported.why
 
     folder.meta["verification"]["found"]["onnxruntime"] = {"refused": "it differs"}
     exported = open_exported(folder)
     assert exported.engine == "jax"
-    assert "onnxruntime is out: it differs; " in exported.why
+    assert "onnxruntime is excluded: it differs; " in exported.why
 
     del folder.meta["verification"]["found"]["jax"]  # so it has to be timed
     assert open_exported(folder).why.startswith("the fastest here: ")
@@ -258,13 +258,13 @@ def test_auto_goes_on_where_the_fastest_of_the_export_fails_here(model, tried, m
     monkeypatch.setattr(engines, "_tried", fails)
     exported = open_exported(folder)
     assert exported.engine == "jax"
-    assert "onnxruntime is out: it fails the probe" in exported.why
+    assert "onnxruntime is excluded: it fails the probe" in exported.why
 
 
 def test_auto_tries_jax_alone_without_an_onnx_model(model, tried):
     folder = read_folder(model)
     folder.files.pop(ONNX, None)
-    assert open_exported(folder).why == "the others read model.onnx, and there is none"
+    assert open_exported(folder).why == "the others need model.onnx, which is not in the folder"
     assert tried == ["jax"]
 
 
@@ -278,7 +278,9 @@ def test_an_engine_that_computes_something_else_is_refused(damaged):
     probe["probabilities"][0, 0, 0] += 2e-4
     safetensors.numpy.save_file(probe, folder / PROBE)
     seal()
-    with pytest.raises(UserError, match=r"engine jax boxes or scores are 0.0002 off"):
+    with pytest.raises(
+        UserError, match=r"engine jax, boxes or scores differ from those of the run by 0.0002"
+    ):
         open_exported(folder, engine="jax")
 
 
@@ -317,7 +319,7 @@ def test_predict_tells_its_engine_and_why(model, pictures, tmp_path, capsys):
     (tmp_path / "photo.jpg").write_bytes(pictures[0])
     words = ["--engine", "jax", str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "found")]
     assert main(["predict", "--model", str(model), *words]) == 0
-    assert "engine jax: it was asked for" in capsys.readouterr().out.splitlines()
+    assert "engine jax: it was chosen by name" in capsys.readouterr().out.splitlines()
 
 
 def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsys):
@@ -368,7 +370,7 @@ def test_what_a_killed_export_left_is_removed_and_the_work_of_another_is_not(
     monkeypatch.setattr(write, "_write_files", lambda *args, **words: {})
     monkeypatch.setattr(write, "_verified", lambda *args: {})
     if at_work:
-        with held(out / ".unfinished-x"), pytest.raises(UserError, match="something there"):
+        with held(out / ".unfinished-x"), pytest.raises(UserError, match="exists already"):
             write.export_run(tiny_run, out, archive=False)
         assert (out / ".unfinished-x/model/weights.safetensors").is_file()
     else:
@@ -389,10 +391,12 @@ def test_a_failed_check_leaves_nothing(tiny_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("out", ["x.tar.gz", "s3://bucket/x.tar.gz"])
 def test_a_detector_is_not_called_as_its_archive(out, tiny_run):
-    with pytest.raises(UserError, match=r"expected the name of a folder. Give --out \S*x, beside"):
+    with pytest.raises(
+        UserError, match=r"expected the name of a folder. Give --out \S*x; the archive"
+    ):
         write.export_run(tiny_run, out)
 
 
 def test_nothing_is_overwritten(tiny_run, model):
-    with pytest.raises(UserError, match="there is something there"):
+    with pytest.raises(UserError, match="exists already"):
         write.export_run(tiny_run, model)

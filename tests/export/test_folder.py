@@ -68,7 +68,7 @@ def test_equal_folders_give_equal_archives(folder, tmp_path):
 
 def test_what_is_not_listed_is_not_read(folder):
     (folder / "model.onnx").write_bytes(b"not of the export")
-    with pytest.raises(UserError, match=r"there is no model.onnx in it.*--onnx"):
+    with pytest.raises(UserError, match=r"has no model.onnx.*--onnx"):
         read_folder(folder).file("model.onnx")
 
 
@@ -77,17 +77,20 @@ def test_what_is_not_listed_is_not_read(folder):
     [
         (lambda folder: (folder / WEIGHTS).unlink(), "weights.safetensors is missing"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "is not the file that was exported"),
-        (lambda folder: (folder / META).unlink(), "no exported detector there"),
-        (lambda folder: (folder / META).write_text("[" * 100_000), "is no JSON"),
+        (lambda folder: (folder / META).unlink(), "is not an exported detector"),
+        (lambda folder: (folder / META).write_text("[" * 100_000), "is not JSON"),
         (lambda folder: (folder / META).write_text("[]"), "schema version None, expected 1"),
         (lambda folder: write_meta(folder, schema_version=2), "schema version 2, expected 1"),
         (lambda folder: write_meta(folder, schema_version=True), "schema version True, expected"),
         (lambda folder: write_meta(folder, classes=[]), "lacks classes"),
         (lambda folder: write_meta(folder, canvas=True), "lacks classes, canvas"),
-        (lambda folder: write_meta(folder, verification=[]), "has a verification without what"),
+        (
+            lambda folder: write_meta(folder, verification=[]),
+            "the verification in meta.json lacks the results",
+        ),
         (
             lambda folder: write_meta(folder, verification={"found": {"jax": 5}}),
-            "has a verification without what",
+            "the verification in meta.json lacks the results",
         ),
         (lambda folder: write_meta(folder, files={"../secret": {}}), "or the list of files"),
         (lambda folder: (folder / META).write_bytes(b" " * (2**24 + 1)), "more than 16,777,216"),
@@ -107,7 +110,10 @@ def test_damaged_folders_are_refused(folder, damage, message):
         ({"canvas": -1}, "config.data.canvas: got -1"),
         ({"detect": {"image_sizes": [300, 10**6]}}, "a side of more than 8192 px"),
         ({"detect": {"max_detections": 10**12}}, "more than 100,000 detections"),
-        ({"detect": {"max_detections": True}}, "detect.max_detections: got True, which is no"),
+        (
+            {"detect": {"max_detections": True}},
+            "detect.max_detections: got True, expected a number",
+        ),
         ({"detect": {"no_such_word": 1}}, "no_such_word"),
         ({"preprocess": {"mean": "x"}}, "preprocess.mean|mean"),
     ],
@@ -121,8 +127,14 @@ def test_impossible_settings_are_refused(folder, section, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("notes.txt", r"no exported detector there, it holds .*notes\.txt.*`ssd-jax export` wrote"),
-        ("model_algo_1-0000.params", r"it holds .*\.params.*`ssd-jax weights import`.*`ssd-jax ex"),
+        (
+            "notes.txt",
+            r"is not an exported detector; it contains .*notes\.txt.*`ssd-jax export` wrote",
+        ),
+        (
+            "model_algo_1-0000.params",
+            r"it contains .*\.params.*`ssd-jax weights import`.*`ssd-jax ex",
+        ),
     ],
 )
 @pytest.mark.parametrize("packed", [True, False])
@@ -140,7 +152,7 @@ def test_what_holds_no_detector_is_not_called_damaged(name, message, packed, tmp
 
 def test_the_class_of_an_own_backbone_is_named_and_never_imported(folder):
     write_meta(folder, model={"backbone": "antigravity:Net"})
-    with pytest.raises(UserError, match="antigravity:Net, which is not imported on behalf of a"):
+    with pytest.raises(UserError, match="antigravity:Net, and code that a file names"):
         open_exported(folder)
     assert "antigravity" not in sys.modules
     read = read_folder(folder)

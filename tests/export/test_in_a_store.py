@@ -172,9 +172,9 @@ def test_places_that_cannot_be_written_to(bucket, tiny_run, hasty_export, out, m
 def test_nothing_is_overwritten(bucket, tiny_run, tmp_path, hasty_export):
     put_text(tmp_path, "mine", "s3://bucket/taken/model/notes.txt")
     put_text(tmp_path, "mine", "s3://bucket/taken/packed.tar.gz")
-    with pytest.raises(UserError, match=r"taken/model\.tar\.gz: there is something there"):
+    with pytest.raises(UserError, match=r"taken/model\.tar\.gz exists already"):
         write.export_run(tiny_run, "s3://bucket/taken/model")
-    with pytest.raises(UserError, match=r"there is something there\. Choose another --out"):
+    with pytest.raises(UserError, match=r"exists already\. Choose another --out"):
         write.export_run(tiny_run, "s3://bucket/taken/packed")
     write.export_run(tiny_run, "s3://bucket/taken/packed", archive=False)
     assert names_below(bucket, "taken/packed") == {META, PROBE}
@@ -198,7 +198,7 @@ def test_an_upload_that_is_cut_leaves_nothing(bucket, tiny_run, hasty_export, mo
 def test_where_nothing_is_nothing_is_opened(bucket, tmp_path):
     with pytest.raises(UserError, match="there is no such object, prefix or bucket"):
         read_folder("s3://bucket/models/none")
-    with pytest.raises(UserError, match=f"{RUN}: no exported detector there"):
+    with pytest.raises(UserError, match=f"{RUN} is not an exported detector"):
         read_folder(RUN)
 
 
@@ -234,7 +234,7 @@ def test_runs_side_by_side(bucket, tiny_run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["page", "--workdir", "s3://bucket/none"], "s3://bucket/none: nothing is there"),
+        (["page", "--workdir", "s3://bucket/none"], "s3://bucket/none: there is nothing there"),
         (["page", "--workdir", "https://host/run"], "https://host/run: cannot be written to"),
         (["compare", RUN, "https://host/run"], "https://host/run: has no folders to list"),
         (["compare", RUN, "--out", "https://host/out"], "https://host/out: cannot be written to"),

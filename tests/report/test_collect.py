@@ -196,7 +196,7 @@ def test_a_run_that_has_told_nothing_yet_is_one_too(tmp_path):
 def test_a_report_that_was_cut_off_is_no_traceback(tmp_path):
     path = make_run(tmp_path / "pets") / "report.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(UserError, match=r"report\.json: it is no report of a run, or a part of"):
+    with pytest.raises(UserError, match=r"report\.json: this is not a complete report of a run"):
         open_run(tmp_path / "pets")
 
 
@@ -218,11 +218,11 @@ def test_what_the_command_cannot_repeat_is_told_beside_it(tmp_path):
         notes,
         (
             "The loss was a function of the program that started the run, mine.focal",
-            "The program that started the run gave the images",
+            "The images came from the program that started the run",
             "import them into the new folder first",
             "From step 7 on the run had other settings (epochs)",
             f"JAX_NUM_CPU_DEVICES={jax.device_count()} before the command",
-            "In its environment was JAX_PLATFORMS=cpu",
+            "These environment variables were set: JAX_PLATFORMS=cpu",
         ),
         strict=True,
     ):
@@ -230,5 +230,5 @@ def test_what_the_command_cannot_repeat_is_told_beside_it(tmp_path):
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json there"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         open_run(tmp_path)

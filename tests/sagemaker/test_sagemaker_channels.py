@@ -119,7 +119,7 @@ def test_the_attribute_of_a_manifest_with_several(root, written):
     give(root, dict.fromkeys(("train", "validation"), kind))
     assert open_data(find_channels(root).train).object_counts.tolist() == [1]
     give(root, {"train": channel(AttributeNames="second"), "validation": {}})
-    with pytest.raises(UserError, match=r"train, AttributeNames: it is 'second'\. Expected the"):
+    with pytest.raises(UserError, match=r"train, AttributeNames: got 'second'\. Expected the"):
         find_channels(root)
 
 
@@ -184,7 +184,7 @@ def test_without_a_run_to_go_on_with_a_stream_is_read_anew(root, written):
     assert not (root / "pipe/train").exists()
 
 
-ORDER = r"expected an image, JPEG or PNG, and then its annotation.*AttributeNames"
+ORDER = r"expected images .JPEG or PNG., each followed by its annotation.*AttributeNames"
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ ORDER = r"expected an image, JPEG or PNG, and then its annotation.*AttributeName
     [
         (lambda pairs: [each for pair in pairs for each in pair[::-1]], f"record 0: .*{ORDER}"),
         (lambda pairs: [image for image, _ in pairs], f"record 1: the JSON cannot.*{ORDER}"),
-        (lambda pairs: [text for _, text in pairs], f"record 0: it is a JSON text; {ORDER}"),
+        (lambda pairs: [text for _, text in pairs], f"record 0: got a JSON text; {ORDER}"),
         (
             lambda pairs: [*pairs[0], pairs[1][1], pairs[1][1]],
-            f"record 2: it begins with .*{ORDER}",
+            f"record 2: got a record that begins with .*{ORDER}",
         ),
-        (lambda pairs: [*pairs[0], pairs[1][0]], f"record 3: there is none; {ORDER}"),
+        (lambda pairs: [*pairs[0], pairs[1][0]], f"record 3: the stream ends here; {ORDER}"),
         (lambda pairs: [b"no records at all"], "train_0, byte 0: .* expected RecordIO"),
         (lambda pairs: [pairs[0][0][:-8]], "train_0, byte 0: .* is cut off at byte"),
         (lambda pairs: [], "train_0: the stream is empty"),
@@ -279,5 +279,5 @@ def test_a_config_that_is_not_there_is_named(root):
 def test_a_config_that_is_no_json_is_named(root):
     (root / "input/config").mkdir()
     (root / "input/config/inputdataconfig.json").write_text("{")
-    with pytest.raises(UserError, match=r"inputdataconfig\.json: it cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"inputdataconfig\.json cannot be read as JSON"):
         find_channels(root)

@@ -143,11 +143,11 @@ def exports(monkeypatch):
 @pytest.mark.parametrize(
     ("missing", "failing", "stopped", "onnx", "why"),
     [
-        ((), set(), False, [True], "with an ONNX form"),
+        ((), set(), False, [True], "with an ONNX model"),
         (("onnx", "onnxruntime"), set(), False, [False], "onnx, onnxruntime of the extra onnx"),
         (("onnxruntime",), set(), False, [False], ": onnxruntime of the extra onnx is not"),
-        ((), {"--onnx"}, False, [True, False], "JAX alone can run it: it finds something else"),
-        ((), set(), True, [False], "a job that was stopped"),
+        ((), {"--onnx"}, False, [True, False], "only JAX can run it: it finds something else"),
+        ((), set(), True, [False], "a stopped job has no time"),
     ],
 )
 def test_a_job_leaves_an_onnx_model_where_it_can(

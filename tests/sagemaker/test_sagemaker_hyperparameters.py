@@ -299,5 +299,5 @@ def test_layers_are_frozen_by_the_beginning_of_either_name(pattern, frozen):
 
 
 def test_the_names_of_the_other_network_freeze_nothing_and_are_refused():
-    with pytest.raises(UserError, match="'conv1_' is at the start of no name"):
+    with pytest.raises(UserError, match="'conv1_' does not match the start of any"):
         frozen_paths("conv1_", "resnet50_v2", ["params/backbone/conv0/kernel"])

@@ -210,7 +210,7 @@ def test_every_host_has_them_in_the_same_order(tmp_path):
     [
         ({"hosts": ["a"]}, "expected current_host and the list hosts"),
         ({"hosts": 1, "current_host": "a"}, "expected current_host and the list hosts"),
-        ({"hosts": ["a"], "current_host": "b"}, r"current_host 'b' is none of \['a'\]"),
+        ({"hosts": ["a"], "current_host": "b"}, r"current_host 'b' is not one of \['a'\]"),
     ],
 )
 def test_hosts_that_make_no_sense_are_refused(resources, message, tmp_path):

@@ -146,7 +146,7 @@ def test_a_fault_of_the_server_itself():
     engine = PaintedEngine()
     engine.meta = {"step": object()}  # no JSON
     answer = asked(Service(engine, batches=[1]), "/metadata")
-    assert (answer.status_code, "its log tells why" in answer.json()["error"]) == (500, True)
+    assert (answer.status_code, "see its log" in answer.json()["error"]) == (500, True)
 
 
 def test_the_pages_can_load_nothing_from_elsewhere():

@@ -49,7 +49,7 @@ def test_parts_that_are_no_files_are_told():
         split((named("; name=note") + "\r\nContent-Type: text/plain", "value"))
     with pytest.raises(HTTPException, match="got no file, but '', expected files"):
         split((named("; filename*=punycode''x"), "value"))
-    with pytest.raises(HTTPException, match=f"more than {MOST_FIELDS} parts that are no files"):
+    with pytest.raises(HTTPException, match=f"more than {MOST_FIELDS} parts that are not files"):
         split(*[("Content-Type: text/plain", "value")] * (MOST_FIELDS + 1))
 
 

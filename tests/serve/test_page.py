@@ -91,6 +91,6 @@ def test_a_picture_is_dropped_and_boxes_are_seen(server, browser, tmp_path):
 def test_the_interface_is_shown(server, browser):
     browser.get(f"{server.url}/docs")
     wait(browser, lambda: "POST /invocations" in shown(browser, "operations"))
-    assert "Needs the token." in shown(browser, "operations")
+    assert "Requires the token." in shown(browser, "operations")
     refused = [told for told in browser.get_log("browser") if "Content Security" in told["message"]]
     assert not refused

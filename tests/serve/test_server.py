@@ -109,7 +109,7 @@ def test_of_many_requests_each_gets_its_own_answer(server):
         (form(picture(), picture(), end=b""), FORM, 400, "ends before its closing boundary"),
         (form(picture(), picture())[:-40], FORM, 400, "ends before its closing boundary"),
         # It is not read to its end, which is none.
-        (form(*[b""] * 5, end=b"--x junk"), FORM, 400, "more than 3 pictures, expected 3 at most"),
+        (form(*[b""] * 5, end=b"--x junk"), FORM, 400, "more than 3 images, expected 3 at most"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(server, body, content_type, status, why):
@@ -168,7 +168,7 @@ def test_several_pictures_in_one_request(server):
 
 def test_too_many_pictures_or_parts_that_are_none(server):
     answer = several(server, *[("a", picture())] * 4)
-    assert (answer.status_code, "more than 3 pictures, expected 3" in answer.text) == (400, True)
+    assert (answer.status_code, "more than 3 images, expected 3" in answer.text) == (400, True)
     fields = {"name": (None, "value")}
     answer = server.client.post("/invocations", files=fields)
     assert (answer.status_code, "got no file, but 'name', expected" in answer.text) == (400, True)
@@ -241,7 +241,7 @@ def test_more_than_can_be_answered_in_time(slow_server):
     # One is computed in 0.6 s, so two within 1.5 s, and three are let in.
     assert [each.status_code for each in by_status] == [200, 200, 503, 503, 504]
     assert by_status[2].headers["retry-after"] == "2"
-    assert "3 pictures are waiting" in by_status[2].json()["error"]
+    assert "3 images are waiting" in by_status[2].json()["error"]
     assert "within 1.5 seconds" in by_status[4].json()["error"]
     redness(slow_server.post(picture()))
 

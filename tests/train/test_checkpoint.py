@@ -100,7 +100,7 @@ def test_a_folder_without_checkpoints_says_what_to_do(tmp_path):
 
 def test_a_run_that_changes_its_metric_compares_by_the_new_one(saved, state):
     with Checkpoints(saved, metric="other", keep_latest=1) as checkpoints:
-        with pytest.raises(UserError, match="no checkpoint there was evaluated by other, so none"):
+        with pytest.raises(UserError, match="none of its checkpoints was evaluated by other"):
             checkpoints.select("best")
         for step in (6, 7, 8):
             save(checkpoints, state, step, 0.1)

@@ -52,8 +52,8 @@ def test_the_message_names_what_is_not_finite_the_images_of_all_and_the_options(
         )
     )  # fmt: skip
     assert message.startswith("step 5: gradient_norm nan, so training stops (loss 3.9e+21, lr 0.5;")
-    assert f"The batch held {source.names[0]}, of_process_1. " in message
-    assert "nonfinite.json (of further processes nonfinite_process_N.json)" in message
+    assert f"Images of the batch: {source.names[0]}, of_process_1. " in message
+    assert "nonfinite.json (of the other processes: nonfinite_process_N.json)" in message
     change = " --change optimizer.learning_rate" if trained else ""
     assert f"(--config.optimizer.learning_rate=0.05{change})" in message
     # Who clips the gradient is not told to.

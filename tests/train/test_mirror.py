@@ -185,7 +185,7 @@ def test_the_machine_that_has_more_than_the_store_goes_on_with_it(bucket, state,
     with workdir_to_write(URL) as workdir:
         save(workdir, state, 1)
     fault = Fault(monkeypatch, "checkpoints/2/manifest.json")
-    with pytest.raises(UserError, match="goes on with the upload"):
+    with pytest.raises(UserError, match="continues the upload"):
         run_until_the_line_is_cut(state, fault)
     assert steps_in(bucket) == {1}
     fault.part = ""
@@ -206,7 +206,7 @@ def test_a_run_that_was_removed_from_the_store_does_not_come_back(bucket, state)
 
 def test_a_run_of_which_nothing_could_be_uploaded_is_not_lost(bucket, state, monkeypatch):
     fault = Fault(monkeypatch, "checkpoints")
-    with pytest.raises(UserError, match="goes on with the upload"):
+    with pytest.raises(UserError, match="continues the upload"):
         run_until_the_line_is_cut(state, fault)
     assert content(bucket) == {}
     fault.part = ""
@@ -231,14 +231,14 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_store(bucket, monkeypat
 def test_a_second_run_on_the_same_machine_is_refused(bucket):
     with (
         workdir_to_write(URL),
-        pytest.raises(UserError, match=f"{URL}: another process trains there"),
+        pytest.raises(UserError, match=f"{URL}: another process is training there"),
         workdir_to_write(f"{URL}/"),
     ):
         pass
 
 
 def test_places_that_cannot_hold_a_run_are_told(bucket):
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="there is nothing there"):
         workdir_to_read(URL)
     with pytest.raises(UserError, match="no such object, prefix or bucket"):
         workdir_to_read("s3://nobucket/run")
