@@ -30,7 +30,7 @@ def add(verbs) -> None:
         "predict",
         _predict,
         "detect objects in images and videos",
-        example="ssd-jax predict --workdir runs/bccd photo.jpg film.mp4 --out found/",
+        example="ssd-jax predict --workdir runs/bccd photo.jpg video.mp4 --out found/",
         note=FORMATS,
     )
     detector_arguments(predict)

@@ -129,7 +129,7 @@ def speed(evaluation: Evaluation) -> dict[str, float]:
 def results_dict(
     evaluation: Evaluation, diagnosis: ErrorAnalysis, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything for a JSON file; docs/evaluation.md explains it."""
+    """Everything for a JSON file; docs/reports.md explains it."""
     return {
         "metrics": summary(evaluation, classes),
         "protocol": evaluation.result.protocol.to_dict(),

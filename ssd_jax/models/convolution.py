@@ -31,9 +31,9 @@ def convolution(
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, for its `conv_general_dilated`.
 
     On CPUs two cases are computed as matrix products, because XLA is slow at them
-    (docs/performance.md): a kernel of 1x1, which XLA computes on one core, and the gradient of any
-    kernel, which for XLA is a convolution whose window is a whole feature map. Other devices use
-    XLA's convolution, and so do layers so small that the longer compilation would not pay off.
+    (experiments/speed/README.md): a kernel of 1x1, which XLA computes on one core, and the gradient
+    of any kernel, which for XLA is a convolution whose window is a whole feature map. Other devices
+    use XLA's convolution, and so do layers so small that the longer compilation would not pay off.
     """
     del others  # one group, no dilated images, the default precision, the layout NHWC
     settings = tuple(window_strides), tuple(padding), tuple(rhs_dilation)

@@ -73,7 +73,7 @@ def unit_output_factors(
     (experiments/voc300/README.md). This is for random layers on top of pretrained ones. The
     activations of Caffe's VGG16 are in the hundreds; after random layers the initial loss is many
     times log(classes), and the fastest way to lower it is to kill the channels of the pretrained
-    layers, most of which were still dead 500 steps later (docs/weights.md).
+    layers, most of which were still dead 500 steps later (experiments/voc300/README.md).
     """
 
     @jax.jit

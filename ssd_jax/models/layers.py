@@ -83,8 +83,8 @@ def rectify(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """ReLU whose gradient tests where its result is 0, not where `x` is positive.
 
     Training then stores only the result, which the next layer stores anyway. If the gradient tested
-    whether the result is positive, XLA would use `x` again (docs/performance.md, "Compiled for a
-    GPU").
+    whether the result is positive, XLA would use `x` again (experiments/speed/README.md, "Compiled
+    for a GPU").
     """
     return jnp.maximum(x, 0)
 

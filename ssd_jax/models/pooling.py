@@ -24,7 +24,8 @@ def max_pool(
 
     Rounding down and up are the pooling conventions "valid" and "full" of MXNet. Of equal maxima in
     a window the first gets the gradient. It is found by comparisons, because XLA searches on one
-    core of a CPU, and on a GPU writes maps of indices and scatters by them (docs/performance.md).
+    core of a CPU, and on a GPU writes maps of indices and scatters by them
+    (experiments/speed/README.md).
     """
     rests = [-(side + 2 * padding - window) % stride if round_up else 0 for side in x.shape[1:3]]
     top, left = ((padding, padding + rest) for rest in rests)

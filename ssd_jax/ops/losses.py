@@ -56,7 +56,7 @@ def mine_hard_negatives(
 
     This selects the first few places of a sort without sorting: the probability of the last place
     is found three bits at a time, in a twentieth of the time of an argsort on a CPU. More bits per
-    round mean fewer kernels on a GPU, but more comparisons (docs/performance.md).
+    round mean fewer kernels on a GPU, but more comparisons (experiments/speed/README.md).
     """
     if negatives_per_positive <= 0:
         return negative

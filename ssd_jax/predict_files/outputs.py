@@ -176,7 +176,7 @@ def draw(results: Results, out: pathlib.Path, classes: Sequence[str], *, score: 
     for item, frames in _by_item(results):
         drawings = ((result, _drawing(result, classes, score)) for result in frames)
         if item.is_video:
-            yield from _write_film(drawings, drawn_path(out, item))
+            yield from _write_video(drawings, drawn_path(out, item))
         else:
             for result, drawing in drawings:
                 with whole_file(drawn_path(out, item)) as part:
@@ -241,7 +241,7 @@ def _drawing(result: Result, classes: Sequence[str], score: float) -> UInt8[np.n
     )
 
 
-def _write_film(
+def _write_video(
     drawings: Iterable[tuple[Result, UInt8[np.ndarray, "h w 3"]]], path: pathlib.Path
 ) -> Results:
     with contextlib.ExitStack() as stack:

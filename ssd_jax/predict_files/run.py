@@ -81,9 +81,9 @@ def run_transform(
       UserError: as in `run_prediction`, and if a place is a video.
     """
     items = find_items(places, key="name")
-    if films := [item.place for item in items if item.is_video]:
+    if videos := [item.place for item in items if item.is_video]:
         raise UserError(
-            f"{films[0]}: a batch transform takes images. Choose another --format for videos."
+            f"{videos[0]}: a batch transform takes images. Choose another --format for videos."
         )
     waiting = outputs.not_transformed(items, out)
     if len(waiting) < len(items):

@@ -186,5 +186,5 @@ def waiting_hint(records: Sequence[dict[str, Any]]) -> str:
     return (
         f"{waited:.0%} of the time the devices waited for images, which are decoded again in each "
         "epoch. If they fit in memory, --config.data.cache=ram or device keeps them "
-        "(docs/data.md); if there are more cores, --config.data.threads uses them for decoding."
+        "(docs/training.md); if there are more cores, --config.data.threads uses them for decoding."
     )
