@@ -84,8 +84,11 @@ def test_it_takes_its_place_and_begins_with_its_own_values():
         ("own_net:Stride", r"has no flax\.linen\.Module Stride\. The nearest name is Strided"),
         ("own_net:function", "has no flax.linen.Module function"),
         ("own_net:Bare", "Bare has no field `style`"),
-        ("own_net:OneMap", r"OneMap gave \w+, expected a tuple of maps \[1, height"),
-        ("own_net:Upwards", r"Upwards gave \[\(1, 8, 8, 3\), \(1, 64, 64, 3\)\], .*finest first"),
+        ("own_net:OneMap", r"OneMap returned \w+, expected a tuple of maps \[1, height"),
+        (
+            "own_net:Upwards",
+            r"Upwards returned \[\(1, 8, 8, 3\), \(1, 64, 64, 3\)\], .*finest first",
+        ),
     ],
 )
 def test_what_is_no_backbone_is_refused(name, message):
