@@ -181,7 +181,7 @@ def check_goes_on(
             if now and now != before.get(split, now):
                 raise AnotherRun(
                     f"{workdir}: the run there was started with other data: the {of} of {split} "
-                    f"now have the fingerprint {now}, and had {before[split]}",
+                    f"have the fingerprint {now}, but had {before[split]}",
                     "Resume with the same data, or choose another --workdir.",
                 )
     _check_state(config, changes, sources["train"], mesh)

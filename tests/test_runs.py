@@ -286,7 +286,7 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_told_before_data_is_r
 
 def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():
     gpus = Mock(spec=Mesh, size=4, devices=np.full(4, Mock(platform="gpu")))
-    with pytest.raises(UserError, match="all but 2 devices: CUDA_VISIBLE_DEVICES=0,1"):
+    with pytest.raises(UserError, match="use only 2 devices: CUDA_VISIBLE_DEVICES=0,1"):
         check_divides(10, gpus)
 
 

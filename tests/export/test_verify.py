@@ -89,7 +89,7 @@ def test_only_openvino_may_find_something_else(differs, is_fatal, monkeypatch):
     monkeypatch.setattr(verify, "installed_engines", lambda folder: ("jax", differs))
     monkeypatch.setattr(verify, "open_exported", opened)
     if is_fatal:
-        with pytest.raises(UserError, match="onnxruntime, picture 0: 6 of the 6 detections"):
+        with pytest.raises(UserError, match="onnxruntime, image 0: 6 of the 6 detections"):
             verify._check(folder, cases)
     else:
         results = verify._check(folder, cases)
