@@ -119,7 +119,7 @@ def test_a_run_tells_what_the_doctor_warns_of(shapes):
     assert "1 x " not in warning
     source.findings = {"SSD174": 1234, "SSD178": 1}
     _, warning = describe_data(config, {"train": source})
-    told = "of 1,234 x SSD174 (image that stands twice), SSD178 (images without objects); "
+    told = "1,234 x SSD174 (image that stands twice), SSD178 (images without objects); "
     assert told in warning
     command = f"ssd-jax doctor {shapes} --split train --classes cross,ring,triangle,lamp"
     assert f"`{command}` shows them" in warning
