@@ -21,7 +21,7 @@ from ssd_jax.sharding import make_mesh
 def test_statistics_of_a_single_value_are_told(shapes, group, batch_norm, told):
     config = tiny_config(shapes, model__batch_norm=batch_norm, model__batch_norm_group=group)
     warnings = network_warnings(config, build_network(config, 3))
-    assert [warning[:26] for warning in warnings] == ["BatchNorm over one image has"] * told
+    assert [warning[:28] for warning in warnings] == ["BatchNorm over one image has"] * told
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():
 def test_a_canvas_smaller_than_the_network_is_told(shapes):
     config = tiny_config(shapes, data__canvas=48)
     line = describe_data(config, {"train": build_source(config, "train")})[-1]
-    assert "data.canvas = 48 px, and then up again to model.image_size = 64" in line
+    assert "data.canvas = 48 px and then up again to model.image_size = 64" in line
 
 
 def test_a_cache_that_does_not_fit_is_refused(shapes, tmp_path):

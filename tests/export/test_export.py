@@ -326,7 +326,7 @@ def test_the_check_finds_a_difference(model, pictures, expected, tmp_path, capsy
     canvas, extent = (np.array([each[field] for each in decoded]) for field in (0, 1))
     verify.write_cases(tmp_path / "cases", canvas, extent.astype(np.int32), moved)
     assert verify.main(str(model), str(tmp_path / "cases")) == 1
-    assert "stablehlo, picture 0" in capsys.readouterr().err
+    assert "stablehlo, image 0" in capsys.readouterr().err
 
 
 def test_a_move_that_fails_tells_why_and_leaves_nothing_of_it(tiny_run, tmp_path, monkeypatch):
