@@ -91,7 +91,7 @@ def test_smooth_l1(path):
 
     def box_loss(error):
         deltas = jnp.zeros((1, 4)).at[0, 0].set(error)
-        return multibox_loss(deltas, jnp.zeros((1, 2)), targets).box_loss
+        return multibox_loss(deltas, jnp.zeros((1, 2)), targets, jnp.zeros((1, 4))).box_loss
 
     got = jax.jit(jax.vmap(jax.value_and_grad(box_loss)))(jnp.asarray(errors))
     assert_close(got, (losses, slopes))

@@ -9,7 +9,7 @@ from ssd_jax.cli import main
 def test_what_a_batch_transform_does_not_do(words, tmp_path, capsys):
     transform = ["predict", "--workdir", "run", "1.jpg", "--format", "transform"]
     assert main([*transform, "--out", str(tmp_path), *words]) == 2
-    assert f"{words[0]}: a batch transform" in capsys.readouterr().err
+    assert f"{words[0]}: --format transform" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
         build_config(other, find_channels(root), assignments=[*assignments, change])
     config.preprocess.mean = (0.0, 0.0, 0.0)
     with pytest.raises(
-        UserError, match=r"config\.preprocess\.mean is \(0\.0, 0\.0, 0\.0\), in that"
+        UserError, match=r"config\.preprocess\.mean is \(0\.0, 0\.0, 0\.0\), but \(123"
     ):
         start_from(variables, config.weights.path, config=config)
 

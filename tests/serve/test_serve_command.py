@@ -99,7 +99,7 @@ def test_options_of_the_other_kind_of_detector(arguments, message, capsys):
 
 def test_a_folder_without_a_model_is_one_message(tmp_path, capsys):
     assert main(["serve", "--model", str(tmp_path), "--port", "0"]) == 2
-    assert f"serve: error: {tmp_path}: " in capsys.readouterr().err
+    assert f"serve: error: {tmp_path} is not an exported detector" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_opened(capsys):

@@ -163,7 +163,7 @@ def test_stopped_anywhere_a_run_goes_on_as_if_it_had_not_been(where, step):
     unbroken, run = Run(), Run()
     unbroken.train()
     setattr(run, where, terminate(step))
-    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step \d+ of 10\. All"):
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step \d+ of 10\. The training"):
         run.train()
     # A step is finished first; an evaluation is not, so that its step has no metric yet.
     stopped_at = step + 1 if where == "at_step" else step
