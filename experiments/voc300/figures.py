@@ -178,5 +178,5 @@ def draw_ablation(rows: list[dict[str, Any]], scale: Scale, path: pathlib.Path) 
         axes.set_xlabel(
             "difference from best with the same seed, points of mAP@.5 (VOC07 11-point)"
         )
-        axes.set_title(textwrap.fill(described(scale), 80), fontsize="medium")
+        axes.set_title(textwrap.fill(described(scale), 60), fontsize="medium")
         save_plot(figure, path)
