@@ -134,6 +134,7 @@ def test_true_and_false_may_be_lower_case(text):
         ("loss.box_loss", "iou", "nearest is"),
         ("loss.label_smoothing", "1.5", "from 0 to 1"),
         ("optimizer.ema_decay", "1.0", "less than 1"),
+        ("model.batch_norm_momentum", "1.0", "less than 1"),
         ("augment.mosaic.scale", "(0.5, 2.0)", "from 1 to 2"),
         ("detect.nms", "soft", "one of hard, linear, gaussian"),
         ("detect.soft_nms_sigma", "0.0", "more than 0"),
