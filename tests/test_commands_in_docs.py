@@ -1,6 +1,7 @@
 """The commands that the docs give are such as the command line takes."""
 
 import pathlib
+import pkgutil
 import re
 import shlex
 
@@ -27,6 +28,25 @@ def test_the_command_line_takes_the_commands_of_the_docs(path):
     for words in commands(path.read_text()):
         _, rest = build_parser().parse_known_args(words)
         assert {name for name, _ in split_assignments(rest)} <= known.keys()
+
+
+def names(text):
+    """What the text imports from the package, and what it calls by its dotted name."""
+    for module, imported in re.findall(r"^ *from (ssd_jax[\w.]*) import ([\w, ]+)", text, re.M):
+        yield from (f"{module}.{name.strip()}" for name in imported.split(","))
+    yield from re.findall(r"`(ssd_jax(?:\.\w+)+)`", text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_names_in_the_docs_are_those_of_the_package(path):
+    for name in names(path.read_text()):
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_files_in_the_docs_are_there(path):
+    places = re.findall(r"`((?:ssd_jax|experiments|configs|tests)/[\w/.]+\.\w+)`", path.read_text())
+    assert [place for place in places if not (ROOT / place).exists()] == []
 
 
 def test_the_commands_of_the_docs_are_found():
