@@ -262,6 +262,12 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+def tell(text: object) -> None:
+    """Prints on the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def run_facts(config: ConfigDict) -> dict[str, Any]:
     """The versions, the code and the settings of a process."""
     package = pathlib.Path(ssd_jax.__file__).parent

@@ -13,7 +13,7 @@ from ssd_jax.config import CONFIG_FILE, read_config
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, build_network, build_predict
 from ssd_jax.predict import OnPictures
-from ssd_jax.run_log import CHECKPOINTS_FOLDER
+from ssd_jax.runs.log import CHECKPOINTS_FOLDER
 from ssd_jax.sharding import make_mesh, replicated
 from ssd_jax.train.checkpoint import Checkpoints
 from ssd_jax.types import Detections

@@ -13,7 +13,6 @@ from ssd_jax.caches import cache_folder
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data, split_of_role
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
-from ssd_jax.describe_data import doctor_command
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, anchors_at
@@ -21,6 +20,7 @@ from ssd_jax.ops.augment import Augmentation
 from ssd_jax.ops.colour import Distort, Jitter
 from ssd_jax.ops.crop import Crop, Expand
 from ssd_jax.ops.mosaic import Mosaic
+from ssd_jax.runs.describe_data import doctor_command
 from ssd_jax.sharding import BATCH_AXIS
 from ssd_jax.train import optimizer as optimizers
 from ssd_jax.train.hooks import Augment, Loss

@@ -78,7 +78,9 @@ def quick_steps():
     from ssd_jax.train.compiled import compile_step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssd_jax.runs.compile_step", functools.partial(compile_step, options=QUICK))
+        patch.setattr(
+            "ssd_jax.runs.training.compile_step", functools.partial(compile_step, options=QUICK)
+        )
         yield
 
 
@@ -87,7 +89,7 @@ def optimised_steps(monkeypatch):
     """A run of this test compiles its step as a user's does."""
     from ssd_jax.train.compiled import compile_step
 
-    monkeypatch.setattr("ssd_jax.runs.compile_step", compile_step)
+    monkeypatch.setattr("ssd_jax.runs.training.compile_step", compile_step)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +108,7 @@ def tiny_run(shapes, of_all_workers, tmp_path_factory, quick_steps) -> pathlib.P
     """The folder of a finished run on one device: trained once, and a copy for each worker."""
     from tiny import tiny_config
 
-    from ssd_jax.runs import run_training
+    from ssd_jax.runs.training import run_training
     from ssd_jax.sharding import make_mesh
 
     def train(folder):

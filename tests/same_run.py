@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ssd_jax.detector import load_trained
-from ssd_jax.run_log import read_metrics
+from ssd_jax.runs.log import read_metrics
 from ssd_jax.sharding import make_mesh
 
 MACHINE = (

@@ -14,7 +14,7 @@ from ssd_jax import experiment
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
-from ssd_jax.runs import run_training
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh, put_batch, shardings_of
 from ssd_jax.train.checkpoint import Checkpoints
 

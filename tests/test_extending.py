@@ -19,8 +19,8 @@ from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
 from ssd_jax.export.exported import open_exported
 from ssd_jax.report.starts import read_starts
-from ssd_jax.run_log import read_metrics
-from ssd_jax.runs import run_training
+from ssd_jax.runs.log import read_metrics
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.compiled import compile_step
 
@@ -34,8 +34,10 @@ def page(shapes, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        patch.setattr("ssd_jax.runs.compile_step", functools.partial(compile_step, options=QUICK))
-        patch.setattr("ssd_jax.runs.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+        patch.setattr(
+            "ssd_jax.runs.training.compile_step", functools.partial(compile_step, options=QUICK)
+        )
+        patch.setattr("ssd_jax.runs.training.make_mesh", lambda: make_mesh(jax.devices()[:1]))
         small = {"model__backbone": "small", "model__width": 0.1, "model__batch_norm": "none"}
         small |= {"log_every_steps": 5, "steps": 10}
         patch.setattr(configs, "load_config", lambda _: tiny_config(shapes, **small))

@@ -28,7 +28,7 @@ FLOORS = (
         "data.remote",
         "data.findings",
         "config",
-        "run_log",
+        "runs.log",
         "visualize.style",
         "evaluation.voc",
         "evaluation.coco",
@@ -79,14 +79,14 @@ FLOORS = (
         "train.compiled",
         "train.checkpoint",
         "train.divergence",
-        "doctor_report",
+        "data.doctor_report",
     ),
     ("train.loop", "visualize.run", "report"),
-    ("describe_data", "network", "experiment"),
-    ("detector", "training_data"),
-    ("outcome", "importing", "export", "same_run"),
-    ("before_training", "first_state"),
-    ("runs", "dry_run", "serve", "roofline", "benchmark"),
+    ("runs.describe_data", "network", "experiment"),
+    ("detector", "runs.training_data"),
+    ("runs.outcome", "importing", "export", "runs.same_run"),
+    ("runs.before_training", "runs.first_state"),
+    ("runs.training", "runs.dry_run", "serve", "benchmark"),
     ("predict_files",),
     ("sagemaker",),
     ("commands",),
@@ -94,7 +94,7 @@ FLOORS = (
     ("__main__",),
 )
 # Beyond the floors: rooms that know nobody but the lowest floor.
-ALONE = ("ops", "data.sources", "models", "config", "run_log", "evaluation.voc")
+ALONE = ("ops", "data.sources", "models", "config", "runs.log", "evaluation.voc")
 WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.decode", "data.codes",
                "data.shapes", "evaluation.voc", "evaluation.coco", "evaluation.sizes",
                "evaluation.errors", "evaluation.thresholds", "evaluation.metrics",

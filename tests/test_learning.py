@@ -7,7 +7,7 @@ import pytest
 
 from ssd_jax.config import load_config
 from ssd_jax.data.shapes import write_shapes
-from ssd_jax.runs import run_training
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"

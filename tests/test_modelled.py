@@ -3,7 +3,7 @@
 import pytest
 from scripts import script
 
-from ssd_jax.roofline import Kernel
+from ssd_jax.benchmark.roofline import Kernel
 
 
 @pytest.fixture

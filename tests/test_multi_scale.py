@@ -10,14 +10,15 @@ from hlo import QUICK
 from same_run import assert_same_run
 from tiny import tiny_config
 
-from ssd_jax import experiment, runs
+from ssd_jax import experiment
 from ssd_jax.config import load_config
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import anchors_at, build_network, build_predict
 from ssd_jax.ops.boxes import iou_matrix
-from ssd_jax.runs import run_training
+from ssd_jax.runs import training
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh, put_replicated
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
@@ -121,7 +122,7 @@ def test_every_size_is_compiled_ahead_and_its_memory_told(shapes, capsys):
         size: lambda state, batch, size=size: (state.replace(step=state.step + size), {})
         for size in SIZES
     }
-    program = runs.compiled_steps(
+    program = training.compiled_steps(
         steps, state, config, experiment.build_source(config, "train"), mesh
     )
     first, second, third, fourth = map(program, range(4))  # 64, 64, 96, 96, as drawn above

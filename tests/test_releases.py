@@ -13,8 +13,8 @@ from ssd_jax.detector import Detector
 from ssd_jax.report.collect import open_run
 from ssd_jax.report.page import run_page
 from ssd_jax.report.starts import read_starts
-from ssd_jax.run_log import read_metrics
-from ssd_jax.runs import run_training
+from ssd_jax.runs.log import read_metrics
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 
 RELEASES = sorted(path.parent for path in pathlib.Path(__file__).parent.glob("releases/*/run.*"))

@@ -309,7 +309,7 @@ def test_a_row_that_does_not_fit_does_not_keep_other_runs_from_theirs(
     def out_of_memory(config, workdir):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
 
-    monkeypatch.setattr("ssd_jax.runs.run_training", out_of_memory)
+    monkeypatch.setattr("ssd_jax.runs.training.run_training", out_of_memory)
     rows = ["--rows", "paper_vgg16_16", "paper_vgg16_64", "--seeds", "1"]
     assert voc_table.main(["--out", str(tmp_path), *rows]) == 2
     told = capsys.readouterr().err
@@ -319,6 +319,6 @@ def test_a_row_that_does_not_fit_does_not_keep_other_runs_from_theirs(
     def broken(config, workdir):
         raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
 
-    monkeypatch.setattr("ssd_jax.runs.run_training", broken)
+    monkeypatch.setattr("ssd_jax.runs.training.run_training", broken)
     with pytest.raises(jax.errors.JaxRuntimeError):
         voc_table.main(["--out", str(tmp_path), *rows])

@@ -12,8 +12,7 @@ import jax
 from compiled_for_gpu import traced_step
 
 from ssd_jax import config as configs
-from ssd_jax.config_check import check
-from ssd_jax.roofline import (
+from ssd_jax.benchmark.roofline import (
     grouped,
     operations,
     program_kernels,
@@ -21,6 +20,7 @@ from ssd_jax.roofline import (
     stage_of,
     traffic,
 )
+from ssd_jax.config_check import check
 from ssd_jax.sharding import make_mesh
 
 # Operations and bytes a second, assumed to be reached; the specification has 989e12 and 4.8e12.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from arms import RATES, Arm, Scale, arms, folder_name
 
-from ssd_jax.run_log import REPORT_FILE
+from ssd_jax.runs.log import REPORT_FILE
 from ssd_jax.visualize.style import INK, PALETTE, plot_style, save_plot
 
 

@@ -30,7 +30,7 @@ from ssd_jax.config import save_config  # noqa: E402
 from ssd_jax.data.open import open_data  # noqa: E402
 from ssd_jax.errors import Stopped, UserError  # noqa: E402
 from ssd_jax.files import write_json  # noqa: E402
-from ssd_jax.run_log import REPORT_FILE  # noqa: E402
+from ssd_jax.runs.log import REPORT_FILE  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -61,7 +61,7 @@ def run_arm(
         run_arm(arm.weights_of, seed, scale=scale, runs=runs, keep=keep, mesh=mesh, **given)
         measure_again(config, workdir, folder_of(runs, arm.weights_of, seed), mesh=mesh)
         return
-    from ssd_jax.runs import run_training
+    from ssd_jax.runs.training import run_training
 
     run_training(config, workdir, mesh=mesh)
     needed = {each.weights_of for each in arms(scale).values()}
@@ -73,7 +73,7 @@ def measure_again(
     config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path, *, mesh: Any = None
 ) -> None:
     """Measures the weights of a finished run with the settings of another arm."""
-    from ssd_jax.outcome import measure, report, table
+    from ssd_jax.runs.outcome import measure, report, table
 
     measured = measure(config, trained, mesh=mesh)
     print(table(measured))
@@ -85,7 +85,7 @@ def measure_again(
 def refuse_other_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses a finished run that was made with other settings."""
     from ssd_jax.config import CONFIG_FILE
-    from ssd_jax.same_run import changed_settings
+    from ssd_jax.runs.same_run import changed_settings
 
     if changed := changed_settings(config, workdir / CONFIG_FILE):
         raise UserError(f"{workdir}: finished with other settings: {changed}. Give another --runs.")

@@ -26,7 +26,7 @@ from ssd_jax.cli import EXIT_STOPPED
 from ssd_jax.commands.common import count, positive
 from ssd_jax.config_check import check
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.run_log import REPORT_FILE
+from ssd_jax.runs.log import REPORT_FILE
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SEEDS, MINIATURE_SEEDS = 5, 1
@@ -229,7 +229,7 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
     """
     import jax
 
-    from ssd_jax.runs import run_training  # late, because its imports take seconds
+    from ssd_jax.runs.training import run_training  # late, because its imports take seconds
 
     failed = []
     for number, job in enumerate(share, 1):
@@ -258,7 +258,7 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether the run has written its report; refuses one of another config."""
     from ssd_jax.config import CONFIG_FILE
-    from ssd_jax.same_run import changed_settings
+    from ssd_jax.runs.same_run import changed_settings
 
     if not (workdir / REPORT_FILE).is_file():
         return False

@@ -13,8 +13,8 @@ from ssd_jax.data.pipeline import max_objects
 from ssd_jax.errors import UserError, first_line
 from ssd_jax.network import build_network
 from ssd_jax.ops.mosaic import GROUP
+from ssd_jax.runs.training_data import device_cache_bytes
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_limit, step_memory
-from ssd_jax.training_data import device_cache_bytes
 
 _GIB = 2**30
 # The search ends when a batch that is larger by this fraction would not fit.

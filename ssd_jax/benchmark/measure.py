@@ -12,6 +12,7 @@ import jax
 from ssd_jax.benchmark.clock import compared, take_turns
 from ssd_jax.benchmark.machine import Machine, describe_machine, measure_machine
 from ssd_jax.benchmark.parts import part_programs
+from ssd_jax.benchmark.roofline import grouped, layer_of, operations, roofline_seconds, traffic
 from ssd_jax.benchmark.workload import (
     Program,
     Workload,
@@ -21,9 +22,8 @@ from ssd_jax.benchmark.workload import (
     predict_program,
     train_program,
 )
-from ssd_jax.roofline import grouped, layer_of, operations, roofline_seconds, traffic
-from ssd_jax.run_log import memory_in_use
-from ssd_jax.training_data import mesh_batches
+from ssd_jax.runs.log import memory_in_use
+from ssd_jax.runs.training_data import mesh_batches
 
 # Batches that the threads of the input prepare ahead.
 _AHEAD = 16

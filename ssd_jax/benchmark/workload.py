@@ -14,6 +14,7 @@ from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
+from ssd_jax.benchmark.roofline import Kernel, program_kernels
 from ssd_jax.caches import cache_folder
 from ssd_jax.data.open import open_data
 from ssd_jax.data.pipeline import decode_rows, max_objects
@@ -22,7 +23,6 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import Network, build_network, build_predict
-from ssd_jax.roofline import Kernel, program_kernels
 from ssd_jax.sharding import (
     each_device_alone,
     gather,

@@ -33,7 +33,7 @@ def add(verbs) -> None:
 
 
 def _doctor(options, rest):
-    from ssd_jax.doctor_report import run_doctor
+    from ssd_jax.data.doctor_report import run_doctor
 
     anchors, label_width = None, options.label_width
     if options.config:

@@ -90,7 +90,7 @@ def _evaluate_run(options, rest):
     configs.override(config, configs.split_assignments(rest))
     check(config)
     join_cluster(options, config)
-    from ssd_jax.runs import run_evaluation  # late, because its imports take seconds
+    from ssd_jax.runs.outcome import run_evaluation  # late, because its imports take seconds
 
     split = options.split[0] if options.split else None
     run_evaluation(config, workdir, split=split, step=options.step, out=options.out)
@@ -107,7 +107,7 @@ def _evaluate_detections(options):
         table,
     )
     from ssd_jax.files import write_json
-    from ssd_jax.run_log import EVALUATION_FILE
+    from ssd_jax.runs.log import EVALUATION_FILE
     from ssd_jax.visualize.evaluation import draw_measures
 
     if not options.ground_truth:

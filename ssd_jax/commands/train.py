@@ -68,10 +68,10 @@ def _train(options, rest):
     check(config)
     join_cluster(options, config)
     if options.dry_run:
-        from ssd_jax.dry_run import tell_plan
+        from ssd_jax.runs.dry_run import tell_plan
 
         return tell_plan(config)
-    from ssd_jax.runs import run_training  # late, because its imports take seconds
+    from ssd_jax.runs.training import run_training  # late, because its imports take seconds
     from ssd_jax.train.mirror import workdir_to_write
 
     # JAX aborts a process if another one of its run dies; the stacks then show where it was.

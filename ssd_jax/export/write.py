@@ -38,7 +38,7 @@ from ssd_jax.hardware import processor
 from ssd_jax.locks import held
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
-from ssd_jax.run_log import REPORT_FILE
+from ssd_jax.runs.log import REPORT_FILE
 from ssd_jax.sharding import make_mesh
 
 # Images that the exported detector is compared on; an even number.

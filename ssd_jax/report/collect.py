@@ -14,7 +14,7 @@ from ssd_jax.errors import UserError
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.repeat import repeat_command, repeat_notes
 from ssd_jax.report.starts import images_of_last_start, read_starts
-from ssd_jax.run_log import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
+from ssd_jax.runs.log import DIVERGED, METRICS_FILE, REPORT_FILE, read_metrics
 from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.

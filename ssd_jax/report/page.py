@@ -14,7 +14,7 @@ from ssd_jax.config import CONFIG_FILE, flat_items
 from ssd_jax.evaluation.thresholds import shown_score
 from ssd_jax.files import write_text
 from ssd_jax.report.collect import Run
-from ssd_jax.run_log import DIVERGED, PICTURES_FOLDER
+from ssd_jax.runs.log import DIVERGED, PICTURES_FOLDER
 from ssd_jax.visualize.curves import plot_curves
 
 PAGE_FILE = "report.html"

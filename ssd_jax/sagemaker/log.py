@@ -26,7 +26,7 @@ def log_to_stdout() -> None:
 
 
 class EpochLog:
-    """An observer of a run (see `run_log.Reporter`) that logs its epochs.
+    """An observer of a run (see `runs.log.Reporter`) that logs its epochs.
 
     The reports of an epoch must be of equally many steps; the last one of `steps` may be shorter.
     `metric` is the name of the mAP, and `best` its highest value before.

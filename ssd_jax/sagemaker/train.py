@@ -35,8 +35,8 @@ from ssd_jax.export.folder import META
 from ssd_jax.importing import count_classes
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
-from ssd_jax.run_log import METRICS_FILE, read_metrics
-from ssd_jax.runs import run_training
+from ssd_jax.runs.log import METRICS_FILE, read_metrics
+from ssd_jax.runs.training import run_training
 from ssd_jax.sagemaker.channels import (
     CHECKPOINTS,
     MODEL,

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from ssd_jax.files import file_digest, write_json
-from ssd_jax.run_log import CHECKPOINTS_FOLDER
+from ssd_jax.runs.log import CHECKPOINTS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
 # Orbax changes these two after the manifest is written; no restored value depends on them.

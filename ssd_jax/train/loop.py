@@ -8,7 +8,7 @@ from time import perf_counter
 import jax
 
 from ssd_jax.errors import Stopped
-from ssd_jax.run_log import DIVERGED, Reporter, memory_in_use
+from ssd_jax.runs.log import DIVERGED, Reporter, memory_in_use
 from ssd_jax.train.hooks import Metrics
 from ssd_jax.train.meter import Meter
 from ssd_jax.train.state import TrainState

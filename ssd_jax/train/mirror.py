@@ -22,7 +22,7 @@ from ssd_jax.data.remote import RemoteObject, open_store, shown_url, split_url
 from ssd_jax.data.storage import download, is_remote, list_objects, upload
 from ssd_jax.errors import UserError
 from ssd_jax.locks import only_training
-from ssd_jax.run_log import CHECKPOINTS_FOLDER
+from ssd_jax.runs.log import CHECKPOINTS_FOLDER
 from ssd_jax.train.checkpoint_manifest import MANIFEST_FILE
 
 # Seconds between two uploads of changed files. Files that grow are sent whole each time.

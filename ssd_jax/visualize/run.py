@@ -9,7 +9,7 @@ import numpy as np
 from ssd_jax.data.decode import decode_image
 from ssd_jax.data.sources.base import Source
 from ssd_jax.evaluation.metrics import Evaluation
-from ssd_jax.run_log import read_metrics
+from ssd_jax.runs.log import read_metrics
 from ssd_jax.train.hooks import Augment, call_augment
 from ssd_jax.types import VOC_OFFSET, Batch
 from ssd_jax.visualize.boxes import detection_grid, save_png, training_grid

@@ -13,7 +13,7 @@ from tiny import tiny_config
 
 from ssd_jax.config import read_config, save_config
 from ssd_jax.detector import load_trained
-from ssd_jax.run_log import read_metrics
+from ssd_jax.runs.log import read_metrics
 from ssd_jax.sharding import make_mesh
 
 STEPS = 20
@@ -21,13 +21,14 @@ SAVED = 10
 # Trains, and prints the names of each batch of its own.
 LOGGED = """
 import json, sys
-from ssd_jax import cli, runs
-batches = runs.mesh_batches
+from ssd_jax import cli
+from ssd_jax.runs import training
+batches = training.mesh_batches
 def logged(*arguments, **words):
     for names, batch in batches(*arguments, **words):
         print(json.dumps({"names": list(names)}), flush=True)
         yield names, batch
-runs.mesh_batches = logged
+training.mesh_batches = logged
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -21,7 +21,7 @@ from ssd_jax.evaluation.metrics import (
 )
 from ssd_jax.experiment import build_source
 from ssd_jax.files import to_json
-from ssd_jax.outcome import evaluate_variables
+from ssd_jax.runs.outcome import evaluate_variables
 from ssd_jax.sharding import make_mesh
 from ssd_jax.types import Detections
 from ssd_jax.visualize.evaluation import draw_measures

@@ -12,7 +12,7 @@ import pytest
 from same_run import MACHINE
 
 from ssd_jax.errors import Stopped, UserError
-from ssd_jax.run_log import Reporter
+from ssd_jax.runs.log import Reporter
 from ssd_jax.train.loop import train
 from ssd_jax.train.state import TrainState
 from ssd_jax.train.stopping import EarlyStopping, Progress, Stopping

@@ -9,11 +9,11 @@ import optax
 import pytest
 from s3_server import serve_s3
 
-from ssd_jax import runs
 from ssd_jax.cli import main
 from ssd_jax.config import read_config, save_config
 from ssd_jax.data import remote, storage
 from ssd_jax.errors import UserError
+from ssd_jax.runs import outcome, training
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train import mirror
 from ssd_jax.train.checkpoint import Checkpoints
@@ -264,9 +264,11 @@ def test_a_url_on_the_command_line(bucket, shapes, tmp_path, monkeypatch):
         save_config(config, workdir / "config.json")
         called.append(words["called"])
 
-    monkeypatch.setattr(runs, "run_training", train)
+    monkeypatch.setattr(training, "run_training", train)
     evaluated = []
-    monkeypatch.setattr(runs, "run_evaluation", lambda _, workdir, **__: evaluated.append(workdir))
+    monkeypatch.setattr(
+        outcome, "run_evaluation", lambda _, workdir, **__: evaluated.append(workdir)
+    )
     assert main(["train", "--config", str(file), "--workdir", URL]) == 0
     assert read_config(bucket / "config.json").steps == 6
     assert called == [URL]

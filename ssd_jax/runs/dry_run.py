@@ -3,13 +3,14 @@
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.before_training import check_cache, check_without_data, open_sources, tell
+from ssd_jax.cluster import tell
 from ssd_jax.config import flat_items
 from ssd_jax.config_check import check
-from ssd_jax.describe_data import describe_data
 from ssd_jax.network import build_network, network_warnings
 from ssd_jax.recipes import recipe_changes
-from ssd_jax.runs import compiled_steps
+from ssd_jax.runs.before_training import check_cache, check_without_data, open_sources
+from ssd_jax.runs.describe_data import describe_data
+from ssd_jax.runs.training import compiled_steps
 from ssd_jax.sharding import check_divides, make_mesh
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import __version__, experiment
-from ssd_jax.cluster import run_facts, together
+from ssd_jax.cluster import run_facts, tell, together
 from ssd_jax.config import CONFIG_FILE
+from ssd_jax.config_check import check
 from ssd_jax.data.open import split_of_role
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import load_trained
@@ -26,10 +28,10 @@ from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
 from ssd_jax.report.page import write_page
 from ssd_jax.report.starts import command_line
-from ssd_jax.run_log import EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER, REPORT_FILE
-from ssd_jax.same_run import find_changes
+from ssd_jax.runs.log import EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER, REPORT_FILE
+from ssd_jax.runs.same_run import find_changes
+from ssd_jax.runs.training_data import decoding_threads
 from ssd_jax.sharding import each_device_alone, make_mesh
-from ssd_jax.training_data import decoding_threads
 from ssd_jax.visualize.evaluation import draw_measures
 from ssd_jax.visualize.run import SHOWN, draw_curves, draw_detections
 
@@ -51,6 +53,28 @@ class Measured(NamedTuple):
         """One line instead of the arrays, which hold all images."""
         result = metrics.headline(self.evaluation, "voc07")
         return f"<Measured on {self.split} at step {self.step}: {result}>"
+
+
+def run_evaluation(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    split: str | None,
+    step: str | None,
+    out: pathlib.Path | None = None,
+) -> Measured:
+    """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end.
+
+    `out` is a folder for the numbers and their plots.
+    """
+    check(config)
+    measured = measure(config, workdir, split=split, step=step)
+    if out and jax.process_index() == 0:
+        write_evaluation(config, workdir, out, measured)
+    tell(f"{measured.split}: {measured.source.describe()}")
+    tell(table(measured))
+    tell(headline(config, measured))
+    return measured
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""The work of the command line's verbs: assemble the parts, run them, print the outcome."""
+"""A training from its config to its report: assemble the parts, run the loop, measure."""
 
 import contextlib
 import functools
@@ -13,26 +13,27 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.before_training import (
-    check_cache,
-    check_without_data,
-    open_sources,
-    tell,
-    without_places,
-)
-from ssd_jax.cluster import check_shared, from_first, run_facts, together
+from ssd_jax.cluster import check_shared, from_first, run_facts, tell, together
 from ssd_jax.config_check import check
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
-from ssd_jax.describe_data import describe_data
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
-from ssd_jax.first_state import first_state
 from ssd_jax.importing import import_report
 from ssd_jax.locks import only_training
 from ssd_jax.network import build_network, build_predict
-from ssd_jax.outcome import (
+from ssd_jax.report.collect import waiting_hint
+from ssd_jax.runs.before_training import (
+    check_cache,
+    check_without_data,
+    open_sources,
+    without_places,
+)
+from ssd_jax.runs.describe_data import describe_data
+from ssd_jax.runs.first_state import first_state
+from ssd_jax.runs.log import METRICS_FILE, PICTURES_FOLDER, Observer, Reporter, read_metrics
+from ssd_jax.runs.outcome import (
     Measured,
     data_report,
     evaluate_variables,
@@ -40,12 +41,9 @@ from ssd_jax.outcome import (
     measure,
     table,
     where_things_are,
-    write_evaluation,
     write_result,
 )
-from ssd_jax.report.collect import waiting_hint
-from ssd_jax.run_log import METRICS_FILE, PICTURES_FOLDER, Observer, Reporter, read_metrics
-from ssd_jax.same_run import (
+from ssd_jax.runs.same_run import (
     Change,
     allowed_changes,
     check_goes_on,
@@ -53,6 +51,7 @@ from ssd_jax.same_run import (
     describe_unchanged,
     record_and_save,
 )
+from ssd_jax.runs.training_data import device_cache_bytes, host_batches, mesh_batches
 from ssd_jax.sharding import check_divides, each_device_alone, make_mesh, whole
 from ssd_jax.train.checkpoint_manifest import has_trained
 from ssd_jax.train.compiled import batch_shapes, compile_step, memory_report
@@ -63,7 +62,6 @@ from ssd_jax.train.state import TrainState
 from ssd_jax.train.step import image_size_of
 from ssd_jax.train.stopping import Progress, Stopping
 from ssd_jax.train.watchdog import Watchdog
-from ssd_jax.training_data import device_cache_bytes, host_batches, mesh_batches
 from ssd_jax.visualize.run import draw_augmented
 
 
@@ -128,12 +126,40 @@ def _run_training(
 ) -> Measured:
     changes = _shared_changes(config, workdir, change, hooks, given)
     sources = _shared_sources(config, given)
-    source = sources["train"]
     watchdog.mesh = mesh
-    check_cache(config, source, mesh)
+    check_cache(config, sources["train"], mesh)
     with together():
         check_goes_on(config, workdir, sources, changes, mesh=mesh)
 
+    def watched(batches, phase="evaluation"):
+        for batch in stopping.between(batches):
+            watchdog.enter(phase)
+            yield batch
+        watchdog.enter("metric")
+
+    _train(config, workdir, mesh, sources, changes, hooks, stopping, watchdog, watched, observers)
+    # A phase of its own, because loading a checkpoint and compiling again may take long.
+    watchdog.enter("last evaluation")
+    last = functools.partial(watched, phase="last evaluation")
+    tell(f"measuring the {config.checkpoint.select} checkpoint")
+    measured = measure(config, workdir, mesh=mesh, watch=last, sources=sources)
+    watchdog.enter("report")
+    # The other processes wait until it is written: JAX ends all if one leaves minutes later.
+    with together():
+        if jax.process_index() == 0:
+            write_result(config, workdir, measured, sources)
+            hint = waiting_hint(read_metrics(workdir / METRICS_FILE))
+            if hint and config.data.cache == "none":
+                tell(hint)
+    tell(table(measured))
+    return measured
+
+
+def _train(
+    config, workdir, mesh, sources, changes, hooks, stopping, watchdog, watched, observers
+) -> None:
+    """Trains to the end of the run, unless the checkpoints in `workdir` are already there."""
+    source = sources["train"]
     network = build_network(config, len(source.classes))
     schedule = experiment.build_schedule(config, len(source))
     optimizer = experiment.build_optimizer(config, schedule)
@@ -142,12 +168,6 @@ def _run_training(
     # The two kinds of compiled program: a training step, and the detections of a batch.
     steps = experiment.build_steps(config, network, schedule, optimizer, mesh, **hooks._asdict())
     predict = each_device_alone(build_predict(config, network), mesh)
-
-    def watched(batches, phase="evaluation"):
-        for batch in stopping.between(batches):
-            watchdog.enter(phase)
-            yield batch
-        watchdog.enter("metric")
 
     def evaluate(state):
         variables = whole(state.variables, mesh)
@@ -228,23 +248,6 @@ def _run_training(
             f"not improved in {early_stopping.patience} evaluations"
         )
 
-    # A phase of its own, because loading a checkpoint and compiling again may take long.
-    watchdog.enter("last evaluation")
-    last = functools.partial(watched, phase="last evaluation")
-    tell(f"measuring the {config.checkpoint.select} checkpoint")
-    measured = measure(config, workdir, mesh=mesh, watch=last, sources=sources)
-    watchdog.enter("report")
-    # The other processes wait until it is written: JAX ends all if one leaves minutes later.
-    with together():
-        if jax.process_index() == 0:
-            write_result(config, workdir, measured, sources)
-    if jax.process_index() == 0:
-        hint = waiting_hint(read_metrics(workdir / METRICS_FILE))
-        if hint and config.data.cache == "none":
-            tell(hint)
-    tell(table(measured))
-    return measured
-
 
 def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     """The allowed changes, checked without data; the same on all processes."""
@@ -310,28 +313,6 @@ def _draw_first_batch(config, workdir, source, augment) -> None:
         classes=source.classes,
         augment=augment or experiment.build_augment(config, image_size=size),
     )
-
-
-def run_evaluation(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    *,
-    split: str | None,
-    step: str | None,
-    out: pathlib.Path | None = None,
-) -> Measured:
-    """Measures a checkpoint of a run and prints the outcome, as the run itself did at its end.
-
-    `out` is a folder for the numbers and their plots.
-    """
-    check(config)
-    measured = measure(config, workdir, split=split, step=step)
-    if out and jax.process_index() == 0:
-        write_evaluation(config, workdir, out, measured)
-    tell(f"{measured.split}: {measured.source.describe()}")
-    tell(table(measured))
-    tell(headline(config, measured))
-    return measured
 
 
 def compiled_steps(

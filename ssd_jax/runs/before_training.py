@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.cluster import together
+from ssd_jax.cluster import tell, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.importing import check_weights
 from ssd_jax.network import anchors_at, build_network, build_predict
-from ssd_jax.training_data import describe_cache
+from ssd_jax.runs.training_data import describe_cache
 
 SPLITS = ("train", "val", "test")
 
@@ -92,9 +92,3 @@ def check_cache(config: ConfigDict, source: Source, mesh: Mesh) -> None:
         with together():
             description = describe_cache(config, source, mesh)
         tell(description)
-
-
-def tell(text: object) -> None:
-    """Prints on the first process only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

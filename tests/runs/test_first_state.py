@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from tiny import tiny_config, write_vgg16
 
-from ssd_jax import experiment, first_state
+from ssd_jax import experiment
 from ssd_jax.detector import load_trained
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network, network_warnings
-from ssd_jax.runs import run_training
+from ssd_jax.runs import first_state
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 
 

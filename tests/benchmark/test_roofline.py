@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd_jax.models.pooling import max_pool
-from ssd_jax.ops.detect import class_scores, multibox_detection
-from ssd_jax.roofline import (
+from ssd_jax.benchmark.roofline import (
     ON_CHIP,
     Kernel,
     grouped,
@@ -18,6 +16,8 @@ from ssd_jax.roofline import (
     stage_of,
     traffic,
 )
+from ssd_jax.models.pooling import max_pool
+from ssd_jax.ops.detect import class_scores, multibox_detection
 
 X = jax.ShapeDtypeStruct((8, 16, 16, 4), jnp.float32)
 W = jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32)

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from ssd_jax.config import save_config
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.errors import UserError
-from ssd_jax.runs import run_training
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 
 

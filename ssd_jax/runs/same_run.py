@@ -23,7 +23,7 @@ from ssd_jax.report.starts import (
     own_of_last_start,
     record_start,
 )
-from ssd_jax.run_log import CHECKPOINTS_FOLDER
+from ssd_jax.runs.log import CHECKPOINTS_FOLDER
 from ssd_jax.train.checkpoint_manifest import saved_steps
 from ssd_jax.train.divergence import NONFINITE_FILES
 from ssd_jax.train.hooks import Hooks

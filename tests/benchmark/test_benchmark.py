@@ -12,11 +12,11 @@ from tiny import tiny_config
 from ssd_jax import experiment
 from ssd_jax.benchmark import clock, compare, measure, parts, start, workload
 from ssd_jax.benchmark.machine import Machine, choose_devices, measure_machine
+from ssd_jax.benchmark.roofline import Kernel, program_kernels, stage_of
 from ssd_jax.cli import main
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.ops.matching import match
-from ssd_jax.roofline import Kernel, program_kernels, stage_of
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.compiled import StepMemory
 from ssd_jax.train.state import state_shapes

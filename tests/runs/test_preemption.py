@@ -23,7 +23,7 @@ from ssd_jax.config import read_config, save_config
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.evaluation import run as evaluation_run
-from ssd_jax.runs import run_training
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 from ssd_jax.train.meter import Meter
 
@@ -140,7 +140,7 @@ def test_the_time_limit_of_the_command_line(shapes, tmp_path, monkeypatch, capsy
         limits.append(time_limit)
         raise Stopped("stopped by the time limit")
 
-    monkeypatch.setattr("ssd_jax.runs.run_training", train)
+    monkeypatch.setattr("ssd_jax.runs.training.run_training", train)
     command = ["train", "--config", str(write_config(tmp_path, shapes)), "--workdir", "run"]
     for text in ("90", "90s", "1.5m", "3h", "1d"):
         assert main([*command, "--time-limit", text]) == 75

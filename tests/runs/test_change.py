@@ -8,14 +8,14 @@ import pytest
 from same_run import losses, steps_on_disk
 from tiny import tiny_config
 
-from ssd_jax import runs
 from ssd_jax.cli import main
 from ssd_jax.config import read_config, save_config
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.report.collect import open_run
 from ssd_jax.report.starts import read_starts
-from ssd_jax.runs import run_training
-from ssd_jax.same_run import allowed_changes
+from ssd_jax.runs import training
+from ssd_jax.runs.same_run import allowed_changes
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh
 
 
@@ -137,7 +137,7 @@ def test_a_run_without_a_checkpoint_begins_anew_without_a_change(left, shapes, t
 
 @pytest.mark.parametrize("change", [["stpes"], []])
 def test_a_wrong_change_is_found_before_the_data_are_read(change, shapes, run, monkeypatch):
-    monkeypatch.setattr(runs, "open_sources", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(training, "open_sources", lambda _: pytest.fail("read"))
     with pytest.raises(UserError, match="--change"):
         go_on(shapes, run, change, steps=8)
 

@@ -11,17 +11,18 @@ import pytest
 from jax.sharding import Mesh
 from tiny import tiny_config
 
-from ssd_jax import experiment, training_data
+from ssd_jax import experiment
 from ssd_jax.cli import main
 from ssd_jax.data import codes
 from ssd_jax.data.pipeline import cache_bytes
-from ssd_jax.describe_data import describe_data
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.outcome import data_report
-from ssd_jax.run_log import read_metrics
-from ssd_jax.runs import run_training
+from ssd_jax.runs import training_data
+from ssd_jax.runs.describe_data import describe_data
+from ssd_jax.runs.log import read_metrics
+from ssd_jax.runs.outcome import data_report
+from ssd_jax.runs.training import run_training
+from ssd_jax.runs.training_data import describe_cache, device_cache_bytes
 from ssd_jax.sharding import make_mesh
-from ssd_jax.training_data import describe_cache, device_cache_bytes
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import cv2
 import pytest
 from data.doctor_samples import annotation, encoded, thing, voc
 
-from ssd_jax import doctor_report
-from ssd_jax.data import codes
+from ssd_jax.data import codes, doctor_report
 from ssd_jax.data.doctor import examine
 from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.sources.base import Problems
@@ -203,7 +202,7 @@ def test_equal_messages_make_a_histogram(capsys, sick):
 
 
 def test_every_code_stands_in_the_table():
-    table = (pathlib.Path(__file__).parents[1] / "docs/doctor.md").read_text()
+    table = (pathlib.Path(__file__).parents[2] / "docs/doctor.md").read_text()
     listed = dict(re.findall(r"^\| (SSD\d+) \| (error|warning) \|", table, re.MULTILINE))
     known = {
         code

@@ -8,7 +8,7 @@ from scripts import script
 
 from ssd_jax.config import load_config
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "speed"
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "speed"
 
 
 @pytest.fixture

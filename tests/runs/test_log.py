@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.errors import UserError
-from ssd_jax.run_log import DIVERGED, Reporter, read_metrics
+from ssd_jax.runs.log import DIVERGED, Reporter, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def run(workdir, steps, *, start_step=0):
 def at_noon(monkeypatch):
     """The clock stands still."""
     clock = types.SimpleNamespace(monotonic=lambda: 0.0, time=lambda: 43200.12345)
-    monkeypatch.setattr("ssd_jax.run_log.time", clock)
+    monkeypatch.setattr("ssd_jax.runs.log.time", clock)
 
 
 def test_one_flat_json_object_a_line(tmp_path, at_noon):
@@ -199,7 +199,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys):
 def test_a_log_file_says_when_the_run_will_end(tmp_path, capsys, monkeypatch):
     now = iter([0.0, 60.0, 100.0, 105.0, 120.0])
     clock = types.SimpleNamespace(monotonic=lambda: next(now), time=lambda: 0.0)
-    monkeypatch.setattr("ssd_jax.run_log.time", clock)
+    monkeypatch.setattr("ssd_jax.runs.log.time", clock)
     with Reporter(tmp_path, total_steps=5000) as report:
         for step in (10, 20, 21, 30):
             report.write(step, "train", {"loss": 1.0})
@@ -212,7 +212,7 @@ def test_a_log_file_says_when_the_run_will_end(tmp_path, capsys, monkeypatch):
 
 def test_import_stays_light():
     heavy = "{'tensorboardX', 'tqdm', 'jax', 'numpy'}"
-    code = f"import sys, ssd_jax.run_log; print({heavy} & set(sys.modules) or 'none')"
+    code = f"import sys, ssd_jax.runs.log; print({heavy} & set(sys.modules) or 'none')"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -7,14 +7,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax import experiment
-from ssd_jax.before_training import tell
-from ssd_jax.cluster import fingerprint, from_first, together
+from ssd_jax.cluster import fingerprint, from_first, tell, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.importing import new_layers, start_from
 from ssd_jax.models.initialise import init_variables, scale_kernels, unit_output_factors
 from ssd_jax.network import Network, network_warnings
+from ssd_jax.runs.training_data import network_inputs
 from ssd_jax.train.state import TrainState
-from ssd_jax.training_data import network_inputs
 
 # Layers that a weight file lacks are scaled by their outputs on this many images.
 IMAGES_TO_SCALE_BY = 8

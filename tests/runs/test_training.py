@@ -15,18 +15,18 @@ import pytest
 from jax.sharding import Mesh
 from tiny import tiny_config
 
-from ssd_jax import before_training
 from ssd_jax.cli import main
 from ssd_jax.config import read_config
 from ssd_jax.data.sources.voc import open_voc
-from ssd_jax.describe_data import describe_data
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
 from ssd_jax.experiment import build_source
 from ssd_jax.locks import only_training
-from ssd_jax.outcome import Measured, measure
-from ssd_jax.run_log import read_metrics
-from ssd_jax.runs import run_evaluation, run_training
+from ssd_jax.runs import before_training
+from ssd_jax.runs.describe_data import describe_data
+from ssd_jax.runs.log import read_metrics
+from ssd_jax.runs.outcome import Measured, measure, run_evaluation
+from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import check_divides, make_mesh
 from ssd_jax.train.watchdog import Watchdog
 
@@ -146,8 +146,8 @@ def test_the_training_split_is_measured_without_augmentation(tiny_run, shapes, c
 
 def test_a_run_tells_where_it_is_for_its_user(shapes, tmp_path, monkeypatch, capsys):
     nothing = Measured("val", 1, "last", None, None, None)
-    monkeypatch.setattr("ssd_jax.runs._run_training", lambda *_, **__: nothing)
-    monkeypatch.setattr("ssd_jax.runs.headline", lambda *_: "")
+    monkeypatch.setattr("ssd_jax.runs.training._run_training", lambda *_, **__: nothing)
+    monkeypatch.setattr("ssd_jax.runs.training.headline", lambda *_: "")
     run_training(tiny_config(shapes), tmp_path, called="s3://bucket/run")
     told = capsys.readouterr().out
     assert "evaluate --workdir s3://bucket/run\n" in told
