@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ssd_jax import __version__
-from ssd_jax.errors import UserError, first_line
+from ssd_jax.errors import UserError, first_line, nearest
 from ssd_jax.files import write_json
 from ssd_jax.literals import KINDS, read_value, with_home
 
@@ -279,7 +279,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
                 "from it, such as configs/voc0712_sagemaker_512.py."
             )
         if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+            near = nearest(name, known)
             raise UserError(f"--config.{name}: no such setting. The nearest is --config.{near}.")
         kind = _kind(config, name)
         try:

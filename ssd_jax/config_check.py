@@ -1,12 +1,11 @@
 """Checks of the values of all settings, before anything is built."""
 
-import difflib
 import math
 
 from ml_collections import ConfigDict
 
 from ssd_jax.config import NAMES, default_config, flat_items, get
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, nearest
 from ssd_jax.models.own import EXPECTED, is_own
 from ssd_jax.recipes import RESNETS, recipe_config
 
@@ -83,7 +82,7 @@ def check(config: ConfigDict) -> None:
     for name, choices in CHOICES.items():
         value = get(config, name)
         if value not in choices and not (name == "model.backbone" and is_own(value)):
-            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
+            near = nearest(str(value), choices)
             own = f", or {EXPECTED}" if name == "model.backbone" else ""
             _expect(config, name, False, f"one of {', '.join(choices)}; the nearest is {near}{own}")
     recipe_config(config.recipe, config.model.backbone)

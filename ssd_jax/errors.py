@@ -3,8 +3,9 @@
 A message says what was found and where, what was expected, and what to do.
 """
 
+import difflib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -36,6 +37,17 @@ class AnotherRun(UserError):
 
 class Stopped(Exception):
     """A run was stopped on request; its state is saved, and the same command resumes it."""
+
+
+def check_choice(name: str, got: object, choices: Collection) -> None:
+    """Raises `UserError` unless `got` is one of the choices; `name` is what was to be chosen."""
+    if got not in choices:
+        raise UserError(f"{name}: got {got!r}, expected one of {', '.join(map(str, choices))}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is spelled most like `name`; "" if there are none."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)), "")
 
 
 def first_line(error: Exception) -> str:

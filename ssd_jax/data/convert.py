@@ -20,7 +20,7 @@ from ssd_jax.data.writers import (
     write_record_file,
     write_voc,
 )
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice
 
 
 class Format(NamedTuple):
@@ -171,8 +171,7 @@ def _check_format(destination: pathlib.Path, format: str | None) -> str:
     if format is None:
         found = [key for key, target in FORMATS.items() if suffix in target.suffixes]
         return found[0] if found else "voc"
-    if format not in FORMATS:
-        raise UserError(f"format is {format!r}: expected one of {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     suffixes = FORMATS[format].suffixes
     if suffixes and suffix not in suffixes:
         raise UserError(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ssd_jax.caches import cache_folder
 from ssd_jax.data import codes, storage
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, check_choice
 
 # The test images of 2012 have no public annotations.
 ARCHIVES = {
@@ -37,8 +37,7 @@ def prepare_voc(
     `url_checksums/voc.txt`. A year that is already prepared is left as it is.
     """
     for year in years:
-        if year not in ARCHIVES:
-            raise UserError(f"the year is {year!r}, expected one of {', '.join(ARCHIVES)}")
+        check_choice("year", year, ARCHIVES)
     import tensorflow_datasets as tfds
     from tensorflow_datasets.object_detection.voc import Voc
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice
 from ssd_jax.export.folder import ONNX, STABLEHLO, ModelFolder
 from ssd_jax.export.stages import Stages, network_stage
 from ssd_jax.hardware import processor
@@ -87,8 +87,7 @@ def find_candidates(asked: str, folder: ModelFolder) -> Candidates:
     Raises:
       UserError: there is no engine of this name.
     """
-    if asked not in ("auto", *_BUILDERS):
-        raise UserError(f"engine: got {asked!r}, expected one of auto, {', '.join(_BUILDERS)}.")
+    check_choice("engine", asked, ("auto", *_BUILDERS))
     if asked != "auto":
         return Candidates((asked,), "it was chosen by name")
     if jax.default_backend() != "cpu" and not has_own_backbone(folder):

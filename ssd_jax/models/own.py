@@ -4,12 +4,11 @@ Code that reads a config only calls `is_own`, so nothing heavy is imported befor
 built.
 """
 
-import difflib
 import importlib
 import re
 from typing import Any
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, nearest
 
 EXPECTED = "a class of your own, package.module:Class"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -53,11 +52,11 @@ def own_backbone(name: str, style: Any) -> Any:
         if isinstance(value, type) and issubclass(value, nn.Module)
     ]
     if attribute not in modules:
-        near = difflib.get_close_matches(attribute, modules, n=1, cutoff=0.0)
+        near = nearest(attribute, modules)
         raise _refused(
             name,
             f"{module.__file__ or place} has no flax.linen.Module {attribute}",
-            f"The nearest name is {near[0]}" if near else "Write it, see docs/extending.md",
+            f"The nearest name is {near}" if near else "Write it, see docs/extending.md",
         )
     made = getattr(module, attribute)
     if "style" not in getattr(made, "__dataclass_fields__", {}):

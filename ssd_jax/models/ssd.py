@@ -10,7 +10,6 @@ How the parts of a run fit together:
 """
 
 import functools
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice
 from ssd_jax.models.convolution import convolution
 from ssd_jax.models.extras import ExtraLayers, mxnet_extras, paper_extras
 from ssd_jax.models.fpn import FeaturePyramid
@@ -140,14 +139,14 @@ def build_model(
     before the heads (`models.fpn`). `class_activation` is that of `Heads`. `batch_axis` is needed
     to train inside `jax.shard_map`; see `models.layers.GroupedBatchNorm`.
     """
-    _check_choice("batch_norm", batch_norm, _BATCH_NORMS)
+    check_choice("batch_norm", batch_norm, _BATCH_NORMS)
     if backbone in _RESNETS and batch_norm == "none":
         raise UserError(
             f'backbone "{backbone}" does not train with batch_norm "none". Set batch_norm to '
             '"batch", or to "frozen" with pretrained weights.'
         )
-    _check_choice("dtype", dtype, _DTYPES)
-    _check_choice("class_activation", class_activation, _ACTIVATIONS)
+    check_choice("dtype", dtype, _DTYPES)
+    check_choice("class_activation", class_activation, _ACTIVATIONS)
     shapes = feature_shapes(
         backbone=backbone, image_size=image_size, extras=extras, first_stage=first_stage
     )
@@ -187,7 +186,7 @@ def feature_shapes(
         raise UserError(
             f"image_size is {image_size!r}; expected a whole number of at least {_SMALLEST_IMAGE}."
         )
-    _check_choice("extras", extras, _EXTRAS)
+    check_choice("extras", extras, _EXTRAS)
     thin = ConvStyle(width=1 / 64)
     model = SSD(
         _backbone(backbone, thin, first_stage=first_stage),
@@ -212,10 +211,10 @@ def _backbone(
     name: str, style: ConvStyle, *, first_stage: int | None, l2_epsilon: float = 1e-10
 ) -> nn.Module:
     if not is_own(name):
-        _check_choice("backbone", name, (*_RESNETS, "vgg16", "small"))
+        check_choice("backbone", name, (*_RESNETS, "vgg16", "small"))
     if name in _RESNETS:
         stage = 3 if first_stage is None else first_stage
-        _check_choice("first_stage", stage, (1, 2, 3, 4))
+        check_choice("first_stage", stage, (1, 2, 3, 4))
         return _RESNETS[name](style, first_stage=stage)
     if first_stage is not None:
         raise UserError(
@@ -225,12 +224,6 @@ def _backbone(
     if is_own(name):
         return own_backbone(name, style)
     return Small(style) if name == "small" else VGG16(style, l2_epsilon=l2_epsilon)
-
-
-def _check_choice(word: str, got: object, choices: Collection) -> None:
-    if got not in choices:
-        expected = ", ".join(repr(choice) for choice in choices)
-        raise UserError(f"{word} is {got!r}; expected one of {expected}.")
 
 
 def _check_levels(anchors_per_cell: tuple[int, ...], levels: int) -> None:

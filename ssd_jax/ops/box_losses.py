@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import check_choice
 from ssd_jax.ops.boxes import area, intersection, xyxy_to_cxcywh
 from ssd_jax.ops.boxes import iou as box_iou
 
@@ -30,8 +30,7 @@ def overlap_loss(
       et al. 2020, arXiv:1911.08287, equation 6).
     * ciou: diou and a term for the difference of the aspect ratios (same paper, equations 8 to 11).
     """
-    if kind not in BOX_LOSSES:
-        raise UserError(f"box loss: got {kind!r}, expected one of {', '.join(BOX_LOSSES)}.")
+    check_choice("box loss", kind, BOX_LOSSES)
     iou = box_iou(boxes, targets)
     corners = (
         jnp.minimum(boxes[..., :2], targets[..., :2]),

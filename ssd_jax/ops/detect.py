@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice
 from ssd_jax.ops.boxes import VARIANCES, decode
 from ssd_jax.ops.boxes import clip as clip_to_image
 from ssd_jax.ops.nms import nms as hard_nms
@@ -66,10 +66,8 @@ def multibox_detection(
     (`ops.nms.soft_nms`); boxes then below `score_threshold` are removed. Map this over a sharded
     batch inside `jax.shard_map`: plain jit adds collectives around `top_k`.
     """
-    if class_per_anchor not in ("all", "best"):
-        raise UserError(f"class_per_anchor: got {class_per_anchor!r}, expected all or best.")
-    if nms not in SUPPRESSIONS:
-        raise UserError(f"nms: got {nms!r}, expected one of {', '.join(SUPPRESSIONS)}.")
+    check_choice("class_per_anchor", class_per_anchor, ("all", "best"))
+    check_choice("nms", nms, SUPPRESSIONS)
     if force_suppress and class_per_anchor == "all":
         raise UserError(
             "force_suppress: it needs one class per anchor, but class_per_anchor is 'all'. Set "

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import check_choice
 from ssd_jax.ops.box_losses import BOX_LOSSES, overlap_loss
 from ssd_jax.ops.boxes import VARIANCES, decode, iou
 from ssd_jax.types import Targets
@@ -102,9 +102,8 @@ def multibox_loss(
     * the others: `sigmoid_loss` over the classes of all positives and negatives.
     * `box_loss` "smooth_l1" of the deltas, or an `overlap_loss` of the decoded boxes.
     """
-    if box_loss not in ("smooth_l1", *BOX_LOSSES):
-        choices = ", ".join(("smooth_l1", *BOX_LOSSES))
-        raise UserError(f"box_loss: got {box_loss!r}, expected one of {choices}.")
+    check_choice("class_loss", class_loss, CLASS_LOSSES)
+    check_choice("box_loss", box_loss, ("smooth_l1", *BOX_LOSSES))
     logits, deltas = class_logits.astype(jnp.float32), box_deltas.astype(jnp.float32)
     # XLA removes both if no loss uses them, as with the paper's softmax and smooth L1.
     boxes = decode(deltas, anchors, variances)
@@ -165,8 +164,7 @@ def sigmoid_loss(
     * varifocal: the target of p is the quality, weighted by it; elsewhere alpha p^gamma (Zhang et
       al. 2021, arXiv:2008.13367, equation 2).
     """
-    if kind not in CLASS_LOSSES[1:]:
-        raise UserError(f"class_loss: got {kind!r}, expected one of {', '.join(CLASS_LOSSES)}.")
+    check_choice("class_loss", kind, CLASS_LOSSES[1:])
     if kind == "focal":
         return optax.sigmoid_focal_loss(
             logits, targets.astype(jnp.float32), alpha=alpha, gamma=gamma

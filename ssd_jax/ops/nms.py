@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import check_choice
 from ssd_jax.ops.boxes import iou_matrix
 
 SOFT_KINDS = ("gaussian", "linear")
@@ -72,8 +72,7 @@ def soft_nms(
     Raises:
       UserError: another `kind`.
     """
-    if kind not in SOFT_KINDS:
-        raise UserError(f"kind: got {kind!r}, expected one of {', '.join(SOFT_KINDS)}.")
+    check_choice("kind", kind, SOFT_KINDS)
     iou = iou_matrix(boxes, boxes)
     if kind == "gaussian":
         factors = jnp.exp(-(iou**2) / sigma)

@@ -1,6 +1,5 @@
 """Whether the run in a folder is the requested one, and which of its settings may change."""
 
-import difflib
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from ssd_jax import config as configs
 from ssd_jax import experiment
 from ssd_jax.config import CONFIG_FILE
 from ssd_jax.data.sources.base import Source
-from ssd_jax.errors import AnotherRun, UserError
+from ssd_jax.errors import AnotherRun, UserError, nearest
 from ssd_jax.network import build_network
 from ssd_jax.recipes import HARDWARE
 from ssd_jax.report.starts import (
@@ -252,9 +251,9 @@ def _check_names(config: ConfigDict, change: Collection[str]) -> None:
     known = [*OWN, *(name for name, _ in configs.flat_items(config))]
     for name in change:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"--change: got {name!r}, which is not a setting. The nearest is {near}."
+                f"--change: got {name!r}, which is not a setting. The nearest is "
+                f"{nearest(name, known)}."
             )
 
 

@@ -1,7 +1,6 @@
 """Learning-rate schedules and optimizers, built from optax's parts."""
 
 import collections
-import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice, nearest
 
 # (pattern on a parameter's path, factor) pairs; the last pattern that matches counts.
 Multipliers = Sequence[tuple[str, int | float]]
@@ -69,10 +68,9 @@ def multipliers(params: Any, rules: Multipliers) -> Any:
     paths = [f"params/{keystr(path, simple=True, separator='/')}" for path, _ in leaves]
     for pattern, _ in rules:
         if not any(fnmatchcase(path, pattern) for path in paths):
-            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
             raise UserError(
                 f"multipliers: no parameter matches {pattern!r}, expected a pattern on paths such "
-                f"as {near[0] if near else paths}. Correct or remove it."
+                f"as {nearest(pattern, paths)}. Correct or remove it."
             )
     factors = [
         next((factor for pattern, factor in reversed(rules) if fnmatchcase(path, pattern)), 1.0)
@@ -103,8 +101,7 @@ def build_optimizer(
     `adam`, `rmsprop` and `adadelta` are those of MXNet 1.x with its constants (python/mxnet/
     optimizer, src/operator/optimizer_op-inl.h). MXNet's adadelta has no learning rate: use 1.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    check_choice("optimizer", name, OPTIMIZERS)
     scale = () if gradient_scale == 1 else (optax.scale(gradient_scale),)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = _by_path(

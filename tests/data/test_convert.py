@@ -327,7 +327,7 @@ def test_the_verb_says_how_to_read_it(tmp_path, format):
         (
             "x",
             {"format": "yolo"},
-            "'yolo': expected one of voc, json, .* tfds",
+            "'yolo', expected one of voc, json, .* tfds",
         ),
         ("x.txt", {"format": "coco"}, r"x.txt ends in '.txt': expected .json for coco"),
     ],

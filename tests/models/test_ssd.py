@@ -230,17 +230,17 @@ def test_the_words_of_the_heads_and_the_width_of_a_pyramid_are_those_of_the_netw
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"backbone": "vgg19"}, r"backbone is 'vgg19'; expected one of 'resnet50', 'resnet50_v1'"),
-        ({"extras": "caffe"}, r"extras is 'caffe'; expected one of 'paper', 'mxnet'"),
-        ({"dtype": "float16"}, r"dtype is 'float16'; expected one of 'float32', 'bfloat16'"),
-        ({"batch_norm": "sync"}, r"batch_norm is 'sync'; expected one of 'none', 'frozen', 'b"),
+        ({"backbone": "vgg19"}, r"backbone: got 'vgg19', expected one of resnet50, resnet50_v1"),
+        ({"extras": "caffe"}, r"extras: got 'caffe', expected one of paper, mxnet"),
+        ({"dtype": "float16"}, r"dtype: got 'float16', expected one of float32, bfloat16"),
+        ({"batch_norm": "sync"}, r"batch_norm: got 'sync', expected one of none, frozen, b"),
         ({"image_size": 32}, r"image_size is 32; expected .* at least 64"),
         ({"anchors_per_cell": (4, 6)}, r"2 entries \(4, 6\), but the network has 4 feature maps"),
         ({"first_stage": 3}, r"first_stage is 3, but only a ResNet"),
         ({"backbone": "resnet50"}, r"does not train with batch_norm \"none\""),
         (
             {"backbone": "resnet50", "batch_norm": "batch", "first_stage": 5},
-            r"first_stage is 5; expected one of 1, 2, 3, 4",
+            r"first_stage: got 5, expected one of 1, 2, 3, 4",
         ),
     ],
 )

@@ -131,7 +131,7 @@ def test_of_equal_classes_the_first_is_the_best():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"class_per_anchor": "first"}, "expected all or best"),
+        ({"class_per_anchor": "first"}, "expected one of all, best"),
         ({"force_suppress": True}, "needs one class per anchor"),
         ({"nms": "soft"}, "expected one of hard, linear, gaussian"),
     ],
