@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -174,9 +175,10 @@ def _open_part(
     return _open_folder(path, split, label_width, **words)
 
 
-def _is_coco(path: pathlib.Path) -> bool:
+def _begins_with(path: pathlib.Path, keys: str) -> bool:
+    """Whether one of the keys, a regular expression, is near the beginning of a JSON file."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        return re.search(r'"images"\s*:\s*\[', file.read(2**16)) is not None
+        return re.search(rf'"({keys})"\s*:', file.read(2**16)) is not None
 
 
 def _open_folder(
@@ -199,11 +201,14 @@ def _open_folder(
         return _open_recordio(records[0], label_width=label_width, **words)
     jsons = (each for each in path.rglob("*.json") if not is_apple_double(each.name))
     some = [each for each in islice(jsons, 5) if each.is_file()]  # of many, a few tell
-    if coco := next(filter(_is_coco, some), None):
+    # Either list of COCO's may come first, and be longer than what is read of it.
+    if coco := next((each for each in some if _begins_with(each, "images|image_id")), None):
         raise UserError(
             f"{path}: it holds a file of COCO, {coco}. Give that file; its images are found beside "
             "it, in images/ or as COCO has them."
         )
+    if any(_begins_with(each, "shapes") for each in some):
+        raise _not_read(path, "LabelMe's format")
     if some and not split:
         return open_json_folder(path, **words)
     _refuse_other_formats(path)
@@ -230,7 +235,11 @@ def _refuse_other_formats(path: pathlib.Path) -> None:
         found = "a CSV of boxes"
     else:
         return
-    raise UserError(
+    raise _not_read(path, found)
+
+
+def _not_read(path: pathlib.Path, found: str) -> UserError:
+    return UserError(
         f"{path}: this looks like {found}, which is not read. Convert it as docs/data.md shows "
         'under "What is not read"'
     )
@@ -282,7 +291,11 @@ def _read_classes(path: pathlib.Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines if line.strip())
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        problem = f"{twice!r} is listed twice, expected a different name on each line"
+        raise DataError(codes.CLASS_NAMES_DISAGREE, str(path), problem, "Correct the names")
+    return names
 
 
 def _without_label(location: str) -> tuple[str, str | None]:

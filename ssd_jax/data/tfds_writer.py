@@ -19,7 +19,7 @@ import numpy as np
 
 from ssd_jax.data.sources.base import Source
 from ssd_jax.data.sources.image_file import image_suffix
-from ssd_jax.data.writers import file_stems, in_parallel, nothing_left, too_thin
+from ssd_jax.data.writers import file_stems, in_parallel, no_box_fits, nothing_left, too_thin
 from ssd_jax.errors import DataError, UserError
 
 # 100 MB of VOC, 160 MB of COCO: TFDS recommends shards of 64 MB to 1 GB.
@@ -99,10 +99,11 @@ def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         except DataError as error:
             source.problems(error)
             return None
-        return data, {
-            "image/filename": f"{stems[index]}{suffix}",
-            "objects": list(_objects(source, index, data)),
-        }
+        objects = list(_objects(source, index, data))
+        if (count := int(source.object_counts[index])) and not objects:
+            source.problems(no_box_fits(source.locate(index), count))
+            return None
+        return data, {"image/filename": f"{stems[index]}{suffix}", "objects": objects}
 
     count = 0
     for made in in_parallel(read, len(source)):

@@ -186,6 +186,9 @@ def _write_images(
             source.problems(error)
             return None
         objects = tuple(_objects(source, example, size, first_pixel))
+        if len(example.labels) > len(objects) == 0:
+            source.problems(no_box_fits(example.name, len(example.labels)))
+            return None
         file_name = f"{stems[index]}{suffix}"
         (folder / file_name).write_bytes(data)
         return annotate(Picture(stems[index], file_name, size, objects))
@@ -258,6 +261,12 @@ def too_thin(where: str, box: Sequence[float]) -> DataError:
         f"box ({', '.join(map(str, box))}) is too thin for the output format",
         "Choose another format",
     )
+
+
+def no_box_fits(where: str, count: int) -> DataError:
+    """The error for an image that would become one without objects, for its boxes are too thin."""
+    problem = f"none of its {count} boxes can be written, so the image is left out"
+    return DataError(codes.NO_BOX_LEFT, where, problem, "Choose another format")
 
 
 def _number(value: float | int) -> float | int:

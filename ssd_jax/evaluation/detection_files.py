@@ -148,7 +148,7 @@ def _of_coco_file(path: pathlib.Path) -> Labelled:
     ids = {image_id: place for place, image_id in enumerate(sorted(index_of_id))}
     images = [images[index_of_id[image_id]] for image_id in ids]
     place_of = {index_of_id[image_id]: place for image_id, place in ids.items()}
-    objects = read_objects(
+    objects, _ = read_objects(
         member(value, "annotations", list, where), index_of_id, categories, where, problems
     )
     boxes = corner_column([thing.box for thing in objects])

@@ -100,6 +100,41 @@ def test_images_are_found_in_the_usual_places(tmp_path, path, place):
     assert open_coco(path)[0].image == b"a.jpg"
 
 
+def test_a_folder_with_the_name_of_the_file_comes_before_others(tmp_path):
+    """`convert` writes there, and another set may have an images/1.jpg too."""
+    path = write(tmp_path, [image(1, "1.jpg")], [thing(1)], path="val.json", place="val")
+    for other in ("images", "."):
+        (tmp_path / other).mkdir(exist_ok=True)
+        (tmp_path / other / "1.jpg").write_bytes(b"another set")
+    assert open_coco(path)[0].image == b"1.jpg"
+
+
+def test_one_missing_image_does_not_hide_the_folder_of_the_others(tmp_path):
+    images = [image(1, "a.jpg"), image(2, "b.jpg"), image(3, "c.jpg")]
+    path = write(tmp_path, images, [thing(1), thing(2)], place="images")
+    (tmp_path / "images/a.jpg").unlink()
+    source = open_coco(path, problems=Problems("skip"))
+    assert (list(source.names), source.problems.counts) == (["b", "c"], {"SSD111": 1})
+
+
+@pytest.mark.parametrize("broken", [{"bbox": []}, {"iscrowd": "?"}])
+def test_an_image_that_loses_all_its_objects_is_no_image_without_objects(tmp_path, broken):
+    images = [image(1, "a.jpg"), image(2, "b.jpg")]
+    path = write(tmp_path, images, [thing(1) | broken, thing(2), thing(2) | broken])
+    source = open_coco(path, problems=Problems("skip"))
+    assert (list(source.names), source.object_counts.tolist()) == (["b"], [1])
+    assert source.problems.counts == {"SSD122": 2, "SSD136": 1}
+
+
+def test_the_objects_of_an_image_that_cannot_be_used_are_no_mistakes_of_their_own(tmp_path):
+    images = [image(1, "a.jpg"), {**image(2, "b.jpg"), "file_name": ""}, image(3, "a.jpg")]
+    path = write(tmp_path, [images[0]], [])
+    value = {"images": images, "annotations": [thing(i) for i in (1, 2, 3)]}
+    path.write_text(json.dumps(value | {"categories": CATEGORIES}))
+    source = open_coco(path, problems=Problems("skip"))
+    assert source.problems.counts == {"SSD122": 1, "SSD104": 1}
+
+
 def test_a_folder_of_images_can_be_given(tmp_path):
     path = write(tmp_path, [image(1, "a.jpg")], [thing(1)], place="elsewhere")
     assert open_coco(path, tmp_path / "elsewhere")[0].image == b"a.jpg"
@@ -125,6 +160,8 @@ def test_a_folder_of_images_can_be_given(tmp_path):
         ([], [thing(1, (1, 2, 1e308, 4))], "SSD131", "width 1e"),
         ([], [thing(1, (1, 2, 0, 4))], "SSD133", "width 0, height 4"),
         ([], [thing(1, (60, 2, 50, 4))], "SSD132", "10 pixels"),
+        ([], [thing(1, (100, 10, 1, 20))], "SSD133", "no area in the image"),
+        ([], [thing(1, (-1, 10, 1, 20))], "SSD133", "no area in the image"),
         ([], [thing(1, category=2)], "SSD134", "'category_id 2', expected one of dog, cat"),
         ([], [thing(1, category=None)], "SSD134", "category_id None"),
     ],

@@ -285,8 +285,14 @@ def test_boxes_too_thin_for_a_format_are_told(tmp_path):
     assert content(written(thin, tmp_path, "coco"))[0] == CLASSES
     with pytest.raises(DataError, match=r"SSD133 image 0, object 1: .*11.0, 6.0, 10.8.*too thin"):
         written(thin, tmp_path, "voc")
-    left = written(one((10, 5, 10.8, 25), problems=Problems("skip")), tmp_path, "voc")
-    assert left.object_counts.tolist() == [0]
+
+
+def test_an_image_is_not_written_without_its_objects(tmp_path):
+    objects = [(0, (10, 5, 10.8, 25), False)]
+    thin, good = (picture(50, 100), (50, 100), objects), (picture(50, 100), (50, 100), [])
+    source = source_of(thin, good, problems=Problems("skip"))
+    assert written(source, tmp_path, "voc").object_counts.tolist() == [0]
+    assert source.problems.counts == {"SSD133": 1, "SSD136": 1}
 
 
 def test_the_verb(tmp_path):

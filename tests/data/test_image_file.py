@@ -22,24 +22,31 @@ def with_segment(content):
     return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(content)) + content + JPEG[2:]
 
 
-def with_chunk(content):
+def with_chunk(content, at=33):
     chunk = b"eXIf" + content
-    return PNG[:33] + struct.pack(">I", len(content)) + chunk + crc(chunk) + PNG[33:]
+    return PNG[:at] + struct.pack(">I", len(content)) + chunk + crc(chunk) + PNG[at:]
 
 
 def crc(chunk):
     return struct.pack(">I", zlib.crc32(chunk))
 
 
-def orientation(number, order=">"):
-    """The least EXIF data: a directory of one short."""
+def orientation(number, order=">", kind=3):
+    """The least EXIF data: a directory of one short, or of another kind (4 is a long)."""
     mark = {">": b"MM\0*", "<": b"II*\0"}[order]
-    entry = struct.pack(f"{order}IHHHIHH", 8, 1, 0x0112, 3, 1, number, 0)
+    value = struct.pack(f"{order}I", number) if kind == 4 else struct.pack(f"{order}HH", number, 0)
+    entry = struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, 1) + value
     return mark + entry + bytes(4)
 
 
-def turned(number, order=">"):
-    return with_segment(b"Exif\0\0" + orientation(number, order))
+def turned(number, order=">", kind=3):
+    return with_segment(b"Exif\0\0" + orientation(number, order, kind))
+
+
+def behind(content):
+    """An image with more than 64 KiB of another program's data before its orientation."""
+    other = b"\xff\xed" + struct.pack(">H", 60_002) + bytes(60_000)
+    return content[:2] + other * 2 + content[2:]
 
 
 XMP = (
@@ -54,7 +61,11 @@ XMP = (
         PNG,
         *map(turned, range(10)),
         turned(6, "<"),
+        turned(6, ">", kind=4),
+        turned(6, "<", kind=4),
+        behind(turned(6)),
         with_chunk(orientation(6)),
+        with_chunk(orientation(6), at=len(PNG) - 12),
         with_segment(XMP),
     ],
 )

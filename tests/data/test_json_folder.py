@@ -209,5 +209,5 @@ def test_absurd_sizes_and_missing_folders_are_refused(tmp_path):
 def test_an_image_that_vanished_is_told(tmp_path):
     source = open_json_folder(write(tmp_path, record(thing())))
     (tmp_path / "a.jpg").unlink()
-    with expect("SSD111", "existed when its annotation was read"):
+    with expect("SSD111", "the image cannot be read"):
         source[0]

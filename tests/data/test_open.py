@@ -319,3 +319,23 @@ def test_a_folder_without_splits_says_where_splits_are_known(tmp_path, source):
     (tmp_path / "images").mkdir()
     with pytest.raises(UserError, match=r"nothing there has the split train"):
         open_data(tmp_path / "images", split=("train",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"annotations": [{"image_id": 1}' + " " * 2**16 + '], "images": []}', "a file of COCO"),
+        ('{"version": "5.4.1", "flags": {}, "shapes": []}', "LabelMe's format, which is not read"),
+    ],
+)
+def test_json_files_of_others_are_not_taken_for_sagemakers(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_data(tmp_path)
+
+
+def test_a_class_is_listed_once(tmp_path, source):
+    convert(source, tmp_path / "set.rec")
+    (tmp_path / "set.classes.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(DataError, match=r"SSD152 .*classes\.txt: 'cat' is listed twice"):
+        open_data(tmp_path / "set.rec")

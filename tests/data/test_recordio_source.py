@@ -4,6 +4,7 @@ import itertools
 import os
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,6 +112,14 @@ def test_a_header_of_four_numbers_has_the_size(tmp_path):
     assert one(tmp_path, 4, 5, 500, 375, *OBJECT).size == (375, 500)
     assert one(tmp_path, 4, 5, 0, 375, *OBJECT).size is None
     assert one(tmp_path, 5, 5, 500, 375, 3, *OBJECT).size is None
+
+
+def test_the_size_before_im2rec_resized_is_not_that_of_the_image(tmp_path):
+    jpeg = cv2.imencode(".jpg", np.zeros((75, 100, 3), np.uint8))[1].tobytes()
+    scaled = payload(4, 5, 500, 375, *OBJECT, image=jpeg)
+    another = payload(4, 5, 800, 300, *OBJECT, image=jpeg)
+    sizes = [open_recordio(write(tmp_path, record))[0].size for record in (scaled, another)]
+    assert sizes == [None, (300, 800)]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +271,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("", "it is empty"),
         ("7\tzero\n", r"line 1 is '7\\tzero'"),
         ("7 0\n", "line 1 is '7 0'"),
         ("7\t99999999999999999999\n", "line 1"),

@@ -116,6 +116,13 @@ def test_what_is_no_image_or_no_box_is_a_problem(tmp_path):
     assert written(thin, tmp_path).object_counts.tolist() == [1, 0, 1, 0]
 
 
+def test_an_image_is_not_written_without_its_objects(tmp_path):
+    thin = source_of(problems=Problems("skip"))
+    thin.annotations.boxes[:2] = (0.5, 0, 0.5, 1)
+    assert written(thin, tmp_path).object_counts.tolist() == [0, 1, 0]
+    assert thin.problems.counts == {"SSD133": 2, "SSD136": 1}
+
+
 @pytest.mark.parametrize("name", ["voc", "2007", "train[:9%]", "a/b", ""])
 def test_names_that_tfds_does_not_take(tmp_path, name):
     with pytest.raises(UserError, match="expected a letter, then letters, digits"):

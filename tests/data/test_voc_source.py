@@ -1,5 +1,6 @@
 """VOC folders: what is read, what is refused, and what the refusal says."""
 
+import pathlib
 import tarfile
 
 import cv2
@@ -97,6 +98,25 @@ def test_the_id_alone_finds_the_image(tmp_path):
     list_of_ids = tmp_path / "ImageSets/Main/train.txt"
     list_of_ids.write_text("\ufeff" + list_of_ids.read_text(), encoding="utf-8")
     assert open_voc(tmp_path, "train")[0].image == JPEG
+
+
+def test_ids_may_name_a_folder(tmp_path):
+    """As CVAT and Datumaro write them."""
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name / "cam1").mkdir(parents=True)
+    write_voc(tmp_path, {"cam1/b": annotation(thing())})
+    assert open_voc(tmp_path, "train")[0].image == JPEG
+
+
+def test_an_annotation_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    write_voc(tmp_path, {"a": annotation(thing())})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"SSD122 .*a\.xml: .*cannot be read \(Permission denied\)"):
+        open_voc(tmp_path, "train")
 
 
 def test_dropped_boxes_are_counted_by_code(tmp_path):
@@ -263,5 +283,5 @@ def test_what_macos_wrote_is_no_image_set(tmp_path):
 def test_an_image_that_vanished_is_told(tmp_path):
     source = one(tmp_path, thing())
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"SSD111 .*a\.jpg: the image existed"):
+    with pytest.raises(DataError, match=r"SSD111 .*a\.jpg: the image cannot be read"):
         source[0]

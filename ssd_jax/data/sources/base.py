@@ -266,13 +266,15 @@ def source_of_objects(
     label_text: Callable[[int], str],
     box_text: Callable[[int], str] | None = None,
     files: Sequence[str] = (),
+    unread: Sequence[int] = (),
 ) -> Source:
     """Check the objects of all images at once and build the source.
 
     `written` are the corners xmin, ymin, xmax, ymax in the format's own unit, `boxes` the same as
     fractions of the image; NaN if the file had no number. `labels` are class ids, -1 for a class
     that is not in `classes`; `label_text(k)` is the class of object k as written, `box_text(k)` its
-    corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1. An
+    corners (None: as numbers). `locate_object(i, number)` names an object of image i, from 1;
+    `unread` are the images of objects that are not among these, because they could not be read. An
     image whose boxes are all unusable is left out too. A set whose images have sizes, but whose
     boxes all look like fractions of the image sides, is refused whatever the policy.
     """
@@ -280,12 +282,16 @@ def source_of_objects(
     image = np.repeat(np.arange(len(names)), object_counts)
     with np.errstate(invalid="ignore"):
         unreadable = ~np.isfinite(written).all(axis=1)
-        flat = ~unreadable & (written[:, 2:] <= written[:, :2]).any(axis=1)
+        inside = np.clip(boxes, 0, 1).astype(np.float32)
+        reversed_ = (written[:, 2:] <= written[:, :2]).any(axis=1)
         tolerance = TOLERATED_PIXELS_OUTSIDE / np.maximum(np.tile(sizes[image][:, ::-1], 2), 1)
         tolerance[sizes[image][:, 0] == 0] = TOLERATED_PART_OUTSIDE
         # A rounding error of the division must not turn a tolerated pixel into a mistake.
         beyond = np.maximum(-boxes, boxes - 1) - tolerance * (1 + 1e-6)
-        outside = ~unreadable & ~flat & (beyond > 0).any(axis=1)
+        outside = ~unreadable & ~reversed_ & (beyond > 0).any(axis=1)
+        # A box may lie in the tolerated strip outside, or be too thin for float32.
+        flat = ~unreadable & ~outside & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+        flat |= ~unreadable & reversed_
     unknown = (labels < 0) | (labels >= len(classes))
 
     def box_of(k: int) -> str:
@@ -298,7 +304,7 @@ def source_of_objects(
             problem = f"{box_of(k)} is unreadable, expected four numbers xmin, ymin, xmax, ymax"
             return DataError(codes.BOX_UNREADABLE, where, problem, _FIX)
         if flat[k]:
-            problem = f"{box_of(k)} has no area, expected xmin < xmax and ymin < ymax"
+            problem = f"{box_of(k)} has no area in the image, expected xmin < xmax and ymin < ymax"
             return DataError(codes.BOX_WITHOUT_AREA, where, problem, _FIX)
         if outside[k]:
             height, width = sizes[image[k]].tolist()
@@ -337,6 +343,7 @@ def source_of_objects(
     # An image without its boxes would train its objects as background. That is right for objects
     # of unknown classes only.
     broken = np.bincount(image[unreadable | flat | outside], minlength=len(names))
+    broken += np.bincount(np.asarray(unread, int), minlength=len(names))
     lost = (broken > 0) & (counts == 0)
     for i in np.flatnonzero(lost).tolist():
         problem = f"none of its {broken[i]} boxes can be used, so the image is left out"
@@ -346,7 +353,7 @@ def source_of_objects(
             names,
             np.asarray(sizes, np.int32),
             _offsets(counts),
-            np.clip(boxes[good], 0, 1).astype(np.float32),
+            inside[good],
             labels[good].astype(np.int32),
             np.asarray(difficult[good], bool),
         ),

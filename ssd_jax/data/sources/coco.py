@@ -42,6 +42,8 @@ from ssd_jax.errors import DataError
 
 # The largest public file, LVIS's training set, is 1.1 GB.
 MAX_BYTES = 2**31
+# So many images decide which folder is meant.
+PROBED = 20
 
 
 class CocoImage(NamedTuple):
@@ -76,10 +78,11 @@ def open_coco(
 ) -> Source:
     """Open the images of a COCO file, in its order; its categories become classes 0, 1, ...
 
-    `file_name` is relative to the folder `images`. The default is the first of these folders that
-    holds the first image: the file's own; `images`, or one with the file's name, in it or beside
-    it; COCO's `NAME` for `annotations/instances_NAME.json`. If `classes` are given, categories are
-    matched by name. An object with `ignore` is difficult too, as in VOC converted to this format.
+    `file_name` is relative to the folder `images`. The default is the one of these folders that
+    holds most of the first images, and of several the first: one with the file's name, `NAME` for
+    `instances_NAME.json` as in COCO, the file's own folder, `images` in it; then the same in the
+    folder above. If `classes` are given, categories are matched by name. An object with `ignore` is
+    difficult too, as in VOC converted to this format.
     """
     problems = problems or Problems()
     path = pathlib.Path(path)
@@ -89,7 +92,7 @@ def open_coco(
     folder = _image_folder(path, listed) if images is None else pathlib.Path(images)
     check_folder(folder)
     found, index_of_id = read_images(listed, folder, str(path), problems)
-    objects = read_objects(
+    objects, unread = read_objects(
         member(value, "annotations", list, str(path)), index_of_id, categories, str(path), problems
     )
     objects.sort(key=lambda thing: thing.image)
@@ -121,6 +124,7 @@ def open_coco(
         locate_object=locate_object,
         label_text=class_names.__getitem__,
         box_text=lambda k: f"({objects[k].box.text})",
+        unread=unread,
     )
     return check_not_empty(source, str(path))
 
@@ -164,21 +168,22 @@ def _used_categories(value: dict) -> set[int | None]:
 
 
 def _image_folder(path: pathlib.Path, listed: list) -> pathlib.Path:
-    """The first of the usual folders that holds the first image in the list."""
-    first = next((item for item in listed if isinstance(item, dict)), {})
-    reference = first.get("file_name")
+    """The one of the usual folders that holds most of the first images in the list."""
+
+    def holds(place: pathlib.Path, item: Any) -> bool:
+        try:
+            return bool(path_inside(place, text(item, "file_name", str(path)), str(path)))
+        except DataError:
+            return False
+
+    # Names such as 1.jpg are in many folders, so one for this file alone comes first.
     places = [
         parent / name
         for parent in (path.parent, path.absolute().parent.parent)
-        for name in ("", "images", path.stem, path.stem.rpartition("_")[2])
+        for name in (path.stem, path.stem.rpartition("_")[2], "", "images")
     ]
-    for place in places:
-        try:
-            path_inside(place, text({"file_name": reference}, "file_name", str(path)), str(path))
-        except DataError:
-            continue
-        return place
-    return path.parent
+    found = [sum(holds(place, item) for item in listed[:PROBED]) for place in places]
+    return places[found.index(max(found))] if any(found) else path.parent
 
 
 def read_images(
@@ -193,23 +198,26 @@ def read_images(
     references: set[str] = set()
     for number, item in enumerate(listed):
         place = f"{where}, images[{number}]"
+        image_id = whole_number(item.get("id")) if isinstance(item, dict) else None
+        is_new = image_id not in index_of_id
+        # Also if it cannot be used: then its objects are left out without another complaint.
+        index_of_id.setdefault(image_id, None)
         try:
             written = text(item, "file_name", place)
-            image_id = whole_number(item.get("id"))
             if image_id is None:
                 problem = f"'id' is {shown(item.get('id'))}, expected a whole number"
                 raise unreadable(place, problem)
             reference = str(pathlib.PurePosixPath(written))
-            if image_id in index_of_id or (folder is not None and reference in references):
+            if not is_new or (folder is not None and reference in references):
                 raise listed_twice(place, f"{reference} (id {image_id})")
             references.add(reference)
-            index_of_id[image_id] = None
             size = (side(item, "height", place), side(item, "width", place))
             path = None if folder is None else path_inside(folder, reference, place)
             found.append(CocoImage(reference, path, size))
             index_of_id[image_id] = len(found) - 1
         except DataError as error:
             problems(error)
+    index_of_id.pop(None, None)
     return found, index_of_id
 
 
@@ -219,16 +227,17 @@ def read_objects(
     categories: dict[int, str],
     where: str,
     problems: Problems,
-) -> list[CocoAnnotation]:
-    """The objects of the images that can be used; the objects of the others are left out."""
-    objects = []
+) -> tuple[list[CocoAnnotation], list[int]]:
+    """The objects of the images that can be used, and the images of objects that cannot be read."""
+    objects, unread = [], []
     for number, item in enumerate(listed):
         place = f"{where}, annotations[{number}]"
+        image_id = whole_number(item.get("image_id")) if isinstance(item, dict) else None
+        image = index_of_id.get(image_id)
         try:
             sides = member(item, "bbox", list, place)
             if len(sides) != 4:
                 raise unreadable(place, f"'bbox' is {shown(sides)}, expected four numbers")
-            image_id = whole_number(item.get("image_id"))
             if image_id not in index_of_id:
                 raise DataError(
                     codes.OBJECT_WITHOUT_IMAGE,
@@ -238,7 +247,7 @@ def read_objects(
                 )
             crowd = flag(item, "iscrowd", place)
             difficult = crowd or flag(item, "ignore", place)
-            if (image := index_of_id[image_id]) is not None:
+            if image is not None:
                 written = item.get("category_id")
                 name = categories.get(whole_number(written), f"category_id {shown(written)}")
                 outline = box(*sides)
@@ -246,4 +255,6 @@ def read_objects(
                 objects.append(CocoAnnotation(number, image, name, outline, difficult, area, crowd))
         except DataError as error:
             problems(error)
-    return objects
+            if image is not None:
+                unread.append(image)
+    return objects, unread

@@ -1,15 +1,19 @@
 """An image file before it is decoded: its bytes, its type, its size, its orientation."""
 
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
-# The size of a value by its EXIF type; a short is legal, but signed and long values occur too.
-_EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
+# So many images tell whether the set was scaled.
+PROBED = 20
 # The largest image side that an annotation may give.
 MAX_PIXELS_OF_A_SIDE = 2**24
 # Checked before memory is allocated: a file of a few kilobytes can claim to hold gigabytes.
@@ -31,13 +35,26 @@ def read_file(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        problem = f"the image existed when its annotation was read, but does not now ({error})"
-        raise image_missing(str(path), problem) from error
+        raise image_missing(str(path), f"the image cannot be read ({error})") from error
 
 
 def image_missing(where: str, problem: str) -> DataError:
     """The error for a missing image."""
     return DataError(codes.IMAGE_MISSING, where, problem, "Add the image, or remove its record")
+
+
+def are_scaled(read_image: Callable[[int], bytes], sizes: Int[np.ndarray, "N 2"]) -> bool:
+    """Whether one of the first images has the shape, but not the size, of its (height, width)."""
+    for index in np.flatnonzero(sizes[:, 0])[:PROBED].tolist():
+        try:
+            height, width = image_size(read_image(index), "")
+        except DataError:
+            continue
+        size = tuple(sizes[index].tolist())
+        # The sides were rounded to whole pixels.
+        if (height, width) != size and abs(height * size[1] - width * size[0]) <= max(size):
+            return True
+    return False
 
 
 def image_unreadable(where: str, problem: str) -> DataError:
@@ -84,12 +101,12 @@ def read_header(data: bytes, where: str) -> Header:
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation as it is in a file, legal or not; 1 if there is none.
 
-    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4). Pillow's reader
-    is not used because it also obeys XMP, which decoders do not, reads a PNG to its end, and warns
-    about damage.
+    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4), which is a
+    short; OpenCV takes other types for one too. Pillow's reader is not used because it also obeys
+    XMP, which decoders do not, and warns about damage.
     """
-    marks = ((data.find(b"Exif\0\0", 0, 2**16), 6), (data.find(b"eXIf", 0, 2**16), 4))
-    start = next((at + length for at, length in marks if at >= 0), len(data))
+    find = _exif_of_png if data.startswith(_PNG) else _exif_of_jpeg
+    start = find(data)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(data[start : start + 4])
     if order is None:
         return 1
@@ -101,8 +118,21 @@ def exif_orientation(data: bytes) -> int:
     end = min(directory + 2 + 12 * number(directory, 2), len(data) - start)
     for entry in range(directory + 2, end, 12):
         if number(entry, 2) == _EXIF_ORIENTATION:
-            return number(entry + 8, _EXIF_BYTES.get(number(entry + 2, 2), 2))
+            return number(entry + 8, 2)
     return 1
+
+
+def _exif_of_jpeg(data: bytes) -> int:
+    """Where the EXIF data begin; behind the end if there are none."""
+    starts = (at + 6 for marker, at in _segments(data) if marker == 0xE1)
+    return next((at for at in starts if data[at - 6 : at] == b"Exif\0\0"), len(data))
+
+
+def _exif_of_png(data: bytes) -> int:
+    at = len(_PNG)
+    while at < len(data) and data[at + 4 : at + 8] != b"eXIf":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return at + 8
 
 
 def _png_header(data: bytes, where: str) -> Header:
@@ -113,21 +143,28 @@ def _png_header(data: bytes, where: str) -> Header:
 
 
 def _jpeg_header(data: bytes, where: str) -> Header:
-    """Walk the marker segments up to the first scan (ITU T.81, annex B)."""
-    size, at = None, 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    """The size in the frame header (ITU T.81, annex B)."""
+    size = None
+    for marker, at in _segments(data):
+        if marker == 0xDA and size is not None:
+            # Inside a scan FF is always followed by 00 or a restart marker, so FF D9 is the end.
+            return Header(size, "JPEG", data.rfind(b"\xff\xd9", at) >= 0)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 5 <= len(data):
+            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 1, at + 3))
+            size = (height, width)
+    raise image_unreadable(where, f"a JPEG header without an image ({len(data):,} bytes)")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment of a JPEG up to the first scan, and where its content begins."""
+    at, marker = 2, 0
+    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker == 0xDA and size is not None:
-            # Inside a scan FF is always followed by 00 or a restart marker, so FF D9 is the end.
-            return Header(size, "JPEG", data.rfind(b"\xff\xd9", at) >= 0)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
-            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            size = (height, width)
+        yield marker, at + 4
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise image_unreadable(where, f"a JPEG header without an image ({len(data):,} bytes)")
 
 
 def _neither(data: bytes, where: str) -> DataError:

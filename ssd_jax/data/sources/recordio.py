@@ -24,6 +24,7 @@ from ssd_jax.data.sources.base import (
     names_are_numbers,
     source_of_objects,
 )
+from ssd_jax.data.sources.image_file import are_scaled
 from ssd_jax.data.sources.recordio_file import (
     FIRST,
     HEAD_BYTES,
@@ -42,8 +43,7 @@ IR_HEADER_BYTES = 24
 _LENGTH, _ID, _LABEL = 0, 2, 6
 # In a set without class names, a larger class id is treated as a mistake.
 MAX_CLASSES = 10_000
-# A JPEG file cannot be larger.
-_MAX_SIDE = 65_535
+_MAX_SIDE = 65_535  # of a JPEG file
 _LABEL_TEXT = (
     "[A, B, A - 2 numbers, objects of B numbers] with whole numbers A >= 2 and B >= 5, as im2rec "
     "--pack-label writes it"
@@ -99,9 +99,11 @@ def open_recordio(
             return file.read(offset, lengths[index])
         return file.payload(int(heads.offset[index]))[int(label_ends[index]) :]
 
+    if are_scaled(read_image, sizes := reader.sizes()):
+        sizes[:] = 0  # those before `im2rec --resize`; the boxes are fractions of any
     source = source_of_objects(
         names=reader.names(),
-        sizes=reader.sizes(),
+        sizes=sizes,
         object_counts=np.bincount(objects.record, minlength=len(heads.number)),
         written=written,
         boxes=written,

@@ -157,6 +157,8 @@ def read_index(path: pathlib.Path, *, record_bytes: int) -> tuple[list[str], Int
         raise _bad_index(path, "it is not a text file") from error
     except OSError as error:
         raise _bad_index(path, f"it cannot be read ({error.strerror})") from error
+    if record_bytes and not lines:
+        raise _bad_index(path, "it is empty")
     keys, offsets = [], np.zeros(len(lines), np.int64)
     for number, line in enumerate(lines):
         key, _, offset = line.partition("\t")

@@ -179,14 +179,18 @@ def _record(
             "the file does not exist, expected one annotation for each id of the image set",
             "Write it (an image without objects needs one too), or remove the id from the set",
         )
-    if image_id not in images:
+    within = (folder / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
+    image = images.get(image_id) or next(
+        (p for p in within if "/" in image_id and p.is_file()), None
+    )
+    if image is None:
         raise DataError(
             codes.IMAGE_MISSING,
             str(folder / "JPEGImages" / image_id),
             f"no image of that name, expected one that ends in {', '.join(IMAGE_SUFFIXES)}",
             "Add the image, or remove the id from the image set",
         )
-    return _Record(name, annotation, images[image_id])
+    return _Record(name, annotation, image)
 
 
 def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -224,7 +228,13 @@ def _expected(root: pathlib.Path) -> str:
 
 
 def _read(path: pathlib.Path) -> _Annotation:
-    if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
+    try:
+        size, data = path.stat().st_size, b""
+        if size <= MAX_ANNOTATION_BYTES:
+            data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, f"the file cannot be read ({error.strerror})") from error
+    if size > MAX_ANNOTATION_BYTES:
         raise DataError(
             codes.ANNOTATION_TOO_LARGE,
             str(path),
@@ -232,7 +242,7 @@ def _read(path: pathlib.Path) -> _Annotation:
             "Check that it is an annotation",
         )
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = ElementTree.fromstring(data)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise _unreadable(path, f"the XML cannot be read ({error})") from error
     size = tuple(_positive_integer(root, f"size/{side}", path) for side in ("height", "width"))
