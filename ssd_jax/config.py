@@ -201,6 +201,7 @@ def default_config() -> ConfigDict:
     config.early_stopping = {
         "enabled": False,  # True: end the run when evaluate.metric stops improving
         "minimum_epochs": 10.0,  # never end before
+        "minimum_steps": placeholder(int),  # the same in steps; None = by minimum_epochs
         "patience": 5,  # evaluations without an improvement
         "tolerance": 0.0,  # an improvement is more than this fraction of the best value
     }
@@ -342,7 +343,7 @@ def _damaged(path: pathlib.Path, error: Exception) -> UserError:
 def _started_with(folder: pathlib.Path) -> str:
     """The version, with the commit if known, that last started the run in a folder."""
     try:
-        start = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[-1])
+        start = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").split("\n")[-2])
         version = f"ssd_jax {start['environment']['ssd_jax']}"
         return f"{version} at commit {start['code']['commit']}" if start["code"] else version
     except (OSError, ValueError, LookupError, TypeError):

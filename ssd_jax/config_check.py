@@ -59,6 +59,7 @@ _AT_LEAST = {
         "augment.jitter.lightness", "augment.jitter.saturation", "loss.negatives_per_positive",
         "loss.minimum_negatives", "loss.box_weight", "loss.group", "loss.focal_gamma",
         "optimizer.weight_decay", "optimizer.warmup_steps", "early_stopping.minimum_epochs",
+        "early_stopping.minimum_steps",
         "early_stopping.tolerance", "watchdog.factor",
     ),
 }  # fmt: skip
@@ -102,6 +103,11 @@ def _check_complete(config: ConfigDict) -> None:
         raise UserError(
             f"config.{name}: the setting is missing. Change the settings of a group one by one, or "
             f"with config.{name.rpartition('.')[0]}.update({{...}})."
+        )
+    for name in sorted(given.keys() - defaults.keys()):
+        raise UserError(
+            f"config.{name}: there is no such setting. The nearest is "
+            f"config.{nearest(name, defaults)}."
         )
     for name, value in given.items():
         _expect(config, name, value is not None or defaults[name] is None, "a value")
@@ -147,8 +153,8 @@ def _check_tuples(config: ConfigDict) -> None:
     each(("augment.interpolations",), lambda names: names and set(names) <= set(INTERPOLATIONS),
          f"one or more of {', '.join(INTERPOLATIONS)}")  # fmt: skip
     each(("optimizer.rate_multipliers", "optimizer.decay_multipliers"),
-         lambda pairs: all(len(pair) == 2 and isinstance(pair[0], str) and _numbers(pair[1:])
-                           for pair in pairs),
+         lambda pairs: all(isinstance(pair, tuple) and len(pair) == 2 and _numbers(pair[1:])
+                           and isinstance(pair[0], str) for pair in pairs),
          "pairs of a pattern and a factor, e.g. ((\"*/bias\", 2.0),)")  # fmt: skip
     decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()
     each(("augment.crop.min_ious", "anchors.scales", *decays),
@@ -190,7 +196,7 @@ def _check_combinations(config: ConfigDict) -> None:
         expect(name, group == 0 or config.batch_size % group == 0,
                f"a divisor of batch_size {config.batch_size}")  # fmt: skip
     expect("augment.mosaic.probability",
-           not config.augment.mosaic.probability or config.batch_size % 4 == 0,
+           config.batch_size % images_together(config) == 0,
            f"0, or a batch_size that 4 divides, not {config.batch_size}")  # fmt: skip
     expect("detect.force_suppress", not config.detect.force_suppress
            or config.detect.class_per_anchor == "best",
@@ -204,6 +210,11 @@ def _check_combinations(config: ConfigDict) -> None:
     expect("loss.normalization", config.loss.normalization == "positives"
            or (with_softmax and config.loss.box_loss == "smooth_l1"),
            "positives: only softmax with smooth_l1 can use valid")  # fmt: skip
+
+
+def images_together(config: ConfigDict) -> int:
+    """How many consecutive images of a batch must be on one device: four of a mosaic, else one."""
+    return 4 if config.augment.mosaic.probability else 1
 
 
 def _each_once(values: tuple) -> bool:

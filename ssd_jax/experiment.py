@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
+from ssd_jax.config_check import images_together
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data, split_of_role
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
@@ -107,7 +108,9 @@ def build_early_stopping(config: ConfigDict, images: int) -> EarlyStopping | Non
         metric=f"map_{config.evaluate.metric}",
         patience=settings.patience,
         tolerance=settings.tolerance,
-        minimum_step=steps_of(settings.minimum_epochs, images, config.batch_size),
+        minimum_step=steps_of(settings.minimum_epochs, images, config.batch_size)
+        if settings.minimum_steps is None
+        else settings.minimum_steps,
     )
 
 
@@ -167,10 +170,13 @@ def schedule_warnings(config: ConfigDict, images: int) -> list[str]:
             f"0.002 for 32 images. Consider --config.optimizer.learning_rate={usual:.2g}"
         )
     if config.batch_size > images:
+        fewer = 1 << (images.bit_length() - 1)
+        groups = (config.model.batch_norm_group, config.loss.group, images_together(config))
+        fits = not any(group and fewer % group for group in groups)
         warnings.append(
             f"a batch of {config.batch_size} has some of the {images} images more than once, and "
-            f"augments each alike: --config.batch_size={1 << (images.bit_length() - 1)} learns as "
-            "much of fewer"
+            f"augments each alike: {f'--config.batch_size={fewer}' if fits else 'a smaller one'} "
+            "learns as much of fewer"
         )
     return warnings
 

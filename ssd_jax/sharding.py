@@ -46,15 +46,20 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that cannot be split equally over the devices."""
-    if batch_size % mesh.size == 0:
+def check_divides(batch_size: int, mesh: Mesh, *, together: int = 1) -> None:
+    """Refuses a batch that cannot be split equally over the devices.
+
+    So many consecutive images must be `together` on one device.
+    """
+    parts = batch_size // together
+    if batch_size % together == 0 and parts % mesh.size == 0:
         return
     processes = jax.process_count()
-    fewer = [n for n in range(processes, mesh.size, processes) if batch_size % n == 0][-1:]
+    fewer = [n for n in range(processes, mesh.size, processes) if parts % n == 0][-1:]
+    of_each = f"{together} images, which mosaics are made of, on each of " if together > 1 else ""
     raise UserError(
-        f"config.batch_size: got {batch_size}, expected a multiple of the {mesh.size} devices. "
-        "Change it"
+        f"config.batch_size: got {batch_size}, expected a multiple of {of_each}the {mesh.size} "
+        "devices. Change it"
         + "".join(f", or use only {n} devices: {_hiding(mesh, n // processes)}" for n in fewer)
         + "."
     )
@@ -64,7 +69,9 @@ def _hiding(mesh: Mesh, seen: int) -> str:
     """The environment variable that limits the devices of a process to the first `seen`."""
     if mesh.devices.flat[0].platform == "cpu":
         return f"JAX_NUM_CPU_DEVICES={seen}"
-    return f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(seen)))}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(seen))
+    return f"CUDA_VISIBLE_DEVICES={','.join([*names][:seen])}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -122,6 +122,7 @@ def test_true_and_false_may_be_lower_case(text):
         ("early_stopping.minimum_epochs", "1e999", "a finite number"),
         ("watchdog.factor", "1e999", "a finite number"),
         ("optimizer.rate_multipliers", "(('*', 1e999),)", "pairs"),
+        ("optimizer.rate_multipliers", "(0.1,)", "pairs"),
         ("augment.expand.scale", "(4.0, 1.0)", "two increasing"),
         ("anchors.scales", "a,b", "numbers"),
         ("data.classes", "cat,cat", "each once"),
@@ -177,6 +178,16 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     config = overridden(**{"data.classes": "('a', 'b')", "evaluate.every_epochs": "0.5"})
     configs.save_config(config, tmp_path / "config.json")
     assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    """A run with it would train to its end, and then nothing could read its config."""
+    config = overridden()
+    with config.unlocked():
+        config.optimizer.lerning_rate = 5.0
+    message = r"optimizer\.lerning_rate: there is no .* nearest is config\.optimizer\.learning_rate"
+    with pytest.raises(UserError, match=message):
+        check(config)
 
 
 def test_a_group_that_lost_a_setting_is_refused():

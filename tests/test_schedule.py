@@ -45,6 +45,8 @@ def test_a_batch_of_more_images_than_there_are_is_told():
     (told,) = schedule_warnings(config, 20)
     assert "some of the 20 images more than once" in told
     assert "--config.batch_size=16 " in told
+    config.loss.group = 32
+    assert "augments each alike: a smaller one learns" in schedule_warnings(config, 20)[0]
 
 
 def test_epochs_that_are_given_count_as_epochs():

@@ -125,7 +125,7 @@ def main(
     runs = options.runs / scale.name
     from ssd_jax.sharding import use_cpu_cores
 
-    use_cpu_cores(scale.batch_size)
+    use_cpu_cores(scale.batch_size // 4)  # the images of a mosaic are on one device
     run = functools.partial(
         run_arm,
         scale=scale,

@@ -24,7 +24,7 @@ from ssd_jax import config as configs
 from ssd_jax.caches import keep_compiled_programs
 from ssd_jax.cli import EXIT_STOPPED
 from ssd_jax.commands.common import count, positive
-from ssd_jax.config_check import check
+from ssd_jax.config_check import check, images_together
 from ssd_jax.errors import Stopped, UserError
 from ssd_jax.runs.log import REPORT_FILE
 
@@ -175,7 +175,7 @@ def prepare_jax(rows: dict[str, ConfigDict], scale: float) -> None:
 
     from ssd_jax.sharding import use_cpu_cores
 
-    use_cpu_cores(math.gcd(*(config.batch_size for config in rows.values())))
+    use_cpu_cores(math.gcd(*(c.batch_size // images_together(c) for c in rows.values())))
     if scale < 1:
         # Nearly all of the time is compilation, which takes a third as long without optimizations.
         jax.config.update("jax_disable_most_optimizations", True)

@@ -16,6 +16,7 @@ from time import perf_counter, time
 from ml_collections import ConfigDict
 
 from ssd_jax.config import CONFIG_FILE, read_config, save_config
+from ssd_jax.config_check import images_together
 from ssd_jax.errors import UserError
 
 _STARTED = "SSD_JAX_BENCHMARK_STARTED"
@@ -81,7 +82,7 @@ def _seconds(options: argparse.Namespace, *, began: float) -> dict[str, float]:
     import jax
 
     config = read_config(options.config)
-    mesh = choose_devices(config.batch_size, options.devices)
+    mesh = choose_devices(config.batch_size // images_together(config), options.devices)
     work = make_workload(config, mesh, classes=options.classes)
     program = predict_program(work)
     program.call()

@@ -121,9 +121,10 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
+    from ssd_jax.config_check import images_together
     from ssd_jax.files import json_line, write_json
 
-    mesh = choose_devices(config.batch_size, options.devices)
+    mesh = choose_devices(config.batch_size // images_together(config), options.devices)
     if options.find_batch:
         from ssd_jax.benchmark.find_batch import run_find_batch
 

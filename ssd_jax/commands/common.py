@@ -138,9 +138,10 @@ def cluster_arguments(parser):
 def join_cluster(options, config):
     """Joins the run of several processes, if there is one; must come before any use of JAX."""
     from ssd_jax import cluster
+    from ssd_jax.config_check import images_together
 
     cluster.start(
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // images_together(config),
         coordinator=options.coordinator,
         num_processes=options.num_processes,
         process_id=options.process_id,

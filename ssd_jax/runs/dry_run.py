@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from ssd_jax import experiment
 from ssd_jax.cluster import tell
 from ssd_jax.config import flat_items
-from ssd_jax.config_check import check
+from ssd_jax.config_check import check, images_together
 from ssd_jax.network import build_network, network_warnings
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.runs.before_training import check_cache, check_without_data, open_sources
@@ -24,7 +24,7 @@ def tell_plan(config: ConfigDict) -> None:
     """
     mesh = make_mesh()
     check(config)
-    check_divides(config.batch_size, mesh)
+    check_divides(config.batch_size, mesh, together=images_together(config))
     changes = recipe_changes(config)
     for name, value in flat_items(config):
         recipe = changes[name]["recipe"] if name in changes else None

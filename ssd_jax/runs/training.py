@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax import experiment
 from ssd_jax.cluster import check_shared, from_first, run_facts, tell, together
-from ssd_jax.config_check import check
+from ssd_jax.config_check import check, images_together
 from ssd_jax.data.pipeline import max_objects
 from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
@@ -101,7 +101,7 @@ def run_training(
     mesh = mesh or make_mesh()
     with together():
         check(config)
-        check_divides(config.batch_size, mesh)
+        check_divides(config.batch_size, mesh, together=images_together(config))
         config = without_places(config, sources)
     workdir, hooks = pathlib.Path(workdir), Hooks(loss, augment)
     with (

@@ -150,7 +150,7 @@ OF_SETTINGS = {
     "detect.candidates": "nms_topk",
     "data.label_width": "label_width",
     "early_stopping.enabled": "early_stopping",
-    "early_stopping.minimum_epochs": "early_stopping_min_epochs",
+    "early_stopping.minimum_steps": "early_stopping_min_epochs",
     "early_stopping.patience": "early_stopping_patience",
     "early_stopping.tolerance": "early_stopping_tolerance",
     # These two settings are made by `build_config`.
@@ -226,8 +226,8 @@ def to_config(values: Mapping[str, Any], *, images: int, hosts: int, gpus: int) 
     config.early_stopping.update(
         {
             "enabled": values["early_stopping"],
-            # In epochs of the data, which need not be whole numbers of steps.
-            "minimum_epochs": values["early_stopping_min_epochs"] * epoch * batch / images,
+            # Not in epochs of the data, some of which may be left out later.
+            "minimum_steps": values["early_stopping_min_epochs"] * epoch,
             "patience": values["early_stopping_patience"],
             "tolerance": values["early_stopping_tolerance"],
         }

@@ -19,7 +19,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from ssd_jax.cluster import from_first, together, wait_until_seen
 from ssd_jax.errors import UserError, first_line
-from ssd_jax.train.checkpoint_manifest import find_damage, saved_steps, write_manifest
+from ssd_jax.train.checkpoint_manifest import (
+    REPLACED,
+    find_damage,
+    saved_steps,
+    write_manifest,
+)
 from ssd_jax.train.state import TrainState
 
 # Raised by a failing disk, directly or through tensorstore.
@@ -27,7 +32,6 @@ _DISK_ERRORS = (OSError, ValueError)
 _ITEMS = ("variables", "training", "classes", "progress")
 _DELETED = "deleted"
 _DAMAGED = ".damaged"
-_REPLACED = ".replaced"
 
 
 class Checkpoints:
@@ -120,7 +124,7 @@ class Checkpoints:
         self._saving = (step, size)
         _first_process(self._check_space)
         if from_first(step in self._manager.all_steps()):
-            _first_process(lambda: self._rename(step, _REPLACED))
+            _first_process(lambda: self._rename(step, REPLACED))
             self._manager.reload()
         value = None if metrics is None else metrics[self._metric]
         start = functools.partial(
@@ -184,7 +188,7 @@ class Checkpoints:
     def _complete(self) -> None:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
-            for rest in (self._folder / _DELETED, *self._folder.glob(f"*{_REPLACED}")):
+            for rest in (self._folder / _DELETED, *self._folder.glob(f"*{REPLACED}")):
                 shutil.rmtree(rest, ignore_errors=True)
 
     def _seal(self) -> None:
@@ -351,7 +355,7 @@ class Checkpoints:
         for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             # If one write has failed, others may still be running; the next start clears the rest.
             shutil.rmtree(path, ignore_errors=True)
-        for path in self._folder.glob(f"*{_REPLACED}"):
+        for path in self._folder.glob(f"*{REPLACED}"):
             if path.with_suffix("").exists():
                 shutil.rmtree(path)
             else:

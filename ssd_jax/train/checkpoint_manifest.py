@@ -8,6 +8,8 @@ from ssd_jax.files import file_digest, write_json
 from ssd_jax.runs.log import CHECKPOINTS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
+# Behind the step of a checkpoint while another one of the same step is written.
+REPLACED = ".replaced"
 # Orbax changes these two after the manifest is written; no restored value depends on them.
 _CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
@@ -74,6 +76,9 @@ def has_trained(workdir: pathlib.Path) -> bool:
 
 
 def saved_steps(checkpoints: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints with final names, rising; damaged ones have other names."""
-    names = (path.name for path in checkpoints.glob("[0-9]*"))
+    """The steps of the checkpoints with final names, rising; damaged ones have other names.
+
+    One that was being replaced when the process ended counts too: the next start renames it back.
+    """
+    names = {path.name.removesuffix(REPLACED) for path in checkpoints.glob("[0-9]*")}
     return sorted(int(name) for name in names if name.isdigit())

@@ -132,8 +132,12 @@ class _Mirror:
         """Brings the store up to date with the folder."""
         # Read first, so that the store never has a checkpoint without the metrics of its steps.
         manifests = _manifests(self._folder)
+        small = _small_files(self._folder)
+        for name in self._files.keys() - small.keys():
+            open_store(self._url).remove(f"{self._url}/{name}")
+            del self._files[name]
         with tempfile.TemporaryDirectory() as scratch:
-            for name, path in _small_files(self._folder).items():
+            for name, path in small.items():
                 version = _version(path)
                 if self._files.get(name) != version:
                     # A copy, because it may grow while it is sent.

@@ -53,7 +53,7 @@ def test_a_run_that_waited_for_pictures_says_what_helps(waits, hint):
 def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/ssd-jax", "train", "--workdir", "my run"])
     starts.record_start(
-        tmp_path, step=0, weights={"source": "vgg16.safetensors"}, data={"train": "a1"}
+        tmp_path, step=0, weights={"source": "vgg\u202816.safetensors"}, data={"train": "a1"}
     )
     with (tmp_path / starts.STARTS_FILE).open("a") as lines:
         lines.write('{"time": "20')
@@ -62,7 +62,7 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     first, second = starts.read_starts(tmp_path)
     assert (first["step"], second["step"]) == (0, 7)
     assert first["command"] == "ssd-jax train --workdir 'my run'"
-    assert first["weights"] == {"source": "vgg16.safetensors"}
+    assert first["weights"] == {"source": "vgg\u202816.safetensors"}  # an end of line to some
     for package in ("jax", "faster-coco-eval", "ml_collections"):
         assert first["environment"]["packages"][package]
     assert first["environment"]["processor"]

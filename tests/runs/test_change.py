@@ -119,6 +119,18 @@ def test_a_clip_norm_may_come_on_the_way(shapes, run):
     assert read_starts(run)[-1]["changes"] == {"optimizer.clip_norm": {"from": None, "to": 10.0}}
 
 
+def test_a_checkpoint_that_was_being_replaced_is_one_to_go_on_from(shapes, run):
+    """A process that was killed in between: another config is refused as with any checkpoint."""
+    checkpoints = run / "checkpoints"
+    kept = {step: checkpoints / str(step) for step in steps_on_disk(run)}
+    for path in kept.values():
+        path.rename(path.with_name(f"{path.name}.replaced"))
+    with pytest.raises(UserError, match="steps was 6 and is now 8"):
+        go_on(shapes, run, (), steps=8)
+    for path in kept.values():
+        path.with_name(f"{path.name}.replaced").rename(path)
+
+
 def test_a_folder_without_a_run_has_nothing_to_change(shapes, tmp_path):
     with pytest.raises(UserError, match="--change: there is no run in"):
         go_on(shapes, tmp_path, ["steps"])

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from tiny import tiny_config
 
 from ssd_jax.cli import main
-from ssd_jax.config import read_config
+from ssd_jax.config import default_config, read_config
+from ssd_jax.config_check import images_together
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.detector import Detector
 from ssd_jax.errors import UserError
@@ -288,6 +289,24 @@ def test_devices_of_a_gpu_machine_are_hidden_by_their_numbers():
     gpus = Mock(spec=Mesh, size=4, devices=np.full(4, Mock(platform="gpu")))
     with pytest.raises(UserError, match="use only 2 devices: CUDA_VISIBLE_DEVICES=0,1"):
         check_divides(10, gpus)
+
+
+def test_devices_that_are_hidden_already_stay_hidden(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+    gpus = Mock(spec=Mesh, size=3, devices=np.full(3, Mock(platform="gpu")))
+    with pytest.raises(UserError, match=r"only 2 devices: CUDA_VISIBLE_DEVICES=5,6\."):
+        check_divides(32, gpus)
+
+
+def test_the_images_of_a_mosaic_are_on_one_device():
+    config = default_config()
+    config.augment.mosaic.probability = 0.25
+    together = images_together(config)
+    cpus = Mock(spec=Mesh, size=4, devices=np.full(4, Mock(platform="cpu")))
+    check_divides(16, cpus, together=together)
+    message = "got 8, expected a multiple of 4 images, which .* the 4 devices.* only 2 devices"
+    with pytest.raises(UserError, match=message):
+        check_divides(8, cpus, together=together)
 
 
 def test_a_canvas_smaller_than_the_network_is_told(shapes):

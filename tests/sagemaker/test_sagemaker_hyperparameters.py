@@ -7,6 +7,7 @@ import pytest
 from ssd_jax.config import default_config, flat_items
 from ssd_jax.config_check import check
 from ssd_jax.errors import UserError
+from ssd_jax.experiment import build_early_stopping
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.sagemaker.hyperparameters import (
     OF_SETTINGS,
@@ -249,7 +250,10 @@ def test_early_stopping_and_thresholds():
     )
     words = config.early_stopping
     assert (words.enabled, words.patience, words.tolerance) == (True, 3, 0.01)
-    assert round(words.minimum_epochs * 20 / 8) == 4 * config.evaluate.every_steps
+    # As many epochs of the job, also if images are left out.
+    for images in (20, 9):
+        rule = build_early_stopping(config, images)
+        assert rule.minimum_step == 4 * config.evaluate.every_steps
     assert config.evaluate.iou_threshold == 0.6
     assert (config.detect.iou_threshold, config.detect.candidates) == (0.3, 100)
     assert config.data.label_width == 600

@@ -141,6 +141,15 @@ def test_a_run_goes_on_on_another_machine(bucket, state, another_machine):
         assert checkpoints.select("best") == 1
 
 
+def test_a_file_that_the_run_removes_is_removed_from_the_store(bucket):
+    with workdir_to_write(URL) as workdir:
+        (workdir / "metrics.jsonl").write_text("one\n")
+        (workdir / "nonfinite.json").write_text("{}")
+    with workdir_to_write(URL) as workdir:
+        (workdir / "nonfinite.json").unlink()
+    assert set(content(bucket)) == {"metrics.jsonl"}
+
+
 def test_checkpoints_are_sent_while_the_run_goes_on(bucket, state):
     with workdir_to_write(URL) as workdir:
         save(workdir, state, 1)
