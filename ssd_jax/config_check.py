@@ -157,7 +157,9 @@ def _check_tuples(config: ConfigDict) -> None:
                            and isinstance(pair[0], str) for pair in pairs),
          "pairs of a pattern and a factor, e.g. ((\"*/bias\", 2.0),)")  # fmt: skip
     decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()
-    each(("augment.crop.min_ious", "anchors.scales", *decays),
+    each(("anchors.scales",), lambda values: _numbers(values) and all(x > 0 for x in values),
+         "numbers above 0")  # fmt: skip
+    each(("augment.crop.min_ious", *decays),
          lambda values: _numbers(values) and all(x >= 0 for x in values),
          "numbers of at least 0")  # fmt: skip
     each(decays, lambda epochs: list(epochs) == sorted(epochs), "increasing epochs")

@@ -123,6 +123,7 @@ def test_true_and_false_may_be_lower_case(text):
         ("watchdog.factor", "1e999", "a finite number"),
         ("optimizer.rate_multipliers", "(('*', 1e999),)", "pairs"),
         ("optimizer.rate_multipliers", "(0.1,)", "pairs"),
+        ("anchors.scales", "(0.0, 0.5)", "numbers above 0"),
         ("augment.expand.scale", "(4.0, 1.0)", "two increasing"),
         ("anchors.scales", "a,b", "numbers"),
         ("data.classes", "cat,cat", "each once"),

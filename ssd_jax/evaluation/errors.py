@@ -105,7 +105,7 @@ def judge(
     any_nearest, any_iou = nearest_objects(
         ground_truths, detections, num_classes=num_classes, any_class=True
     )
-    near = iou >= BACKGROUND_IOU
+    near = iou >= min(BACKGROUND_IOU, iou_threshold)
     verdict = np.select(
         [
             outcome == IGNORED,

@@ -3,8 +3,7 @@
 Sizes are the square roots of box areas. In pixels the limits are COCO's, 32 and 96. For fractions
 of the image, sqrt(box area / image area), each limit is twice the one before, like the strides of
 the network's feature maps. Each size uses the rules of the VOC metric, except that objects of other
-sizes, the detections on them, and detections of other sizes that are on no object count neither
-way.
+sizes, the detections on them, and detections of other sizes that are not correct count neither way.
 """
 
 import itertools

@@ -35,8 +35,8 @@ Counting = Literal["devkit", "mxnet-ssd"]
 
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
-# The devkit's 0:0.1:1 in floating point, where 3 * 0.1 > 0.3: a recall of exactly 3 in 10 does not
-# reach the fourth threshold. With np.linspace it would.
+# The devkit's 0:0.1:1 as py-faster-rcnn and GluonCV have it in NumPy, where 3 * 0.1 > 0.3: a recall
+# of exactly 3 in 10 does not reach the fourth threshold. With np.linspace it would.
 RECALL_THRESHOLDS = np.arange(0, 1.1, 0.1)
 
 

@@ -97,8 +97,8 @@ def compare(
     partners: list[int] = []
     lost = []
     for index, distances in enumerate(apart):
-        near = [other for other in np.flatnonzero(distances <= EXACT) if other not in partners]
-        if near:
+        near = [other for other in np.argsort(distances, kind="stable") if other not in partners]
+        if near and distances[near[0]] <= EXACT:
             partners.append(near[0])
         else:
             lost.append(index)

@@ -181,7 +181,8 @@ def levels_of_scales(
 def enlarged_image_levels(levels: Sequence[AnchorLevel], factor: float) -> tuple[AnchorLevel, ...]:
     """The same anchors in pixels, for an image with `factor` times the side.
 
-    The cells of a map divide the image evenly, as strides do if they divide the side.
+    The cells of a map divide the image evenly. Where the strides divide the side, their centres are
+    the same too; on the coarsest maps they may not be.
     """
     return tuple(
         level._replace(sizes=tuple(size / factor for size in level.sizes), steps=None)

@@ -22,7 +22,7 @@ def overlap_loss(
     *,
     kind: str,
 ) -> Float[Array, "*N"]:
-    """1 - IoU plus the penalty of a `kind`; 0 for equal boxes.
+    """1 - IoU plus the penalty of a `kind`; 0 for equal boxes with an area.
 
     * giou: the fraction of the smallest box around both that neither covers (Rezatofighi et al.
       2019, arXiv:1902.09630, algorithm 1).

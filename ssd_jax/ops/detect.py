@@ -78,6 +78,7 @@ def multibox_detection(
         boxes = clip_to_image(boxes)
     # Each row is a contest for a place among the candidates: one per class, or one for all classes.
     scores, best_class = probabilities[:, 1:].T, None
+    scores = jnp.where(jnp.isnan(scores), -1, scores)  # or `top_k` would rank them first
     if class_per_anchor == "best":
         scores, best_class = scores.max(axis=0)[None], scores.argmax(axis=0)
     # Within one class NMS needs no labels.

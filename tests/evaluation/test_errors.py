@@ -51,6 +51,15 @@ def test_the_own_class_comes_before_the_others():
     assert judged.on_object.tolist() == [False]
 
 
+def test_a_low_threshold_does_not_change_which_object_was_found():
+    near_another = [10, 28, 29, 47]  # with an IoU of 0.05 on BOX, and 0.8 on the other object
+    objects = truth(BOX, [10, 30, 29, 49], labels=[0, 1])
+    detection = found(near_another, scores=[0.9], labels=[0])
+    judged = judge([objects], [detection], num_classes=2, iou_threshold=0.05)
+    assert VERDICTS[judged.verdict[0]] == "correct"
+    assert (judged.truth.tolist(), judged.missed.tolist()) == ([0], [False, True])
+
+
 @pytest.mark.parametrize(
     ("box", "label", "missed"),
     [(BOX, 0, False), (THIRD, 0, False), (HALF, 1, False), (THIRD, 1, True), (NOWHERE, 0, True)],

@@ -38,6 +38,12 @@ def test_close_scores_may_change_places():
     assert compare(detections(one, other), detections(other, one), **LIMITS) == 0
 
 
+def test_of_several_counterparts_the_nearest_is_taken():
+    rows = ((0, 0.1, 0.9), (0, 0.10008, 0.9), (0, 0.10016, 0.9))
+    moved = ((0, 0.10008, 0.9), (0, 0.1, 0.9), (0, 0.10016, 0.9))
+    assert compare(detections(*rows), detections(*moved), **LIMITS) == 0
+
+
 def test_what_just_reaches_the_threshold_may_be_missing():
     edge = (2, 0.4, 0.01 + 5e-5)
     assert compare(detections(*ROWS, edge), detections(*ROWS), **LIMITS) == 0

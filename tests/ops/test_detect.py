@@ -80,6 +80,17 @@ def test_equals_numpy_with_ties(seed, overlap, score, limited):
     assert_allclose(got.scores[:count], scores, rtol=1e-6)
 
 
+def test_a_score_that_is_no_number_displaces_none():
+    """It is not kept; but ranked first, it would fill the places of those that are."""
+    logits = np.zeros((len(ANCHORS), 4), np.float32)
+    logits[:, 0] = 20
+    logits[:20] = np.nan
+    logits[30, 1] = 40
+    found = run(np.zeros_like(ANCHORS), logits, score=0.5)
+    assert found.valid.sum() == 1
+    assert_allclose(found.boxes[0], ANCHORS[30], atol=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
