@@ -39,6 +39,32 @@ def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, as macOS's `._NAME` and `.ipynb_checkpoints` are."""
+    return name.startswith(".")
+
+
+def files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files in a folder, its subfolders and the folders linked there, except hidden ones.
+
+    Each folder is searched once: under its own name, or else under its first link. So a link that
+    leads back ends no search. Of pathlib's globs, whether `**` follows links depends on Python's
+    version.
+    """
+    seen = set(folder.resolve().parents)
+    starts = [folder]
+    for start in starts:  # it grows
+        for place, folders, names in os.walk(start):
+            here = pathlib.Path(place)
+            if (real := here.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            starts += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in sorted(names) if not is_hidden(name))
+
+
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """The digest of the content of a file."""
     with open(path, "rb") as file:

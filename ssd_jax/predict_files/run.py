@@ -50,7 +50,8 @@ def run_prediction(
     out = pathlib.Path(out)
     drawing = draw or (draw is None and format == "json")
     # In a file of many lines, images are identified by their places.
-    items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
+    key = "place" if format == "jsonl" and not drawing else "stem"
+    items = find_items(places, key=key, out=out)
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
     options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
     if annotations is not None:
