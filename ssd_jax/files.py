@@ -72,9 +72,12 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all (`whole_file`)."""
+    """Write a text file in UTF-8, completely or not at all (`whole_file`).
+
+    Bytes of a file's name that are not UTF-8 are written as escapes, with a backslash.
+    """
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -102,4 +105,5 @@ def to_json(value: Any) -> Any:
 
 def _json_text(value: Any, indent: int | None = None) -> str:
     text = json.dumps(to_json(value), allow_nan=False, ensure_ascii=False, indent=indent)
-    return f"{text}\n"
+    # Bytes of a file's name that are not UTF-8 become escapes, which JSON's readers undo.
+    return f"{text}\n".encode(errors="backslashreplace").decode()
