@@ -42,6 +42,11 @@ class Item(NamedTuple):
     place: str
 
     @property
+    def shown(self) -> str:
+        """The place for messages and results; of a URL, nothing that may be a password."""
+        return shown_place(self.place)
+
+    @property
     def is_video(self) -> bool:
         """Whether it is a video, by its suffix."""
         return _suffix(self.name) in VIDEO_SUFFIXES
@@ -74,7 +79,7 @@ class Frame(NamedTuple):
 def find_items(
     places: Sequence[str],
     *,
-    key: Literal["stem", "name", "place"] = "stem",
+    key: Literal["stem", "name", "shown"] = "stem",
     out: pathlib.Path | None = None,
 ) -> list[Item]:
     """Find the images and videos in files, folders, globs, URLs and prefixes of buckets.
@@ -267,18 +272,18 @@ def _is_known(name: str) -> bool:
 def _read_picture(item: Item, canvas_side: int) -> Frame:
     place = item.place
     data = read_bytes(place) if is_remote(place) else pathlib.Path(place).read_bytes()
-    canvas, extent, size = decode_image(data, shown_place(place), canvas_side)
+    canvas, extent, size = decode_image(data, item.shown, canvas_side)
 
     def pixels() -> UInt8[np.ndarray, "h w 3"]:
-        drawn, (height, width), _ = decode_image(data, shown_place(place), DRAWN_SIDE)
+        drawn, (height, width), _ = decode_image(data, item.shown, DRAWN_SIDE)
         return drawn[:height, :width]
 
     return Frame(item, canvas, extent, size, pixels)
 
 
-def _unreadable(item: Item, problem: str) -> DataError:
-    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
-    return DataError(codes.IMAGE_UNREADABLE, shown_place(item.place), problem, fix)
+def _unreadable(item: Item, problem: str, fix: str = "") -> DataError:
+    advice = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
+    return DataError(codes.IMAGE_UNREADABLE, item.shown, problem, fix or advice)
 
 
 def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
