@@ -27,6 +27,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 # The longest side of a drawing, in pixels.
 DRAWN_SIDE = 1600
+# By how much the number of frames in a header may be wrong: frames, and a share of them.
+INEXACT_FRAMES, INEXACT_SHARE = 2, 0.01
 # The number of threads that read and decode images.
 THREADS = 4
 
@@ -293,7 +295,7 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
         if not video.isOpened():
             raise _unreadable(item, "OpenCV cannot read it as a video")
         rate = video.get(cv2.CAP_PROP_FPS)
-        number = 0
+        number, seconds = 0, 0.0
         while True:
             there, picture = video.read()
             if not there:
@@ -306,6 +308,13 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
             number += 1
         if not number:
             raise _unreadable(item, "the video has no readable frame")
+        # A header may have the duration only, from which OpenCV estimates the number of frames,
+        # far too high for a variable rate. So the time of the last frame counts as well.
+        declared = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        reached = max(number, round(seconds * rate) + 1)
+        if declared - reached > max(INEXACT_FRAMES, INEXACT_SHARE * declared):
+            problem = f"it ends after {number} of {declared} frames, whose results are kept"
+            raise _unreadable(item, problem, "Copy or download it again")
     finally:
         video.release()
 
