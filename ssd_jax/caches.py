@@ -6,6 +6,7 @@ import pathlib
 import platform
 import sys
 
+from ssd_jax.errors import UserError
 from ssd_jax.hardware import instructions
 
 # Bytes of all compiled programs together; the least recently used are removed first.
@@ -15,10 +16,20 @@ LEAST_COMPILE_SECONDS = 0.1
 
 
 def cache_folder() -> pathlib.Path:
-    """The folder of cached files: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder."""
+    """The folder of cached files: SSD_JAX_CACHE, or `ssd_jax` in the user's cache folder.
+
+    Raises `UserError` for a user without a home folder, as in some containers. A folder for
+    temporary files is no substitute, because others could put programs there that we would run.
+    """
     if folder := os.environ.get("SSD_JAX_CACHE"):
         return pathlib.Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder for a cache: HOME is not set, and the system does not know "
+            f"the user {os.getuid()}. Set SSD_JAX_CACHE to a folder that only this user can write."
+        ) from error
     return pathlib.Path(base) / "ssd_jax"
 
 
@@ -30,10 +41,10 @@ def keep_compiled_programs() -> None:
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder() / "compiled" / _processor()
     try:
+        folder = cache_folder() / "compiled" / _processor()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, UserError):
         return  # JAX would warn for every program that it cannot store
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     # Set together with the folder, because JAX cannot limit one that was filled without a limit.

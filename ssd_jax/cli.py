@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import select
 import sys
@@ -54,6 +55,10 @@ def program() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; for a user's mistake prints one message to stderr and returns 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file may have bytes that are not UTF-8, or that the terminal does not have.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run_verb(arguments)
     except Exception:

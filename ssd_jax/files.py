@@ -39,6 +39,32 @@ def listed(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob(pattern) if not is_apple_double(path.name))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, as macOS's `._NAME` and `.ipynb_checkpoints` are."""
+    return name.startswith(".")
+
+
+def files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files in a folder, its subfolders and the folders linked there, except hidden ones.
+
+    Each folder is searched once: under its own name, or else under its first link. So a link that
+    leads back ends no search. Of pathlib's globs, whether `**` follows links depends on Python's
+    version.
+    """
+    seen = set(folder.resolve().parents)
+    starts = [folder]
+    for start in starts:  # it grows
+        for place, folders, names in os.walk(start):
+            here = pathlib.Path(place)
+            if (real := here.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            starts += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in sorted(names) if not is_hidden(name))
+
+
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """The digest of the content of a file."""
     with open(path, "rb") as file:
@@ -46,9 +72,12 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all (`whole_file`)."""
+    """Write a text file in UTF-8, completely or not at all (`whole_file`).
+
+    Bytes of a file's name that are not UTF-8 are written as escapes, with a backslash.
+    """
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -76,4 +105,5 @@ def to_json(value: Any) -> Any:
 
 def _json_text(value: Any, indent: int | None = None) -> str:
     text = json.dumps(to_json(value), allow_nan=False, ensure_ascii=False, indent=indent)
-    return f"{text}\n"
+    # Bytes of a file's name that are not UTF-8 become escapes, which JSON's readers undo.
+    return f"{text}\n".encode(errors="backslashreplace").decode()

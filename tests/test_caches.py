@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from ssd_jax import caches
-from ssd_jax.caches import keep_compiled_programs, keep_no_compiled_programs
+from ssd_jax.caches import cache_folder, keep_compiled_programs, keep_no_compiled_programs
+from ssd_jax.errors import UserError
 
 VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE",
              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")  # fmt: skip
@@ -57,6 +58,18 @@ def test_a_folder_that_cannot_be_made_is_done_without(before_jax):
     (before_jax / "compiled").write_text("")
     keep_compiled_programs()
     assert settings() == [None] * 3
+
+
+def test_without_a_home_folder_it_is_told_and_done_without(before_jax, monkeypatch):
+    for name in ("HOME", "SSD_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
+    with pytest.raises(UserError, match=r"no home folder.*Set SSD_JAX_CACHE"):
+        cache_folder()
+    keep_compiled_programs()
+    assert settings() == [None] * 3
+    monkeypatch.setenv("XDG_CACHE_HOME", str(before_jax))
+    assert cache_folder() == before_jax / "ssd_jax"
 
 
 def test_whoever_has_imported_jax_decides(before_jax, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import cv2
 import pytest
+from data.doctor_samples import annotation, thing, voc
 
 from ssd_jax.cli import build_parser, main, parse, program
 from ssd_jax.data.open import open_data
@@ -119,6 +120,15 @@ def test_a_full_disk_is_told_with_what_to_do(number, tmp_path, monkeypatch, caps
     told = capsys.readouterr().err
     assert os.strerror(number) in told
     assert "Make room where the command writes" in told
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed(tmp_path, monkeypatch):
+    folder = voc(tmp_path, {"a": annotation(thing())})
+    (folder / "JPEGImages" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    with io.TextIOWrapper(io.BytesIO(), encoding="utf-8") as told:
+        monkeypatch.setattr(sys, "stdout", told)
+        assert main(["doctor", str(folder), "--split=all", "--out", str(tmp_path / "out")]) == 0
+        assert b"caf\\udce9.jpg: the image has no annotation" in told.buffer.getvalue()
 
 
 def test_an_unknown_option_is_told_with_the_usage_of_its_verb(capsys):

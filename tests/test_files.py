@@ -1,11 +1,12 @@
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssd_jax.errors import first_line
-from ssd_jax.files import to_json, whole_file, write_json
+from ssd_jax.files import files_below, json_line, to_json, whole_file, write_json, write_text
 
 
 def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
@@ -63,6 +64,34 @@ def test_write_json_replaces_the_file_in_one_piece(tmp_path):
         write_json(path, {"not": object()})
     assert "b" in json.loads(path.read_text(encoding="utf-8"))
     assert [each.name for each in path.parent.iterdir()] == ["numbers.json"]
+
+
+def test_names_that_are_not_utf_8_are_written_as_escapes(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")
+    write_json(tmp_path / "a.json", name)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text == '"caf\\udce9 é.jpg"\n' == json_line(name)
+    assert json.loads(text) == name
+    write_text(tmp_path / "a.txt", name)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9 é.jpg"
+
+
+def test_files_below_a_folder_each_once_and_real_folders_first(tmp_path):
+    folder, other = tmp_path / ".given", tmp_path / "other"
+    for path in (
+        folder / "z/1",
+        folder / "2",
+        folder / ".hidden/3",
+        folder / "z/._1",
+        other / "d/4",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for link, target in (("a", "z"), ("z/top", ""), ("z/up", ".."), ("l", "../other"),
+                         ("k", "../other/d"), ("file", "2"), ("gone", "nowhere")):  # fmt: skip
+        (folder / link).symlink_to(folder / target)
+    found = [path.relative_to(folder).as_posix() for path in sorted(files_below(folder))]
+    assert found == ["2", "file", "gone", "k/4", "z/1"]
 
 
 def test_to_json_keeps_full_precision():

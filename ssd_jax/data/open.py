@@ -19,7 +19,7 @@ from ssd_jax.data.sources.tfds import open_tfds
 from ssd_jax.data.sources.voc import open_voc
 from ssd_jax.data.storage import is_remote, read_bytes, stage
 from ssd_jax.errors import DataError, UserError, what_is_there
-from ssd_jax.files import is_apple_double, listed
+from ssd_jax.files import files_below, listed
 
 MANIFEST_SUFFIXES = (".manifest", ".jsonl")
 # Of files, which have no splits.
@@ -199,8 +199,8 @@ def _open_folder(
         return _open_pair(path, **words)
     if not split and len(records := listed(path, "*.rec")) == 1:
         return _open_recordio(records[0], label_width=label_width, **words)
-    jsons = (each for each in path.rglob("*.json") if not is_apple_double(each.name))
-    some = [each for each in islice(jsons, 5) if each.is_file()]  # of many, a few tell
+    jsons = (each for each in files_below(path) if each.suffix == ".json" and each.is_file())
+    some = list(islice(jsons, 5))  # of many, a few tell
     # Either list of COCO's may come first, and be longer than what is read of it.
     if coco := next((each for each in some if _begins_with(each, "images|image_id")), None):
         raise UserError(

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from ssd_jax.errors import UserError
+from ssd_jax.data import codes
+from ssd_jax.errors import DataError, UserError
 
 SCHEMES = ("s3", "gs", "http", "https")
 CHUNK_BYTES = 8 << 20
@@ -56,10 +57,12 @@ class WebServer:
         with _get(url, {}) as response:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
-                raise UserError(
-                    f"{shown_url(url)}: the server does not report the size of the file, so a "
-                    "broken transfer could not be noticed. Download it by other means and give "
-                    "the local path."
+                raise DataError(
+                    codes.TRANSFER_FAILED,
+                    shown_url(url),
+                    "the server does not report the size of the file, so a broken transfer could "
+                    "not be noticed",
+                    "Download it by other means and give the local path",
                 )
             version = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
             return RemoteObject(url, int(length), version)

@@ -20,13 +20,15 @@ from ssd_jax.data.remote import SCHEMES, shown_url, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
 from ssd_jax.errors import DataError, UserError
-from ssd_jax.files import is_apple_double, listed
+from ssd_jax.files import files_below, is_hidden
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 # Suffixes of image formats that are not supported.
 OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 # The longest side of a drawing, in pixels.
 DRAWN_SIDE = 1600
+# By how much the number of frames in a header may be wrong: frames, and a share of them.
+INEXACT_FRAMES, INEXACT_SHARE = 2, 0.01
 # The number of threads that read and decode images.
 THREADS = 4
 
@@ -40,6 +42,11 @@ class Item(NamedTuple):
 
     name: str
     place: str
+
+    @property
+    def shown(self) -> str:
+        """The place for messages and results; of a URL, nothing that may be a password."""
+        return shown_place(self.place)
 
     @property
     def is_video(self) -> bool:
@@ -72,16 +79,20 @@ class Frame(NamedTuple):
 
 
 def find_items(
-    places: Sequence[str], *, key: Literal["stem", "name", "place"] = "stem"
+    places: Sequence[str],
+    *,
+    key: Literal["stem", "name", "shown"] = "stem",
+    out: pathlib.Path | None = None,
 ) -> list[Item]:
     """Find the images and videos in files, folders, globs, URLs and prefixes of buckets.
 
-    `key` is the attribute that names their results.
+    `key` is the attribute that names their results. `out` is the folder for these: if a folder or a
+    glob is searched and `out` is below it, what is in `out` is left out.
 
     Raises:
       UserError: there is nothing at a place, or two items have the same `key`.
     """
-    items = [item for place in places for item in _items_at(place)]
+    items = [item for place in places for item in _items_at(place, out)]
     seen: dict[str, str] = {}
     for item in items:
         called = getattr(item, key)
@@ -160,28 +171,44 @@ def check_places(places: Sequence[str]) -> None:
             raise UserError(f"{place}: no such file or folder. Give images (JPEG, PNG) or videos.")
 
 
-def _items_at(place: str) -> list[Item]:
+def _items_at(place: str, out: pathlib.Path | None) -> list[Item]:
     check_places([place])
     if is_remote(place):
         return _remote_items(place)
     path = pathlib.Path(place)
     if path.is_dir():
-        there = [each for each in listed(path, "**/*") if each.is_file()]
+        there = [each for each in sorted(files_below(path)) if each.is_file()]
         found = [each for each in there if _is_known(each.name)]
         if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
             message = f"{len(others)} images are left out, such as {others[0]}: "
             message += "only JPEG and PNG are read"
             print(message, file=sys.stderr)
         items = [Item(each.relative_to(path).as_posix(), str(each)) for each in found]
+        items = _without_results(items, path, out)
     elif path.is_file():
         return [Item(path.name, place)]
     else:
         files = filter(os.path.isfile, sorted(glob.glob(place, recursive=True)))
         items = [Item(os.path.basename(each), each) for each in files]
-        items = [item for item in items if not is_apple_double(item.name)]
+        fixed = itertools.takewhile(lambda name: not glob.has_magic(name), path.parts)
+        items = _without_results(items, pathlib.Path(*fixed), out)
     if not items:
         raise UserError(f"{place}: no images or videos there. Expected {_EXPECTED}.")
     return items
+
+
+def _without_results(
+    items: list[Item], searched: pathlib.Path, out: pathlib.Path | None
+) -> list[Item]:
+    """The items without those in `out`, if it is below the folder that was searched."""
+    if out is None or searched.resolve() not in (results := out.resolve()).parents:
+        return items
+    inside = [pathlib.Path(item.place).parent.resolve().is_relative_to(results) for item in items]
+    if any(inside):
+        message = f"{sum(inside)} images are left out, such as {items[inside.index(True)].place}: "
+        message += f"they are in --out, {out}"
+        print(message, file=sys.stderr)
+    return [item for item, left_out in zip(items, inside, strict=True) if not left_out]
 
 
 def _remote_items(url: str) -> list[Item]:
@@ -197,8 +224,9 @@ def _remote_items(url: str) -> list[Item]:
         urls = list_urls(url)
     if len(names) > 1 and urls == [url]:
         return [Item(names[-1], url)]
+    below = {each: safe_names(each)[len(names) :] for each in urls if _is_known(each)}
     items = [
-        Item("/".join(safe_names(each)[len(names) :]), each) for each in urls if _is_known(each)
+        Item("/".join(path), each) for each, path in below.items() if not any(map(is_hidden, path))
     ]
     if not items:
         raise UserError(f"{shown_url(url)}: no images or videos there. Expected {_EXPECTED}.")
@@ -218,12 +246,18 @@ def _glob_urls(url: str) -> tuple[list[str], list[str]]:
 
 
 def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether a path matches a glob, in which ** stands for any number of folders."""
+    """Whether a path matches a glob, in which ** stands for any number of folders.
+
+    As in `glob.glob`, a wildcard matches no name that starts with a dot.
+    """
     if not patterns:
         return not names
-    if patterns[0] == "**":
-        return any(_fits(names[start:], patterns[1:]) for start in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
+    first, rest = patterns[0], patterns[1:]
+    if first == "**" and _fits(names, rest):
+        return True
+    if not names or (is_hidden(names[0]) and not is_hidden(first)):
+        return False
+    return fnmatchcase(names[0], first) and _fits(names[1:], patterns if first == "**" else rest)
 
 
 _EXPECTED = f"names that end in {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}"
@@ -234,25 +268,24 @@ def _suffix(name: str) -> str:
 
 
 def _is_known(name: str) -> bool:
-    known = _suffix(name) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    return known and not is_apple_double(pathlib.PurePosixPath(name).name)
+    return _suffix(name) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
 def _read_picture(item: Item, canvas_side: int) -> Frame:
     place = item.place
     data = read_bytes(place) if is_remote(place) else pathlib.Path(place).read_bytes()
-    canvas, extent, size = decode_image(data, shown_place(place), canvas_side)
+    canvas, extent, size = decode_image(data, item.shown, canvas_side)
 
     def pixels() -> UInt8[np.ndarray, "h w 3"]:
-        drawn, (height, width), _ = decode_image(data, shown_place(place), DRAWN_SIDE)
+        drawn, (height, width), _ = decode_image(data, item.shown, DRAWN_SIDE)
         return drawn[:height, :width]
 
     return Frame(item, canvas, extent, size, pixels)
 
 
-def _unreadable(item: Item, problem: str) -> DataError:
-    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
-    return DataError(codes.IMAGE_UNREADABLE, shown_place(item.place), problem, fix)
+def _unreadable(item: Item, problem: str, fix: str = "") -> DataError:
+    advice = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
+    return DataError(codes.IMAGE_UNREADABLE, item.shown, problem, fix or advice)
 
 
 def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
@@ -262,7 +295,7 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
         if not video.isOpened():
             raise _unreadable(item, "OpenCV cannot read it as a video")
         rate = video.get(cv2.CAP_PROP_FPS)
-        number = 0
+        number, seconds = 0, 0.0
         while True:
             there, picture = video.read()
             if not there:
@@ -275,6 +308,13 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
             number += 1
         if not number:
             raise _unreadable(item, "the video has no readable frame")
+        # A header may have the duration only, from which OpenCV estimates the number of frames,
+        # far too high for a variable rate. So the time of the last frame counts as well.
+        declared = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        reached = max(number, round(seconds * rate) + 1)
+        if declared - reached > max(INEXACT_FRAMES, INEXACT_SHARE * declared):
+            problem = f"it ends after {number} of {declared} frames, whose results are kept"
+            raise _unreadable(item, problem, "Copy or download it again")
     finally:
         video.release()
 

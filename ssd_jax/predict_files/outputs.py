@@ -24,7 +24,7 @@ from ssd_jax.data.sources.json_records import read_json
 from ssd_jax.data.storage import is_remote, list_urls, upload
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.files import json_line, whole_file, write_json, write_text
-from ssd_jax.predict_files.inputs import Frame, Item, shown_place
+from ssd_jax.predict_files.inputs import Frame, Item
 from ssd_jax.types import VOC_OFFSET, Detections
 from ssd_jax.visualize.boxes import draw_boxes, save_png
 
@@ -125,7 +125,7 @@ def write_voc(
     for item in items:
         if len(item.stem.split()) != 1:
             raise UserError(
-                f"{shown_place(item.place)}: its name has a space, which ends a name in the VOC "
+                f"{item.shown}: its name has a space, which ends a name in the VOC "
                 "format. Rename it, or choose another --format."
             )
     lines: list[list[str]] = [[] for _ in classes]
@@ -200,7 +200,7 @@ def describe(result: Result, classes: Sequence[str]) -> dict[str, Any]:
     place = {} if frame.number is None else {"frame": frame.number, "seconds": frame.seconds}
     found = zip(result.boxes_px, result.found.scores, result.found.labels, strict=True)
     return {
-        "image": frame.item.place,
+        "image": frame.item.shown,
         **place,
         "width": frame.size[1],
         "height": frame.size[0],

@@ -1,6 +1,7 @@
 """From images and videos to files: frames in batches to a detector, results to writers."""
 
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,8 @@ def run_prediction(
     out = pathlib.Path(out)
     drawing = draw or (draw is None and format == "json")
     # In a file of many lines, images are identified by their places.
-    items = find_items(places, key="place" if format == "jsonl" and not drawing else "stem")
+    key = "shown" if format == "jsonl" and not drawing else "stem"
+    items = find_items(places, key=key, out=out)
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
     options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
     if annotations is not None:
@@ -81,7 +83,7 @@ def run_transform(
       UserError: as in `run_prediction`, and if a place is a video.
     """
     items = find_items(places, key="name")
-    if videos := [item.place for item in items if item.is_video]:
+    if videos := [item.shown for item in items if item.is_video]:
         raise UserError(
             f"{videos[0]}: a batch transform takes images. Choose another --format for videos."
         )
@@ -125,20 +127,31 @@ def _at_least(results: Results, score: float) -> Results:
 def _keep_what_is_there(
     items: Sequence[Item], out: pathlib.Path, *, json: bool, drawing: bool
 ) -> None:
-    """Refuse to overwrite an image, or a file beside it that may be its annotation."""
+    """Refuse to overwrite an image, or a file beside one: its annotation, its mask."""
+    places = [pathlib.Path(item.place) for item in items if not is_remote(item.place)]
+    images = {real for place in places for real in (_entry(place), place.resolve())}
+    folders = {image.parent for image in images}
     for item in items:
-        if is_remote(item.place):
-            continue
-        picture = pathlib.Path(item.place).resolve()
-        if drawing and outputs.drawn_path(out, item).resolve() == picture:
-            raise UserError(f"{item.place}: its drawing would overwrite it. Choose another --out.")
-        result = outputs.json_path(out, item).resolve()
-        if json and result.parent == picture.parent and result.exists():
+        drawn, result = _entry(outputs.drawn_path(out, item)), _entry(outputs.json_path(out, item))
+        if drawing and drawn in images:
             raise UserError(
-                f"{result}: the detections in {item.place} would overwrite this file, which may "
-                "hold its annotations. Choose another --out, or remove it if it is the result of "
-                "an earlier command."
+                f"{drawn}: the drawing of {item.shown} would overwrite this image. Choose another "
+                "--out."
             )
+        for written, path, what, may in (
+            (drawing, drawn, "drawing of", "be its mask or another image"),
+            (json, result, "detections in", "hold its annotations"),
+        ):
+            if written and path.parent in folders and os.path.lexists(path):
+                raise UserError(
+                    f"{path}: the {what} {item.shown} would overwrite this file, which may {may}. "
+                    "Choose another --out, or remove it if it is the result of an earlier command."
+                )
+
+
+def _entry(path: pathlib.Path) -> pathlib.Path:
+    """The path without links except the last part, which a file that is written replaces."""
+    return path.parent.resolve() / path.name
 
 
 def _detect(detector: AnyDetector, frames: Iterator[Frame], batch_size: int) -> Results:

@@ -15,7 +15,7 @@ from ssd_jax.data.open import MANIFEST_SUFFIXES
 from ssd_jax.data.sources.json_records import parse_json, shown
 from ssd_jax.data.sources.recordio_file import RecordFile
 from ssd_jax.errors import DataError, UserError, what_is_there
-from ssd_jax.files import listed
+from ssd_jax.files import files_below
 from ssd_jax.train.checkpoint_manifest import has_trained
 
 RECORDIO = "application/x-recordio"
@@ -171,7 +171,7 @@ def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     _check_folder(folder)
     return [
         path
-        for path in listed(folder, "**/*")
+        for path in sorted(files_below(folder))
         if path.is_file() and path.name.lower().endswith(tuple(suffixes))
     ]
 

@@ -63,7 +63,12 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy does not have
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path}: it has numbers of a type that NumPy does not have ({error}), such as FP8. "
+            "Convert it to float32, float16 or bfloat16."
+        ) from error
+    except SafetensorError as error:
         raise UserError(
             f"{path}: not a readable weight file: not MXNet .params, not HDF5, and as "
             f"safetensors: {error}. It may be truncated or of another format; fetch or write it "

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems
 from ssd_jax.data.sources.json_folder import open_json_folder
 from ssd_jax.errors import DataError
@@ -64,6 +65,22 @@ def test_two_channels_subfolders_and_no_objects(tmp_path):
     for beside in (images / "x/._a.jpg", annotations / "._0.json"):
         beside.write_bytes(b"\0\5\26\7")
     assert open_json_folder(images, annotations).names == source.names
+
+
+def test_linked_folders_are_read_and_hidden_ones_are_not(tmp_path):
+    images, annotations = tmp_path / "train", tmp_path / "train_annotation"
+    write(images, record(thing(), file="x/a.jpg"), annotations=annotations)
+    write(tmp_path / "store", record(thing(), file="b.jpg"))
+    (tmp_path / "store/0.json").write_text(json.dumps(record(thing(), file="y/b.jpg")))
+    for folder in (images, annotations):
+        (folder / "y").symlink_to(tmp_path / "store")
+        (folder / ".ipynb_checkpoints").mkdir()
+    (images / ".ipynb_checkpoints/a-checkpoint.jpg").touch()
+    (annotations / ".ipynb_checkpoints/0-checkpoint.json").write_text("{}")
+    assert open_json_folder(images, annotations).names == ("a", "b")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/y").symlink_to(tmp_path / "store")
+    assert open_data(tmp_path / "one").names == ("b",)
 
 
 def test_difficult_is_an_extension(tmp_path):

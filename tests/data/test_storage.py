@@ -346,8 +346,8 @@ def test_a_web_file_that_changes_meanwhile_is_refused(web, tmp_path, monkeypatch
 
 def test_a_web_file_without_a_length_is_refused(web):
     web.with_length = False
-    with pytest.raises(UserError, match="the size of the file"):
-        stage(f"{web.url}/set/big.rec")
+    message = refused(codes.TRANSFER_FAILED, stage, f"{web.url}/set/big.rec")
+    assert "the size of the file" in message
 
 
 def test_fetch_verifies_size_and_checksum(web, tmp_path):

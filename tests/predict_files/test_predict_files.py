@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from data.loopback import WebServer
+from predict_files.fake import Fake, write_video
 from s3_server import serve_s3
 
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
@@ -15,24 +16,6 @@ from ssd_jax.evaluation.detection_files import read_detections, read_ground_trut
 from ssd_jax.predict_files import inputs
 from ssd_jax.predict_files.inputs import VIDEO_SUFFIXES, find_items, read_frames
 from ssd_jax.predict_files.run import FORMATS, run_prediction, run_transform
-from ssd_jax.types import Detections
-
-
-class Fake:
-    """Finds a dog in the left half of every picture and a cat, less surely, in the upper half."""
-
-    classes = ("cat", "dog")
-    canvas = 32
-
-    def __init__(self):
-        self.batches = []
-
-    def predict(self, canvas, extent):
-        self.batches.append(len(canvas))
-        boxes = np.array([[0, 0, 0.5, 1], [0, 0, 1, 0.5], [0, 0, 0, 0]], np.float32)
-        rows = (boxes, np.array([0.75, 0.25, 0], np.float32), np.array([1, 0, 0], np.int32))
-        valid = np.array([True, True, False])
-        return Detections(*(np.stack([row] * len(canvas)) for row in (*rows, valid)))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +31,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    """Ten frames of 64 x 48 pixels that grow brighter, five a second."""
-    path = tmp_path_factory.mktemp("film") / "street.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
-    for number in range(10):
-        writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
-    writer.release()
-    return path
+    return write_video(tmp_path_factory.mktemp("film") / "street.avi")
 
 
 def names(*places):
@@ -384,7 +361,7 @@ def test_a_batch_transform_takes_no_film(film, tmp_path):
 def test_nothing_that_lies_beside_a_picture_is_replaced(pictures, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(pictures / "sub", folder)
-    with pytest.raises(UserError, match=r"1\.png: its drawing would overwrite it"):
+    with pytest.raises(UserError, match=r"1\.png: the drawing of .*1\.png would overwrite this i"):
         run_prediction(Fake(), [str(pictures / "1.png")], pictures)
     (folder / "2.json").write_text("annotations")
     with pytest.raises(UserError, match=r"2\.json: the detections in .*2\.jpg would overwrite"):

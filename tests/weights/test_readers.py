@@ -31,6 +31,16 @@ def test_safetensors_are_read_in_their_types_with_their_metadata(tmp_path):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
+def test_a_type_that_numpy_lacks_is_told(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"half": VALUES.astype(np.float16), "eighth": VALUES.astype(np.int8)}, path)
+    path.write_bytes(path.read_bytes().replace(b'"I8"', b'"F8_E4M3"', 1))
+    header = int.from_bytes(path.read_bytes()[:8], "little") + len("F8_E4M3") - len("I8")
+    path.write_bytes(header.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(UserError, match=r"w\.safetensors: .*float8_e4m3fn.* Convert it"):
+        read_weights(path)
+
+
 def test_mxnet_params_stay_in_the_file_whatever_its_ending(tmp_path):
     path = tmp_path / "w.bin"
     path.write_bytes(params_bytes({"arg:a": np.full(10**6, 0.5, np.float32)}))

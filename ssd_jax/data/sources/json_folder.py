@@ -28,7 +28,7 @@ from ssd_jax.data.sources.sagemaker_records import (
 )
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
-from ssd_jax.files import listed
+from ssd_jax.files import files_below
 
 
 def open_json_folder(
@@ -52,7 +52,7 @@ def open_json_folder(
     found: dict[str, tuple[pathlib.Path, Record]] = {}
     named: set[str] = set()
     known: dict[tuple, dict[int, str]] = {}
-    for path in listed(annotations, "**/*.json"):
+    for path in sorted(each for each in files_below(annotations) if each.suffix == ".json"):
         try:
             value = read_json(path)
             reference = str(pathlib.PurePosixPath(text(value, "file", str(path))))
@@ -65,7 +65,7 @@ def open_json_folder(
             found[reference] = (image, _read_annotation(value, str(path), known))
         except DataError as error:
             problems(error)
-    for path in listed(images, "**/*"):
+    for path in sorted(files_below(images)):
         reference = path.relative_to(images).as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES and reference not in named:
             problems(_annotation_missing(path, annotations))
