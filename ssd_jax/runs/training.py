@@ -125,7 +125,7 @@ def _run_training(
     config, workdir, mesh, stopping, watchdog, observers, change, hooks, given
 ) -> Measured:
     changes = _shared_changes(config, workdir, change, hooks, given)
-    sources = _shared_sources(config, given)
+    sources = _shared_sources(config, given, stopping)
     watchdog.mesh = mesh
     check_cache(config, sources["train"], mesh)
     with together():
@@ -262,10 +262,11 @@ def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     return changes
 
 
-def _shared_sources(config, given) -> dict[str, Source]:
+def _shared_sources(config, given, stopping) -> dict[str, Source]:
     """The splits by name, the same on all processes."""
     with together() as facts:
-        sources = open_sources(config, given)
+        with stopping.at_once():  # it may take long
+            sources = open_sources(config, given)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     for line in describe_data(config, sources):
