@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import sys
 
 from ssd_jax.commands.common import (
     check_detector,
@@ -81,11 +82,22 @@ def serving_arguments(parser) -> None:
 
 def _serve(options, rest):
     check_detector(options)
-    serve_detector(options)
+    end(serve_detector(options))
 
 
-def serve_detector(options) -> None:
-    """Serves the detector of `detector_arguments` with the options of `serving_arguments`."""
+def end(busy: bool) -> None:
+    """Ends the process of a `busy` engine: an ordinary exit would wait for it, perhaps for ever."""
+    if busy:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def serve_detector(options) -> bool:
+    """Serves the detector of `detector_arguments` with the options of `serving_arguments`.
+
+    Returns whether its engine still computes when all is answered.
+    """
     try:
         from ssd_jax.serve.pictures import Limits
         from ssd_jax.serve.server import listen, serve
@@ -101,7 +113,7 @@ def serve_detector(options) -> None:
     # Before the detector is opened, which takes long.
     with listen(options.host, options.port) as listener:
         detector = open_detector(options)
-        serve(
+        return serve(
             detector,
             listener,
             batches=options.batches or default_batches(detector.engine),
