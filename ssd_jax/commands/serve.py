@@ -137,10 +137,16 @@ def default_batches(engine: str) -> tuple[int, ...]:
 def read_token(path: pathlib.Path | None) -> str | None:
     """The token, from a file or the environment, because process arguments are not private."""
     where = TOKEN_VARIABLE if path is None else str(path)
-    token = os.environ.get(TOKEN_VARIABLE) if path is None else path.read_text(encoding="utf-8")
-    if token is not None and not token.strip():
+    given = os.environb.get(TOKEN_VARIABLE.encode()) if path is None else path.read_bytes()
+    if given is None:
+        return None
+    try:
+        token = given.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not text in UTF-8, expected a token.") from error
+    if not token:
         raise UserError(f"{where} is empty, expected a token.")
-    return token and token.strip()
+    return token
 
 
 def _port(text: str) -> int:

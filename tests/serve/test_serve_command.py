@@ -66,6 +66,12 @@ def test_the_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch)
     path.write_text("\n")
     with pytest.raises(UserError, match="is empty, expected a token"):
         serve.read_token(path)
+    path.write_bytes("schlüssel".encode("latin-1"))
+    with pytest.raises(UserError, match=r"token is not text in UTF-8, expected a token\.$"):
+        serve.read_token(path)
+    monkeypatch.setenv(serve.TOKEN_VARIABLE, "\udcfc")
+    with pytest.raises(UserError, match="SSD_JAX_TOKEN is not text in UTF-8"):
+        serve.read_token(None)
 
 
 # A server whose engine compiles for a minute.
