@@ -309,8 +309,11 @@ def fingerprint(arrays: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_shared(folder: pathlib.Path) -> None:
-    """Creates the folder; raises `UserError` on all processes unless all of them see it."""
+def check_shared(folder: pathlib.Path, advice: str) -> None:
+    """Creates the folder; raises `UserError` on all processes unless all of them see it.
+
+    `advice` tells the user how to give them a folder that they share.
+    """
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{from_first(uuid.uuid4().hex)}"
@@ -319,11 +322,7 @@ def check_shared(folder: pathlib.Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
     try:
-        wait_until_seen(
-            marker,
-            f"{folder}: process 0 has another folder of that name. Give all processes a --workdir "
-            "that their hosts share.",
-        )
+        wait_until_seen(marker, f"{folder}: process 0 has another folder of that name. {advice}")
     finally:
         if jax.process_index() == 0:
             marker.unlink(missing_ok=True)

@@ -254,7 +254,7 @@ def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     with together() as facts:
         facts |= run_facts(config) | hooks.names
         check_without_data(config, reads_weights=not has_trained(workdir), given=given)
-    check_shared(workdir)
+    check_shared(workdir, "Give all processes a --workdir that their hosts share.")
     with together():
         changes = allowed_changes(config, workdir, change, own=hooks.names)
     for line in describe_unchanged(config, change, changes, own=hooks.names):
