@@ -307,6 +307,8 @@ def _leave_results(
 
     `stopped` is the request that ended the training. Returns it, or a request that came meanwhile.
     """
+    if stopped and not workdir.is_dir():  # before the run has begun
+        return stopped
     reports = root / "output/data"
     shutil.copytree(
         workdir, reports, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")
