@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from ssd_jax import cluster
+from ssd_jax.data import storage
 from ssd_jax.errors import Stopped
 from ssd_jax.train.stopping import EarlyStopping, Progress, Stopping
 
@@ -53,6 +54,22 @@ def test_one_of_several_processes_stops_only_where_the_others_hear_of_it(monkeyp
     with Stopping():
         send("SIGTERM")
     assert cluster._asked is None
+
+
+def test_a_transfer_does_not_take_a_signal_for_a_failure_and_try_again():
+    tries = []
+
+    def transfer():
+        tries.append(True)
+        send("SIGTERM")
+
+    def run():
+        with Stopping():
+            storage._persistently(transfer, "s3://bucket/name")
+
+    with pytest.raises(Stopped):
+        run()
+    assert len(tries) == 1
 
 
 def test_what_is_being_stopped_is_not_interrupted_again():
