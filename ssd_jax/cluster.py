@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import ssd_jax
 from ssd_jax.caches import keep_no_compiled_programs
 from ssd_jax.config import flat_items
-from ssd_jax.errors import UserError, some_of
+from ssd_jax.errors import Stopped, UserError, some_of
 from ssd_jax.rendezvous import wait_for_all
 from ssd_jax.sharding import any_process, use_cpu_cores
 
@@ -44,6 +44,8 @@ SHARED_SECONDS = 60.0
 Given = tuple[str | None, int | None, int | None]
 
 _meetings = itertools.count()
+# Why this process asks all to stop at the next meeting.
+_asked: str | None = None
 
 
 def start(
@@ -163,6 +165,9 @@ def exchange(value: Any) -> list[Any]:
     """The JSON values of all processes, in their order, on each of them.
 
     A process may call it as late as it likes.
+
+    Raises:
+      Stopped: a process has called `ask_to_stop` before; raised on all of them.
     """
     if jax.process_count() == 1:
         return [value]
@@ -171,13 +176,26 @@ def exchange(value: Any) -> list[Any]:
 
     # The only public barrier whose time-out can be chosen.
     get_barrier_sync_fn()(key=f"ssd_jax/{next(_meetings)}", timeout_ms=A_DAY_MS)
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    text = np.frombuffer(json.dumps([_asked, value]).encode(), np.uint8)
     lengths = process_allgather(np.int32(len(text)))
     # Rounded up to a power of two, so that few lengths compile a new program.
     padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
     padded[: len(text)] = text
     rows = process_allgather(padded)
-    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    told = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    for process, (why, _) in enumerate(told):
+        if why is not None:
+            raise Stopped(_asked or f"process {process} was {why}")
+    return [each for _, each in told]
+
+
+def ask_to_stop(why: str | None) -> None:
+    """Makes the next meeting of the processes stop all of them; None takes the request back.
+
+    For signal handlers: if they raised in a meeting, the other processes would wait for ever.
+    """
+    global _asked
+    _asked = why
 
 
 def from_first(value: Any) -> Any:
@@ -192,6 +210,7 @@ def together() -> Iterator[dict[str, Any]]:
     The facts that the block writes into the yielded dict, JSON values, must be the same on all.
 
     Raises:
+      Stopped: a process was asked to stop; the same on every process.
       UserError: the same on every process; says which of them differ or have stopped, and why.
     """
     facts: dict[str, Any] = {}
@@ -290,8 +309,11 @@ def fingerprint(arrays: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_shared(folder: pathlib.Path) -> None:
-    """Creates the folder; raises `UserError` on all processes unless all of them see it."""
+def check_shared(folder: pathlib.Path, advice: str) -> None:
+    """Creates the folder; raises `UserError` on all processes unless all of them see it.
+
+    `advice` tells the user how to give them a folder that they share.
+    """
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{from_first(uuid.uuid4().hex)}"
@@ -300,11 +322,7 @@ def check_shared(folder: pathlib.Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
     try:
-        wait_until_seen(
-            marker,
-            f"{folder}: process 0 has another folder of that name. Give all processes a --workdir "
-            "that their hosts share.",
-        )
+        wait_until_seen(marker, f"{folder}: process 0 has another folder of that name. {advice}")
     finally:
         if jax.process_index() == 0:
             marker.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from ssd_jax.errors import UserError, some_of
 # Seconds for a connection to be made, and then for the other end to say which process it is.
 ANSWER_SECONDS = 5.0
 MESSAGE_BYTES = 1 << 20
+LARGEST_PORT = 65535
 
 
 class Place(NamedTuple):
@@ -152,8 +153,11 @@ def _listen(port: int) -> socket.socket:
 
 def _split(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdigit()):
-        raise UserError(f"--coordinator: got {address!r}, expected HOST:PORT of process 0.")
+    if not (colon and host and port.isdecimal() and 1 <= int(port) <= LARGEST_PORT):
+        raise UserError(
+            f"--coordinator: got {address!r}, expected HOST:PORT of process 0, with a port from 1 "
+            f"to {LARGEST_PORT}."
+        )
     return host.strip("[]"), int(port)
 
 

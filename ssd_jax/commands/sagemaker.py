@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from ssd_jax.commands.common import engine_argument, local_path, verb
-from ssd_jax.commands.serve import serve_detector, serving_arguments
+from ssd_jax.commands.serve import end, serve_detector, serving_arguments
 from ssd_jax.errors import UserError
 
 # SageMaker starts a container with only the argument `serve`, so options may be given in the
@@ -93,7 +93,7 @@ def _serve(options, rest):
         )
     if not holds_original(model):
         options.model = model
-        serve_detector(options)
+        end(serve_detector(options))
         return
     if options.engine not in (None, "auto", "jax"):
         raise UserError(
@@ -103,4 +103,5 @@ def _serve(options, rest):
         )
     with imported_original(model) as run:
         options.model, options.workdir = None, str(run)
-        serve_detector(options)
+        busy = serve_detector(options)
+    end(busy)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import sys
 
 from ssd_jax.commands.common import (
     check_detector,
@@ -81,11 +82,22 @@ def serving_arguments(parser) -> None:
 
 def _serve(options, rest):
     check_detector(options)
-    serve_detector(options)
+    end(serve_detector(options))
 
 
-def serve_detector(options) -> None:
-    """Serves the detector of `detector_arguments` with the options of `serving_arguments`."""
+def end(busy: bool) -> None:
+    """Ends the process of a `busy` engine: an ordinary exit would wait for it, perhaps for ever."""
+    if busy:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def serve_detector(options) -> bool:
+    """Serves the detector of `detector_arguments` with the options of `serving_arguments`.
+
+    Returns whether its engine still computes when all is answered.
+    """
     try:
         from ssd_jax.serve.pictures import Limits
         from ssd_jax.serve.server import listen, serve
@@ -101,7 +113,7 @@ def serve_detector(options) -> None:
     # Before the detector is opened, which takes long.
     with listen(options.host, options.port) as listener:
         detector = open_detector(options)
-        serve(
+        return serve(
             detector,
             listener,
             batches=options.batches or default_batches(detector.engine),
@@ -125,10 +137,16 @@ def default_batches(engine: str) -> tuple[int, ...]:
 def read_token(path: pathlib.Path | None) -> str | None:
     """The token, from a file or the environment, because process arguments are not private."""
     where = TOKEN_VARIABLE if path is None else str(path)
-    token = os.environ.get(TOKEN_VARIABLE) if path is None else path.read_text(encoding="utf-8")
-    if token is not None and not token.strip():
+    given = os.environb.get(TOKEN_VARIABLE.encode()) if path is None else path.read_bytes()
+    if given is None:
+        return None
+    try:
+        token = given.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not text in UTF-8, expected a token.") from error
+    if not token:
         raise UserError(f"{where} is empty, expected a token.")
-    return token and token.strip()
+    return token
 
 
 def _port(text: str) -> int:

@@ -31,7 +31,7 @@ from ssd_jax.data.remote import (
     shown_url,
     split_url,
 )
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, Stopped, UserError
 from ssd_jax.files import file_digest
 from ssd_jax.locks import lock
 
@@ -325,7 +325,7 @@ def _persistently(
     while True:
         try:
             return action()
-        except UserError:
+        except (UserError, Stopped):
             raise
         except FileNotFoundError as error:
             raise DataError(

@@ -125,7 +125,7 @@ def _run_training(
     config, workdir, mesh, stopping, watchdog, observers, change, hooks, given
 ) -> Measured:
     changes = _shared_changes(config, workdir, change, hooks, given)
-    sources = _shared_sources(config, given)
+    sources = _shared_sources(config, given, stopping)
     watchdog.mesh = mesh
     check_cache(config, sources["train"], mesh)
     with together():
@@ -254,7 +254,7 @@ def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     with together() as facts:
         facts |= run_facts(config) | hooks.names
         check_without_data(config, reads_weights=not has_trained(workdir), given=given)
-    check_shared(workdir)
+    check_shared(workdir, "Give all processes a --workdir that their hosts share.")
     with together():
         changes = allowed_changes(config, workdir, change, own=hooks.names)
     for line in describe_unchanged(config, change, changes, own=hooks.names):
@@ -262,10 +262,11 @@ def _shared_changes(config, workdir, change, hooks, given) -> dict[str, Change]:
     return changes
 
 
-def _shared_sources(config, given) -> dict[str, Source]:
+def _shared_sources(config, given, stopping) -> dict[str, Source]:
     """The splits by name, the same on all processes."""
     with together() as facts:
-        sources = open_sources(config, given)
+        with stopping.at_once():  # it may take long
+            sources = open_sources(config, given)
         for name, each in sources.items():
             facts |= {f"data.{name}, {k}": value for k, value in data_report(each).items()}
     for line in describe_data(config, sources):

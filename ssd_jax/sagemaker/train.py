@@ -61,6 +61,11 @@ PORT = 12355
 PRETRAINED = {"vgg-16": "SSD_JAX_PRETRAINED_VGG16", "resnet-50": "SSD_JAX_PRETRAINED_RESNET50"}
 # The packages that write and check an ONNX model.
 ONNX_PACKAGES = ("onnx", "onnxruntime")
+# Where the hosts of a job find a folder that they share.
+SHARED_FOLDER = (
+    "Give a file system that all hosts of the job share (FSx for Lustre, EFS), with write access, "
+    f"as the channel {CHECKPOINTS}."
+)
 # The prefix of folders in ROOT that hold an unfinished detector.
 _SCRATCH = ".export-"
 
@@ -168,6 +173,7 @@ def _train(
     stopped = None
     with Stopping() as stopping:  # also during the export
         try:
+            cluster.check_shared(workdir, SHARED_FOLDER)
             run_training(
                 config, workdir, stopping=stopping, observers=[epoch_log], last_words=last_words
             )
@@ -301,6 +307,8 @@ def _leave_results(
 
     `stopped` is the request that ended the training. Returns it, or a request that came meanwhile.
     """
+    if stopped and not workdir.is_dir():  # before the run has begun
+        return stopped
     reports = root / "output/data"
     shutil.copytree(
         workdir, reports, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINTS, ".*")

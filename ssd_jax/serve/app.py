@@ -120,6 +120,11 @@ class Service:
             self.failure = error
             self._on_failure()
 
+    @property
+    def busy(self) -> bool:
+        """Whether the engine computes, which nothing interrupts."""
+        return self._batcher.busy
+
     async def ping(self, request: Request) -> Response:
         """Whether every batch size is compiled."""
         self._check_ready()

@@ -48,6 +48,8 @@ class Batcher:
 
     def __init__(self, detector: ServedDetector, sizes: Sequence[int]):
         self.ready = False
+        # Whether the engine computes; it may when `run` has ended, for nothing interrupts a batch.
+        self.busy = False
         self._detector = detector
         # The latest times of each batch size, in seconds.
         self._times = {size: collections.deque(maxlen=TIMINGS) for size in sorted(sizes)}
@@ -128,8 +130,12 @@ class Batcher:
         return found
 
     def _predict(self, batch: list[_Waiting], size: int) -> Detections:
-        pictures = [(picture.canvas, picture.extent) for picture in batch]
-        return self._detector.predict(*padded(pictures, size, self._detector.canvas))
+        self.busy = True
+        try:
+            pictures = [(picture.canvas, picture.extent) for picture in batch]
+            return self._detector.predict(*padded(pictures, size, self._detector.canvas))
+        finally:
+            self.busy = False
 
 
 def best_size(waiting: int, times: Mapping[int, Sequence[float]]) -> int:

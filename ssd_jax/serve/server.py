@@ -29,10 +29,11 @@ def serve(
     batches: Sequence[int],
     limits: Limits = DEFAULT_LIMITS,
     token: str | None = None,
-) -> None:
+) -> bool:
     """Answers requests until SIGTERM, then finishes the accepted ones and returns.
 
-    SIGINT does the same, and then raises KeyboardInterrupt as usual.
+    SIGINT does the same, and then raises KeyboardInterrupt as usual. Returns whether the engine
+    still computes, e.g. compiles: nothing interrupts it, and Python waits for it at its exit.
 
     `listener` is the result of `listen`. The server is healthy once every batch size in `batches`
     is compiled.
@@ -72,6 +73,7 @@ def serve(
         signal.signal(signal.SIGTERM, before)
     if service.failure is not None:
         raise service.failure
+    return service.busy
 
 
 def _stop(server: uvicorn.Server) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ssd_jax.cluster import ask_to_stop
 from ssd_jax.errors import Stopped
 from ssd_jax.sharding import any_process
 
@@ -27,18 +28,22 @@ class Stopping:
 
     Used as a context manager around a run; it restores the earlier signal handlers at the end.
     Handlers are set only in the main thread, because Python allows it nowhere else, and ignored
-    signals stay ignored. A signal before `hold` raises `Stopped` at once, because there is nothing
-    to save yet; after that, `agreed` reports it. The second Ctrl-C interrupts as usual.
+    signals stay ignored. A signal before `hold` raises `Stopped`, because there is nothing to save
+    yet: at once in a single process, and in several at the next meeting (`cluster.exchange`), on
+    all of them. After `hold`, `agreed` reports it. The second Ctrl-C interrupts as usual.
     """
 
     def __init__(self, time_limit: float | None = None):
         self._deadline = None if time_limit is None else monotonic() + time_limit
         self._signal: str | None = None
-        self._holding = False
+        self._held = False
+        self._raises = False
         self._before: dict[int, Any] = {}
         self._vote = _Vote(LAG)
 
     def __enter__(self) -> "Stopping":
+        # One of several must not leave alone: the others would wait for it in a meeting.
+        self._raises = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
@@ -48,21 +53,27 @@ class Stopping:
     def __exit__(self, *exception: object) -> None:
         for number in list(self._before):
             self._put_back(number)
+        ask_to_stop(None)
 
     def hold(self) -> None:
         """Makes signals wait from here on until the state is saved."""
-        self._holding = True
+        self._held, self._raises = True, False
+        ask_to_stop(None)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that can be abandoned: a signal raises `Stopped`, also one that was waiting."""
-        self._holding = False
+        """A block that can be abandoned: a signal raises `Stopped`, also one that was waiting.
+
+        In a run of several processes it stands in a block of `cluster.together`, and has no meeting
+        and no collective in it.
+        """
+        before, self._raises = self._raises, True
         try:
             if self._signal:
                 raise self._stopped()
             yield
         finally:
-            self._holding = True
+            self._raises = before
 
     def agreed(self) -> bool:
         """Whether the run stops here; several processes all get the same answer.
@@ -95,10 +106,14 @@ class Stopping:
         return bool(self._signal) or (self._deadline is not None and monotonic() >= self._deadline)
 
     def _note(self, number: int, _frame: object) -> None:
+        is_first = self._signal is None
         self._signal = signal.Signals(number).name
         if number == signal.SIGINT:
             self._put_back(number)
-        if not self._holding:
+        if not self._held:
+            ask_to_stop(str(self._stopped()))
+        # Another one must not interrupt what the first one has led to.
+        if self._raises and is_first:
             raise self._stopped()
 
     def _stopped(self) -> Stopped:

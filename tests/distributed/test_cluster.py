@@ -49,8 +49,8 @@ outcome["exchanged"] = cluster.exchange({"process": process, "text": "x" * 100 *
 outcome["from_first"] = cluster.from_first([None, 0.1, process])
 outcome["differ"] = problem_of(differ)
 outcome["stop_alone"] = problem_of(stop_alone)
-outcome["shared"] = problem_of(cluster.check_shared, shared / "new")
-outcome["not_shared"] = problem_of(cluster.check_shared, own)
+outcome["shared"] = problem_of(cluster.check_shared, shared / "new", "")
+outcome["not_shared"] = problem_of(cluster.check_shared, own, "Share it.")
 outcome["left"] = [path.name for path in (*shared.rglob("*"), *own.rglob("*"))]
 
 with Checkpoints(saved, metric="map", read_only=True) as checkpoints:
@@ -109,7 +109,7 @@ def test_what_stops_one_process_stops_all(outcomes):
 def test_a_folder_that_is_not_shared_is_found(outcomes):
     assert [outcome["shared"] for outcome in outcomes] == [None, None]
     for outcome in outcomes:
-        assert "process 0 has another folder of that name" in outcome["not_shared"]
+        assert "process 0 has another folder of that name. Share it." in outcome["not_shared"]
     assert outcomes[1]["left"] == ["new"]  # and no marker stays behind
 
 

@@ -100,7 +100,9 @@ def test_a_port_in_use_is_told():
     assert f"cannot listen on port {port}" in message
 
 
-@pytest.mark.parametrize("address", ["host", "host:", ":1", "host:http"])
+@pytest.mark.parametrize(
+    "address", ["host", "host:", ":1", "host:http", "host:0", "host:295000", "host:²"]
+)
 def test_an_address_needs_host_and_port(address):
     with pytest.raises(UserError, match="expected HOST:PORT of process 0"):
         wait_for_all(address, count=2, process_id=1, timeout=1)

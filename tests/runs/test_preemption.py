@@ -15,7 +15,7 @@ import jax
 import pytest
 from distributed.processes import finish, start_processes, told, training, wait_until
 from same_run import assert_same_run, losses, steps_on_disk
-from test_runs import write_config
+from test_training import write_config
 from tiny import tiny_config
 
 from ssd_jax.cli import main

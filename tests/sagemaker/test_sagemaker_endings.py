@@ -214,6 +214,34 @@ def test_a_request_that_comes_too_late_for_the_training_is_heard_by_the_export(
     assert (root / "model/meta.json").is_file()
 
 
+def test_a_job_that_is_stopped_before_its_run_begins_has_nothing_to_leave(
+    exports, shapes, tmp_path, capsys, monkeypatch
+):
+    def asked(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.sagemaker.train.run_training", asked)
+    assert train(root, capsys)[0] == 75
+    assert not exports.commands
+    assert not (root / "output/failure").exists()
+
+
+def test_hosts_without_a_folder_that_they_share_are_told_how_a_job_gets_one(
+    shapes, tmp_path, capsys, monkeypatch
+):
+    def not_shared(folder, advice):
+        raise UserError(f"{folder}: process 0 has another folder of that name. {advice}")
+
+    root = prepare(tmp_path, shapes)
+    monkeypatch.setattr("ssd_jax.cluster.check_shared", not_shared)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text().splitlines()[0]
+    assert f"{root}/checkpoints: process 0 has another folder of that name. Give a" in failure
+    assert failure.endswith("(FSx for Lustre, EFS), with write access, as the channel checkpoints.")
+    assert "--" not in failure
+
+
 def test_an_error_of_ours_is_told_as_such(shapes, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")

@@ -146,9 +146,12 @@ def test_training_goes_on_from_the_artefact_of_a_job(job, shapes, tmp_path):
 
 def test_the_endpoint_answers_with_the_model_of_the_job(job, answer, monkeypatch):
     served = {}
-    monkeypatch.setattr("ssd_jax.serve.server.serve", lambda engine, listener, **words: (
+
+    def serve(engine, listener, **words):
         served.update(words, engine=engine, host=listener.getsockname()[0])
-    ))  # fmt: skip
+        return False
+
+    monkeypatch.setattr("ssd_jax.serve.server.serve", serve)
     for given, megabytes in (("", 20), ("6", 6)):
         monkeypatch.setenv("SAGEMAKER_MAX_PAYLOAD_IN_MB", given)
         assert main(["sagemaker", "serve", "--root", str(job[0]), "--port", "0"]) == 0

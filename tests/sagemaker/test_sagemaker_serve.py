@@ -111,6 +111,7 @@ def test_an_artefact_of_the_original_is_served(original, monkeypatch):
                 engine.predict(canvas, np.array([[300, 300]], np.int32)),
             )
         )
+        return False
 
     thin = functools.partial(import_weights, assignments=[("model.width", str(WIDTH))])
     monkeypatch.setattr("ssd_jax.importing.import_weights", thin)

@@ -1,7 +1,9 @@
 """`ssd-jax serve` on a trained network."""
 
+import pathlib
 import socket
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +66,35 @@ def test_the_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch)
     path.write_text("\n")
     with pytest.raises(UserError, match="is empty, expected a token"):
         serve.read_token(path)
+    path.write_bytes("schlüssel".encode("latin-1"))
+    with pytest.raises(UserError, match=r"token is not text in UTF-8, expected a token\.$"):
+        serve.read_token(path)
+    monkeypatch.setenv(serve.TOKEN_VARIABLE, "\udcfc")
+    with pytest.raises(UserError, match="SSD_JAX_TOKEN is not text in UTF-8"):
+        serve.read_token(None)
+
+
+# A server whose engine compiles for a minute.
+COMPILES = """
+import sys
+from painted import PaintedEngine
+from ssd_jax.cli import main
+from ssd_jax.commands import serve
+serve.open_detector = lambda options: PaintedEngine(warm_up=60)
+sys.exit(main([*sys.argv[1:], "--port", "0", "--batches", "1"]))
+"""
+
+
+@pytest.mark.parametrize("verb", [["serve", "--model"], ["sagemaker", "serve", "--root"]])
+def test_sigterm_ends_a_server_that_still_compiles(verb, tmp_path):
+    (tmp_path / "model").mkdir()
+    here = str(pathlib.Path(__file__).parent)
+    with running(["-c", COMPILES, *verb, tmp_path], tmp_path, PYTHONPATH=here) as it:
+        assert it.client.get("/ping").status_code == 503
+        began = time.monotonic()
+        assert it.stop() == 0
+        assert time.monotonic() - began < 20
+        assert it.events("stopped")  # what was written to a pipe or a file is not lost
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """How a run is asked to stop, and when it stops by itself."""
 
+import contextlib
 import os
 import signal
 import threading
 
 import pytest
 
+from ssd_jax import cluster
+from ssd_jax.data import storage
 from ssd_jax.errors import Stopped
 from ssd_jax.train.stopping import EarlyStopping, Progress, Stopping
 
@@ -37,6 +40,52 @@ def test_a_signal_is_noted_and_the_handler_of_before_is_put_back(name):
 def test_a_signal_before_there_is_anything_to_save_stops_at_once():
     with pytest.raises(Stopped, match="stopped by SIGTERM outside of training"), Stopping():
         send("SIGTERM")
+
+
+def test_one_of_several_processes_stops_only_where_the_others_hear_of_it(monkeypatch):
+    monkeypatch.setattr("ssd_jax.train.stopping.jax.process_count", lambda: 2)
+    with Stopping() as stopping:
+        send("SIGTERM")  # to be told at the next meeting
+        assert "stopped by SIGTERM outside of training" in cluster._asked
+        with pytest.raises(Stopped), stopping.at_once():
+            pytest.fail("what may be dropped is not begun")
+        stopping.hold()
+        assert cluster._asked is None  # from here on the steps vote
+    with Stopping():
+        send("SIGTERM")
+    assert cluster._asked is None
+
+
+def test_a_transfer_does_not_take_a_signal_for_a_failure_and_try_again():
+    tries = []
+
+    def transfer():
+        tries.append(True)
+        send("SIGTERM")
+
+    def run():
+        with Stopping():
+            storage._persistently(transfer, "s3://bucket/name")
+
+    with pytest.raises(Stopped):
+        run()
+    assert len(tries) == 1
+
+
+def test_what_is_being_stopped_is_not_interrupted_again():
+    def clean_up():
+        send("SIGTERM")
+        ended.append(True)
+
+    def run():
+        with Stopping(), contextlib.ExitStack() as stack:
+            stack.callback(clean_up)
+            send("SIGTERM")
+
+    ended = []
+    with pytest.raises(Stopped):
+        run()
+    assert ended
 
 
 def test_a_part_that_can_be_dropped_is_dropped_at_once():
