@@ -79,7 +79,8 @@ def test_tags_of_equal_boxes_do_not_hide_each_other():
 
 
 @pytest.mark.parametrize(
-    ("size", "drawn_size"), [((64, 128), (320, 640)), ((320, 400), (320, 400))]
+    ("size", "drawn_size"),
+    [((64, 128), (320, 640)), ((320, 400), (320, 400)), ((4, 1024), (16, 4096))],
 )
 def test_small_images_are_enlarged(size, drawn_size):
     drawn = draw_boxes(grey(*size), BOX, LABEL, classes=CLASSES)
@@ -188,6 +189,18 @@ def test_detection_mosaic_leaves_out_low_scores():
     assert not any(has(below_the_legend, color) for color in colors)
 
 
+def test_an_image_that_is_much_wider_than_high_does_not_make_a_mosaic_of_any_width():
+    """A page shows it as JPEG, which has 65,500 pixels at most."""
+    picture = detection_grid(
+        [grey(2, 4000)],
+        [GroundTruth(BOX, LABEL, np.array([False]))],
+        [ScoredBoxes(BOX, np.array([0.9]), LABEL)],
+        classes=CLASSES,
+        height=200,
+    )
+    assert picture.shape[1] == 2 * 4 * 200 + 4 + 2 * 16
+
+
 def test_save_png_round_trip(tmp_path):
     image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     save_png(tmp_path / "folder" / "a.png", image)
@@ -232,6 +245,20 @@ def test_precision_recall_has_a_curve_for_each_class_with_objects(tmp_path):
     image = read_png(tmp_path / "pr.png")
     assert has(image, PALETTE[0])
     assert not has(image, PALETTE[1])
+
+
+def test_precision_recall_of_many_classes_shows_those_with_the_most_objects(tmp_path):
+    labels = np.concatenate([np.arange(80), [79]])
+    boxes = np.repeat(BOX * 100, len(labels), axis=0)
+    truth = GroundTruth(boxes, labels, np.zeros(len(labels), bool))
+    result = evaluate_voc([truth], [ScoredBoxes(boxes, np.ones(len(labels)), labels)],
+                          num_classes=80)  # fmt: skip
+    few = evaluate_voc([truth], [ScoredBoxes(boxes[:0], np.zeros(0), labels[:0])], num_classes=80)
+    names = [f"class {number} " * 20 for number in range(80)]
+    for each in (result, few):
+        plot_precision_recall(each, names, tmp_path / "pr.png")
+    height, width = read_png(tmp_path / "pr.png").shape[:2]
+    assert height > 0.8 * width  # with room for a legend of 30
 
 
 def test_precision_recall_without_any_object_or_detection(tmp_path):

@@ -19,6 +19,8 @@ from ssd_jax.train.mirror import workdir_to_read
 
 # A curve in report.json has no more points; metrics.jsonl has them all.
 MOST_POINTS = 200
+# Parts of report.json that a page cannot do without.
+USED = {"classes", "data", "headline", "metrics", "protocol", "step", "weights"}
 # Share of the time of a run; if more was spent waiting, a hint is printed.
 MUCH_WAITING = 0.1
 
@@ -65,6 +67,8 @@ def _last_report(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | 
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         reported = report["how"]["starts"]
+        if missing := USED - report.keys():
+            raise KeyError(min(missing))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: this is not a complete report of a run ({error}). Copy the folder again, or "

@@ -128,7 +128,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 def markdown(runs: Sequence[Run]) -> str:
     """Metrics and differing settings as a table."""
     groups = group_by_seed(runs)
-    lines = ["| | " + " | ".join(group_names(groups)) + " |"]
+    lines = ["| | " + " | ".join(map(_escaped, group_names(groups))) + " |"]
     lines.append("| --- |" + " --- |" * len(groups))
     if len(groups) < len(runs):
         lines.append(f"| runs | {' | '.join(str(len(group)) for group in groups)} |")
@@ -142,9 +142,12 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _code(text: str) -> str:
-    """A code cell of a Markdown table, with its bars escaped; an empty one stays empty."""
-    escaped = text.replace("|", "\\|")
-    return f"`{escaped}`" if text else ""
+    """A code cell of a Markdown table; an empty one stays empty."""
+    return f"`{_escaped(text)}`" if text else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def flat_records(runs: Sequence[Run]) -> list[dict[str, Any]]:

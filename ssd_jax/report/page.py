@@ -3,6 +3,7 @@
 import base64
 import io
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -18,6 +19,8 @@ from ssd_jax.runs.log import DIVERGED, PICTURES_FOLDER
 from ssd_jax.visualize.curves import plot_curves
 
 PAGE_FILE = "report.html"
+# The name of the file that has the changes of the code since its commit.
+PATCH = re.compile(r"code_[0-9a-f]+\.patch")
 # (file in pictures/, title); files that a run has not drawn are left out.
 PICTURE_TITLES = (
     ("curves.png", "Curves"),
@@ -74,8 +77,8 @@ def run_page(run: Run) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">run {escape(run.name)}, recipe {escape(config.recipe)}, '
-        f"seed {config.seed}, step {report['step']:,}</p>",
-        f"<p><strong>{run.unfinished.capitalize()}</strong></p>" if run.unfinished else "",
+        f"seed {escape(str(config.seed))}, step {report['step']:,}</p>",
+        f"<p><strong>{escape(run.unfinished.capitalize())}</strong></p>" if run.unfinished else "",
         f'<p class="score">{_number(_chosen(report, config))}</p>',
         f"<p>{escape(headline.split(' = ')[0])}</p>",
         f'<p class="quiet">{escape(_measured_by(protocol))}; split {escape(protocol["split"])}, '
@@ -325,7 +328,7 @@ def _code(code):
     if code is None:
         return ""
     commit, patch = code["commit"][:12], code.get("patch")
-    if patch:
+    if patch and PATCH.fullmatch(patch):  # a run may come from somebody else
         return Html(f'{escape(commit)} <a href="{escape(patch)}">changed</a>')
     if "not_kept" in code:
         return f"{commit} changed (the changes are not kept: {code['not_kept']})"

@@ -23,6 +23,10 @@ from ssd_jax.visualize.style import INK, PALETTE
 DASHES = {"-": 0, "--": 9, ":": 4}
 # In pixels, for an image with names.
 SMALLEST_SIDE = 320
+# No image is enlarged beyond it.
+LARGEST_SIDE = 4096
+# Times its height, of an image in a figure of many.
+WIDEST = 4
 
 
 class Mark(NamedTuple):
@@ -63,7 +67,7 @@ def draw_boxes(
     """The image with its normalised xyxy boxes, each in the colour of its class.
 
     Lines and letters scale with the image. An image whose shorter side is below SMALLEST_SIDE is
-    enlarged to it, because names do not fit on a smaller one.
+    enlarged to it, because names do not fit on a smaller one, but to LARGEST_SIDE at most.
     """
     return _annotate(image, _class_marks(boxes, labels, classes, scores), SMALLEST_SIDE)
 
@@ -123,7 +127,8 @@ def detection_grid(
     """Pairs of ground truth and detections, with correct, false and missed ones distinguished.
 
     All boxes are normalised xyxy. Outcomes follow the VOC rules, on continuous boxes, for the
-    detections that score at least `score_threshold`. Every image is scaled to `height` pixels.
+    detections that score at least `score_threshold`. Every image is scaled to `height` pixels, or
+    to WIDEST times as many in width.
     """
     shown = [
         voc.ScoredBoxes(*(column[found.scores >= score_threshold] for column in found))
@@ -148,7 +153,7 @@ def detection_grid(
         truth_marks = _class_marks(truth.boxes, truth.labels, classes)
         found_marks = _class_marks(found.boxes, found.labels, classes, found.scores)
         found_styles = [OUTCOMES[outcome] for outcome in outcomes]
-        image = _scaled(image, height / image.shape[0])
+        image = _scaled(image, min(height / image.shape[0], WIDEST * height / image.shape[1]))
         halves = [
             _annotate(image, _restyled(truth_marks, truth_styles)),
             _annotate(image, _restyled(found_marks, found_styles)),
@@ -194,11 +199,12 @@ def _split(column, records):
 
 def _scaled(image, scale):
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=method)
 
 
 def _annotate(image, marks, min_side=0):
-    enlarge = min_side / min(image.shape[:2])
+    enlarge = min(min_side / min(image.shape[:2]), LARGEST_SIDE / max(image.shape[:2]))
     image = _scaled(image, enlarge) if enlarge > 1 else image.copy()
     height, width = image.shape[:2]
     unit = max(1.0, (min(height, width) / 400) ** 0.7)

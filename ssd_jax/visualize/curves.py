@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.errors import UserError
+from ssd_jax.visualize.boxes import DASHES
 from ssd_jax.visualize.style import FEW_POINTS, PALETTE, plot_style, save_plot
 
 AVERAGES = {"map_voc07": "VOC07, 11-point", "map_voc12": "VOC12, area", "map_coco": "COCO"}
@@ -66,10 +67,13 @@ def plot_runs(curves: Sequence[tuple[str, Sequence[Records]]], path: pathlib.Pat
                 if not points:
                     continue
                 color = PALETTE[number % len(PALETTE)]
+                line = list(DASHES)[number // len(PALETTE) % len(DASHES)]
+                # Matplotlib leaves names that begin with an underscore out of a legend.
+                label = f" {name}" if name.startswith("_") else name
                 # A single evaluation does not make a line.
                 marker = "o" if len(points) <= FEW_POINTS else None
                 steps, means = list(points), [fmean(values) for values in points.values()]
-                axes.plot(steps, means, marker=marker, markersize=4, label=name, color=color)
+                axes.plot(steps, means, line, marker=marker, markersize=4, label=label, color=color)
                 if len(runs) > 1:
                     lowest, highest = map(min, points.values()), map(max, points.values())
                     axes.fill_between(steps, [*lowest], [*highest], color=color, alpha=0.2, lw=0)

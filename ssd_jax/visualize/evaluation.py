@@ -15,6 +15,7 @@ from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 # A plot with more rows would be unreadable; the classes with the most objects are shown.
 MOST_CLASSES = 30
+LONGEST_NAME = 30
 COLORS = {
     "correct": PALETTE[0],
     "localisation": PALETTE[4],
@@ -43,24 +44,35 @@ def draw_measures(
 def plot_precision_recall(
     result: VocResult, classes: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """One curve for each class that has objects, with its 11-point AP in the legend."""
+    """One curve for each class that has objects, with its 11-point AP in the legend.
+
+    Of more than MOST_CLASSES, those with the most objects are drawn.
+    """
+    curves = [
+        (label, name, each)
+        for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True))
+        if each.ap11 is not None
+    ]
+    drawn = sorted(curves, key=lambda curve: -curve[2].npos)[:MOST_CLASSES]
+    drawn.sort(key=lambda curve: curve[0])
     with plot_style() as new_figure:
-        figure = new_figure(8, 5)
+        figure = new_figure(8, max(5, 1.5 + 0.2 * len(drawn)))
         axes = figure.subplots()
-        for label, (name, each) in enumerate(zip(classes, result.per_class, strict=True)):
-            if each.ap11 is None:
-                continue
+        for label, name, each in drawn:
             envelope = np.maximum.accumulate(each.precision[::-1])[::-1]
             axes.step(
                 np.append(0, each.recall),
                 np.append(envelope[:1], envelope) if len(envelope) else [0],
                 color=PALETTE[label % len(PALETTE)],  # the same as in images of boxes
                 linestyle=list(DASHES)[label // len(PALETTE) % len(DASHES)],
-                label=f"{each.ap11:.3f}  {name}",
+                label=f"{each.ap11:.3f}  {_short(name)}",
             )
         axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall")
         axes.set_ylabel("best precision at this recall or a higher one")
-        axes.set_title("" if result.map11 is None else f"mAP {result.map11:.3f}")
+        title = "" if result.map11 is None else f"mAP {result.map11:.3f}"
+        if len(drawn) < len(curves):
+            title += f"; the {len(drawn)} of {len(curves)} classes with the most objects"
+        axes.set_title(title)
         protocol = result.protocol.describe("11-point")
         figure.supxlabel(protocol, x=0.01, ha="left", fontsize=8, color="#777777")
         if axes.lines:
@@ -85,7 +97,7 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
             share = np.array([counts[verdict] for _, counts in rows]) / objects
             shares.barh(places, share, left=left, color=COLORS[verdict], label=verdict)
             left += share
-        names = [f"{name} ({counts['objects']:,})" for name, counts in rows]
+        names = [f"{_short(name)} ({counts['objects']:,})" for name, counts in rows]
         shares.set_yticks(places, names)
         shares.set(xlim=(0, 1), xlabel="share of the N best detections, for N objects")
         shares.invert_yaxis()
@@ -132,3 +144,8 @@ def plot_sizes(sizes: Sequence[SizeResult], path: str | os.PathLike) -> None:
             axes.set_title(_UNITS[unit])
         grid[0].set_ylabel("mAP (area)")
         save_plot(figure, path)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the plot."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

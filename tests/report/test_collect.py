@@ -198,12 +198,23 @@ def test_a_report_that_was_cut_off_is_no_traceback(tmp_path):
     path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match=r"report\.json: this is not a complete report of a run"):
         open_run(tmp_path / "pets")
+    path.write_text('{"how": {"starts": []}}')
+    with pytest.raises(UserError, match=r"not a complete report of a run \('classes'\)"):
+        open_run(tmp_path / "pets")
 
 
 def test_a_run_that_was_moved_is_repeated_from_where_it_lies(tmp_path):
     make_run(tmp_path / "pets").rename(tmp_path / "other pets")
     repeat = open_run(tmp_path / "other pets").report["how"]["repeat"]
     assert f"--config '{tmp_path}/other pets/config.json'" in repeat
+
+
+def test_a_run_called_by_a_dot_is_repeated_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_run(tmp_path / "pets"))
+    repeat = open_run(".").report["how"]["repeat"]
+    assert repeat == (
+        f"ssd-jax train --config {tmp_path}/pets/config.json --workdir {tmp_path}/pets-again"
+    )
 
 
 def test_what_the_command_cannot_repeat_is_told_beside_it(tmp_path):

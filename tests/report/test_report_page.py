@@ -57,6 +57,19 @@ def folder(tmp_path):
     return make_run(tmp_path / "pets", score=0.625)
 
 
+def test_nothing_in_a_run_of_somebody_else_becomes_html(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"seed": "<script>alert(1)</script>"}))
+    record_start(folder, step=0, weights=None, data={})
+    run = open_run(folder)
+    (start,) = run.report["how"]["starts"]
+    start["code"] = {"commit": "c0ffee", "changed": True, "patch": "javascript:alert(2)"}
+    page = run_page(run._replace(unfinished="<script>alert(3)</script>"))
+    assert "c0ffee" in page
+    assert "<script>alert" not in page
+    assert "javascript:" not in page
+
+
 def test_the_page_of_a_run_is_whole_and_fetches_nothing(folder):
     page = run_page(open_run(folder))
     tags = read(page)
