@@ -16,7 +16,7 @@ def repeat_command(workdir: pathlib.Path) -> str:
     if workdir.is_relative_to(cache_folder()):
         # The folder of the run is a URL, and this its cached copy; the user must fetch the config.
         return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
-    if workdir.name in ("", "..") or ".." in workdir.parts:  # not as it is called elsewhere
+    if workdir.name in ("", ".."):  # a name is needed for the other folder
         workdir = workdir.resolve()
     config, again = shlex.quote(f"{workdir}/{CONFIG_FILE}"), shlex.quote(f"{workdir}-again")
     return f"ssd-jax train --config {config} --workdir {again}"
