@@ -101,8 +101,8 @@ def load_weights(
     Paths that match the patterns `reinitialise` (as in `maps`) keep the values of `variables` if
     the shapes differ. `network_sees` is the input of the network; if the file was trained on
     another input the report says so. Raises UserError, with the whole report, for anything missing
-    or unused that the map does not expect, for every other difference in shape, and for arrays that are
-    not finite.
+    or unused that the map does not expect, for every other difference in shape, and for numbers
+    that are not finite.
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
