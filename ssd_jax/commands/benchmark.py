@@ -103,11 +103,14 @@ def add(verbs) -> None:
 
 def _benchmark(options, rest):
     from ssd_jax import config as configs
+    from ssd_jax.files import make_folder
 
     _check(options)
     rounds = options.rounds or 5
     assignments = configs.split_assignments(rest)
     config = _config(options.config, assignments)
+    if options.profile:
+        make_folder(options.profile)
     if options.against and not _is_config(options.against):
         # The command may use the same GPU. JAX reads this when it opens the devices.
         os.environ.update(SMALL_MEMORY | os.environ)

@@ -135,6 +135,15 @@ def cluster_arguments(parser):
     )
 
 
+def cluster_options(options) -> dict[str, bool]:
+    """The options of `cluster_arguments`, and whether each is given."""
+    names = ("coordinator", "num_processes", "process_id", "start_timeout")
+    return {
+        f"--{name.replace('_', '-')}": vars(options)[name] != options.parser.get_default(name)
+        for name in names
+    }
+
+
 def join_cluster(options, config):
     """Joins the run of several processes, if there is one; must come before any use of JAX."""
     from ssd_jax import cluster

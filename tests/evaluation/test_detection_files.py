@@ -108,12 +108,21 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
         (["--workdir", "x", "--ground-truth", "y"], "--ground-truth cannot be used with --workdir"),
         (["--detections", "x", "--step", "1"], "--step cannot be used with --detections"),
         (["--detections", "x", "--config.seed=1"], "--config cannot be used with --detections"),
+        (["--detections", "x", "--groundtruth", "y"], "--groundtruth: not understood"),
+        (["--detections", "x", "--process-id", "0"], "--process-id cannot be used with --detecti"),
         (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, message, capsys):
     assert main(["evaluate", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--detections", "nowhere", "--ground-truth", "nowhere", *out]) == 2
+    assert "out: expected a folder to write to" in capsys.readouterr().err
 
 
 # ---- ground truth ----
