@@ -293,6 +293,12 @@ def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
             [result(7, 18, [0.1, 0.2, 0.9, 0.7])] * 2,
             "all 2 boxes .* expected pixels. Multiply",
         ),
+        ([result(1.5, 18, [0, 0, 1, 1])], r"the image 1\.5, which .*expected one of 3, 7\. Give"),
+        ([result([7], 18, [0, 0, 1, 1])], r"the image \[7\], which is not in the ground truth"),
+        (
+            [result(7, True, [0, 0, 1, 1])],
+            r"category True, which .* one of 18, 44\. Give",
+        ),
         ([result(8, 18, [0, 0, 1, 1])], "the image 8, which is not in the ground truth"),
         ([result(7, 19, [0, 0, 1, 1])], "the category 19, which is not in the ground truth"),
     ],
