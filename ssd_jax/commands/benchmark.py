@@ -4,7 +4,14 @@ import os
 import re
 
 from ssd_jax.children import SMALL_MEMORY
-from ssd_jax.commands.common import is_printed, local_path, positive, refuse_misplaced, verb
+from ssd_jax.commands.common import (
+    is_printed,
+    local_path,
+    positive,
+    positive_number,
+    refuse_misplaced,
+    verb,
+)
 
 NOTE = """\
 Without --find-batch and --against it measures the training step, evaluation and prediction, their
@@ -55,7 +62,7 @@ def add(verbs) -> None:
     )
     benchmark.add_argument(
         "--memory-gib",
-        type=float,
+        type=positive_number,
         metavar="GIB",
         help="with --find-batch: memory of a device (default: what JAX may use of it)",
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import pathlib
 import re
 import tempfile
@@ -89,6 +90,17 @@ def part_of_one(text: str) -> float:
         raise wrong from error
     if not 0 <= value <= 1:
         raise wrong
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Reads a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
     return value
 
 
