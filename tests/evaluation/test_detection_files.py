@@ -125,6 +125,13 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, capsys):
     assert "out: expected a folder to write to" in capsys.readouterr().err
 
 
+def test_what_cannot_be_written_is_printed_at_least(devkit, shapes, tmp_path, capsys):
+    (tmp_path / "out/evaluation.json").mkdir(parents=True)
+    command = ["evaluate", "--detections", str(devkit), "--ground-truth", str(shapes)]
+    assert main([*command, "--split", "val", "--out", str(tmp_path / "out")]) == 2
+    assert "(VOC07 11-point) = 1.000" in capsys.readouterr().out
+
+
 # ---- ground truth ----
 
 
