@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ssd_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -27,6 +29,19 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Make the folder of results, before the work whose results it cannot lose then."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected a folder to write to, or a place for a new one ({error.strerror}). "
+            "Give another folder."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: this folder cannot be written to. Give another folder.")
 
 
 def is_apple_double(name: str) -> bool:

@@ -83,6 +83,7 @@ def import_weights(
         weights,
         backbone=config.model.backbone,
         reinitialise=HEADS if reinit_heads else (),
+        network_sees=_input_of(config),
     )
     if report.kept or report.reinitialised:
         first = init_variables(network.model, config.model.image_size, seed=config.seed)
@@ -123,7 +124,7 @@ def start_from(
         file = _read_sagemaker(source, config)
     options = {"name_map": own, "backbone": backbone, "reinitialise": reinitialise}
     if config:
-        options["network_sees"] = Input(config.preprocess.mean, config.preprocess.std)
+        options["network_sees"] = _input_of(config)
     try:
         return load_weights(variables, file, **options)
     except UserError as error:
@@ -168,6 +169,10 @@ def _local(source: str) -> str:
         return str(stage(source))
     check_weights(source)
     return source
+
+
+def _input_of(config: ConfigDict) -> Input:
+    return Input(config.preprocess.mean, config.preprocess.std)
 
 
 def _is_exported(source: str) -> bool:

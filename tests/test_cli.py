@@ -71,6 +71,13 @@ def test_a_url_is_no_local_folder_called_s3(command, capsys):
     assert "expected a path on this machine" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["inf", "nan", "0", "-1", "much"])
+def test_a_memory_is_a_finite_number_above_0(text, capsys):
+    with pytest.raises(SystemExit):
+        parsed("benchmark", "--config", "quick.py", "--find-batch", f"--memory-gib={text}")
+    assert f"--memory-gib: '{text}' is not a finite number above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "names"),
     [

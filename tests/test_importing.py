@@ -10,6 +10,7 @@ from weights.mxnet_files import params_bytes
 from weights.sagemaker_files import Made
 
 from ssd_jax import config as configs
+from ssd_jax.cli import main
 from ssd_jax.detector import Detector, open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.importing import count_classes, import_weights, new_layers, start_from
@@ -179,6 +180,21 @@ def test_a_start_from_a_file_tells_that_the_network_sees_something_else(made, tm
     config.preprocess.update(TORCHVISION_INPUT._asdict())
     _, report = start_from(made.variables, file, config=config)
     assert "ANOTHER INPUT" not in str(report)
+
+
+def test_an_import_tells_of_another_input_and_that_the_heads_are_new(made, tmp_path, capsys):
+    file, out = tmp_path / "vgg16.safetensors", str(tmp_path / "run")
+    save_file(torchvision_vgg16(made.variables["params"]["backbone"]), file)
+    config = recipe_config("paper", "vgg16")
+    config.model.update({"width": 1 / 64})
+    config.steps = 1
+    configs.save_config(config, tmp_path / "paper.json")
+    words = ["--config", str(tmp_path / "paper.json"), "--classes", "cat,dog", "--out", out]
+    assert main(["weights", "import", str(file), *words]) == 0
+    said = capsys.readouterr()
+    assert "expects ANOTHER INPUT than the network is given" in said.out
+    assert "warning: heads of the network are not from the file but new" in said.err
+    assert "predict" not in said.out
 
 
 def torchvision_vgg16(backbone):

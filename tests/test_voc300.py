@@ -184,6 +184,30 @@ def test_runs_of_other_machines_keep_their_lines(arms, figures, tmp_path):
     assert figures.told_before(tmp_path / "none", arms.FULL) == []
 
 
+def test_runs_on_other_images_are_kept_apart(run, tiny, shapes, tmp_path):
+    folder = tmp_path / "data"
+    assert run.fewer_images(shapes, folder, tiny) == run.fewer_images(shapes, folder, tiny)
+    with pytest.raises(UserError, match=f"the runs here are on {shapes.resolve()}, got --data"):
+        run.fewer_images(tmp_path, folder, tiny)
+
+
+def test_a_run_outside_a_git_clone_has_a_row(arms, figures):
+    report = {
+        "seed": 0,
+        "step": 2,
+        "protocol": {"images": 4, "fingerprint": "x"},
+        "metrics": dict.fromkeys(("map_voc07", "map_voc12", "map_coco"), 0.5),
+        "data": {"train": {"images": 8}},
+        "config": {"batch_size": 4, "model": {"image_size": 64}},
+        "curves": {"val": {"step": [2], "map_voc07": [0.5]}},
+        "how": {
+            "starts": [{"environment": {"devices": "cpu"}, "code": None}],
+            "images_per_second": 1.0,
+        },
+    }
+    assert figures.row_of("paper", arms.Arm("paper"), report)["commit"] is None
+
+
 def test_an_arm_from_end_to_end_is_run_once(
     run, arms, figures, tiny, shapes, tmp_path, monkeypatch
 ):

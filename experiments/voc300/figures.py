@@ -59,7 +59,7 @@ def row_of(name: str, arm: Arm, report: dict[str, Any]) -> dict[str, Any]:
         "batch_size": report["config"]["batch_size"],
         "image_size": report["config"]["model"]["image_size"],
         "device": start["environment"]["devices"],
-        "commit": start["code"]["commit"],
+        "commit": (start["code"] or {}).get("commit"),  # None outside a git clone
         "images_per_second": report["how"]["images_per_second"],
         "curve": {key: report["curves"]["val"][key] for key in ("step", "map_voc07")},
     }

@@ -98,8 +98,14 @@ def fewer_images(data: pathlib.Path, folder: pathlib.Path, scale: Scale) -> path
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True, exist_ok=True)
     for name in ("Annotations", "JPEGImages"):
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to((data / name).resolve())
+        link, target = folder / name, (data / name).resolve()
+        if not link.is_symlink():
+            link.symlink_to(target)
+        elif link.resolve() != target:
+            raise UserError(
+                f"{link}: the runs here are on {link.resolve().parent}, got --data {data}. Give "
+                "another --runs."
+            )
     for split, count in (("train", scale.train), ("val", scale.val)):
         ids = (data / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
         chosen = np.linspace(0, len(ids) - 1, min(count or len(ids), len(ids))).round().astype(int)

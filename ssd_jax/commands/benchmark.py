@@ -4,7 +4,14 @@ import os
 import re
 
 from ssd_jax.children import SMALL_MEMORY
-from ssd_jax.commands.common import is_printed, local_path, positive, refuse_misplaced, verb
+from ssd_jax.commands.common import (
+    is_printed,
+    local_path,
+    positive,
+    positive_number,
+    refuse_misplaced,
+    verb,
+)
 
 NOTE = """\
 Without --find-batch and --against it measures the training step, evaluation and prediction, their
@@ -55,7 +62,7 @@ def add(verbs) -> None:
     )
     benchmark.add_argument(
         "--memory-gib",
-        type=float,
+        type=positive_number,
         metavar="GIB",
         help="with --find-batch: memory of a device (default: what JAX may use of it)",
     )
@@ -103,11 +110,14 @@ def add(verbs) -> None:
 
 def _benchmark(options, rest):
     from ssd_jax import config as configs
+    from ssd_jax.files import make_folder
 
     _check(options)
     rounds = options.rounds or 5
     assignments = configs.split_assignments(rest)
     config = _config(options.config, assignments)
+    if options.profile:
+        make_folder(options.profile)
     if options.against and not _is_config(options.against):
         # The command may use the same GPU. JAX reads this when it opens the devices.
         os.environ.update(SMALL_MEMORY | os.environ)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import pathlib
 import re
 import tempfile
@@ -92,6 +93,17 @@ def part_of_one(text: str) -> float:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Reads a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
+
+
 def seconds(text: str) -> float:
     """Reads "90", "90s", "45m", "3h" or "1.5d"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
@@ -133,6 +145,15 @@ def cluster_arguments(parser):
         metavar="SECONDS",
         help="how long to wait for the other processes (default: %(default)s)",
     )
+
+
+def cluster_options(options) -> dict[str, bool]:
+    """The options of `cluster_arguments`, and whether each is given."""
+    names = ("coordinator", "num_processes", "process_id", "start_timeout")
+    return {
+        f"--{name.replace('_', '-')}": vars(options)[name] != options.parser.get_default(name)
+        for name in names
+    }
 
 
 def join_cluster(options, config):

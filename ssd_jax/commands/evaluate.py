@@ -2,6 +2,7 @@
 
 from ssd_jax.commands.common import (
     cluster_arguments,
+    cluster_options,
     folder_or_url,
     join_cluster,
     local_path,
@@ -60,34 +61,38 @@ def add(verbs) -> None:
 
 
 def _evaluate(options, rest):
+    from ssd_jax.config import split_assignments
     from ssd_jax.errors import UserError
 
+    assignments = split_assignments(rest)
     misplaced = {
         "--ground-truth": options.workdir and options.ground_truth,
         "--classes": options.workdir and options.classes,
         "--metric": options.workdir and options.metric,
         "--step": options.detections and options.step,
-        "--config": options.detections and rest,
+        "--config": options.detections and assignments,
     }
+    if options.detections:
+        misplaced |= cluster_options(options)
     refuse_misplaced(misplaced, "with --workdir" if options.workdir else "with --detections")
     if options.workdir and options.split not in ([], ["train"], ["val"], ["test"]):
         raise UserError(
             f"--split: got {', '.join(options.split)}, expected one of train, val and test."
         )
     if options.workdir:
-        _evaluate_run(options, rest)
+        _evaluate_run(options, assignments)
     else:
         _evaluate_detections(options)
 
 
-def _evaluate_run(options, rest):
+def _evaluate_run(options, assignments):
     from ssd_jax import config as configs
     from ssd_jax.config_check import check
     from ssd_jax.train.mirror import workdir_to_read
 
     workdir = workdir_to_read(options.workdir)
     config = configs.read_config(workdir / configs.CONFIG_FILE)
-    configs.override(config, configs.split_assignments(rest))
+    configs.override(config, assignments)
     check(config)
     join_cluster(options, config)
     from ssd_jax.runs.outcome import run_evaluation  # late, because its imports take seconds
@@ -106,12 +111,14 @@ def _evaluate_detections(options):
         results_dict,
         table,
     )
-    from ssd_jax.files import write_json
+    from ssd_jax.files import make_folder, write_json
     from ssd_jax.runs.log import EVALUATION_FILE
     from ssd_jax.visualize.evaluation import draw_measures
 
     if not options.ground_truth:
         raise UserError("--ground-truth is missing. Give the data set of the detections.")
+    if options.out:
+        make_folder(options.out)
     labelled = read_ground_truth(options.ground_truth, split=options.split, classes=options.classes)
     evaluation = measure_detections(
         labelled.ground_truths,
@@ -121,6 +128,8 @@ def _evaluate_detections(options):
         coco_objects=labelled.coco,
     )
     diagnosis = diagnose(evaluation)
+    print(table(evaluation, diagnosis, labelled.classes))
+    print(headline(evaluation, options.metric or "voc07"))
     if options.out:
         made_of = {
             "detections": str(options.detections),
@@ -130,5 +139,3 @@ def _evaluate_detections(options):
         results = results_dict(evaluation, diagnosis, labelled.classes)
         write_json(options.out / EVALUATION_FILE, made_of | results)
         draw_measures(evaluation, diagnosis, options.out, classes=labelled.classes)
-    print(table(evaluation, diagnosis, labelled.classes))
-    print(headline(evaluation, options.metric or "voc07"))

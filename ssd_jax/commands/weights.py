@@ -1,5 +1,7 @@
 """`ssd-jax weights import`."""
 
+import sys
+
 from ssd_jax.commands.common import local_path, names_argument, verb
 
 
@@ -47,4 +49,12 @@ def _weights_import(options, rest):
         reinit_heads=options.reinit_heads,
     )
     print(report)
-    print(f"next: ssd-jax predict --workdir {options.out} IMAGE... --out found/")
+    if report.has_new_heads:
+        print(
+            "warning: heads of the network are not from the file but new, so it detects nothing "
+            "before it is trained. Start a training from it with "
+            f"--config.weights.path={options.out}.",
+            file=sys.stderr,
+        )
+    else:
+        print(f"next: ssd-jax predict --workdir {options.out} IMAGE... --out found/")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from ssd_jax.data.sources.json_records import whole_number
+from ssd_jax.data.sources.json_records import shown, whole_number
 from ssd_jax.errors import UserError, some_of
 from ssd_jax.evaluation.coco import CocoObjects
 from ssd_jax.evaluation.voc import GroundTruth
@@ -95,19 +95,24 @@ def _look_up(
     path: pathlib.Path,
     advice: str,
 ) -> Int[np.ndarray, "M"]:
+    keys = [key if isinstance(key, str) else whole_number(key) for key in written]
     places = {}
-    for key in dict.fromkeys(key if isinstance(key, str) else whole_number(key) for key in written):
+    for key, said in zip(keys, written, strict=True):
+        if key in places:
+            continue
         place = known.get(key)
         if place is None and isinstance(key, str) and key.isdecimal():
             place = known.get(whole_number(key))
         if place is None:
-            # Each once: most have a number as well as a name.
-            names = {at: str(each) for each, at in known.items() if isinstance(each, type(key))}
-            expected = list(names.values()) or [str(each) for each in known]
             raise UserError(
-                f"{path}: a detection has the {what} {key!r}, which is not in the ground truth; "
-                f"expected one of {some_of(expected)}. {advice}"
+                f"{path}: a detection has the {what} {shown(said)}, which is not in the ground "
+                f"truth; expected one of {some_of(_each_once(known, type(key)))}. {advice}"
             )
         places[key] = place
-    keys = (key if isinstance(key, str) else whole_number(key) for key in written)
     return np.array([places[key] for key in keys], np.int64)
+
+
+def _each_once(known: dict[int | str, int], kind: type) -> list[str]:
+    """What a file may call the images or classes: most have a number as well as a name."""
+    alike = {at: str(each) for each, at in known.items() if isinstance(each, kind)}
+    return list((alike or {at: str(each) for each, at in known.items()}).values())

@@ -294,5 +294,13 @@ def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> di
 def _report(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     """The report of the run, if it is about the exported step."""
     path = workdir / REPORT_FILE
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return report if report.get("step") == step else {}
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return report if report.get("step") == step else {}
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: this is not a complete report of a run ({error}). Copy the folder again, or "
+            "remove the file to export without its metrics."
+        ) from error

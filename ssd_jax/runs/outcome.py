@@ -22,7 +22,7 @@ from ssd_jax.detector import load_trained
 from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import ErrorAnalysis, Evaluation
 from ssd_jax.evaluation.run import evaluate
-from ssd_jax.files import write_json
+from ssd_jax.files import make_folder, write_json
 from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
@@ -68,12 +68,16 @@ def run_evaluation(
     `out` is a folder for the numbers and their plots.
     """
     check(config)
+    writes = out is not None and jax.process_index() == 0
+    with together():
+        if writes:
+            make_folder(out)
     measured = measure(config, workdir, split=split, step=step)
-    if out and jax.process_index() == 0:
-        write_evaluation(config, workdir, out, measured)
     tell(f"{measured.split}: {measured.source.describe()}")
     tell(table(measured))
     tell(headline(config, measured))
+    if writes:
+        write_evaluation(config, workdir, out, measured)
     return measured
 
 

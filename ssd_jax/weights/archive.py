@@ -5,6 +5,7 @@ import mmap
 import os
 import tempfile
 import zlib
+from collections import UserDict
 
 from ssd_jax.errors import UserError
 
@@ -13,6 +14,28 @@ _BLOCK = 512
 _LARGEST = 2**31  # bytes, unpacked; SageMaker's detectors have a sixteenth of it
 _MOST_MEMBERS = 1000
 _CHUNK = 2**20
+
+
+class Members(UserDict[str, memoryview]):
+    """Files by their base name; one that several have is refused once it is asked for.
+
+    Those who serve a detector add their own files to its archive, such as several __init__.py.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = path
+        self._repeated: set[str] = set()
+
+    def __setitem__(self, name: str, content: memoryview) -> None:
+        if name in self.data:
+            self._repeated.add(name)
+        self.data[name] = content
+
+    def __getitem__(self, name: str) -> memoryview:
+        if name in self._repeated:
+            raise _damaged(self._path, f"two members are called {name}")
+        return self.data[name]
 
 
 def is_archive(path: str | os.PathLike) -> bool:
@@ -24,7 +47,7 @@ def is_archive(path: str | os.PathLike) -> bool:
     return head.startswith(GZIP_MAGIC) or _is_header(head)
 
 
-def read_archive(path: str | os.PathLike) -> dict[str, memoryview]:
+def read_archive(path: str | os.PathLike) -> Members:
     """The regular files of the archive by their base name, mapped into memory.
 
     Nothing is written under a name from the archive; gzip is unpacked into an unnamed temporary
@@ -64,8 +87,8 @@ def _unpack(file, unpacked, path: str) -> None:
 
 # Not `tarfile`: it reads extended headers into memory whatever size they claim, and follows
 # endless chains of them.
-def _members(archive: memoryview, path: str) -> dict[str, memoryview]:
-    found, at, seen = {}, 0, 0
+def _members(archive: memoryview, path: str) -> Members:
+    found, at, seen = Members(path), 0, 0
     while at + _BLOCK <= len(archive):
         header = bytes(archive[at : at + _BLOCK])
         if not any(header):
@@ -78,8 +101,6 @@ def _members(archive: memoryview, path: str) -> dict[str, memoryview]:
             raise _damaged(path, f"member {seen} is truncated, or there are too many")
         name = os.path.basename(header[:100].split(b"\0")[0].decode(errors="replace"))
         if header[156:157] in (b"0", b"\0"):  # a regular file
-            if name in found:
-                raise _damaged(path, f"two members are called {name}")
             found[name] = archive[start : start + size]
         at = start + -(-size // _BLOCK) * _BLOCK
     raise _damaged(path, "the closing block is missing")

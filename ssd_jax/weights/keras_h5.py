@@ -43,7 +43,7 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
                     name = _own_name(layer, weight)
                     if name in tensors:
                         raise UserError(f"{path}: two arrays are called {name}, expected one.")
-                    tensors[name] = np.asarray(root[layer][weight])
+                    tensors[name] = _own_array(root[layer][weight], name, path)
             return tensors
     except UserError:
         raise
@@ -52,6 +52,16 @@ def read_keras_arrays(path: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: damaged Keras HDF5 file ({error}). Fetch or write it again."
         ) from error
+
+
+def _own_array(dataset, name: str, path: str) -> np.ndarray:
+    """The array, unless it is in another file: a file from elsewhere must not choose that."""
+    if dataset.file.filename != path or dataset.external or dataset.is_virtual:
+        raise UserError(
+            f"{path}: {name} is a link to another file, expected the array itself. Write the "
+            "file again with model.save_weights('x.h5')."
+        )
+    return np.asarray(dataset)
 
 
 def _text(name: str | bytes) -> str:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,11 @@ class LoadReport(NamedTuple):
     def is_clean(self) -> bool:
         """Whether there was no mismatch."""
         return not (self.missing or self.unused or self.misshaped)
+
+    @property
+    def has_new_heads(self) -> bool:
+        """Whether heads are not from the file, so that no detector is trained yet."""
+        return any(path.startswith("params/heads/") for path in (*self.kept, *self.reinitialised))
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -96,7 +101,8 @@ def load_weights(
     Paths that match the patterns `reinitialise` (as in `maps`) keep the values of `variables` if
     the shapes differ. `network_sees` is the input of the network; if the file was trained on
     another input the report says so. Raises UserError, with the whole report, for anything missing
-    or unused that the map does not expect, and for every other difference in shape.
+    or unused that the map does not expect, for every other difference in shape, and for numbers
+    that are not finite.
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     name_map = name_map or find_layout(file.tensors)
@@ -141,6 +147,7 @@ def load_weights(
     )
     if not report.is_clean:
         raise UserError(f"{report}\n{_advice(report)}")
+    _check_finite(file, arrays)
     return variables | unflatten_dict(first_values | arrays, sep="/"), report
 
 
@@ -155,7 +162,7 @@ def _fitted(target: Target, tensor: np.ndarray, shape: tuple[int, ...]) -> np.nd
     """A copy of the tensor in our form, or a text that says what is wrong with it."""
     try:
         array = target.transform(tensor)
-    except (ValueError, IndexError):  # its rank is not the one that belongs to its name
+    except (ValueError, IndexError, TypeError):  # its rank is not the one that belongs to its name
         array = tensor
     if array.shape != shape:
         return f"{array.shape} in the file, {shape} in the model"
@@ -163,6 +170,19 @@ def _fitted(target: Target, tensor: np.ndarray, shape: tuple[int, ...]) -> np.nd
     if array.dtype.name != "bfloat16" and not np.issubdtype(array.dtype, np.floating):
         return f"{array.dtype} in the file, float32 in the model"
     return np.array(array, np.float32, order="C")
+
+
+def _check_finite(file: WeightFile, arrays: Mapping[str, np.ndarray]) -> None:
+    for path, array in sorted(arrays.items()):
+        # A sum needs no second array; in float64 it does not overflow.
+        with np.errstate(invalid="ignore"):
+            is_finite = np.isfinite(array.sum(dtype=np.float64))
+        if not is_finite:
+            raise UserError(
+                f"{file.source}: {path} has NaN or infinite values, expected finite ones. Nothing "
+                "was loaded. The training that wrote it has diverged, or the file is damaged; use "
+                "another checkpoint."
+            )
 
 
 def _check_backbone(file: WeightFile, name_map: NameMap, backbone: str | None) -> None:

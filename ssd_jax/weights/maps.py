@@ -14,8 +14,8 @@ import numpy as np
 class Target(NamedTuple):
     """One of our paths, and the transform from the file's array to ours.
 
-    The transform may raise ValueError or IndexError for an array of another rank, which is then
-    reported as mis-shaped. It may return a view, because its result is copied.
+    The transform may raise ValueError, IndexError or TypeError for an array of another rank, which
+    is then reported as mis-shaped. It may return a view, because its result is copied.
     """
 
     path: str

@@ -276,6 +276,12 @@ def test_a_mistake_that_a_start_finds_is_one_message(config, tmp_path, capsys):
     assert "Traceback" not in told
 
 
+def test_a_trace_that_cannot_be_written_is_told_before_the_work(config, tmp_path, capsys):
+    file = write_config(tmp_path, config)
+    assert main(["benchmark", "--config", file, "--profile", file]) == 2
+    assert f"{file}: expected a folder to write to" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_the_whole_of_a_real_config(config, tmp_path, capsys):
     config.data.threads = 2

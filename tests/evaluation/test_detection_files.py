@@ -108,12 +108,28 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
         (["--workdir", "x", "--ground-truth", "y"], "--ground-truth cannot be used with --workdir"),
         (["--detections", "x", "--step", "1"], "--step cannot be used with --detections"),
         (["--detections", "x", "--config.seed=1"], "--config cannot be used with --detections"),
+        (["--detections", "x", "--groundtruth", "y"], "--groundtruth: not understood"),
+        (["--detections", "x", "--process-id", "0"], "--process-id cannot be used with --detecti"),
         (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, message, capsys):
     assert main(["evaluate", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--detections", "nowhere", "--ground-truth", "nowhere", *out]) == 2
+    assert "out: expected a folder to write to" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_printed_at_least(devkit, shapes, tmp_path, capsys):
+    (tmp_path / "out/evaluation.json").mkdir(parents=True)
+    command = ["evaluate", "--detections", str(devkit), "--ground-truth", str(shapes)]
+    assert main([*command, "--split", "val", "--out", str(tmp_path / "out")]) == 2
+    assert "(VOC07 11-point) = 1.000" in capsys.readouterr().out
 
 
 # ---- ground truth ----
@@ -283,6 +299,12 @@ def test_the_longest_class_name_at_the_end_of_a_file_counts(tmp_path):
         (
             [result(7, 18, [0.1, 0.2, 0.9, 0.7])] * 2,
             "all 2 boxes .* expected pixels. Multiply",
+        ),
+        ([result(1.5, 18, [0, 0, 1, 1])], r"the image 1\.5, which .*expected one of 3, 7\. Give"),
+        ([result([7], 18, [0, 0, 1, 1])], r"the image \[7\], which is not in the ground truth"),
+        (
+            [result(7, True, [0, 0, 1, 1])],
+            r"category True, which .* one of 18, 44\. Give",
         ),
         ([result(8, 18, [0, 0, 1, 1])], "the image 8, which is not in the ground truth"),
         ([result(7, 19, [0, 0, 1, 1])], "the category 19, which is not in the ground truth"),

@@ -229,6 +229,18 @@ def test_a_run_leaves_coco_sizes_and_errors(tiny_run):
         assert cv2.imread(str(tiny_run / f"pictures/{name}.png")) is not None
 
 
+def test_an_evaluation_is_printed_before_it_is_written(tiny_run, tmp_path, capsys):
+    command = ["evaluate", "--workdir", str(tiny_run), "--out"]
+    (tmp_path / "evaluation.json").mkdir()
+    assert main([*command, str(tmp_path)]) == 2
+    assert "(VOC07 11-point) = 0." in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    assert main([*command, str(tmp_path / "file")]) == 2
+    told = capsys.readouterr()
+    assert "file: expected a folder to write to" in told.err
+    assert not told.out
+
+
 def test_the_verb_chooses_the_metric_and_writes_what_the_report_has(tiny_run, tmp_path, capsys):
     command = ["evaluate", "--workdir", str(tiny_run), "--out", str(tmp_path)]
     # The best checkpoint is the one of the run, by whatever it is measured now.

@@ -62,9 +62,15 @@ def test_more_members_than_any_artefact_has_are_refused(tmp_path):
         read(tmp_path, tar_bytes({str(i): b"" for i in range(1001)}, "w"))
 
 
-def test_two_files_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match="two members are called a"):
-        read(tmp_path, tar_bytes({"x/a": b"", "y/a": b""}))
+def test_two_files_of_one_name_are_refused_when_asked_for(tmp_path):
+    path = tmp_path / "model.tar.gz"
+    path.write_bytes(tar_bytes({"x/a": b"1", "y/a": b"2", "b": b"3"}))
+    members = read_archive(path)
+    assert bytes(members["b"]) == b"3"
+    assert "a" in members
+    for ask in (lambda: members["a"], lambda: members.pop("a"), lambda: dict(members)):
+        with pytest.raises(UserError, match="damaged archive: two members are called a"):
+            ask()
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])

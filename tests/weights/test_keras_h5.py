@@ -63,6 +63,29 @@ def test_a_damaged_file_is_refused(tmp_path):
             read_weights(tmp_path / "w.h5")
 
 
+@pytest.mark.parametrize("kind", ["array", "layer", "raw", "virtual"])
+def test_arrays_of_other_files_are_not_read(tmp_path, kind):
+    other, weight = tmp_path / "other.h5", "conv/kernel:0"
+    write(other, {"conv": {weight: KERNEL}})
+    write(tmp_path / "w.h5", {"conv": {weight: KERNEL}})
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        layer = file["conv"]
+        del layer[weight]
+        if kind == "array":
+            layer[weight] = h5py.ExternalLink(other, f"conv/{weight}")
+        elif kind == "layer":
+            del file["conv"]
+            file["conv"] = h5py.ExternalLink(other, "conv")
+        elif kind == "raw":
+            layer.create_dataset(weight, (1, 1, 2, 2), "f4", external=[(other, 0, 16)])
+        else:
+            virtual = h5py.VirtualLayout((1, 1, 2, 2), "f4")
+            virtual[...] = h5py.VirtualSource(other, f"conv/{weight}", (1, 1, 2, 2))
+            layer.create_virtual_dataset(weight, virtual)
+    with pytest.raises(UserError, match="conv/kernel is a link to another file"):
+        read_weights(tmp_path / "w.h5")
+
+
 def test_a_missing_weight_is_refused(tmp_path):
     write(tmp_path / "w.h5", {"conv": {"conv/kernel:0": KERNEL}})
     with h5py.File(tmp_path / "w.h5", "a") as file:

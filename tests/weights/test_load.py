@@ -273,7 +273,10 @@ def test_only_what_is_asked_for_is_made_new(small):
         load_small(small, {"kernel": np.zeros((1, 1, 3, 9), np.float32)}, reinitialise=HEADS)
 
 
-@pytest.mark.parametrize("transform", [lambda x: x.transpose(2, 3, 1, 0), lambda x: x[:, ::2]])
+@pytest.mark.parametrize(
+    "transform",
+    [lambda x: x.transpose(2, 3, 1, 0), lambda x: x[:, ::2], lambda x: x.reshape(len(x[0]), 7)],
+)
 def test_what_a_transform_cannot_take_is_mis_shaped(small, transform):
     targets = {"kernel": Target("params/backbone/conv/kernel", transform)}
     file = WeightFile("w", {"kernel": np.zeros(7, np.float32)}, {})
@@ -284,6 +287,12 @@ def test_what_a_transform_cannot_take_is_mis_shaped(small, transform):
 def test_integers_are_no_weights(small):
     with pytest.raises(UserError, match=r"class_0/bias: int64 in the file, float32 in the model"):
         load_small(small, {"head": np.array([5, 6])})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_of_a_diverged_training_are_refused(small, value):
+    with pytest.raises(UserError, match="params/heads/class_0/bias has NaN or infinite values"):
+        load_small(small, {"head": np.array([1, value], np.float32)})
 
 
 def test_two_arrays_for_one_place_are_refused(small):
