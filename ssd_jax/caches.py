@@ -33,6 +33,14 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(base) / "ssd_jax"
 
 
+def is_cached(path: pathlib.Path) -> bool:
+    """Whether a path is in the cache folder; not if there is none."""
+    try:
+        return path.is_relative_to(cache_folder())
+    except UserError:
+        return False
+
+
 def keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache for this process and its children; before importing JAX.
 
@@ -63,7 +71,7 @@ def keep_no_compiled_programs() -> None:
     import jax
 
     folder = jax.config.jax_compilation_cache_dir
-    if folder and pathlib.Path(folder).is_relative_to(cache_folder()):
+    if folder and is_cached(pathlib.Path(folder)):
         jax.config.update("jax_enable_compilation_cache", False)
 
 

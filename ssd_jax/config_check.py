@@ -153,7 +153,7 @@ def _check_tuples(config: ConfigDict) -> None:
     each(("augment.interpolations",), lambda names: names and set(names) <= set(INTERPOLATIONS),
          f"one or more of {', '.join(INTERPOLATIONS)}")  # fmt: skip
     each(("optimizer.rate_multipliers", "optimizer.decay_multipliers"),
-         lambda pairs: all(isinstance(pair, tuple) and len(pair) == 2 and _numbers(pair[1:])
+         lambda pairs: all(isinstance(pair, tuple | list) and len(pair) == 2 and _numbers(pair[1:])
                            and isinstance(pair[0], str) for pair in pairs),
          "pairs of a pattern and a factor, e.g. ((\"*/bias\", 2.0),)")  # fmt: skip
     decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()

@@ -22,6 +22,8 @@ from ssd_jax.errors import DataError, UserError, what_is_there
 from ssd_jax.files import files_below, listed
 
 MANIFEST_SUFFIXES = (".manifest", ".jsonl")
+# Either list of COCO's may come first, and be longer than what is read of it.
+_COCO, _LABELME = (r'"images"\s*:\s*\[', r'"image_id"\s*:'), (r'"shapes"\s*:\s*\[',)
 # Of files, which have no splits.
 FILE_SUFFIXES = (*MANIFEST_SUFFIXES, ".json", ".rec")
 FORMATS = """
@@ -175,10 +177,11 @@ def _open_part(
     return _open_folder(path, split, label_width, **words)
 
 
-def _begins_with(path: pathlib.Path, keys: str) -> bool:
-    """Whether one of the keys, a regular expression, is near the beginning of a JSON file."""
+def _is_of_another_kind(path: pathlib.Path, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns is near the beginning of a JSON file that is not SageMaker's."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        return re.search(rf'"({keys})"\s*:', file.read(2**16)) is not None
+        head = file.read(2**16)
+    return not re.search(r'"file"\s*:', head) and any(re.search(p, head) for p in patterns)
 
 
 def _open_folder(
@@ -201,13 +204,12 @@ def _open_folder(
         return _open_recordio(records[0], label_width=label_width, **words)
     jsons = (each for each in files_below(path) if each.suffix == ".json" and each.is_file())
     some = list(islice(jsons, 5))  # of many, a few tell
-    # Either list of COCO's may come first, and be longer than what is read of it.
-    if coco := next((each for each in some if _begins_with(each, "images|image_id")), None):
+    if coco := next((each for each in some if _is_of_another_kind(each, _COCO)), None):
         raise UserError(
             f"{path}: it holds a file of COCO, {coco}. Give that file; its images are found beside "
             "it, in images/ or as COCO has them."
         )
-    if any(_begins_with(each, "shapes") for each in some):
+    if any(_is_of_another_kind(each, _LABELME) for each in some):
         raise _not_read(path, "LabelMe's format")
     if some and not split:
         return open_json_folder(path, **words)

@@ -81,7 +81,7 @@ class Frame(NamedTuple):
 def find_items(
     places: Sequence[str],
     *,
-    key: Literal["stem", "name", "shown"] = "stem",
+    key: Literal["stem", "name", "place"] = "stem",
     out: pathlib.Path | None = None,
 ) -> list[Item]:
     """Find the images and videos in files, folders, globs, URLs and prefixes of buckets.
@@ -283,9 +283,9 @@ def _read_picture(item: Item, canvas_side: int) -> Frame:
     return Frame(item, canvas, extent, size, pixels)
 
 
-def _unreadable(item: Item, problem: str, fix: str = "") -> DataError:
-    advice = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
-    return DataError(codes.IMAGE_UNREADABLE, item.shown, problem, fix or advice)
+def _unreadable(item: Item, problem: str) -> DataError:
+    fix = "Convert it, for example to MP4 with H.264" if item.is_video else "Check the file"
+    return DataError(codes.IMAGE_UNREADABLE, item.shown, problem, fix)
 
 
 def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
@@ -313,8 +313,13 @@ def _read_video(item: Item, canvas_side: int) -> Iterator[Frame]:
         declared = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         reached = max(number, round(seconds * rate) + 1)
         if declared - reached > max(INEXACT_FRAMES, INEXACT_SHARE * declared):
-            problem = f"it ends after {number} of {declared} frames, whose results are kept"
-            raise _unreadable(item, problem, "Copy or download it again")
+            # No error: the frames that an MP4's edit list leaves out are counted too.
+            print(
+                f"warning: {item.shown}: its header has {declared} frames, of which {number} could "
+                "be read. It is damaged or cut off, unless it was trimmed without encoding it "
+                "again.",
+                file=sys.stderr,
+            )
     finally:
         video.release()
 

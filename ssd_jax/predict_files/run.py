@@ -51,7 +51,7 @@ def run_prediction(
     out = pathlib.Path(out)
     drawing = draw or (draw is None and format == "json")
     # In a file of many lines, images are identified by their places.
-    key = "shown" if format == "jsonl" and not drawing else "stem"
+    key = "place" if format == "jsonl" and not drawing else "stem"
     items = find_items(places, key=key, out=out)
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
     options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
@@ -128,6 +128,8 @@ def _keep_what_is_there(
     items: Sequence[Item], out: pathlib.Path, *, json: bool, drawing: bool
 ) -> None:
     """Refuse to overwrite an image, or a file beside one: its annotation, its mask."""
+    if not (json or drawing):
+        return
     places = [pathlib.Path(item.place) for item in items if not is_remote(item.place)]
     images = {real for place in places for real in (_entry(place), place.resolve())}
     folders = {image.parent for image in images}

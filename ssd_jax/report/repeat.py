@@ -7,13 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssd_jax.caches import cache_folder
+from ssd_jax.caches import is_cached
 from ssd_jax.config import CONFIG_FILE
 
 
 def repeat_command(workdir: pathlib.Path) -> str:
     """The command, for the folder in which the run was started (data paths may be relative)."""
-    if workdir.is_relative_to(cache_folder()):
+    if is_cached(workdir):
         # The folder of the run is a URL, and this its cached copy; the user must fetch the config.
         return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
     if workdir.name in ("", ".."):  # a name is needed for the other folder

@@ -329,6 +329,7 @@ class Checkpoints:
         return self._read(step, item, ocp.args.StandardRestore(target))
 
     def _read(self, step: int, item: str, args: Any) -> Any:
+        self.wait()  # Orbax does so too, but fails in the moment in which our thread starts its own
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except (ValueError, KeyError, OSError) as error:

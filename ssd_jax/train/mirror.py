@@ -133,9 +133,6 @@ class _Mirror:
         # Read first, so that the store never has a checkpoint without the metrics of its steps.
         manifests = _manifests(self._folder)
         small = _small_files(self._folder)
-        for name in self._files.keys() - small.keys():
-            open_store(self._url).remove(f"{self._url}/{name}")
-            del self._files[name]
         with tempfile.TemporaryDirectory() as scratch:
             for name, path in small.items():
                 version = _version(path)
@@ -149,6 +146,11 @@ class _Mirror:
                 self._upload_step(step, manifest)
         for step in self._remote_steps - manifests.keys():
             self._remove_step(step)
+        # Last, because it may fail where uploads do not.
+        for name in self._files.keys() - small.keys():
+            with contextlib.suppress(FileNotFoundError):
+                open_store(self._url).remove(f"{self._url}/{name}")
+            del self._files[name]
 
     def _upload_step(self, step: str, manifest: bytes) -> None:
         folder = self._folder / CHECKPOINTS_FOLDER / step

@@ -334,6 +334,14 @@ def test_json_files_of_others_are_not_taken_for_sagemakers(tmp_path, text, messa
         open_data(tmp_path)
 
 
+@pytest.mark.parametrize("extra", [{"image_id": 7}, {"images": 1}, {"shapes": "round"}])
+def test_records_of_sagemaker_may_have_keys_of_their_own(tmp_path, source, extra):
+    convert(source, tmp_path / "set", format="json")
+    (path, *_) = sorted((tmp_path / "set").rglob("*.json"))
+    path.write_text(json.dumps(extra | json.loads(path.read_text())))
+    assert len(open_data(path.parent.with_name(path.parent.name.removesuffix("_annotation"))))
+
+
 def test_a_class_is_listed_once(tmp_path, source):
     convert(source, tmp_path / "set.rec")
     (tmp_path / "set.classes.txt").write_text("cat\ndog\ncat\n")

@@ -120,6 +120,9 @@ def test_the_size_before_im2rec_resized_is_not_that_of_the_image(tmp_path):
     another = payload(4, 5, 800, 300, *OBJECT, image=jpeg)
     sizes = [open_recordio(write(tmp_path, record))[0].size for record in (scaled, another)]
     assert sizes == [None, (300, 800)]
+    # One image of another size is a mistake of its own.
+    one_off = payload(4, 5, 100, 76, *OBJECT, image=jpeg)
+    assert open_recordio(write(tmp_path, one_off))[0].size == (76, 100)
 
 
 @pytest.mark.parametrize(

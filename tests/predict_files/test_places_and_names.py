@@ -69,8 +69,9 @@ def test_what_may_be_a_password_is_in_no_file(jpeg, tmp_path):
         assert found["image"] == f"{server.url}/a.jpg"
         assert not [path for path in tmp_path.iterdir() if "SECRET" in path.read_text()]
         places = [f"{server.url}/a.jpg?id={number}" for number in range(2)]
-        with pytest.raises(UserError, match=r"a\.jpg are both called .*/a\.jpg"):
-            run_prediction(Fake(), places, tmp_path, format="jsonl")
+        run_prediction(Fake(), places, tmp_path / "several", format="jsonl")
+        (lines,) = (tmp_path / "several").iterdir()
+        assert len(lines.read_text().splitlines()) == 2
 
 
 def test_a_url_that_cannot_be_read_does_not_stop_the_others(jpeg, tmp_path, capsys):

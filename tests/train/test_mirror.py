@@ -141,13 +141,21 @@ def test_a_run_goes_on_on_another_machine(bucket, state, another_machine):
         assert checkpoints.select("best") == 1
 
 
-def test_a_file_that_the_run_removes_is_removed_from_the_store(bucket):
+def test_a_file_that_the_run_removes_is_removed_from_the_store(bucket, monkeypatch):
     with workdir_to_write(URL) as workdir:
         (workdir / "metrics.jsonl").write_text("one\n")
         (workdir / "nonfinite.json").write_text("{}")
     with workdir_to_write(URL) as workdir:
         (workdir / "nonfinite.json").unlink()
     assert set(content(bucket)) == {"metrics.jsonl"}
+
+    def remove(store, url):
+        raise FileNotFoundError(url)  # as GCS does if somebody has removed it before
+
+    with monkeypatch.context() as patch, workdir_to_write(URL) as workdir:
+        patch.setattr(remote.Bucket, "remove", remove)
+        (workdir / "metrics.jsonl").rename(workdir / "other.jsonl")
+    assert "other.jsonl" in content(bucket)
 
 
 def test_checkpoints_are_sent_while_the_run_goes_on(bucket, state):

@@ -11,6 +11,8 @@ from ssd_jax.data import codes
 from ssd_jax.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
+# The size of a value by its EXIF type; a short is legal, but signed and long values occur too.
+_EXIF_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 _TURNED = (5, 6, 7, 8)
 # So many images tell whether the set was scaled.
 PROBED = 20
@@ -44,17 +46,24 @@ def image_missing(where: str, problem: str) -> DataError:
 
 
 def are_scaled(read_image: Callable[[int], bytes], sizes: Int[np.ndarray, "N 2"]) -> bool:
-    """Whether one of the first images has the shape, but not the size, of its (height, width)."""
+    """Whether most of the first images have the shape, but not the size, of their (height, width).
+
+    Those of the same size do not count: where all are scaled to one side, they had it before.
+    """
+    scaled = []
     for index in np.flatnonzero(sizes[:, 0])[:PROBED].tolist():
         try:
             height, width = image_size(read_image(index), "")
         except DataError:
             continue
-        size = tuple(sizes[index].tolist())
-        # The sides were rounded to whole pixels.
-        if (height, width) != size and abs(height * size[1] - width * size[0]) <= max(size):
-            return True
-    return False
+        was_height, was_width = sizes[index].tolist()
+        if (height, width) != (was_height, was_width):
+            # The sides were rounded to whole pixels.
+            of_one_shape = abs(height * was_width - width * was_height) <= max(
+                was_height, was_width
+            )
+            scaled.append(of_one_shape and height != was_height and width != was_width)
+    return sum(scaled) > len(scaled) / 2
 
 
 def image_unreadable(where: str, problem: str) -> DataError:
@@ -78,7 +87,7 @@ def image_suffix(data: bytes, where: str) -> str:
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(height, width) as decoded, with the EXIF orientation applied. No pixel is decoded."""
     size = read_header(data, where).size
-    return size[::-1] if exif_orientation(data) in _TURNED else size
+    return size[::-1] if _orientation(data)[1] in _TURNED else size
 
 
 def read_header(data: bytes, where: str) -> Header:
@@ -101,15 +110,19 @@ def read_header(data: bytes, where: str) -> Header:
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation as it is in a file, legal or not; 1 if there is none.
 
-    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4), which is a
-    short; OpenCV takes other types for one too. Pillow's reader is not used because it also obeys
-    XMP, which decoders do not, and warns about damage.
+    The tag 0x0112 of the first directory (TIFF 6.0, section 2; CIPA DC-008, 4.6.4). Pillow's reader
+    is not used because it also obeys XMP, which decoders do not, and warns about damage.
     """
+    return _orientation(data)[0]
+
+
+def _orientation(data: bytes) -> tuple[int, int]:
+    """The orientation by its type, and as a short, which OpenCV takes every type for."""
     find = _exif_of_png if data.startswith(_PNG) else _exif_of_jpeg
     start = find(data)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(data[start : start + 4])
     if order is None:
-        return 1
+        return 1, 1
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[start + at : start + at + size], order)
@@ -118,8 +131,9 @@ def exif_orientation(data: bytes) -> int:
     end = min(directory + 2 + 12 * number(directory, 2), len(data) - start)
     for entry in range(directory + 2, end, 12):
         if number(entry, 2) == _EXIF_ORIENTATION:
-            return number(entry + 8, 2)
-    return 1
+            written = number(entry + 8, _EXIF_BYTES.get(number(entry + 2, 2), 2))
+            return written, number(entry + 8, 2)
+    return 1, 1
 
 
 def _exif_of_jpeg(data: bytes) -> int:
