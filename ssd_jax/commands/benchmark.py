@@ -110,7 +110,7 @@ def add(verbs) -> None:
 
 def _benchmark(options, rest):
     from ssd_jax import config as configs
-    from ssd_jax.files import make_folder
+    from ssd_jax.files import json_line, make_folder, write_json
 
     _check(options)
     rounds = options.rounds or 5
@@ -132,7 +132,6 @@ def _benchmark(options, rest):
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
     from ssd_jax.config_check import images_together
-    from ssd_jax.files import json_line, write_json
 
     mesh = choose_devices(config.batch_size // images_together(config), options.devices)
     if options.find_batch:

@@ -283,15 +283,15 @@ def source_of_objects(
     with np.errstate(invalid="ignore"):
         unreadable = ~np.isfinite(written).all(axis=1)
         inside = np.clip(boxes, 0, 1).astype(np.float32)
-        reversed_ = (written[:, 2:] <= written[:, :2]).any(axis=1)
+        swapped = (written[:, 2:] <= written[:, :2]).any(axis=1)
         tolerance = TOLERATED_PIXELS_OUTSIDE / np.maximum(np.tile(sizes[image][:, ::-1], 2), 1)
         tolerance[sizes[image][:, 0] == 0] = TOLERATED_PART_OUTSIDE
         # A rounding error of the division must not turn a tolerated pixel into a mistake.
         beyond = np.maximum(-boxes, boxes - 1) - tolerance * (1 + 1e-6)
-        outside = ~unreadable & ~reversed_ & (beyond > 0).any(axis=1)
+        outside = ~unreadable & ~swapped & (beyond > 0).any(axis=1)
         # A box may lie in the tolerated strip outside, or be too thin for float32.
-        flat = ~unreadable & ~outside & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
-        flat |= ~unreadable & reversed_
+        vanished = (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+        flat = ~unreadable & ~outside & (swapped | vanished)
     unknown = (labels < 0) | (labels >= len(classes))
 
     def box_of(k: int) -> str:

@@ -56,13 +56,12 @@ def are_scaled(read_image: Callable[[int], bytes], sizes: Int[np.ndarray, "N 2"]
             height, width = image_size(read_image(index), "")
         except DataError:
             continue
-        was_height, was_width = sizes[index].tolist()
-        if (height, width) != (was_height, was_width):
+        old_height, old_width = sizes[index].tolist()
+        if (height, width) != (old_height, old_width):
             # The sides were rounded to whole pixels.
-            of_one_shape = abs(height * was_width - width * was_height) <= max(
-                was_height, was_width
-            )
-            scaled.append(of_one_shape and height != was_height and width != was_width)
+            off = abs(height * old_width - width * old_height)
+            same_shape = off <= max(old_height, old_width)
+            scaled.append(same_shape and height != old_height and width != old_width)
     return sum(scaled) > len(scaled) / 2
 
 

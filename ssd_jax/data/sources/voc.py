@@ -179,10 +179,7 @@ def _record(
             "the file does not exist, expected one annotation for each id of the image set",
             "Write it (an image without objects needs one too), or remove the id from the set",
         )
-    within = (folder / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
-    image = images.get(image_id) or next(
-        (p for p in within if "/" in image_id and p.is_file()), None
-    )
+    image = images.get(image_id) or _image_in_subfolder(folder / "JPEGImages", image_id)
     if image is None:
         raise DataError(
             codes.IMAGE_MISSING,
@@ -200,6 +197,12 @@ def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     # The last image of an id overrides the others, so the preferred suffix comes last.
     paths.sort(key=lambda path: -IMAGE_SUFFIXES.index(path.suffix.lower()))
     return {path.stem: path for path in paths}
+
+
+def _image_in_subfolder(folder: pathlib.Path, image_id: str) -> pathlib.Path | None:
+    """The image of an id such as "camera1/7", as CVAT writes them."""
+    places = [folder / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES if "/" in image_id]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _folder_missing(folder: pathlib.Path) -> DataError:
@@ -229,20 +232,18 @@ def _expected(root: pathlib.Path) -> str:
 
 def _read(path: pathlib.Path) -> _Annotation:
     try:
-        size, data = path.stat().st_size, b""
-        if size <= MAX_ANNOTATION_BYTES:
-            data = path.read_bytes()
+        if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
+            raise DataError(
+                codes.ANNOTATION_TOO_LARGE,
+                str(path),
+                f"{size:,} bytes, expected at most {MAX_ANNOTATION_BYTES:,}",
+                "Check that it is an annotation",
+            )
+        root = ElementTree.fromstring(path.read_bytes())
     except OSError as error:
         raise _unreadable(path, f"the file cannot be read ({error.strerror})") from error
-    if size > MAX_ANNOTATION_BYTES:
-        raise DataError(
-            codes.ANNOTATION_TOO_LARGE,
-            str(path),
-            f"{size:,} bytes, expected at most {MAX_ANNOTATION_BYTES:,}",
-            "Check that it is an annotation",
-        )
-    try:
-        root = ElementTree.fromstring(data)
+    except DataError:  # which is a ValueError
+        raise
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise _unreadable(path, f"the XML cannot be read ({error})") from error
     size = tuple(_positive_integer(root, f"size/{side}", path) for side in ("height", "width"))
