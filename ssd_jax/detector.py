@@ -38,7 +38,8 @@ def load_trained(
     """Load the checkpoint `step`: last, best, a number, or None for the config's choice.
 
     "best" is the best by the metric of the run, even if `config` is evaluated by another metric.
-    The variables are on every device of `mesh`, by default all devices.
+    With `optimizer.ema_decay` = 0 in `config` and an EMA in the run, the weights are those that were
+    trained instead of their average. They are on every device of `mesh`, by default all devices.
     """
     mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
     trained_with = read_config(own) if own.is_file() else config
@@ -50,7 +51,12 @@ def load_trained(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
             variable_shapes(network.model, config.model.image_size),
         )
-        variables = checkpoints.restore_variables(chosen, like, classes=classes)
+        variables = checkpoints.restore_variables(
+            chosen,
+            like,
+            classes=classes,
+            of_average=config.optimizer.ema_decay > 0 or trained_with.optimizer.ema_decay == 0,
+        )
     return Trained(network, variables, classes, chosen)
 
 

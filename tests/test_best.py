@@ -11,12 +11,13 @@ from test_shipped_configs import fake_batch
 from tiny import tiny_config
 
 from ssd_jax import experiment
+from ssd_jax.config import save_config
+from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import init_variables
 from ssd_jax.network import build_network
 from ssd_jax.runs.training import run_training
 from ssd_jax.sharding import make_mesh, put_batch, shardings_of
-from ssd_jax.train.checkpoint import Checkpoints
 
 
 def best_config(shapes, **changes):
@@ -70,14 +71,17 @@ def test_a_step_is_the_same_on_one_device_and_cut_over_two(shapes, tmp_path):
     for ours, theirs in zip(one, two, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
-    # What is saved is the average; what is restored is the whole.
-    with Checkpoints(tmp_path, metric="map") as checkpoints:
-        checkpoints.save(state, {"map": 0.5}, classes=("a",))
-        checkpoints.wait()
-        again = checkpoints.restore(1, before, classes=("a",))
-        shown = checkpoints.restore_variables(1, before.variables, classes=("a",))
+    # Restored is the whole; shown is the average, or the weights themselves if asked for.
+    config, classes = best_config(shapes), ("a", "b", "c")
+    save_config(config, tmp_path / "config.json")
+    with open_checkpoints(config, tmp_path) as checkpoints:
+        checkpoints.save(state, None, classes=classes)
+        again = checkpoints.restore(1, before, classes=classes)
     jax.tree.map(np.testing.assert_array_equal, again, state)
+    shown = final_variables(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, shown, state.average)
+    own = final_variables(best_config(shapes, optimizer__ema_decay=0.0), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, own["params"], state.params)
 
 
 def test_mosaics_need_four_images_on_a_device(shapes):

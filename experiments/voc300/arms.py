@@ -59,7 +59,7 @@ REDUCED = Scale(
 class Arm(NamedTuple):
     """A recipe, and the settings that differ from it.
 
-    With `weights_of` nothing is trained: the weights of that arm are measured with these settings.
+    With `weights_of` nothing is trained: the checkpoint of that arm is measured with these settings.
     """
 
     recipe: str
@@ -85,7 +85,7 @@ def arms(scale: Scale) -> dict[str, Arm]:
             "best", {"augment.mosaic.probability": 0.0, "augment.expand.probability": 0.5}
         ),
         "without cosine": Arm("best", {"optimizer.schedule": "step"}),
-        "without average": Arm("best", {"optimizer.ema_decay": 0.0}),
+        "without average": Arm("best", {"optimizer.ema_decay": 0.0}, weights_of="best"),
         "without soft suppression": Arm("best", {"detect.nms": "hard"}, weights_of="best"),
         "without mirrored view": Arm("best", {"detect.flip": False}, weights_of="best"),
         "with focal loss": Arm("best", {"loss.class_loss": "focal"} | scores),

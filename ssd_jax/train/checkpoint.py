@@ -303,8 +303,13 @@ class Checkpoints:
         variables = self.restore_variables(step, like.variables, classes=classes)
         return like.restored(variables, self._restore(step, "training", like.training))
 
-    def restore_variables(self, step: int, like: Any, *, classes: tuple[str, ...]) -> Any:
-        """The variables that `model.apply` takes, without the optimizer's state; as `restore`."""
+    def restore_variables(
+        self, step: int, like: Any, *, classes: tuple[str, ...], of_average: bool = True
+    ) -> Any:
+        """The variables that `model.apply` takes, without the optimizer's state; as `restore`.
+
+        `of_average` = False is for a run with an EMA, and gives the weights that it trains.
+        """
         stored = self.classes(step)
         if stored != tuple(classes):
             raise UserError(
@@ -312,26 +317,42 @@ class Checkpoints:
                 f"({', '.join(stored)}), the run has {len(classes)} ({', '.join(classes)}). "
                 "Give the data set that the checkpoint was trained on, or another --workdir."
             )
-        return self._restore(step, "variables", like)
+        if of_average:
+            return self._restore(step, "variables", like)
+        return self._read(step, lambda: self._restore_part(step, "training", like))
 
     def classes(self, step: int) -> tuple[str, ...]:
         """The names of the classes that the checkpoint was trained on."""
-        return tuple(self._read(step, "classes", ocp.args.JsonRestore()))
+        return tuple(self._item(step, "classes", ocp.args.JsonRestore()))
 
     def progress(self, step: int) -> dict[str, Any]:
         """The `progress` that `save` was given."""
-        return self._read(step, "progress", ocp.args.JsonRestore())
+        return self._item(step, "progress", ocp.args.JsonRestore())
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        return self._read(step, item, ocp.args.StandardRestore(target))
+        return self._item(step, item, ocp.args.StandardRestore(target))
 
-    def _read(self, step: int, item: str, args: Any) -> Any:
+    def _restore_part(self, step: int, item: str, like: Any) -> Any:
+        """The part of an item that `like` has."""
+        args = ocp.args.PyTreeRestore(
+            like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self._folder / str(step) / item, args)
+
+    def _item(self, step: int, item: str, args: Any) -> Any:
+        args = ocp.args.Composite(**{item: args})
+        return self._read(step, lambda: self._manager.restore(step, args=args)[item])
+
+    def _read(self, step: int, read: Callable[[], Any]) -> Any:
         self.wait()  # Orbax does so too, but fails in the moment in which our thread starts its own
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            return read()
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
                 f"{self._folder}/{step}: the checkpoint is damaged or does not fit this network "

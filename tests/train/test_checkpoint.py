@@ -188,6 +188,18 @@ def test_a_network_of_another_shape_is_refused(five_steps, state):
         checkpoints.restore(5, other, classes=CLASSES)
 
 
+def test_weights_of_another_shape_beside_an_average_are_refused(tmp_path):
+    variables = {"params": {"kernel": KERNEL}, "batch_stats": {}}
+    state = create_state(variables, optax.adam(0.1), make_mesh(), averaged=True)
+    with Checkpoints(tmp_path, metric="map") as checkpoints:
+        save(checkpoints, state, 1)
+        own = checkpoints.restore_variables(1, state.average, classes=CLASSES, of_average=False)
+        np.testing.assert_array_equal(own["params"]["kernel"], KERNEL)
+        other = {"params": {"kernel": jax.numpy.zeros(7)}, "batch_stats": {}}
+        with pytest.raises(UserError, match="does not fit this"):
+            checkpoints.restore_variables(1, other, classes=CLASSES, of_average=False)
+
+
 def test_other_classes_are_refused(five_steps, state):
     with (
         Checkpoints(five_steps, metric="map", read_only=True) as checkpoints,
