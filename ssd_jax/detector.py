@@ -38,8 +38,8 @@ def load_trained(
     """Load the checkpoint `step`: last, best, a number, or None for the config's choice.
 
     "best" is the best by the metric of the run, even if `config` is evaluated by another metric.
-    With `optimizer.ema_decay` = 0 in `config` and an EMA in the run, the weights are those that were
-    trained instead of their average. They are on every device of `mesh`, by default all devices.
+    With `optimizer.ema_decay` = 0 in `config`, the weights of a run with an EMA are those that it
+    trained, not their average. They are on every device of `mesh`, by default all devices.
     """
     mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
     trained_with = read_config(own) if own.is_file() else config

@@ -59,7 +59,7 @@ REDUCED = Scale(
 class Arm(NamedTuple):
     """A recipe, and the settings that differ from it.
 
-    With `weights_of` nothing is trained: the checkpoint of that arm is measured with these settings.
+    With `weights_of` nothing is trained: that arm's checkpoint is measured with these settings.
     """
 
     recipe: str
