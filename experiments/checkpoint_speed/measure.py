@@ -4,16 +4,16 @@
 
 The arrays are the state of VGG16-SSD512 with 20 classes and its momentum, filled with noise, which
 compresses as badly as trained weights. The tasks follow each other in every round, so that other
-work on the machine slows all of them alike. FOLDER should be on the disk to be measured. Needs
-torch.
+work on the machine slows all of them alike. FOLDER should be on the disk to be measured; what is
+written there is removed. Needs torch.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import shutil
 import statistics
+import tempfile
 import time
 
 import jax
@@ -82,15 +82,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(arguments.folder / "run", ignore_errors=True)
     jax.config.update("jax_platforms", "cpu")
     state = full_state()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    one_round(arguments.folder, state, 1)  # not counted: imports and first use
     rounds = []
-    for step in range(2, arguments.rounds + 2):
-        load = os.getloadavg()[0]
-        rounds.append({"load": load} | one_round(arguments.folder, state, step))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = pathlib.Path(name)
+        one_round(folder, state, 1)  # not counted: imports and first use
+        for step in range(2, arguments.rounds + 2):
+            load = os.getloadavg()[0]
+            rounds.append({"load": load} | one_round(folder, state, step))
     results = pathlib.Path(__file__).with_name("results.jsonl")
     with results.open("w", encoding="utf-8") as file:
         for each in rounds:
