@@ -4,7 +4,9 @@ import argparse
 import errno
 import io
 import os
+import re
 import select
+import signal
 import sys
 import tempfile
 import traceback
@@ -26,7 +28,7 @@ from ssd_jax.commands import (
     train,
     weights,
 )
-from ssd_jax.errors import Stopped, UserError
+from ssd_jax.errors import Stopped, UserError, nearest
 from ssd_jax.huge_pages import start_with_huge_pages
 from ssd_jax.literals import with_home
 
@@ -50,6 +52,9 @@ def program() -> int:
     # (docs/performance.md).
     if any(sys.argv[1 : 1 + len(verb)] == verb for verb in LONG_COMPUTATIONS):
         start_with_huge_pages()
+    if os.getpid() == 1:
+        # In a container: the kernel ignores SIGTERM for process 1 unless it has a handler.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return main()
 
 
@@ -85,6 +90,7 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     keep_compiled_programs()
     try:
+        _refuse_mistyped(options, rest)
         code = options.run(options, rest) or 0
         sys.stdout.flush()
         return code
@@ -112,6 +118,18 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         name, equals, value = argument.partition("=") if named else ("", "", argument)
         expanded.append(f"{name}{equals}{with_home(value)}")
     return build_parser().parse_known_args(expanded)
+
+
+def _refuse_mistyped(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuses what is neither an option of the verb nor a setting."""
+    for word in rest:
+        name = word.partition("=")[0]
+        if name.startswith("--") and not name.startswith("--config."):
+            known = re.findall(r"--[a-z][\w-]*", options.parser.format_usage())
+            raise UserError(
+                f"{name}: there is no such option. The nearest is {nearest(name, known)}; settings "
+                "are given as --config.NAME=VALUE."
+            )
 
 
 def _nobody_reads() -> bool:

@@ -324,9 +324,11 @@ def read_config(path: str | pathlib.Path) -> ConfigDict:
 def stored_settings(path: pathlib.Path) -> dict[str, object]:
     """The settings in a file under their current names, including unknown ones."""
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder. Give the folder of a run.")
         raise UserError(
-            f"{path.parent} has no {path.name}. Give the --workdir of a run that "
-            "`ssd-jax train` started."
+            f"{path.parent} has no {path.name}. Give the folder of a run that `ssd-jax train` "
+            "started; an exported detector is given as --model."
         )
     try:
         items = _flatten(json.loads(path.read_text(encoding="utf-8")))

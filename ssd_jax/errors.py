@@ -35,6 +35,15 @@ class AnotherRun(UserError):
         self.settings = tuple(settings)
 
 
+class NotTogether(UserError):
+    """The processes of a run did not find each other."""
+
+    def __init__(self, problem: str, fix: str):
+        super().__init__(f"{problem}. {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
 class Stopped(Exception):
     """A run was stopped on request; its state is saved, and the same command resumes it."""
 
@@ -48,6 +57,11 @@ def check_choice(name: str, got: object, choices: Collection) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is spelled most like `name`; "" if there are none."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)), "")
+
+
+def counted(count: int, noun: str) -> str:
+    """E.g. "1 image" or "2,000 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ssd_jax.errors import UserError, some_of
+from ssd_jax.errors import NotTogether, UserError, some_of
 
 # Seconds for a connection to be made, and then for the other end to say which process it is.
 ANSWER_SECONDS = 5.0
@@ -55,12 +55,12 @@ def wait_for_all(
             time.sleep(0.2)
             continue
         if answer["problem"]:
-            raise UserError(answer["problem"])
+            raise NotTogether(*answer["problem"])
         return [Place(*each) for each in answer["places"]]
-    raise UserError(
-        f"process {process_id} waited {timeout} s for process 0 at {address}, which did not "
-        "answer. Check that it is started, that this is the address of its host, and that this "
-        "host can reach that port."
+    raise NotTogether(
+        f"process {process_id} waited {timeout} s for process 0 at {address}, which did not answer",
+        "Check that it is started, that this is the address of its host, and that this host can "
+        "reach that port.",
     )
 
 
@@ -90,7 +90,7 @@ def _gather(port: int, own: Place, *, count: int, deadline: float, timeout: int)
             except OSError:
                 continue
     if problem:
-        raise UserError(problem)
+        raise NotTogether(*problem)
     return found
 
 
@@ -99,8 +99,8 @@ def _enter(
     lines: dict[socket.socket, int | None],
     places: dict[int, Place],
     count: int,
-) -> str | None:
-    """Puts the process at the other end on the list, or returns what is wrong with it."""
+) -> tuple[str, str] | None:
+    """Puts the process at the other end on the list, or returns what is wrong, and what to do."""
     try:
         line.settimeout(ANSWER_SECONDS)
         hello = _receive(line)
@@ -112,26 +112,27 @@ def _enter(
     if its_count != count:
         return (
             f"process {process} on host {place} was started as one of {its_count} processes, "
-            f"process 0 on host {places[0]} as one of {count}. Give all of them the same "
-            "--num-processes."
+            f"process 0 on host {places[0]} as one of {count}",
+            "Give all of them the same --num-processes.",
         )
     if process in places:
         return (
-            f"process {process} was started twice, on host {places[process]} and on host {place}. "
-            "Give each process its own --process-id."
+            f"process {process} was started twice, on host {places[process]} and on host {place}",
+            "Give each process its own --process-id.",
         )
     lines[line] = process
     places[process] = place
     return None
 
 
-def _missing(places: Mapping[int, Place], count: int, timeout: int) -> str:
+def _missing(places: Mapping[int, Place], count: int, timeout: int) -> tuple[str, str]:
     missing = [str(process) for process in range(count) if process not in places]
     here = [f"{process} ({places[process]})" for process in sorted(places)]
     return (
         f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
-        f"{some_of(missing)}; here: {some_of(here)}. Check that they are started and that their "
-        f"hosts can reach {places[0]}, or wait longer with --start-timeout."
+        f"{some_of(missing)}; here: {some_of(here)}",
+        f"Check that they are started and that their hosts can reach {places[0]}, or wait longer "
+        "with --start-timeout.",
     )
 
 
@@ -145,9 +146,9 @@ def _listen(port: int) -> socket.socket:
             backlog=1024,
         )
     except OSError as error:
-        raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}). Another run may use it. "
-            "Give another port in --coordinator."
+        raise NotTogether(
+            f"process 0 cannot listen on port {port} ({error.strerror}). Another run may use it",
+            "Give another port in --coordinator.",
         ) from error
 
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import sys
 
 import cv2
@@ -54,6 +55,18 @@ def test_what_computes_for_long_asks_for_large_pages(command, asked, monkeypatch
     with pytest.raises(SystemExit):
         program()
     assert len(calls) == asked
+
+
+def test_as_process_1_of_a_container_sigterm_ends_it(monkeypatch, capsys):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("sys.argv", ["ssd-jax", "--version"])
+    handlers = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    with pytest.raises(SystemExit):
+        program()
+    with pytest.raises(SystemExit) as ended:
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert ended.value.code == 143
 
 
 @pytest.mark.parametrize(
@@ -213,3 +226,16 @@ def test_nothing_is_told_where_nobody_reads(buffered, tmp_path, monkeypatch, cap
         words = ["data", "shapes", str(tmp_path / "shapes"), "--train", "1", "--val", "1"]
         assert main(words) == 128 + 13
     assert "Broken pipe" not in capfd.readouterr().err
+
+
+def test_a_mistyped_option_is_not_taken_for_a_setting(capsys):
+    assert main(["train", "--config", "c.py", "--dryrun", "--config.seed", "-1"]) == 2
+    assert "--dryrun: there is no such option. The nearest is --dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["evaluate", "--workdir"], ["report", "compare"]])
+def test_a_folder_of_a_run_that_is_none_is_told(verb, tmp_path, capsys):
+    assert main([*verb, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert main([*verb, str(tmp_path)]) == 2
+    assert "has no config.json. Give the folder of a run" in capsys.readouterr().err

@@ -38,7 +38,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.image_file import exif_orientation
 from ssd_jax.data.sources.memory import IN_MEMORY
 from ssd_jax.data.storage import is_remote
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, counted
 from ssd_jax.files import write_text
 from ssd_jax.hardware import cores
 
@@ -155,7 +155,7 @@ def check_before_training(
     if bad and source.problems.policy == "error":
         shown = "\n".join(f"  {each.error}" for each in bad[:5])
         raise UserError(
-            f"found {len(bad):,} errors in images, expected none:\n{shown}\n"
+            f"found {counted(len(bad), 'error')} in images, expected none:\n{shown}\n"
             + source.problems.advice
         )
     for each in bad:

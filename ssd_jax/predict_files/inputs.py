@@ -188,8 +188,8 @@ def _items_at(place: str, out: pathlib.Path | None) -> list[Item]:
     elif path.is_file():
         return [Item(path.name, place)]
     else:
-        files = filter(os.path.isfile, sorted(glob.glob(place, recursive=True)))
-        items = [Item(os.path.basename(each), each) for each in files]
+        there = filter(os.path.isfile, sorted(glob.glob(place, recursive=True)))
+        items = [Item(os.path.basename(each), each) for each in there if _is_known(each)]
         fixed = itertools.takewhile(lambda name: not glob.has_magic(name), path.parts)
         items = _without_results(items, pathlib.Path(*fixed), out)
     if not items:

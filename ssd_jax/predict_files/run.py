@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ssd_jax.data.storage import is_remote
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, counted
+from ssd_jax.files import make_folder
 from ssd_jax.predict import AnyDetector, padded, without_padding
 from ssd_jax.predict_files import outputs
 from ssd_jax.predict_files.inputs import Frame, Item, find_items, read_frames
@@ -54,6 +55,7 @@ def run_prediction(
     key = "place" if format == "jsonl" and not drawing else "stem"
     items = find_items(places, key=key, out=out)
     _keep_what_is_there(items, out, json=format == "json", drawing=drawing)
+    make_folder(out)
     options: dict[str, Any] = {"items": items} if format in ("coco", "voc") else {}
     if annotations is not None:
         options["annotations"] = annotations
@@ -87,6 +89,8 @@ def run_transform(
         raise UserError(
             f"{videos[0]}: a batch transform takes images. Choose another --format for videos."
         )
+    if not is_remote(out):
+        make_folder(pathlib.Path(out))
     waiting = outputs.not_transformed(items, out)
     if len(waiting) < len(items):
         print(f"{len(items) - len(waiting):,} of {len(items):,} were already done")
@@ -108,7 +112,7 @@ def _run(detector: AnyDetector, items: Sequence[Item], write, *, batch_size: int
     with contextlib.closing(frames):
         results = write(_detect(detector, frames, batch_size))
         count = sum(1 for _ in tqdm(results, "predicting", total, unit=" images", disable=None))
-    print(f"{count:,} images")
+    print(counted(count, "image"))
     if unreadable:
         for error in unreadable:
             print(error, file=sys.stderr)

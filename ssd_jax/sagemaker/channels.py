@@ -79,6 +79,8 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
     for name, channel in config.items():
         if not isinstance(channel, dict):
             raise _invalid(f"the channel {name} is {channel!r:.60}", "an object that describes it")
+        if (images := name.removesuffix("_annotation")) not in config:
+            raise _invalid(f"the channel {name} has no channel {images}", "both or none")
         if (mode := channel.get("TrainingInputMode") or MODES[0]) not in MODES:
             raise _invalid(
                 f"channel {name}, TrainingInputMode: {mode!r} is not one of {list(MODES)}",
@@ -102,8 +104,7 @@ def find_channels(root: pathlib.Path, *, hosts: int = 1) -> Channels:
 def _split(root: pathlib.Path, name: str, config: Mapping[str, Any]) -> str:
     """The location of the data of a split."""
     channel, annotations = config[name], f"{name}_annotation"
-    kind = channel.get("ContentType") or ""
-    kind = kind.partition(";")[0].strip()
+    kind = str(channel.get("ContentType") or "").partition(";")[0].strip()
     if kind not in ("", RECORDIO, *IMAGES):
         raise _invalid(
             f"channel {name}, ContentType: {kind!r} is not one of {[RECORDIO, *IMAGES]}",

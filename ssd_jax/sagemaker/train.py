@@ -29,9 +29,10 @@ from ssd_jax.config_check import check
 from ssd_jax.data import codes
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, names_are_numbers
-from ssd_jax.errors import AnotherRun, DataError, Stopped, UserError
+from ssd_jax.errors import AnotherRun, DataError, NotTogether, Stopped, UserError
 from ssd_jax.experiment import evaluate_every, total_steps
 from ssd_jax.export.folder import META
+from ssd_jax.files import write_text
 from ssd_jax.importing import count_classes
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
@@ -100,9 +101,8 @@ def run_job(root: pathlib.Path, assignments: Sequence[tuple[str, str]] = ()) -> 
         whose = "ClientError" if isinstance(error, UserError | OSError) else "AlgorithmError"
         message = f"{whose}: {error or type(error).__name__}"
         logger.error(message)
-        failure.parent.mkdir(parents=True, exist_ok=True)
         details = "".join(traceback.format_exception(error))
-        failure.write_text(f"{message}\n\n{details}", encoding="utf-8")
+        write_text(failure, f"{message}\n\n{details}")
 
     try:
         with _in_the_words_of_a_job():
@@ -153,12 +153,20 @@ def _train(
     logger.info("Final configuration: %s", values)
     hosts = _hosts(root)
     channels = find_channels(root, hosts=len(hosts.names))
-    cluster.start(
-        batch_size=values["mini_batch_size"] * len(hosts.names),
-        coordinator=f"{hosts.names[0]}:{PORT}",
-        num_processes=len(hosts.names),
-        process_id=hosts.names.index(hosts.current),
-    )
+    try:
+        cluster.start(
+            batch_size=values["mini_batch_size"] * len(hosts.names),
+            coordinator=f"{hosts.names[0]}:{PORT}",
+            num_processes=len(hosts.names),
+            process_id=hosts.names.index(hosts.current),
+        )
+    except NotTogether as error:
+        numbered = ", ".join(f"{number} on {name}" for number, name in enumerate(hosts.names))
+        raise UserError(
+            f"{error.problem}. The processes are {numbered}. Start the job on each of these hosts "
+            "with their names in resourceconfig.json, which they must be able to reach "
+            f"{hosts.names[0]} by, on port {PORT}."
+        ) from error
     config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
     metric = f"map_{config.evaluate.metric}"
@@ -232,12 +240,12 @@ def build_config(
 
 def _hosts(root: pathlib.Path) -> Hosts:
     found = read_config_file(root, "resourceconfig.json")
-    try:
-        hosts = Hosts(tuple(sorted(found["hosts"])), found["current_host"])
-    except (KeyError, TypeError) as error:
+    names, current = found.get("hosts"), found.get("current_host")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"resourceconfig.json: got {found}, expected current_host and the list hosts."
-        ) from error
+        )
+    hosts = Hosts(tuple(sorted(names)), current)
     if hosts.current not in hosts.names:
         raise UserError(
             f"resourceconfig.json: current_host {hosts.current!r} is not one of "

@@ -43,14 +43,14 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> list[Sent
         parser.finalize()
     except (FormParserError, binascii.Error) as error:
         raise HTTPException(400, f"the multipart body cannot be read: {error}.") from error
-    if not parts.files:
-        names = some_of([repr(name[:100]) for name in set(parts.fields)])
-        got = f"no file, but {names}" if parts.fields else "no part"
-        raise HTTPException(400, f"got {got}, expected files: give each part a filename.")
     if not parts.ended:
         raise HTTPException(
             400, "the multipart body ends before its closing boundary. Send all of it."
         )
+    if not parts.files:
+        names = some_of([repr(name[:100]) for name in set(parts.fields)])
+        got = f"no file, but {names}" if parts.fields else "no part"
+        raise HTTPException(400, f"got {got}, expected files: give each part a filename.")
     return parts.files
 
 

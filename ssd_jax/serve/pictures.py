@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import io
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ssd_jax.data.decode import decode_image
+from ssd_jax.data.sources.image_file import read_header
 
 MULTIPART = "multipart/form-data"
 # The media types that an image may be sent with. Its format is known from its first bytes.
@@ -139,25 +138,7 @@ def decode(data: bytes, name: str, *, canvas: int, limits: Limits) -> Decoded:
     """An image on a canvas of `canvas` pixels a side.
 
     Raises:
-      DataError: it cannot be decoded.
-      HTTPException: 400, it is not a JPEG or PNG file, or has too many pixels, which is checked
-        before it is decoded.
+      DataError: it cannot be decoded, or has too many pixels, which is checked before.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            got = f"{image.width:,} x {image.height:,}"
-            too_large = image.width * image.height > limits.pixels
-    except Image.DecompressionBombError:
-        got, too_large = "too many", True
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise HTTPException(
-            400,
-            f"{name}: {len(data):,} bytes that start with {data[:4]!r}, expected a whole JPEG or "
-            "PNG file.",
-        ) from error
-    if too_large:
-        raise HTTPException(
-            400,
-            f"{name}: {got} pixels, expected {limits.pixels:,} at most. Scale the image down.",
-        )
+    read_header(data, name, max_pixels=limits.pixels)
     return Decoded(*decode_image(data, name, canvas))

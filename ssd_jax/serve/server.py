@@ -103,9 +103,10 @@ def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.s
 
 
 def _timed_protocol(header_seconds: float) -> type[asyncio.Protocol]:
-    """HTTP/1.1 that closes a connection whose next header does not arrive in time.
+    """HTTP/1.1 that closes a connection whose next header does not arrive in time, and says so.
 
-    uvicorn itself limits only the time between two requests.
+    uvicorn itself limits only the time between two requests, and closes connections after the last
+    answer of a server that stops without saying so in the answer: the next request would be lost.
     """
 
     class TimedProtocol(H11Protocol):
@@ -122,6 +123,12 @@ def _timed_protocol(header_seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc):
             self._forget()
             super().connection_lost(exc)
+
+        def shutdown(self):
+            super().shutdown()
+            if self.cycle is not None and not self.cycle.response_complete:
+                # As if the client had asked for it: then the answer has the same header.
+                self.cycle.scope["headers"].append((b"connection", b"close"))
 
         def _watch(self):
             if self.cycle is not None and not self.cycle.response_complete:

@@ -24,12 +24,16 @@ _LOG = logging.getLogger("ssd_jax.serve")
 
 
 def log_to_stdout() -> None:
-    """Sends the lines of `log` to standard output, which cannot fail a request."""
+    """Sends the lines of `log` to standard output, which cannot fail a request.
+
+    The parser of multipart bodies, whose errors are in the answers, is not to log them as well.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LOG.handlers[:] = [handler]
     _LOG.setLevel(logging.INFO)
     _LOG.propagate = False
+    logging.getLogger("python_multipart").disabled = True
 
 
 def log(event: str, **fields: Any) -> None:

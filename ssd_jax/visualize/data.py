@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from ssd_jax.data.findings import REACHING_IOU, best_ious
 from ssd_jax.data.sources.base import Source
+from ssd_jax.errors import counted
 from ssd_jax.visualize.style import INK, PALETTE, plot_style, save_plot
 
 MAX_BARS = 24
@@ -34,7 +35,8 @@ def plot_data(
     with plot_style() as new_figure:
         figure = new_figure(12, 8.5)
         empty = int(np.sum(source.object_counts == 0))
-        figures = f"{len(source):,} images, {len(sides):,} objects, {empty:,} images without any"
+        figures = f"{counted(len(source), 'image')}, {counted(len(sides), 'object')}, "
+        figures += f"{counted(empty, 'image')} without any"
         figure.suptitle(f"{title}: {figures}" if title else figures, x=0.01, ha="left")
         grid = figure.subplot_mosaic(
             [["classes", "sizes", "sizes"], ["classes", "ratios", "last"]],

@@ -109,6 +109,18 @@ def test_names_of_other_ids_are_not(tmp_path):
         open_json_folder(tmp_path, classes=("person",))
 
 
+def test_names_do_not_count_against_classes_that_have_none(tmp_path):
+    """The classes of a job are those of its train channel; a `.rec` file there has no names."""
+    write(tmp_path, record(thing(1), thing(0), categories=CATEGORIES))
+    source = open_json_folder(tmp_path, classes=("0", "1", "2"))
+    assert source[0].labels.tolist() == [1, 0]
+    with expect("SSD134", "object 1", "'dog', expected one of 0"):
+        open_json_folder(tmp_path, classes=("0",))
+    digits = [{"class_id": 0, "name": "1"}, {"class_id": 1, "name": "0"}]
+    write(tmp_path, record(thing(1), thing(0), categories=digits))
+    assert open_json_folder(tmp_path, classes=("0", "1"))[0].labels.tolist() == [0, 1]
+
+
 def test_contradicting_names_are_found(tmp_path):
     other = [{"class_id": 0, "name": "cow"}]
     cat = record(thing(0), categories=CATEGORIES)

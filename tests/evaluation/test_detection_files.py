@@ -108,7 +108,10 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
         (["--workdir", "x", "--ground-truth", "y"], "--ground-truth cannot be used with --workdir"),
         (["--detections", "x", "--step", "1"], "--step cannot be used with --detections"),
         (["--detections", "x", "--config.seed=1"], "--config cannot be used with --detections"),
-        (["--detections", "x", "--groundtruth", "y"], "--groundtruth: not understood"),
+        (
+            ["--detections", "x", "--groundtruth", "y"],
+            "The nearest is --ground-truth; s",
+        ),
         (["--detections", "x", "--process-id", "0"], "--process-id cannot be used with --detecti"),
         (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),
     ],

@@ -11,6 +11,7 @@ from data.loopback import WebServer
 from predict_files.fake import Fake
 
 from ssd_jax.errors import UserError
+from ssd_jax.predict_files.inputs import find_items
 from ssd_jax.predict_files.run import FORMATS, run_prediction
 
 
@@ -84,3 +85,20 @@ def test_a_url_that_cannot_be_read_does_not_stop_the_others(jpeg, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert "SSD163" in (told := capsys.readouterr().err)
     assert "the server does not report the size of the file" in told
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_place_for_results_that_is_none_is_told_before_the_work(format, jpeg, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match="out: expected a folder to write to"):
+        run_prediction(Fake(), [str(tmp_path)], tmp_path / "out", format=format)
+
+
+def test_a_glob_means_images_and_videos_like_a_folder(jpeg, tmp_path):
+    for name in ("a.jpg", "b.JPEG"):
+        (tmp_path / name).write_bytes(jpeg)
+    for name in ("a.json", "notes.txt"):
+        (tmp_path / name).touch()
+    places = [item.name for item in find_items([f"{tmp_path}/*"])]
+    assert places == ["a.jpg", "b.JPEG"]

@@ -241,6 +241,11 @@ def test_a_model_and_a_shared_folder(root, written):
         ({"train": 1, "validation": {}}, "the channel train is 1"),
         ({"train": {}, "validation": {}, "valid": {}}, r"not allowed \('valid' was unexpected\)"),
         ({"train": channel("text/csv"), "validation": {}}, "'text/csv' is not one of"),
+        ({"train": channel(5), "validation": {}}, "ContentType: '5' is not one of"),
+        (
+            {"train": {}, "validation": {}, "test_annotation": {}},
+            "the channel test_annotation has no channel test. Expected both or none",
+        ),
         (
             {"train": channel("image/png"), "validation": {}},
             "'train_annotation' is a required property",

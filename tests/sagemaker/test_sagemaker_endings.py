@@ -16,7 +16,7 @@ from ssd_jax.cli import main
 from ssd_jax.config import save_config
 from ssd_jax.data import codes
 from ssd_jax.data.sources.recordio_file import frame
-from ssd_jax.errors import DataError, Stopped, UserError
+from ssd_jax.errors import DataError, NotTogether, Stopped, UserError
 from ssd_jax.sagemaker.log import logger
 from ssd_jax.sagemaker.train import _leave_results
 from ssd_jax.train.stopping import Stopping
@@ -78,6 +78,37 @@ def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
     assert main(["sagemaker", "train", "--root", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_whose_name_is_not_utf_8_does_not_empty_the_failure_file(shapes, tmp_path, capsys):
+    root = prepare(tmp_path, shapes)
+    (root / "input/data/train" / os.fsdecode(b"\xff.rec")).touch()
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text()
+    assert "the channel train has 2 files" in failure
+    assert "udcff.rec" in failure
+
+
+@pytest.mark.parametrize("hosts", ["algo-1", [1], None])
+def test_hosts_are_a_list_of_names(hosts, shapes, tmp_path, capsys):
+    root = prepare(tmp_path, shapes)
+    write_config(root, "resourceconfig.json", {"current_host": "algo-1", "hosts": hosts})
+    assert train(root, capsys)[0] == 2
+    assert "expected current_host and the list hosts" in (root / "output/failure").read_text()
+
+
+def test_hosts_that_do_not_meet_are_named(shapes, tmp_path, capsys, monkeypatch):
+    def alone(**_):
+        raise NotTogether("waited 300 s for 1 of 2 processes", "Give --coordinator")
+
+    monkeypatch.setattr("ssd_jax.cluster.start", alone)
+    root = prepare(tmp_path, shapes)
+    names = {"current_host": "algo-1", "hosts": ["algo-2", "algo-1"]}
+    write_config(root, "resourceconfig.json", names)
+    assert train(root, capsys)[0] == 2
+    failure = (root / "output/failure").read_text().splitlines()[0]
+    assert "1 of 2 processes. The processes are 0 on algo-1, 1 on algo-2. Start" in failure
+    assert "--" not in failure
 
 
 def test_a_label_of_the_validation_that_is_too_wide_is_told_as_the_original_tells_it(

@@ -69,3 +69,10 @@ def test_data_may_be_encoded():
         assert sent.data == b"\xff="
     with pytest.raises(HTTPException, match="the multipart body cannot be read"):
         split((named("; filename=a") + "\r\nContent-Transfer-Encoding: BASE64", "abc"))
+
+
+def test_a_body_that_is_cut_off_is_told():
+    whole = body((named("; name=one; filename=a"), "data"))
+    for length in (len(whole) - 4, len(whole) - 10, 12):
+        with pytest.raises(HTTPException, match="ends before its closing boundary"):
+            split_multipart(whole[:length], TYPE, Limits())

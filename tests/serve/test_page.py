@@ -86,6 +86,16 @@ def test_a_picture_is_dropped_and_boxes_are_seen(server, browser, tmp_path):
     browser.find_element(By.ID, "file").send_keys(str(path))
     wait(browser, lambda: "expected a whole JPEG or PNG" in shown(browser, "status"))
     assert shown(browser, "found") == ""
+    focused = "arguments[0].focus(); return document.activeElement.id"
+    chooser = browser.find_element(By.ID, "file")
+    assert browser.execute_script(focused, chooser) == "file"
+    # The same file can be chosen again.
+    browser.execute_script(
+        "arguments[0].addEventListener('click', event => event.preventDefault());"
+        "arguments[0].click()",
+        chooser,
+    )
+    assert chooser.get_property("files") == []
 
 
 def test_the_interface_is_shown(server, browser):

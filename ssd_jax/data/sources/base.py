@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ssd_jax.data import codes
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, counted
 from ssd_jax.types import NORMALISED_BOXES_END, Example
 
 # Some tools count from 0 or round outwards; a coordinate farther outside than this is a mistake.
@@ -189,8 +189,8 @@ class Source:
         counts = np.bincount(labels, minlength=len(self.classes))
         classes = ", ".join(f"{n} {c:,}" for n, c in zip(self.classes, counts, strict=True))
         empty = int(np.sum(self.object_counts == 0))
-        text = f"{len(self):,} images, {len(labels):,} objects ({classes})"
-        text += f", {empty:,} images without objects"
+        text = f"{counted(len(self), 'image')}, {counted(len(labels), 'object')} ({classes})"
+        text += f", {counted(empty, 'image')} without objects"
         if left_out := [f"{count} {code}" for code, count in self.problems.counts.items()]:
             text += f", left out: {', '.join(left_out)}"
         return text

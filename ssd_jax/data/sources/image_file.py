@@ -89,18 +89,18 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
     return size[::-1] if _orientation(data)[1] in _TURNED else size
 
 
-def read_header(data: bytes, where: str) -> Header:
-    """The header of an image file; a `DataError` for more than MAX_PIXELS."""
+def read_header(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of an image file; a `DataError` for more pixels than `max_pixels`."""
     read = _jpeg_header if data.startswith(b"\xff\xd8") else _png_header
     header = read(data, where)
     height, width = header.size
     if not height * width:
         raise image_unreadable(where, f"{width} x {height} pixels")
-    if height * width > MAX_PIXELS:
+    if height * width > max_pixels:
         raise DataError(
             codes.IMAGE_TOO_LARGE,
             where,
-            f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}",
+            f"{width} x {height} pixels, expected at most {max_pixels:,}",
             "Scale the image down",
         )
     return header

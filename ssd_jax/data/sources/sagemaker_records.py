@@ -14,6 +14,7 @@ from ssd_jax.data.sources.base import (
     Source,
     check_not_empty,
     class_ids,
+    names_are_numbers,
     source_of_objects,
 )
 from ssd_jax.data.sources.json_records import (
@@ -129,7 +130,9 @@ def source_of_records(
     ]
     by_id = [known.get(class_id, str(class_id)) for class_id in range(max(known, default=-1) + 1)]
     ids = {class_id: class_id for class_id in known}
-    if classes and given:
+    # Classes without names, those of a `.rec` file, are ids.
+    named = classes and not (names_are_numbers(classes) and set(classes).isdisjoint(given.values()))
+    if named and given:
         ids = dict(zip(given, class_ids(list(given.values()), classes).tolist(), strict=True))
     classes = tuple(classes or by_id)
     labels = [

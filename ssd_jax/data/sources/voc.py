@@ -51,8 +51,8 @@ def open_voc(
     image_sets = (image_sets,) if isinstance(image_sets, str) else tuple(image_sets)
     if not image_sets:
         raise UserError(
-            f"{root}: no image set was given (--split, or config.data.train.image_sets). "
-            f"{_expected(root)}."
+            f"{root}: no image set was given (image_sets of the split in a config, or --split or "
+            f"--against-split, or {root}@NAME). {_expected(root)}."
         )
     records, annotations = [], []
     for record in _list_records(root, image_sets, problems):
