@@ -159,18 +159,21 @@ def test_a_part_is_compared_with_the_run_of_the_same_seed(arms, figures, tmp_pat
             assert picture.width > 900
 
 
-def test_runs_of_other_machines_keep_their_lines(arms, figures, tmp_path):
+def test_runs_of_other_machines_keep_their_lines(arms, figures, tmp_path, capsys):
     changes = {name: dict(arm.changes) for name, arm in arms.arms(arms.FULL).items()}
 
     def row(arm, seed, **more):
-        return {"arm": arm, "seed": seed, "changes": changes[arm], "by": "here"} | more
+        photos = {"val_images": 250, "val_fingerprint": "these"}
+        return {"arm": arm, "seed": seed, "changes": changes[arm], "by": "here"} | photos | more
 
     elsewhere = [
         row("paper", 0, by="there"),
         row("best", 1, by="there"),
         row("best", 0, by="there"),
+        row("paper", 2, by="there", val_images=7),
         row("sagemaker", 0, changes={"ema": 0.5}),  # it was another arm then
         {"arm": "gone", "seed": 0, "changes": {}},
+        row("without mosaic", 0, val_fingerprint="others"),
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in elsewhere))
     before = figures.told_before(tmp_path, arms.FULL)
@@ -181,6 +184,7 @@ def test_runs_of_other_machines_keep_their_lines(arms, figures, tmp_path):
         ("best", 0, "here"),
         ("best", 1, "there"),
     ]
+    assert "left out: 2 earlier results on other photos" in capsys.readouterr().out
     assert figures.told_before(tmp_path / "none", arms.FULL) == []
 
 

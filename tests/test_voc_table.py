@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import pathlib
 import re
+import shutil
 
 import jax
 import pytest
@@ -193,6 +195,35 @@ def test_what_was_measured_otherwise_is_not_compared_in_silence(voc_table, tmp_p
     assert re.search(rf"Measured, sagemaker_vgg16_16: .*{value}", text)
 
 
+def change_report(folder, **settings):
+    report = json.loads((folder / "report.json").read_text())
+    config = default_config()
+    config.update_from_flattened_dict({"batch_size": 16} | settings)
+    (folder / "report.json").write_text(json.dumps(report | {"config": config.to_dict()}))
+
+
+def test_seeds_with_other_settings_are_not_averaged_in_silence(voc_table, tmp_path):
+    for seed in range(2):
+        leave_report(tmp_path, "sagemaker_vgg16_64", seed, [0.1])
+    other = leave_report(tmp_path, "paper_vgg16_16", 0, [0.1])
+    for settings, told in (
+        ({"seed": 1, "data.threads": 1, "data.train.root": "elsewhere"}, False),
+        ({"model.dtype": "bfloat16"}, True),
+    ):
+        change_report(leave_report(tmp_path / str(told), "paper_vgg16_16", 1, [0.1]), **settings)
+        shutil.copytree(other, tmp_path / str(told) / "runs/paper_vgg16_16/seed_0")
+        text = voc_table.tables.markdown(voc_table.records(tmp_path / str(told)))
+        assert ("comparable: the runs of paper_vgg16_16 have different settings" in text) == told
+    assert "Not comparable" not in voc_table.tables.markdown(voc_table.records(tmp_path))
+
+
+def test_a_report_that_cannot_be_read_is_named(voc_table, tmp_path, capsys):
+    report = leave_report(tmp_path, "paper_vgg16_16", 0, [0.1]) / "report.json"
+    report.write_text("{")
+    assert voc_table.main(["--out", str(tmp_path), "--collect"]) == 2
+    assert f"{report} cannot be read" in capsys.readouterr().err
+
+
 def test_the_table_tells_how_its_runs_were_measured(voc_table, tmp_path):
     leave_report(tmp_path, "sagemaker_vgg16_64", 0, [0.1], iou_threshold=0.75, checkpoint="best")
     text = voc_table.tables.markdown(voc_table.records(tmp_path))
@@ -208,6 +239,7 @@ def test_a_finished_run_of_other_settings_is_refused(voc_table, tmp_path):
     config = default_config()
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     config.data.threads = 1  # says how it is computed only
+    config.data.train.root = os.path.abspath(config.data.train.root)
     assert voc_table.is_finished(config, folder)
     config.batch_size = 8
     with pytest.raises(UserError, match=r"batch_size was 32 and is now 8"):
@@ -223,9 +255,23 @@ def test_a_part_of_the_official_images_is_taken_where_they_are(voc_table, tmp_pa
     taken = miniature.make_devkit(config, tmp_path / "taken", 0.002)
     names = (taken / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     assert len(names) == 23
-    assert names[:2] == ["trainval_000000", "trainval_000005"]
+    assert [names[0], names[1], names[-1]] == [
+        "trainval_000000", "trainval_000005", "trainval_000114",
+    ]  # fmt: skip
     image = taken / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
     assert image.resolve() == official / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
+
+
+def test_in_miniature_the_given_settings_win_and_the_parts_of_a_run_stay(voc_table, tmp_path):
+    words = [("optimizer.warmup_steps", "4"), ("epochs", "None"), ("steps", "5")]
+    words += [("model.image_size", "128"), ("evaluate.every_epochs", "None")]
+    config = voc_table.config_of("best_vgg16", words, scale=0.002, out=tmp_path)
+    assert (config.steps, config.model.image_size, config.optimizer.warmup_steps) == (5, 128, 4)
+    assert config.data.train.root == str(tmp_path / "VOCdevkit")
+    for scale in (0.002, 0.01, 0.5):
+        given = voc_table.config_of("best_vgg16", (), scale=scale, out=tmp_path)
+        steps = given.epochs * 16551 * scale / given.batch_size
+        assert given.optimizer.warmup_steps <= 0.01 * steps + 1
 
 
 @pytest.fixture
@@ -292,6 +338,23 @@ def test_the_model_of_time_has_the_images_a_second_of_its_source(voc_table):
     assert config.batch_size / bfloat16 == pytest.approx(1400, rel=0.05)
 
 
+def test_a_backbone_without_a_model_of_its_time_is_told(voc_table):
+    rehearsal = importlib.import_module("rehearsal")
+    config = voc_table.config_of("paper_vgg16_16", (), scale=1.0, out=pathlib.Path("unused"))
+    config.model.backbone = "small"
+    with pytest.raises(UserError, match="no model for the backbone small, only for vgg16, resnet5"):
+        rehearsal.modelled_seconds(config, None)
+
+
+def test_a_row_that_does_not_fit_hides_no_other_problem(voc_table, capsys):
+    rehearsal, found = importlib.import_module("rehearsal"), []
+    with rehearsal._told(found):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+    assert found == ["RESOURCE_EXHAUSTED: Out of memory"]
+    with pytest.raises(jax.errors.JaxRuntimeError), rehearsal._told(found):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")
+
+
 def test_one_failure_does_not_keep_other_runs_from_theirs(voc_table, tmp_path, capsys):
     rows = ["--rows", "paper_vgg16_16", "paper_vgg16_64", "--seeds", "1"]
     leave_report(tmp_path, "sagemaker_vgg16_16", 0, [0.5])
@@ -315,6 +378,13 @@ def test_a_row_that_does_not_fit_does_not_keep_other_runs_from_theirs(
     told = capsys.readouterr().err
     for row in ("paper_vgg16_16", "paper_vgg16_64"):
         assert f"failed: {row}, seed 0: RESOURCE_EXHAUSTED: Out of memory\n" in told
+
+    def in_the_way(config, workdir):
+        raise FileExistsError(17, "File exists", str(workdir))
+
+    monkeypatch.setattr("ssd_jax.runs.training.run_training", in_the_way)
+    assert voc_table.main(["--out", str(tmp_path), *rows]) == 2
+    assert capsys.readouterr().err.count("File exists") == 4  # when it happens, and at the end
 
     def broken(config, workdir):
         raise jax.errors.JaxRuntimeError("INTERNAL: a device is lost")

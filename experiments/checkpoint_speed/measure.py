@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ssd_jax import experiment
+from ssd_jax.commands.common import positive
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import build_network
 from ssd_jax.recipes import recipe_config
@@ -79,7 +80,7 @@ def main() -> None:
     """Measures, writes results.jsonl and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from ssd_jax.commands.common import positive
+
 IMAGES, RECORDS, IMAGE_BYTES, SIZE = 64, 2000, 82_000, (375, 500)
 BATCH_SIZE, CANVAS = 16, 512
 RECORD_TASKS = ("pread", "images", "examples")
@@ -135,7 +137,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--mxnet", metavar="PYTHON")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     path = arguments.folder / "records.rec"
@@ -155,10 +157,11 @@ def main():
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rates[task].append(json.loads(output.splitlines()[-1]))
     results = pathlib.Path(__file__).with_name("results.jsonl")
-    with results.open("w", encoding="utf-8") as file:
-        for task, values in rates.items():
-            file.write(json.dumps({"task": task, "per_cpu_second": [round(v) for v in values]}))
-            file.write("\n")
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    rows = {row["task"]: row for row in map(json.loads, lines)}
+    for task, values in rates.items():
+        rows[task] = {"task": task, "per_cpu_second": [round(value) for value in values]}
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), encoding="utf-8")
     for task, values in rates.items():
         base = "decode" if task in IMAGE_TASKS else "pread"
         ratio = statistics.median(a / b for a, b in zip(values, rates[base], strict=True))

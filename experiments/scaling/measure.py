@@ -182,6 +182,7 @@ def work(options):
     # Groups that fit a device, as they do at full size.
     if config.model.batch_norm_group:
         config.model.batch_norm_group = min(config.model.batch_norm_group, options.images)
+    config.loss.group = min(config.loss.group, options.images)
     network = build_network(config, 20)
     schedule = experiment.stand_in_schedule(config)
     optimizer = experiment.build_optimizer(config, schedule)

@@ -92,13 +92,14 @@ def contests_of(path):
         "evaluation batch": (evaluate_program(work).call, forward),
         "decoded pictures": decoding(work),
     }
-    return contests, subject_of(file.stem, config, device.device_kind)
+    return contests, subject_of(file, config, device.device_kind)
 
 
-def subject_of(name, config, device_kind):
-    """The key of a baseline: config, dtype, batch and device."""
+def subject_of(file, config, device_kind):
+    """The key of a baseline: config with its variant, dtype, batch and device."""
     from ssd_jax.hardware import cores
 
+    name = file.name.replace(".py", "", 1)
     with_cores = f", {cores()} cores" if device_kind == "cpu" else ""
     return f"{name}, {config.model.dtype}, batch {config.batch_size}, {device_kind}{with_cores}"
 

@@ -3,8 +3,8 @@
     python experiments/speed/growth.py [--quick] [--config FILE] [--rounds 5] [--out DIR]
 
 One setting grows at a time, while the others keep the values of the config; its sizes take turns.
-Writes growth.jsonl, one row per figure, and growth.png. The dotted lines show proportional growth.
---quick takes few sizes of a narrow network.
+Writes growth.jsonl, one row per figure, and growth.png; earlier rows of the same config stay there.
+The dotted lines show proportional growth. --quick takes few sizes of a narrow network.
 """
 
 import argparse
@@ -57,9 +57,11 @@ def main():
     path = options.out / "growth.jsonl"
     chosen = options.axis or AXES
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if row["axis"] not in chosen]
+    this = {"config": pathlib.Path(options.config).name, "quick": options.quick}
+    rows = [row for row in rows if this.items() <= row.items()]
     for name in chosen:
-        rows += measure(name, options)
+        measured = [this | row for row in measure(name, options)]
+        rows = [row for row in rows if row["axis"] != name] + measured
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw(rows, options.out / "growth.png")
 
@@ -163,7 +165,7 @@ def draw(rows, path):
             panel.set_xscale("log", base=2 if max(sizes) < 1000 else 10)
             panel.set_yscale("log" if min(values) > 0 else "linear")
             panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
-            panel.minorticks_off()
+            panel.xaxis.minorticks_off()
             panel.grid(alpha=0.3)
             panel.set_ylabel(f"{own[0]['program']}, {unit}")
         panels[1, column].set_xlabel(name)

@@ -34,10 +34,21 @@ def told_before(out: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
 def merged(
     rows: list[dict[str, Any]], others: list[dict[str, Any]], scale: Scale
 ) -> list[dict[str, Any]]:
-    """`rows`, and `others` for the other runs, in the order of the arms and seeds."""
+    """`rows`, and `others` for the other runs, in the order of the arms and seeds.
+
+    Those of `others` that were measured on other photos are left out.
+    """
     names = list(arms(scale))
+    photos = {_photos(row) for row in rows}
+    if left_out := [row for row in others if photos and _photos(row) not in photos]:
+        print(f"left out: {len(left_out)} earlier results on other photos")
+        others = [row for row in others if _photos(row) in photos]
     both = {(row["arm"], row["seed"]): row for row in (*others, *rows)}
     return [both[key] for key in sorted(both, key=lambda key: (names.index(key[0]), key[1]))]
+
+
+def _photos(row: dict[str, Any]) -> tuple[int, str]:
+    return row["val_images"], row["val_fingerprint"]
 
 
 def row_of(name: str, arm: Arm, report: dict[str, Any]) -> dict[str, Any]:

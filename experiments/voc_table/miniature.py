@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from xml.etree import ElementTree
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssd_jax.config import VOC_CLASSES
@@ -21,7 +22,7 @@ CANVAS = 96
 SIZES = 7  # of shapes: with three shapes they give 21 names, one more than VOC has classes
 
 
-def shrink(config: ConfigDict, scale: float, devkit: pathlib.Path) -> None:
+def shrink(config: ConfigDict, scale: float) -> None:
     """Reduces the config in place; batch, learning rate and algorithm stay, fewer boxes are kept.
 
     Images, epochs and the cost of the network per image are multiplied by `scale`, and the image
@@ -32,13 +33,13 @@ def shrink(config: ConfigDict, scale: float, devkit: pathlib.Path) -> None:
     config.epochs *= scale
     if settings.decay_epochs:
         settings.decay_epochs = tuple(epochs * scale for epochs in settings.decay_epochs)
-    settings.warmup_steps = round(settings.warmup_steps * scale)
+    # A part of the steps, of which there are `scale` times as few images and epochs.
+    settings.warmup_steps = round(settings.warmup_steps * scale**2)
     config.evaluate.every_epochs = config.epochs / 3
     config.model.update({"width": scale**0.5, "image_size": 64, "dtype": "float32"})
     config.augment.image_sizes = config.detect.image_sizes = ()
     config.weights.path = ""
     config.data.update({"canvas": CANVAS, "threads": 2})
-    config.data.train.root = config.data.val.root = str(devkit)
     config.data.train.image_sets = ("VOC2007/trainval", "VOC2012/trainval")
     config.data.val.image_sets = ("VOC2007/test",)
     # Otherwise NMS would compare several thousand weak boxes with each other.
@@ -76,8 +77,8 @@ def _take(official: pathlib.Path, folder: pathlib.Path, name: str, wanted: int) 
         if not (folder / part).exists():
             (folder / part).symlink_to((official / part).resolve())
     ids = (official / sets / f"{name}.txt").read_text(encoding="utf-8").split()
-    chosen = ids[:: max(1, len(ids) // wanted)][:wanted]
-    lines = "".join(f"{each}\n" for each in chosen)
+    chosen = np.linspace(0, len(ids) - 1, min(wanted, len(ids))).round().astype(int)
+    lines = "".join(f"{ids[index]}\n" for index in chosen)
     (folder / sets / f"{name}.txt").write_text(lines, encoding="utf-8")
 
 

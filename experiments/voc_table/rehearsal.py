@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ssd_jax import experiment
 from ssd_jax.data.pipeline import max_objects, train_batches
 from ssd_jax.data.sources.base import Source
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, first_line
 from ssd_jax.importing import start_from
 from ssd_jax.models.initialise import init_variables, variable_shapes
 from ssd_jax.network import Network, build_network
@@ -96,9 +96,12 @@ def _told(found: list[str]) -> Iterator[None]:
     """Collects a problem, so that it does not hide others; each may take a day to fix."""
     try:
         yield
-    except (UserError, OSError) as error:
-        found.append(str(error))
-        _tell("PROBLEM", str(error))
+    except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if lost and "RESOURCE_EXHAUSTED" not in str(error):
+            raise  # A lost device is lost for the other rows too.
+        found.append(first_line(error) if lost else str(error))
+        _tell("PROBLEM", found[-1])
 
 
 def _check_memory(compiled: Compiled, mesh: Mesh, *, runs_here) -> None:
@@ -191,13 +194,18 @@ def _timed(config, compiled: Compiled, network, source: Source, mesh: Mesh) -> f
 
 def modelled_seconds(config: ConfigDict, network: Network) -> float:
     """Seconds of a step on one H200; float32 has half the peak and twice the bytes."""
-    rate = next(rate for name, rate in MODELLED.items() if config.model.backbone.startswith(name))
+    rates = [rate for name, rate in MODELLED.items() if config.model.backbone.startswith(name)]
+    if not rates:
+        raise UserError(
+            f"time: there is no model for the backbone {config.model.backbone}, only for "
+            f"{', '.join(MODELLED)}. Repeat this on the machine that is to train it."
+        )
     shapes = variable_shapes(network.model, config.model.image_size)
     image = jax.ShapeDtypeStruct((1, *2 * (config.model.image_size,), 3), jnp.float32)
     forward = jax.jit(lambda variables, x: network.model.apply(variables, x, train=False))
     flops = forward.lower(shapes, image).cost_analysis()["flops"]
     # A step is three forward passes: its own, and the gradients of the maps and of the kernels.
-    return 3 * flops * config.batch_size / rate * (2 if config.model.dtype == "float32" else 1)
+    return 3 * flops * config.batch_size / rates[0] * (2 if config.model.dtype == "float32" else 1)
 
 
 def _tell(part: str, text: str) -> None:

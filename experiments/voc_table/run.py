@@ -161,10 +161,12 @@ def config_of(
 ) -> ConfigDict:
     """The config of a row, without its seed; in miniature its images are made here."""
     config = configs.load_config(str(CONFIGS / ROWS[name].config))
+    if scale < 1:
+        miniature.shrink(config, scale)
     configs.override(config, assignments)
     if scale < 1:
         devkit = miniature.make_devkit(config, out / "VOCdevkit", scale)
-        miniature.shrink(config, scale, devkit)
+        config.data.train.root = config.data.val.root = str(devkit)
     check(config)
     return config
 
@@ -224,8 +226,8 @@ def jobs(rows: Iterable[str], seeds: int, *, task: int = 0, tasks: int = 1) -> l
 def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) -> list[str]:
     """Trains and measures one job after the other; returns the failed ones with their reasons.
 
-    A run that fails, e.g. because its loss is not finite or its memory is too small, does not stop
-    the others.
+    A run that fails, e.g. because its loss is not finite, its memory is too small or its folder
+    cannot be written, does not stop the others.
     """
     import jax
 
@@ -242,7 +244,7 @@ def train_all(rows: dict[str, ConfigDict], share: list[Job], out: pathlib.Path) 
                 continue
             print(f"== {title}", flush=True)
             run_training(config, job.folder(out))
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = str(error)
         except jax.errors.JaxRuntimeError as error:
             problem = str(error).partition("\n")[0]

@@ -5,6 +5,7 @@ python experiments/voc_table/tables.py DIR      # rewrites them from DIR/results
 
 import argparse
 import contextlib
+import hashlib
 import json
 import pathlib
 import statistics
@@ -12,8 +13,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file, write_text
+from ssd_jax.recipes import HARDWARE
+from ssd_jax.runs.same_run import DATA_ROOTS
 from ssd_jax.visualize.style import PALETTE, plot_style, save_plot
 
 RESULTS_FILE, TABLE_FILE = "results.jsonl", "table.md"
@@ -54,12 +59,19 @@ class Spread(NamedTuple):
 
 def record(report: pathlib.Path) -> dict[str, Any]:
     """The values of a run that the table needs, from its report.json (docs/reports.md)."""
-    content = json.loads(report.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{report} cannot be read ({error}). Remove it, and start its run again to measure it "
+            "once more."
+        ) from error
     config, val = content["config"], content["curves"]["val"]
     last = content["how"]["starts"][-1]
     epochs_per_step = config["batch_size"] / content["data"]["train"]["images"]
     return {
         "seed": content["seed"],
+        "settings": _settings(config),
         "recipe": config["recipe"],
         "backbone": config["model"]["backbone"],
         "image_size": config["model"]["image_size"],
@@ -77,6 +89,14 @@ def record(report: pathlib.Path) -> dict[str, Any]:
         "devices": last["environment"]["devices"],
         "code": last["code"],
     }
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """A digest of the settings that the runs of a row have in common."""
+    settings = flatten_dict(config, sep=".")
+    own = {"seed", *HARDWARE, *DATA_ROOTS}
+    shared = {name: value for name, value in sorted(settings.items()) if name not in own}
+    return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
 
 
 def write(records: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
@@ -170,6 +190,12 @@ def notes(records: Sequence[dict[str, Any]]) -> list[str]:
             "**Not comparable: the runs were measured on different images or objects, or in "
             "different ways.**"
         )
+    for name, runs in by_row(records).items():
+        if len({run.get("settings") for run in runs}) > 1:
+            found.append(
+                f"**Not comparable: the runs of {name} have different settings, which `ssd-jax "
+                "report compare` shows.**"
+            )
     trained = sorted({(each["training_images"], each["image_size"]) for each in records})
     found += [f"Trained on {images:,} images at {size} px." for images, size in trained]
     devices = {f"{d['count']} x {d['kind']}" for each in records for d in [each["devices"]]}

@@ -48,6 +48,12 @@ def run_find_batch(
     source = experiment.build_source(config, "train")
     limit = memory_limit(mesh) if memory_gib is None else int(memory_gib * _GIB)
     cached = device_cache_bytes(config, source, mesh)
+    if cached >= limit:
+        raise UserError(
+            f"memory: data.cache = {config.data.cache!r} needs {cached / _GIB:.2f} GiB per device, "
+            f"expected less than {limit / _GIB:.2f} GiB. Use config.data.cache=ram or a smaller "
+            "config.data.canvas."
+        )
     found = find_batch(
         config, mesh, classes=len(source.classes), objects=max_objects(source), limit=limit - cached
     )

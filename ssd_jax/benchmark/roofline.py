@@ -165,6 +165,12 @@ def _flatten(jaxpr, arguments, outer, nodes, free) -> list[_Array]:
         elif name in _ALIASES:
             outputs = inputs[: len(eqn.outvars)]
         elif body is not None and name not in {"cond", *_LOOPS}:
+            if name == "shard_map":
+                shares = (_moved(v, free) for v in body.invars)
+                inputs = [
+                    whole if whole.bytes == share else _Array(share)
+                    for whole, share in zip(inputs, shares, strict=True)
+                ]
             outputs = _flatten(body, inputs, scope, nodes, free)
         else:
             outputs = [_Array(_moved(v, free), in_memory=False) for v in eqn.outvars]

@@ -1,7 +1,8 @@
 """Measures the time from the start of a process to its first prediction and training step.
 
 Each measurement runs in a process of its own: `python -m ssd_jax.benchmark.start CONFIG.json`, with
-the options --devices and --classes of `ssd-jax benchmark`, prints the seconds as JSON, or fails.
+the options --devices, --classes and --own-data of `ssd-jax benchmark`, prints the seconds as JSON,
+or fails.
 """
 
 import argparse
@@ -23,7 +24,11 @@ _STARTED = "SSD_JAX_BENCHMARK_STARTED"
 
 
 def measure_starts(
-    config: ConfigDict, *, devices: int | None = None, classes: int | None = None
+    config: ConfigDict,
+    *,
+    devices: int | None = None,
+    classes: int | None = None,
+    own_data: bool = False,
 ) -> dict[str, dict]:
     """Seconds of a start with nothing compiled yet ("cold") and of the next one ("warm").
 
@@ -38,6 +43,7 @@ def measure_starts(
         command = [sys.executable, "-m", "ssd_jax.benchmark.start", str(path)]
         for name, value in (("--devices", devices), ("--classes", classes)):
             command += [name, str(value)] if value is not None else []
+        command += ["--own-data"] if own_data else []
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"}
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         starts = {}
@@ -64,6 +70,7 @@ def _main() -> int:
     parser.add_argument("config", type=pathlib.Path)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--classes", type=int)
+    parser.add_argument("--own-data", action="store_true")
     options = parser.parse_args()
     try:
         seconds = _seconds(options, began=float(os.environ[_STARTED]))
@@ -83,7 +90,7 @@ def _seconds(options: argparse.Namespace, *, began: float) -> dict[str, float]:
 
     config = read_config(options.config)
     mesh = choose_devices(config.batch_size // images_together(config), options.devices)
-    work = make_workload(config, mesh, classes=options.classes)
+    work = make_workload(config, mesh, classes=options.classes, own_data=options.own_data)
     program = predict_program(work)
     program.call()
     figures |= {"first_answer": time() - began, "compile_predict": program.compile_seconds}

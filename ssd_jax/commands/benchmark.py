@@ -121,13 +121,13 @@ def _benchmark(options, rest):
     if options.against and not _is_config(options.against):
         # The command may use the same GPU. JAX reads this when it opens the devices.
         os.environ.update(SMALL_MEMORY | os.environ)
+    pictures = {"own_data": options.own_data, "classes": options.classes}
     start = {}
     if not (options.find_batch or options.against or options.no_start):
         from ssd_jax.benchmark.start import measure_starts
 
         # Before this process opens the devices.
-        starts = measure_starts(config, devices=options.devices, classes=options.classes)
-        start = {"start": starts}
+        start = {"start": measure_starts(config, devices=options.devices, **pictures)}
     from ssd_jax.benchmark.machine import choose_devices
     from ssd_jax.benchmark.table import comparison_table, table
     from ssd_jax.benchmark.workload import make_workload
@@ -139,7 +139,6 @@ def _benchmark(options, rest):
 
         run_find_batch(config, mesh, memory_gib=options.memory_gib)
         return
-    pictures = {"own_data": options.own_data, "classes": options.classes}
     work = make_workload(config, mesh, **pictures)
     if options.against:
         from ssd_jax.benchmark.compare import run_comparison

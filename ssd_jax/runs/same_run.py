@@ -1,5 +1,6 @@
 """Whether the run in a folder is the requested one, and which of its settings may change."""
 
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
@@ -45,6 +46,8 @@ FIXED = {
 }
 
 
+DATA_ROOTS = ("data.train.root", "data.val.root", "data.test.root")
+
 # Functions that can replace the config's; a run records their names.
 OWN = Hooks._fields
 
@@ -58,7 +61,11 @@ class Change(NamedTuple):
 
 def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
     """The differences from the config in the file, except for HARDWARE; "" if there are none."""
-    return "; ".join(in_words(find_changes(config, path, free=HARDWARE)))
+    changes = find_changes(config, path, free=HARDWARE)
+    for name in changes.keys() & set(DATA_ROOTS):
+        if os.path.abspath(changes[name].was) == os.path.abspath(changes[name].now):
+            del changes[name]
+    return "; ".join(in_words(changes))
 
 
 def find_changes(

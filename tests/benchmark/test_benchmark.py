@@ -1,6 +1,7 @@
 """The benchmark: its clock, its figures, what it tells."""
 
 import json
+import subprocess
 import sys
 
 import jax
@@ -164,6 +165,19 @@ def test_matching_costs_anchors_times_objects(anchors, objects):
     )
     # A pair has four numbers, and so has an anchor.
     assert max(intermediates(jaxpr.jaxpr)) <= 4 * anchors * max(objects, 4)
+
+
+def test_a_start_is_that_of_the_network_that_is_measured(config, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    start.measure_starts(config, devices=1, own_data=True)
+    assert all(command[-3:] == ["--devices", "1", "--own-data"] for command in commands)
+    assert len(commands) == 2
 
 
 # ---- the command ----

@@ -130,3 +130,9 @@ def test_memory_for_the_cache_is_not_there_for_the_step(config, two_devices, mon
         config.data.cache = cache
         run_find_batch(config, two_devices, memory_gib=1.0)
     assert found[0] - found[1] == 20 * 64 * 64 * 3 // 2
+
+
+def test_a_cache_that_alone_does_not_fit_is_told(config, two_devices):
+    config.data.cache = "device"
+    with pytest.raises(UserError, match=r"data\.cache = 'device' needs 0\.00 GiB per device, exp"):
+        run_find_batch(config, two_devices, memory_gib=1e-6)

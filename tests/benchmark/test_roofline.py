@@ -191,3 +191,11 @@ def test_of_several_branches_and_of_several_platforms_the_cheapest_counts():
     assert traffic(anywhere) == pytest.approx(2 * 4 * MIB, rel=1e-5)
     # Which of them it is may change nothing, and that costs nothing.
     assert traffic(kernels_of(lambda x: jax.lax.cond(x[0] > 0, jnp.sort, lambda x: x, x), x)) < 100
+
+
+def test_a_device_reads_its_own_share_of_what_is_cut_over_devices():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",))
+    cut, whole = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
+    add = jax.shard_map(lambda x, y: x + y, mesh=mesh, in_specs=(cut, whole), out_specs=cut)
+    y = jax.ShapeDtypeStruct(X.shape[1:], X.dtype)
+    assert traffic(kernels_of(add, X, y)) == 4 * (2 * X.size // 2 + y.size)

@@ -56,13 +56,14 @@ def test_another_device_has_no_baseline(check, tmp_path):
 
 
 def test_a_baseline_is_of_a_config_a_device_and_its_cores(guard, monkeypatch):
-    config = load_config(str(FOLDER.parents[1] / "configs/quickstart.py"))
+    file = FOLDER.parents[1] / "configs/quickstart.py"
+    config = load_config(str(file))
     monkeypatch.setattr("ssd_jax.hardware.cores", lambda: 2)
     baselines = json.loads((FOLDER / "baseline.json").read_text())
-    assert guard.subject_of("quickstart", config, "cpu") in baselines
+    assert guard.subject_of(file, config, "cpu") in baselines
     config.model.dtype = "bfloat16"
-    of_gpu = guard.subject_of("quickstart", config, "NVIDIA H200")
-    assert of_gpu == f"quickstart, bfloat16, batch {config.batch_size}, NVIDIA H200"
+    of_gpu = guard.subject_of(file.with_name("voc.py:vgg16_64"), config, "NVIDIA H200")
+    assert of_gpu == f"voc:vgg16_64, bfloat16, batch {config.batch_size}, NVIDIA H200"
 
 
 def test_growth_is_drawn_beside_proportion(tmp_path):
@@ -74,3 +75,29 @@ def test_growth_is_drawn_beside_proportion(tmp_path):
     with script("experiments/speed/growth.py") as growth:
         growth.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_growth_keeps_the_earlier_rows_of_the_same_config(tmp_path, monkeypatch):
+    def row(axis, seconds):
+        return {"axis": axis, "size": 1, "program": "train", "seconds": seconds, "bytes": 1}
+
+    this = {"config": "quickstart.py", "quick": False}
+    before = [this | row("classes", 1), this | row("devices", 1)]
+    before.append({"config": "quickstart.py", "quick": True} | row("image size, px", 1))
+    path = tmp_path / "growth.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in before))
+    arguments = ["growth.py", "--out", str(tmp_path), "--axis", "classes", "--axis", "devices"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("jax.config.update", lambda *_: None)
+    with script("experiments/speed/growth.py") as growth:
+
+        def stopped(name, options):
+            if name == "devices":
+                raise KeyboardInterrupt
+            return [row(name, 2)]
+
+        monkeypatch.setattr(growth, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            growth.main()
+    rows = map(json.loads, path.read_text().splitlines())
+    assert {each["axis"]: each["seconds"] for each in rows} == {"devices": 1, "classes": 2}
