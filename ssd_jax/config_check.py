@@ -1,7 +1,5 @@
 """Checks of the values of all settings, before anything is built."""
 
-import math
-
 from ml_collections import ConfigDict
 
 from ssd_jax.config import NAMES, default_config, flat_items, get
@@ -35,6 +33,7 @@ CHOICES = {
 }
 INTERPOLATIONS = ("nearest", "linear", "cubic", "area", "lanczos4")
 SMALLEST_IMAGE = 64  # px
+LARGEST_NUMBER = 2**31 - 1  # devices compute with int32
 
 # These checks let None pass: `_check_complete` refuses it for settings that need a value.
 _FRACTIONS = (
@@ -115,8 +114,8 @@ def _check_complete(config: ConfigDict) -> None:
 
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in flat_items(config):
-        _expect(config, name, not isinstance(value, float) or math.isfinite(value),
-                "a finite number")  # fmt: skip
+        _expect(config, name, not isinstance(value, int | float) or _is_usual(value),
+                f"a finite number, at most {LARGEST_NUMBER}")  # fmt: skip
     rules = [
         (_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         (_POSITIVE, lambda x: x > 0, "more than 0"),
@@ -127,7 +126,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for name in names:
             value = get(config, name)
             _expect(config, name, value is None or holds(value), expected)
-    _expect(config, "seed", 0 <= config.seed < 2**31, "a number from 0 to 2147483647")
+    _expect(config, "seed", config.seed >= 0, f"a number from 0 to {LARGEST_NUMBER}")
     for name in ("optimizer.ema_decay", "model.batch_norm_momentum"):  # 1 would never move
         _expect(config, name, 0 <= get(config, name) < 1, "at least 0, less than 1")
 
@@ -150,7 +149,8 @@ def _check_tuples(config: ConfigDict) -> None:
     each(("preprocess.std",), lambda values: 0 not in values, "numbers that are not 0")
     each(("augment.expand.fill",), lambda fill: fill == () or _numbers(fill, 3),
          "three numbers (RGB) or ()")  # fmt: skip
-    each(("augment.interpolations",), lambda names: names and set(names) <= set(INTERPOLATIONS),
+    each(("augment.interpolations",),
+         lambda names: names and all(name in INTERPOLATIONS for name in names),
          f"one or more of {', '.join(INTERPOLATIONS)}")  # fmt: skip
     each(("optimizer.rate_multipliers", "optimizer.decay_multipliers"),
          lambda pairs: all(isinstance(pair, tuple | list) and len(pair) == 2 and _numbers(pair[1:])
@@ -159,8 +159,10 @@ def _check_tuples(config: ConfigDict) -> None:
     decays = ("optimizer.decay_epochs",) if config.optimizer.decay_epochs is not None else ()
     each(("anchors.scales",), lambda values: _numbers(values) and all(x > 0 for x in values),
          "numbers above 0")  # fmt: skip
-    each(("augment.crop.min_ious", *decays),
-         lambda values: _numbers(values) and all(x >= 0 for x in values),
+    each(("augment.crop.min_ious",),
+         lambda values: _numbers(values) and all(0 <= x <= 1 for x in values),
+         "numbers from 0 to 1")  # fmt: skip
+    each(decays, lambda values: _numbers(values) and all(x >= 0 for x in values),
          "numbers of at least 0")  # fmt: skip
     each(decays, lambda epochs: list(epochs) == sorted(epochs), "increasing epochs")
     each(NAMES, lambda names: all(isinstance(x, str) for x in names) and _each_once(names),
@@ -184,6 +186,9 @@ def _check_combinations(config: ConfigDict) -> None:
                 "--config.steps=None."
             )
         )
+    expect("optimizer.warmup_steps", steps is None or config.optimizer.schedule != "cosine"
+           or config.optimizer.warmup_steps <= steps,
+           f"at most the {steps} steps of the run")  # fmt: skip
     evaluations = (config.evaluate.every_steps, config.evaluate.every_epochs)
     expect("evaluate.every_steps", None in evaluations,
            "at most one of every_steps and every_epochs")  # fmt: skip
@@ -225,6 +230,11 @@ def _each_once(values: tuple) -> bool:
 
 def _numbers(values: tuple, count: int | None = None) -> bool:
     return count in (None, len(values)) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        isinstance(value, int | float) and not isinstance(value, bool) and _is_usual(value)
         for value in values
     )
+
+
+def _is_usual(value: int | float) -> bool:
+    """Whether it is neither NaN nor so large that it overflows somewhere."""
+    return abs(value) <= LARGEST_NUMBER

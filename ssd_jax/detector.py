@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from ssd_jax.config import CONFIG_FILE, read_config
+from ssd_jax.config import CONFIG_FILE, flat_items, read_config
+from ssd_jax.errors import UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, build_network, build_predict
 from ssd_jax.predict import OnPictures
@@ -40,12 +42,16 @@ def load_trained(
     "best" is the best by the metric of the run, even if `config` is evaluated by another metric.
     With `optimizer.ema_decay` = 0 in `config`, the weights of a run with an EMA are those that it
     trained, not their average. They are on every device of `mesh`, by default all devices.
+
+    Raises:
+      UserError: there is no such checkpoint, or `config` has another network or other classes.
     """
     mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
     trained_with = read_config(own) if own.is_file() else config
     with open_checkpoints(trained_with, workdir, read_only=True) as checkpoints:
         chosen = checkpoints.select(config.checkpoint.select if step is None else step)
         classes = checkpoints.classes(chosen)
+        _check_fits(config, trained_with, classes)
         network = build_network(config, len(classes))
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
@@ -58,6 +64,34 @@ def load_trained(
             of_average=config.optimizer.ema_decay > 0 or trained_with.optimizer.ema_decay == 0,
         )
     return Trained(network, variables, classes, chosen)
+
+
+def _check_fits(config: ConfigDict, trained_with: ConfigDict, classes: tuple[str, ...]) -> None:
+    """Refuses settings with which the weights of a run would be those of another network."""
+    if config.data.classes and config.data.classes != classes:
+        raise UserError(
+            f"config.data.classes: got {', '.join(config.data.classes)}, but the run was trained "
+            f"on {', '.join(classes)}. Leave it out."
+        )
+    before = dict(flat_items(trained_with))
+    changed = [
+        f"config.{name} is {value!r}, but was {before.get(name)!r}"
+        for name, value in flat_items(config)
+        if name.startswith(("model.", "anchors.")) and value != before.get(name)
+    ]
+    if changed and _shapes(config, classes) != _shapes(trained_with, classes):
+        raise UserError(
+            f"the weights of the run fit another network: {'; '.join(changed)} in its training. "
+            "Leave these settings as they were."
+        )
+
+
+def _shapes(config: ConfigDict, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The shape of each variable of the network."""
+    network = build_network(config, len(classes))
+    variables = variable_shapes(network.model, config.model.image_size)
+    leaves = flatten_dict({name: dict(each) for name, each in variables.items()}, sep="/")
+    return {name: leaf.shape for name, leaf in leaves.items()}
 
 
 def open_checkpoints(

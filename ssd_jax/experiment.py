@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
-from ssd_jax.config_check import images_together
+from ssd_jax.config_check import LARGEST_NUMBER, images_together
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data, split_of_role
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
@@ -88,14 +88,14 @@ def total_steps(config: ConfigDict, images: int) -> int:
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
-    """Epochs in steps, rounded."""
-    return round(epochs * images / batch_size)
+    """Epochs in steps, rounded; at most as many as a counter holds."""
+    return min(round(epochs * images / batch_size), LARGEST_NUMBER)
 
 
 def evaluate_every(config: ConfigDict, images: int) -> int | float | None:
-    """Steps between evaluations, which need not be whole; None for only at the end."""
+    """Steps between evaluations, at least 1, not always whole; None for only at the end."""
     if config.evaluate.every_epochs is not None:
-        return config.evaluate.every_epochs * images / config.batch_size
+        return max(1.0, config.evaluate.every_epochs * images / config.batch_size)
     return config.evaluate.every_steps
 
 
@@ -140,7 +140,7 @@ def _decay_steps(config: ConfigDict, images: int) -> list[int]:
     if settings.decay_epochs is None:
         return [round(part * total_steps(config, images)) for part in _DECAY_PARTS]
     epoch = settings.steps_per_epoch or images / config.batch_size
-    return [round(epochs * epoch) for epochs in settings.decay_epochs]
+    return [min(round(epochs * epoch), LARGEST_NUMBER) for epochs in settings.decay_epochs]
 
 
 def schedule_warnings(config: ConfigDict, images: int) -> list[str]:

@@ -44,6 +44,14 @@ def test_the_names_in_the_docs_are_those_of_the_package(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_settings_in_the_docs_can_be_made(path):
+    for block in re.findall(r"```python\n((?:config\..*\n)+)```", path.read_text()):
+        config = default_config()
+        exec(block, {"config": config})
+        assert flat_items(config) != flat_items(default_config())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_files_in_the_docs_are_there(path):
     places = re.findall(r"`((?:ssd_jax|experiments|configs|tests)/[\w/.]+\.\w+)`", path.read_text())
     assert [place for place in places if not (ROOT / place).exists()] == []

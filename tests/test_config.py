@@ -123,6 +123,10 @@ def test_true_and_false_may_be_lower_case(text):
         ("watchdog.factor", "1e999", "a finite number"),
         ("optimizer.rate_multipliers", "(('*', 1e999),)", "pairs"),
         ("optimizer.rate_multipliers", "(0.1,)", "pairs"),
+        ("optimizer.warmup_steps", str(2**31), "a finite number, at most 2147483647"),
+        ("anchors.scales", f"(0.1, {10**400})", "numbers above 0"),
+        ("augment.crop.min_ious", "(30,)", "from 0 to 1"),
+        ("augment.interpolations", "[[1]]", "one or more of nearest"),
         ("anchors.scales", "(0.0, 0.5)", "numbers above 0"),
         ("augment.expand.scale", "(4.0, 1.0)", "two increasing"),
         ("anchors.scales", "a,b", "numbers"),
@@ -151,6 +155,13 @@ def test_true_and_false_may_be_lower_case(text):
 def test_an_impossible_value_is_refused(name, value, expected):
     with pytest.raises(UserError, match=rf"config\..*: got .*{expected}"):
         check(overridden(**{name: value}))
+
+
+def test_a_warm_up_longer_than_a_cosine_is_refused():
+    words = {"optimizer.schedule": "cosine", "steps": "6", "epochs": "None"}
+    check(overridden(**words, **{"optimizer.warmup_steps": "6"}))
+    with pytest.raises(UserError, match="got 100, expected at most the 6 steps of the run"):
+        check(overridden(**words, **{"optimizer.warmup_steps": "100"}))
 
 
 def test_an_own_backbone_is_known_by_its_form_and_no_resnet_by_its_name():

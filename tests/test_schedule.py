@@ -4,7 +4,7 @@ import pytest
 
 from ssd_jax import config as configs
 from ssd_jax.config import default_config
-from ssd_jax.experiment import build_schedule, schedule_warnings
+from ssd_jax.experiment import build_schedule, evaluate_every, schedule_warnings, steps_of
 
 IMAGES = 1500
 
@@ -73,6 +73,14 @@ def test_a_warm_up_that_takes_much_of_the_run_is_told():
     assert "1000 of the 3000 steps" in told
     assert "warmup_steps=300" in told
     assert schedule_warnings(config_of(warmup_steps=500), IMAGES) == []
+
+
+def test_epochs_that_never_come_overflow_nothing():
+    config = config_of(decay_epochs=(1e9, 2e9), learning_rate=1.0)
+    assert float(build_schedule(config, IMAGES)(5)) == 1.0
+    config.evaluate.every_epochs = 1e-320
+    assert evaluate_every(config, IMAGES) == 1.0
+    assert steps_of(2e9, 2000, 1) == 2**31 - 1
 
 
 def test_the_epochs_of_a_schedule_are_kept_in_a_file(tmp_path):

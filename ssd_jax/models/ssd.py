@@ -218,7 +218,7 @@ def _backbone(
         return _RESNETS[name](style, first_stage=stage)
     if first_stage is not None:
         raise UserError(
-            f"first_stage is {first_stage}, but only a ResNet has stages; "
+            f"config.model.first_stage: got {first_stage}, but only a ResNet has stages; "
             f'the backbone is "{name}". Leave it out.'
         )
     if is_own(name):

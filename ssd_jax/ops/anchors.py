@@ -141,7 +141,7 @@ def mxnet_legacy_levels(
 
 def _wrong_count(feature_shapes: Sequence[tuple[int, int]], expected: str) -> UserError:
     return UserError(
-        f"mxnet-ssd's anchor levels: got {len(feature_shapes)} feature maps "
+        f"config.anchors.layout: of mxnet-ssd, got {len(feature_shapes)} feature maps "
         f"{list(feature_shapes)}; expected {expected}. Choose other levels or a larger image."
     )
 

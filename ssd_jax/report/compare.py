@@ -29,12 +29,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:
     """The runs that differ only in `seed` and HARDWARE, in the order of the first of each group.
 
+    Own functions, settings that were changed on the way and other training data are differences.
+
     A second run with the same seed, e.g. of other code, opens another group.
     """
     groups: dict[str, Group] = {}
     seen: Counter[str] = Counter()
     for number, run in enumerate(runs):
-        settings = [each for each in flat_items(run.config) if each[0] not in ("seed", *HARDWARE)]
+        settings = [each for each in _settings(run).items() if each[0] not in ("seed", *HARDWARE)]
         measured = [run.report["protocol"].get(name) for name in ("split", "fingerprint")]
         key = repr((settings, measured, number if run.unfinished else None))
         repeated = f"{key} {run.config.seed}"
@@ -58,12 +60,27 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     """The settings that are not the same in all runs, with the value of each run.
 
     A setting that did not exist yet when a run was made has today's default there; one that only
-    another version knows is None in the runs that lack it.
+    another version knows is None in the runs that lack it. What else makes runs differ is listed
+    like a setting.
     """
-    settings = [dict(flat_items(run.config)) for run in runs]
+    settings = [_settings(run) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
     rows = {name: [each.get(name) for each in settings] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """The settings of a run, and what else its result depends on, as its starts recorded it."""
+    settings = dict(flat_items(run.config))
+    settings["fingerprint of train"] = run.report["data"].get("train", {}).get("fingerprint")
+    for start in run.report["how"]["starts"]:
+        own = start.get("own", {})
+        settings |= {f"own {name}": function for name, function in own.items() if function}
+        settings |= {
+            f"{name} until step {start['step']:,}": change["from"]
+            for name, change in start.get("changes", {}).items()
+        }
+    return settings
 
 
 def setting_rows(groups: Sequence[Group]) -> dict[str, list[str]]:

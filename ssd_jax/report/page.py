@@ -57,7 +57,7 @@ td.number, th.number { text-align: right; }
 img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
 pre { overflow-x: auto; padding: .75rem 1rem; background: var(--box); border-radius: 4px; }
 code, pre { font: 14px/1.45 ui-monospace, monospace; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; } td.number { white-space: nowrap; }
 .bar { display: inline-block; height: .6em; background: var(--accent); border-radius: 2px; }
 .track { display: inline-block; width: 10rem; background: var(--box); border-radius: 2px; }
 details { margin: .75rem 0; } summary { cursor: pointer; }

@@ -12,8 +12,11 @@ from ssd_jax.cluster import tell, together
 from ssd_jax.data.sources.base import Source
 from ssd_jax.errors import UserError
 from ssd_jax.importing import check_weights
+from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import anchors_at, build_network, build_predict
+from ssd_jax.recipes import recipe_config
 from ssd_jax.runs.training_data import describe_cache
+from ssd_jax.train.optimizer import multipliers
 
 SPLITS = ("train", "val", "test")
 
@@ -29,6 +32,12 @@ def check_without_data(
     build_predict(config, network)
     for size in experiment.training_sizes(config):
         anchors_at(config, network, size)
+    of_recipe = recipe_config(config.recipe, config.model.backbone).optimizer
+    for name in ("rate_multipliers", "decay_multipliers"):
+        rules = config.optimizer[name]
+        if rules != of_recipe[name]:  # which match
+            params = variable_shapes(network.model, config.model.image_size)["params"]
+            multipliers(params, rules, setting=f"config.optimizer.{name}")
     # Process 0 alone, because the run to resume may appear later on another one's disk.
     if jax.process_index() == 0 and config.weights.path and reads_weights:
         check_weights(config.weights.path)

@@ -58,18 +58,18 @@ def one_cycle_schedule(learning_rate: float, *, total_steps: int) -> optax.Sched
     return optax.cosine_onecycle_schedule(total_steps, learning_rate)
 
 
-def multipliers(params: Any, rules: Multipliers) -> Any:
+def multipliers(params: Any, rules: Multipliers, *, setting: str = "multipliers") -> Any:
     """The factor of each parameter: that of the last rule whose pattern matches its path, else 1.
 
     Paths look like "params/heads/box_0/bias"; patterns are those of `fnmatch`, in which * also
-    matches slashes. Raises UserError for a pattern that no path matches.
+    matches slashes. Raises UserError for a pattern that no path matches; `setting` has the rules.
     """
     leaves, structure = jax.tree.flatten_with_path(params)
     paths = [f"params/{keystr(path, simple=True, separator='/')}" for path, _ in leaves]
     for pattern, _ in rules:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise UserError(
-                f"multipliers: no parameter matches {pattern!r}, expected a pattern on paths such "
+                f"{setting}: no parameter matches {pattern!r}, expected a pattern on paths such "
                 f"as {nearest(pattern, paths)}. Correct or remove it."
             )
     factors = [

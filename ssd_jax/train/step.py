@@ -215,6 +215,8 @@ def train_step(
     gradient = _merge(gradient, jax.tree.map(jnp.zeros_like, state.params))
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        # A momentum from before they were frozen would move them on.
+        updates = jax.tree.map(lambda u, rate: u if rate else jnp.zeros_like(u), updates, rates)
         params = optax.apply_updates(state.params, updates)
     metrics |= {
         "lr": jnp.asarray(schedule(state.step), jnp.float32),

@@ -236,7 +236,7 @@ def test_the_words_of_the_heads_and_the_width_of_a_pyramid_are_those_of_the_netw
         ({"batch_norm": "sync"}, r"batch_norm: got 'sync', expected one of none, frozen, b"),
         ({"image_size": 32}, r"image_size is 32; expected .* at least 64"),
         ({"anchors_per_cell": (4, 6)}, r"2 entries \(4, 6\), but the network has 4 feature maps"),
-        ({"first_stage": 3}, r"first_stage is 3, but only a ResNet"),
+        ({"first_stage": 3}, r"config\.model\.first_stage: got 3, but only a ResNet"),
         ({"backbone": "resnet50"}, r"does not train with batch_norm \"none\""),
         (
             {"backbone": "resnet50", "batch_norm": "batch", "first_stage": 5},

@@ -23,7 +23,7 @@ from ssd_jax.report.compare import (
     write_comparison,
 )
 from ssd_jax.report.page import run_page, table
-from ssd_jax.report.starts import record_start
+from ssd_jax.report.starts import read_starts, record_start
 from ssd_jax.visualize import curves
 
 VOID = ("meta", "img", "br")
@@ -157,6 +157,26 @@ def test_only_what_differs_is_compared(tmp_path):
     assert "batch_size" in page
 
 
+def test_what_the_starts_recorded_makes_runs_differ_like_settings(tmp_path):
+    runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abcd")]
+    changes = {"epochs": (6.0, 8.0)}
+    for run, words in zip(runs, ({}, {"own": {"loss": "calm", "augment": None}},
+                                 {"changes": changes, "step": 40}, {}), strict=True):  # fmt: skip
+        record_start(run, **{"step": 0, "weights": None, "data": {}} | words)
+        report = json.loads((run / "report.json").read_text())
+        report["how"]["starts"] = read_starts(run)
+        report["data"]["train"]["fingerprint"] = "other" if run.name == "d" else "f00"
+        (run / "report.json").write_text(json.dumps(report))
+    opened = [open_run(run) for run in runs]
+    assert [len(group) for group in compare.group_by_seed(opened)] == [1, 1, 1, 1]
+    assert differing_settings(opened) == {
+        "seed": [0, 1, 2, 3],
+        "fingerprint of train": ["f00", "f00", "f00", "other"],
+        "own loss": [None, "calm", None, None],
+        "epochs until step 40": [None, None, 6.0, None],
+    }
+
+
 def test_texts_fit_into_the_cells_of_a_table(tmp_path):
     places = ("", "weights/v|x.npz")
     runs = [open_run(make_run(tmp_path / str(i), weights__path=p)) for i, p in enumerate(places)]
@@ -184,6 +204,7 @@ def test_runs_that_differ_in_their_seed_only_are_one_column(tmp_path):
         "| map_voc12 | - | - | - |",
         "| `optimizer.learning_rate` | `0.001` | `0.5` | `0.001` |",
         "| `seed` | `0, 1, 2` | `0` | `3` |",
+        "| `fingerprint of train` | `f00` | `f00` | `None` |",
     ]
     page = write_comparison(runs, tmp_path / "out").read_text()
     read(page)

@@ -257,6 +257,10 @@ def test_a_mistake_is_one_message_and_exit_code_2(setting, message, shapes, tmp_
         ),
         ({"weights__path": "nothing.safetensors"}, "nothing.safetensors: no such file"),
         ({"data__val__root": " "}, r"config\.data\.val\.root: it is empty"),
+        (
+            {"optimizer__decay_multipliers": (("params/backbon/*", 0.0),)},
+            r"config\.optimizer\.decay_multipliers: no parameter matches 'params/backbon/\*'",
+        ),
     ],
 )
 def test_what_is_wrong_without_data_is_told_before_it_is_read(
