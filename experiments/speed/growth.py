@@ -145,6 +145,7 @@ def draw(rows, path):
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     names = [name for name in AXES if any(row["axis"] == name for row in rows)]
     figure, panels = plt.subplots(
@@ -163,9 +164,12 @@ def draw(rows, path):
             line = [values[0] * (size / sizes[0]) ** power for size in sizes]
             panel.plot(sizes, line, ":", color="grey")
             panel.set_xscale("log", base=2 if max(sizes) < 1000 else 10)
-            panel.set_yscale("log" if min(values) > 0 else "linear")
+            if min(values) > 0:
+                panel.set_yscale("log")
+                panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
             panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
-            panel.xaxis.minorticks_off()
+            panel.minorticks_off()
             panel.grid(alpha=0.3)
             panel.set_ylabel(f"{own[0]['program']}, {unit}")
         panels[1, column].set_xlabel(name)
