@@ -28,6 +28,7 @@ from ssd_jax.commands import (
     train,
     weights,
 )
+from ssd_jax.config import default_config, flat_items
 from ssd_jax.errors import Stopped, UserError, nearest
 from ssd_jax.huge_pages import start_with_huge_pages
 from ssd_jax.literals import with_home
@@ -126,9 +127,13 @@ def _refuse_mistyped(options: argparse.Namespace, rest: Sequence[str]) -> None:
         name = word.partition("=")[0]
         if name.startswith("--") and not name.startswith("--config."):
             known = re.findall(r"--[a-z][\w-]*", options.parser.format_usage())
+            known += [f"--config.{setting}" for setting, _ in flat_items(default_config())]
+            ends = [each for each in known if each.endswith(f".{name[2:].replace('-', '_')}")]
+            near = ends[0] if ends else nearest(name, known, likeness=0.6)
             raise UserError(
-                f"{name}: there is no such option. The nearest is {nearest(name, known)}; settings "
-                "are given as --config.NAME=VALUE."
+                f"{name}: there is no such option. "
+                + (f"The nearest is {near}. " if near else "")
+                + "Settings are given as --config.NAME=VALUE."
             )
 
 

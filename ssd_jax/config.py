@@ -328,7 +328,7 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
             raise UserError(f"{path.parent}: no such folder. Give the folder of a run.")
         raise UserError(
             f"{path.parent} has no {path.name}. Give the folder of a run that `ssd-jax train` "
-            "started; an exported detector is given as --model."
+            "started."
         )
     try:
         items = _flatten(json.loads(path.read_text(encoding="utf-8")))

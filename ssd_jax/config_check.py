@@ -1,5 +1,7 @@
 """Checks of the values of all settings, before anything is built."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from ssd_jax.config import NAMES, default_config, flat_items, get
@@ -58,11 +60,17 @@ _AT_LEAST = {
         "augment.jitter.lightness", "augment.jitter.saturation", "loss.negatives_per_positive",
         "loss.minimum_negatives", "loss.box_weight", "loss.group", "loss.focal_gamma",
         "optimizer.weight_decay", "optimizer.warmup_steps", "early_stopping.minimum_epochs",
-        "early_stopping.minimum_steps",
+        "early_stopping.minimum_steps", "seed",
         "early_stopping.tolerance", "watchdog.factor",
     ),
 }  # fmt: skip
-_AT_MOST = {180: ("augment.distort.hue", "augment.jitter.hue")}  # degrees
+_AT_MOST = {
+    180: ("augment.distort.hue", "augment.jitter.hue"),  # degrees
+    LARGEST_NUMBER: (
+        "seed", "steps", "epochs", "batch_size", "optimizer.warmup_steps",
+        "loss.negatives_per_positive", "loss.minimum_negatives", "early_stopping.minimum_epochs",
+    ),
+}  # fmt: skip
 _POSITIVE = (
     "epochs", "model.width", "model.batch_norm_epsilon", "model.l2_epsilon",
     "optimizer.learning_rate", "optimizer.clip_norm", "optimizer.gradient_scale",
@@ -114,8 +122,8 @@ def _check_complete(config: ConfigDict) -> None:
 
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in flat_items(config):
-        _expect(config, name, not isinstance(value, int | float) or _is_usual(value),
-                f"a finite number, at most {LARGEST_NUMBER}")  # fmt: skip
+        _expect(config, name, not isinstance(value, float) or math.isfinite(value),
+                "a finite number")  # fmt: skip
     rules = [
         (_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         (_POSITIVE, lambda x: x > 0, "more than 0"),
@@ -126,7 +134,6 @@ def _check_numbers(config: ConfigDict) -> None:
         for name in names:
             value = get(config, name)
             _expect(config, name, value is None or holds(value), expected)
-    _expect(config, "seed", config.seed >= 0, f"a number from 0 to {LARGEST_NUMBER}")
     for name in ("optimizer.ema_decay", "model.batch_norm_momentum"):  # 1 would never move
         _expect(config, name, 0 <= get(config, name) < 1, "at least 0, less than 1")
 
@@ -230,11 +237,8 @@ def _each_once(values: tuple) -> bool:
 
 def _numbers(values: tuple, count: int | None = None) -> bool:
     return count in (None, len(values)) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and _is_usual(value)
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= LARGEST_NUMBER
         for value in values
     )
-
-
-def _is_usual(value: int | float) -> bool:
-    """Whether it is neither NaN nor so large that it overflows somewhere."""
-    return abs(value) <= LARGEST_NUMBER

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
@@ -41,57 +40,48 @@ def load_trained(
 
     "best" is the best by the metric of the run, even if `config` is evaluated by another metric.
     With `optimizer.ema_decay` = 0 in `config`, the weights of a run with an EMA are those that it
-    trained, not their average. They are on every device of `mesh`, by default all devices.
+    trained, not their average. The weights are on every device of `mesh`, by default all devices.
 
     Raises:
-      UserError: there is no such checkpoint, or `config` has another network or other classes.
+      UserError: there is no such checkpoint, or the network or the classes of `config` do not fit.
     """
     mesh, own = mesh or make_mesh(), pathlib.Path(workdir) / CONFIG_FILE
     trained_with = read_config(own) if own.is_file() else config
     with open_checkpoints(trained_with, workdir, read_only=True) as checkpoints:
         chosen = checkpoints.select(config.checkpoint.select if step is None else step)
         classes = checkpoints.classes(chosen)
-        _check_fits(config, trained_with, classes)
+        if config.data.classes and tuple(config.data.classes) != classes:
+            raise UserError(
+                f"config.data.classes: got {', '.join(config.data.classes)}, but the run was "
+                f"trained on {', '.join(classes)}. Leave it out."
+            )
         network = build_network(config, len(classes))
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
             variable_shapes(network.model, config.model.image_size),
         )
-        variables = checkpoints.restore_variables(
-            chosen,
-            like,
-            classes=classes,
-            of_average=config.optimizer.ema_decay > 0 or trained_with.optimizer.ema_decay == 0,
-        )
+        # What `weights import` wrote, step 0, has no average.
+        averaged = trained_with.optimizer.ema_decay > 0 and chosen > 0
+        of_average = config.optimizer.ema_decay > 0 or not averaged
+        try:
+            variables = checkpoints.restore_variables(
+                chosen, like, classes=classes, of_average=of_average
+            )
+        except UserError as error:
+            changed = _changed_network(config, trained_with)
+            raise UserError(f"{error}{changed}") from error
     return Trained(network, variables, classes, chosen)
 
 
-def _check_fits(config: ConfigDict, trained_with: ConfigDict, classes: tuple[str, ...]) -> None:
-    """Refuses settings with which the weights of a run would be those of another network."""
-    if config.data.classes and config.data.classes != classes:
-        raise UserError(
-            f"config.data.classes: got {', '.join(config.data.classes)}, but the run was trained "
-            f"on {', '.join(classes)}. Leave it out."
-        )
+def _changed_network(config: ConfigDict, trained_with: ConfigDict) -> str:
+    """A sentence about the settings of the network that differ; "" if none do."""
     before = dict(flat_items(trained_with))
     changed = [
-        f"config.{name} is {value!r}, but was {before.get(name)!r}"
+        f"config.{name} was {before.get(name)!r} and is {value!r}"
         for name, value in flat_items(config)
-        if name.startswith(("model.", "anchors.")) and value != before.get(name)
+        if name.startswith("model.") and value != before.get(name)
     ]
-    if changed and _shapes(config, classes) != _shapes(trained_with, classes):
-        raise UserError(
-            f"the weights of the run fit another network: {'; '.join(changed)} in its training. "
-            "Leave these settings as they were."
-        )
-
-
-def _shapes(config: ConfigDict, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape of each variable of the network."""
-    network = build_network(config, len(classes))
-    variables = variable_shapes(network.model, config.model.image_size)
-    leaves = flatten_dict({name: dict(each) for name, each in variables.items()}, sep="/")
-    return {name: leaf.shape for name, leaf in leaves.items()}
+    return f" In the run, {'; '.join(changed)}." if changed else ""
 
 
 def open_checkpoints(

@@ -54,9 +54,9 @@ def check_choice(name: str, got: object, choices: Collection) -> None:
         raise UserError(f"{name}: got {got!r}, expected one of {', '.join(map(str, choices))}.")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is spelled most like `name`; "" if there are none."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)), "")
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.0) -> str:
+    """The known name that is spelled most like `name`; "" if none is so alike, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), "")
 
 
 def counted(count: int, noun: str) -> str:

@@ -231,6 +231,12 @@ def test_nothing_is_told_where_nobody_reads(buffered, tmp_path, monkeypatch, cap
 def test_a_mistyped_option_is_not_taken_for_a_setting(capsys):
     assert main(["train", "--config", "c.py", "--dryrun", "--config.seed", "-1"]) == 2
     assert "--dryrun: there is no such option. The nearest is --dry-run" in capsys.readouterr().err
+    assert main(["train", "--config", "c.py", "--batch-size=3"]) == 2
+    assert "--batch-size: there is no such option. The nearest is --config.batch_size. " in (
+        capsys.readouterr().err
+    )
+    assert main(["train", "--config", "c.py", "--xyzzy"]) == 2
+    assert "nearest" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [["evaluate", "--workdir"], ["report", "compare"]])

@@ -69,6 +69,7 @@ FLOORS = (
         "train.stopping",
         "train.watchdog",
         "train.checkpoint_manifest",
+        "train.stored_tree",
         "train.mirror",
         "visualize.data",
         "visualize.evaluation",

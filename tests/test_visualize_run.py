@@ -27,3 +27,22 @@ def test_images_of_data_that_do_not_tell_their_sizes_are_drawn(tmp_path):
     picture = cv2.imread(str(tmp_path / "found.png"))[..., ::-1]
     colour = [int(CORRECT.color[i : i + 2], 16) for i in (1, 3, 5)]
     assert (picture == colour).all(axis=-1).any()
+
+
+def test_the_users_own_style_does_not_reach_our_pictures(tmp_path):
+    import matplotlib
+
+    from ssd_jax.visualize.style import plot_style, save_plot
+
+    def drawn(name):
+        with plot_style() as new_figure:
+            figure = new_figure(2, 1)
+            figure.subplots().set_title("title")
+            save_plot(figure, tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    plain = drawn("plain.png")
+    with matplotlib.rc_context({"text.usetex": True, "figure.facecolor": "black"}):
+        before = dict(matplotlib.rcParams)
+        assert drawn("styled.png") == plain
+        assert dict(matplotlib.rcParams) == before

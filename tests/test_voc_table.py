@@ -217,6 +217,12 @@ def test_seeds_with_other_settings_are_not_averaged_in_silence(voc_table, tmp_pa
     assert "Not comparable" not in voc_table.tables.markdown(voc_table.records(tmp_path))
 
 
+def test_a_setting_that_did_not_exist_yet_is_no_difference(voc_table):
+    config = default_config().to_dict()
+    before = {name: value for name, value in config.items() if name != "early_stopping"}
+    assert voc_table.tables._settings(before) == voc_table.tables._settings(config)
+
+
 def test_a_report_that_cannot_be_read_is_named(voc_table, tmp_path, capsys):
     report = leave_report(tmp_path, "paper_vgg16_16", 0, [0.1]) / "report.json"
     report.write_text("{")
@@ -237,6 +243,7 @@ def test_the_table_tells_how_its_runs_were_measured(voc_table, tmp_path):
 def test_a_finished_run_of_other_settings_is_refused(voc_table, tmp_path):
     folder = leave_report(tmp_path, "paper_vgg16_16", 0, [0.1])
     config = default_config()
+    config.data.train.root = "data/VOCdevkit"
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     config.data.threads = 1  # says how it is computed only
     config.data.train.root = os.path.abspath(config.data.train.root)
@@ -255,9 +262,7 @@ def test_a_part_of_the_official_images_is_taken_where_they_are(voc_table, tmp_pa
     taken = miniature.make_devkit(config, tmp_path / "taken", 0.002)
     names = (taken / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     assert len(names) == 23
-    assert [names[0], names[1], names[-1]] == [
-        "trainval_000000", "trainval_000005", "trainval_000114",
-    ]  # fmt: skip
+    assert (names[0], names[-1]) == ("trainval_000000", "trainval_000114")
     image = taken / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
     assert image.resolve() == official / "VOC2012" / "JPEGImages" / f"{names[1]}.jpg"
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 
+from ssd_jax.config import default_config, flat_items
 from ssd_jax.errors import UserError
 from ssd_jax.files import whole_file, write_text
 from ssd_jax.recipes import HARDWARE
@@ -93,7 +94,8 @@ def record(report: pathlib.Path) -> dict[str, Any]:
 
 def _settings(config: dict[str, Any]) -> str:
     """A digest of the settings that the runs of a row have in common."""
-    settings = flatten_dict(config, sep=".")
+    # A setting that did not exist yet had today's default.
+    settings = dict(flat_items(default_config())) | flatten_dict(config, sep=".")
     own = {"seed", *HARDWARE, *DATA_ROOTS}
     shared = {name: value for name, value in sorted(settings.items()) if name not in own}
     return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]

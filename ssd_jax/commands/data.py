@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from ssd_jax.commands.common import count, local_path, positive, verb
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, counted
 
 # Of synthetic images: with fewer pixels the shapes cannot be recognised.
 SMALLEST_SIDE = 32
@@ -89,5 +89,5 @@ def _data_prepare_voc(options, rest):
 
     counts = prepare_voc(options.out, archives=options.archives, years=options.years)
     for name, splits in counts.items():
-        images = ", ".join(f"{split} {count:,} images" for split, count in splits.items())
+        images = ", ".join(f"{split} {counted(count, 'image')}" for split, count in splits.items())
         print(f"{options.out}/{name}: {images}")

@@ -15,7 +15,7 @@ from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.open import open_data, open_parts
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.recordio import mixed_object_widths
-from ssd_jax.errors import DataError
+from ssd_jax.errors import DataError, counted
 from ssd_jax.ops.anchors import default_boxes, paper_levels
 
 # Not 2, which is the code of a mistake in the command, as for all verbs.
@@ -125,9 +125,10 @@ def describe(diagnosis: Diagnosis, location: str) -> str:
     if figures:
         of_class = ", ".join(f"{name} {n:,}" for name, n in figures["objects_by_class"].items())
         lines += [
-            f"  {figures['images']:,} images, {figures['images_without_objects']:,} without "
-            f"objects; {figures['objects']:,} objects, {figures['difficult_objects']:,} difficult, "
-            f"at most {figures['most_objects_in_an_image']:,} in an image (label width "
+            f"  {counted(figures['images'], 'image')}, {figures['images_without_objects']:,} "
+            f"without objects; {counted(figures['objects'], 'object')}, "
+            f"{figures['difficult_objects']:,} difficult, at most "
+            f"{figures['most_objects_in_an_image']:,} in an image (label width "
             f"{figures['label_width']:,} or more)",
             f"  objects per class: {of_class}",
         ]

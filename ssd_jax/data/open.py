@@ -53,6 +53,7 @@ def open_data(
     for. `label_width` is that of `open_recordio`; other formats have no use for it.
     """
     split = (split,) if isinstance(split, str) else tuple(split)
+    classes = (classes,) if isinstance(classes, str) else classes
     openers = [
         functools.partial(_open_part, place, own, label_width)
         for place, own in open_parts(os.fspath(location), split)

@@ -23,7 +23,7 @@ PREFETCHED = 8
 
 def max_objects(source: Source) -> int:
     """The padded number of objects G that the source needs, at least 1."""
-    return max(1, int(source.object_counts.max()))
+    return int(source.object_counts.max(initial=1))
 
 
 def cache_bytes(source: Source, *, canvas: int) -> int:
@@ -151,5 +151,5 @@ def _iterate(batches, num_threads: int) -> Iterator[Batch]:
 
     # A thread without a place for its batch waits.
     ahead = max(PREFETCHED, num_threads)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=int(num_threads), prefetch_buffer_size=int(ahead))
     return iter(batches.to_iter_dataset(options))

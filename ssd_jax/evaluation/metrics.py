@@ -149,6 +149,8 @@ def headline(evaluation: Evaluation, metric: str) -> str:
         "mxnet": (f"mAP@{threshold} (mxnet-ssd 11-point)", evaluation.mxnet.map11),
         "coco": ("AP@[.5:.95] (COCO)", evaluation.coco and evaluation.coco.numbers["AP"]),
     }[metric]
+    if metric == "coco" and evaluation.coco is None:
+        return f"{name} was not measured"
     return f"{name} = " + ("undefined: no objects" if value is None else f"{value:.3f}")
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ssd_jax.data.pipeline import evaluation_batches, max_objects
-from ssd_jax.data.sources.base import Source
+from ssd_jax.data.sources.base import Source, check_not_empty
 from ssd_jax.evaluation.metrics import (
     Evaluation,
     annotated_pixels,
@@ -43,6 +43,7 @@ def evaluate(
     `with_coco` adds COCO's metric, which takes seconds for thousands of images. `watch` wraps the
     iteration over batches and may end the evaluation with an exception.
     """
+    check_not_empty(source, "evaluate")
     began = perf_counter()
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     batches = evaluation_batches(

@@ -21,12 +21,12 @@ VOC2007 averages the precision at 11 recalls; VOC2010 and later use the whole ar
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from ssd_jax.errors import UserError
+from ssd_jax.errors import UserError, check_choice
 from ssd_jax.types import NORMALISED_BOXES_END
 
 IouRule = Literal[">=", ">"]
@@ -141,6 +141,12 @@ def evaluate_voc(
     Raises:
       UserError: `plus_one` with normalised boxes; `metrics.devkit_pixels` converts them.
     """
+    for name, got, choices in (
+        ("iou_rule", iou_rule, IouRule),
+        ("difficult", difficult, DifficultRule),
+        ("counting", counting, Counting),
+    ):
+        check_choice(name, got, get_args(choices))
     if plus_one:
         _check_in_pixels(ground_truths)
     if difficult == "counted":
@@ -273,7 +279,11 @@ def mean_of_defined(values: Sequence[float | None]) -> float | None:
 
 def concatenate(records: Sequence[GroundTruth] | Sequence[ScoredBoxes]):
     """The records of all images concatenated into one."""
-    return type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
+    whole = type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
+    # Flags of 0 and 1 would index where flags select.
+    if isinstance(whole, GroundTruth):
+        return whole._replace(difficult=whole.difficult.astype(bool))
+    return whole
 
 
 def _groups(records, num_classes):

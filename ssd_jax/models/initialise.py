@@ -156,12 +156,13 @@ def _first_value(
 
 def _he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     """He et al. 2015, arXiv:1502.01852, equation 10."""
-    scale = np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+    fan_in = np.prod(shape[-4:-1])  # before them is the axis of `nn.scan`, if any
+    scale = np.float32(np.sqrt(2 / fan_in))
     return scale * rng.standard_normal(shape, dtype=np.float32)
 
 
 def _xavier_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     """Glorot and Bengio 2010, equation 16."""
-    height, width, inputs, outputs = shape
+    height, width, inputs, outputs = shape[-4:]
     limit = np.float32(np.sqrt(6 / (height * width * (inputs + outputs))))
     return limit * (2 * rng.random(shape, dtype=np.float32) - 1)

@@ -174,7 +174,6 @@ def build_model(
     )
 
 
-@functools.cache
 def feature_shapes(
     *, backbone: str, image_size: int, extras: str = "paper", first_stage: int | None = None
 ) -> tuple[tuple[int, int], ...]:

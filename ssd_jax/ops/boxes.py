@@ -78,7 +78,7 @@ def encode(
     anchor_size = jnp.maximum(anchor[..., 2:], _SMALLEST_SIZE)
     shift = (box[..., :2] - anchor[..., :2]) / anchor_size
     stretch = jnp.log(box_size / anchor_size)
-    return jnp.concatenate([shift, stretch], axis=-1) / jnp.asarray(variances)
+    return jnp.concatenate([shift, stretch], axis=-1) / jnp.asarray(variances, jnp.float32)
 
 
 def decode(
@@ -91,7 +91,7 @@ def decode(
     A box is at most a million times as wide as its anchor, so that no offset gives infinity.
     """
     anchor = xyxy_to_cxcywh(anchors)
-    scaled = deltas * jnp.asarray(variances)
+    scaled = deltas * jnp.asarray(variances, jnp.float32)
     centre = anchor[..., :2] + scaled[..., :2] * anchor[..., 2:]
     size = anchor[..., 2:] * jnp.exp(jnp.minimum(scaled[..., 2:], -np.log(_SMALLEST_SIZE)))
     return cxcywh_to_xyxy(jnp.concatenate([centre, size], axis=-1))

@@ -29,6 +29,7 @@ def class_scores(
 
     With "sigmoid" the channel of the background has no meaning.
     """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
     logits = class_logits.astype(jnp.float32)
     return jax.nn.softmax(logits) if activation == "softmax" else jax.nn.sigmoid(logits)
 
@@ -72,6 +73,11 @@ def multibox_detection(
         raise UserError(
             "force_suppress: it needs one class per anchor, but class_per_anchor is 'all'. Set "
             "class_per_anchor to 'best', or force_suppress to False."
+        )
+    if not len(box_deltas) == len(probabilities) == len(anchors):
+        raise UserError(
+            f"got {len(box_deltas)} box deltas, {len(probabilities)} rows of probabilities and "
+            f"{len(anchors)} anchors, expected as many of each."
         )
     boxes = decode(box_deltas, anchors, variances)
     if clip:

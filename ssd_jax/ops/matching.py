@@ -100,7 +100,8 @@ def greedy_pairs(iou: Float[Array, "A G"]) -> Int[Array, "G"]:
         rivals = jnp.where(free, blocks[block, row], -1)
         first_for_anchor = rivals.argmax(axis=1) == jnp.arange(num_objects)
         pairs = first_for_object & first_for_anchor
-        return rounds + 1, jnp.where(pairs, block * side + row, own_anchor), bounds
+        found = (block * side + row).astype(own_anchor.dtype)  # int64 with jax_enable_x64
+        return rounds + 1, jnp.where(pairs, found, own_anchor), bounds
 
     # Derived from the input, so that the loop's types agree inside `jax.shard_map`.
     nobody = jnp.full_like(iou[0], -1, dtype=jnp.int32)

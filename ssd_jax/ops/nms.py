@@ -85,7 +85,7 @@ def soft_nms(
         scores, waiting = state
         best = jnp.where(waiting, scores, -1.0).argmax()
         waiting &= jnp.arange(len(scores)) != best
-        return jnp.where(waiting, scores * factors[best], scores), waiting
+        return jnp.where(waiting, scores * factors[best], scores).astype(scores.dtype), waiting
 
     # The loop starts from computed values, so that its types agree inside `jax.shard_map`.
     everybody = factors[0] >= 0

@@ -19,7 +19,7 @@ from ssd_jax.data.decode import decode_image, draw_pixels
 from ssd_jax.data.remote import SCHEMES, shown_url, split_url
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.data.storage import is_remote, list_urls, read_bytes, safe_names, stage
-from ssd_jax.errors import DataError, UserError
+from ssd_jax.errors import DataError, UserError, counted
 from ssd_jax.files import files_below, is_hidden
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -180,7 +180,7 @@ def _items_at(place: str, out: pathlib.Path | None) -> list[Item]:
         there = [each for each in sorted(files_below(path)) if each.is_file()]
         found = [each for each in there if _is_known(each.name)]
         if others := [each for each in there if _suffix(each.name) in OTHER_SUFFIXES]:
-            message = f"{len(others)} images are left out, such as {others[0]}: "
+            message = f"{counted(len(others), 'image')} left out, such as {others[0]}: "
             message += "only JPEG and PNG are read"
             print(message, file=sys.stderr)
         items = [Item(each.relative_to(path).as_posix(), str(each)) for each in found]
@@ -188,8 +188,13 @@ def _items_at(place: str, out: pathlib.Path | None) -> list[Item]:
     elif path.is_file():
         return [Item(path.name, place)]
     else:
-        there = filter(os.path.isfile, sorted(glob.glob(place, recursive=True)))
-        items = [Item(os.path.basename(each), each) for each in there if _is_known(each)]
+        there = list(filter(os.path.isfile, sorted(glob.glob(place, recursive=True))))
+        # A glob that names only others, e.g. files without a suffix, means them.
+        found = list(filter(_is_known, there)) or there
+        if others := sorted(set(there) - set(found)):
+            message = f"{counted(len(others), 'file')} left out, such as {others[0]}: expected "
+            print(message + _EXPECTED, file=sys.stderr)
+        items = [Item(os.path.basename(each), each) for each in found]
         fixed = itertools.takewhile(lambda name: not glob.has_magic(name), path.parts)
         items = _without_results(items, pathlib.Path(*fixed), out)
     if not items:
@@ -205,8 +210,8 @@ def _without_results(
         return items
     inside = [pathlib.Path(item.place).parent.resolve().is_relative_to(results) for item in items]
     if any(inside):
-        message = f"{sum(inside)} images are left out, such as {items[inside.index(True)].place}: "
-        message += f"they are in --out, {out}"
+        message = f"{counted(sum(inside), 'image')} left out because of --out, {out}, such as "
+        message += items[inside.index(True)].place
         print(message, file=sys.stderr)
     return [item for item, left_out in zip(items, inside, strict=True) if not left_out]
 

@@ -79,6 +79,7 @@ def _settings(run: Run) -> dict[str, object]:
         settings |= {
             f"{name} until step {start['step']:,}": change["from"]
             for name, change in start.get("changes", {}).items()
+            if name not in HARDWARE
         }
     return settings
 

@@ -35,7 +35,7 @@ def check_without_data(
     of_recipe = recipe_config(config.recipe, config.model.backbone).optimizer
     for name in ("rate_multipliers", "decay_multipliers"):
         rules = config.optimizer[name]
-        if rules != of_recipe[name]:  # which match
+        if rules != of_recipe[name]:  # whose patterns match
             params = variable_shapes(network.model, config.model.image_size)["params"]
             multipliers(params, rules, setting=f"config.optimizer.{name}")
     # Process 0 alone, because the run to resume may appear later on another one's disk.

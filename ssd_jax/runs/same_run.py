@@ -46,8 +46,8 @@ FIXED = {
 }
 
 
+# Where the data lie, which may be written as a relative path.
 DATA_ROOTS = ("data.train.root", "data.val.root", "data.test.root")
-
 # Functions that can replace the config's; a run records their names.
 OWN = Hooks._fields
 
@@ -63,7 +63,8 @@ def changed_settings(config: ConfigDict, path: pathlib.Path) -> str:
     """The differences from the config in the file, except for HARDWARE; "" if there are none."""
     changes = find_changes(config, path, free=HARDWARE)
     for name in changes.keys() & set(DATA_ROOTS):
-        if os.path.abspath(changes[name].was) == os.path.abspath(changes[name].now):
+        was, now = changes[name]
+        if was and now and os.path.abspath(was) == os.path.abspath(now):
             del changes[name]
     return "; ".join(in_words(changes))
 

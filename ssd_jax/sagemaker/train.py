@@ -163,9 +163,9 @@ def _train(
     except NotTogether as error:
         numbered = ", ".join(f"{number} on {name}" for number, name in enumerate(hosts.names))
         raise UserError(
-            f"{error.problem}. The processes are {numbered}. Start the job on each of these hosts "
-            "with their names in resourceconfig.json, which they must be able to reach "
-            f"{hosts.names[0]} by, on port {PORT}."
+            f"{error.problem}. The processes are {numbered}. Start the job once on each of these "
+            f"hosts; port {PORT} of {hosts.names[0]} must be free, and each must reach it by that "
+            "name."
         ) from error
     config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)

@@ -33,7 +33,7 @@ def log_to_stdout() -> None:
     _LOG.handlers[:] = [handler]
     _LOG.setLevel(logging.INFO)
     _LOG.propagate = False
-    logging.getLogger("python_multipart").disabled = True
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)
 
 
 def log(event: str, **fields: Any) -> None:

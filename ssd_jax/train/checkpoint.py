@@ -1,4 +1,4 @@
-"""Checkpoints, written with Orbax, which no other file uses."""
+"""Checkpoints, written with Orbax, which only this file and `stored_tree` use."""
 
 import contextlib
 import copy
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -26,6 +25,7 @@ from ssd_jax.train.checkpoint_manifest import (
     write_manifest,
 )
 from ssd_jax.train.state import TrainState
+from ssd_jax.train.stored_tree import find_misfit, quieten_orbax, restore_part
 
 # Raised by a failing disk, directly or through tensorstore.
 _DISK_ERRORS = (OSError, ValueError)
@@ -62,8 +62,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._finish: Callable[[], None] | None = None
         self._saving = (0, 0)  # step, bytes
-        # Orbax reports failures a second time, by logging what it raises.
-        absl.logging.set_verbosity(absl.logging.FATAL)
+        quieten_orbax()
         if not read_only:
             _first_process(self._clear)
         self._manager = ocp.CheckpointManager(
@@ -317,9 +316,14 @@ class Checkpoints:
                 f"({', '.join(stored)}), the run has {len(classes)} ({', '.join(classes)}). "
                 "Give the data set that the checkpoint was trained on, or another --workdir."
             )
+        item = "variables" if of_average else "training"
+        folder = self._folder / str(step) / item
+        # Orbax finds it too, but only after it has begun to read, and then prints tracebacks.
+        if misfit := self._read(step, lambda: find_misfit(folder, like)):
+            raise _does_not_fit(folder.parent, misfit)
         if of_average:
-            return self._restore(step, "variables", like)
-        return self._read(step, lambda: self._restore_part(step, "training", like))
+            return self._restore(step, item, like)
+        return self._read(step, lambda: restore_part(folder, like))
 
     def classes(self, step: int) -> tuple[str, ...]:
         """The names of the classes that the checkpoint was trained on."""
@@ -335,16 +339,6 @@ class Checkpoints:
         )
         return self._item(step, item, ocp.args.StandardRestore(target))
 
-    def _restore_part(self, step: int, item: str, like: Any) -> Any:
-        """The part of an item that `like` has."""
-        args = ocp.args.PyTreeRestore(
-            like,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-            partial_restore=True,
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(self._folder / str(step) / item, args)
-
     def _item(self, step: int, item: str, args: Any) -> Any:
         args = ocp.args.Composite(**{item: args})
         return self._read(step, lambda: self._manager.restore(step, args=args)[item])
@@ -354,11 +348,7 @@ class Checkpoints:
         try:
             return read()
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"{self._folder}/{step}: the checkpoint is damaged or does not fit this network "
-                f"({first_line(error)}). Restore it with the config that it was trained with, or "
-                "use another --step."
-            ) from error
+            raise _does_not_fit(self._folder / str(step), first_line(error)) from error
 
     # ---- remains of an interrupted process ----
 
@@ -387,6 +377,13 @@ class Checkpoints:
         path = self._folder / f"{step}{suffix}"
         shutil.rmtree(path, ignore_errors=True)  # left by an earlier run
         (self._folder / str(step)).rename(path)
+
+
+def _does_not_fit(folder: pathlib.Path, why: str) -> UserError:
+    return UserError(
+        f"{folder}: the checkpoint is damaged or does not fit this network ({why}). Restore it "
+        "with the config that it was trained with, or use another --step."
+    )
 
 
 def _first_process(action: Callable[[], int | None]) -> int | None:

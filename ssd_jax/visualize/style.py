@@ -20,9 +20,10 @@ FEW_POINTS = 30
 def plot_style() -> Iterator[Callable[[float, float], Any]]:
     """Yield a function (width, height in inches) -> `Figure` while the style is active.
 
-    pyplot and its global state are not used.
+    pyplot and its global state are not used, nor is the user's own style.
     """
     import matplotlib
+    import matplotlib.style
     from matplotlib.figure import Figure
 
     options = {
@@ -43,7 +44,7 @@ def plot_style() -> Iterator[Callable[[float, float], Any]]:
         "ytick.color": INK,
         "text.parse_math": False,
     }
-    with matplotlib.rc_context(options):
+    with matplotlib.style.context(["default", options]):
         yield lambda width, height: Figure(figsize=(width, height), layout="constrained")
 
 

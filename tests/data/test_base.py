@@ -151,3 +151,17 @@ def test_the_fingerprint_follows_every_column():
 def test_an_index_beyond_the_end_is_no_image():
     with pytest.raises(IndexError, match="image 1 of 1"):
         source([])[1]
+
+
+def test_images_are_taken_as_numpy_takes_rows():
+    three = source([("cat", WHOLE)], [("dog", WHOLE)], [("cat", WHOLE), ("dog", WHOLE)])
+    for images, names in (
+        (np.array([False, True, True]), ("1", "2")),
+        ([-1, 0], ("2", "0")),
+        ([], ()),
+    ):
+        taken = three.take(images)
+        assert tuple(taken.names) == names
+        for index, name in enumerate(names):
+            np.testing.assert_array_equal(taken[index].labels, three[int(name)].labels)
+            assert taken[index].image == three[int(name)].image

@@ -298,7 +298,7 @@ def test_an_image_is_not_written_without_its_objects(tmp_path):
 def test_the_verb(tmp_path):
     convert(one(), tmp_path / "voc", name="val")
     text = run_convert(str(tmp_path / "voc"), tmp_path / "set", split=("val",), format="json")
-    assert text.startswith("1 images, 1 objects (zebra 1")
+    assert text.startswith("1 image, 1 object (zebra 1")
     assert (tmp_path / "set/val_annotation/0.json").exists()
     run_convert(str(tmp_path / "set"), tmp_path / "set.rec", split=("val",))
     source = open_data(tmp_path / "set.rec")
@@ -310,7 +310,7 @@ def test_the_verb_counts_what_it_wrote(tmp_path):
     with pytest.raises(DataError, match="--skip-problems leaves out"):
         run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json")
     text = run_convert(str(tmp_path / "a.rec"), tmp_path / "a.json", problems="skip")
-    assert text.startswith("1 images, 1 objects (zebra 1")
+    assert text.startswith("1 image, 1 object (zebra 1")
     assert "left out: 1 SSD112\n" in text
 
 

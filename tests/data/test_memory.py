@@ -86,4 +86,4 @@ def test_the_documented_block():
     (block,) = re.findall(r"```python\n(# In memory.*?)```", text, re.DOTALL)
     names = {}
     exec(block, names)
-    assert names["source"].describe().startswith("2 images, 1 objects (cat 0, dog 1)")
+    assert names["source"].describe().startswith("2 images, 1 object (cat 0, dog 1)")

@@ -17,6 +17,7 @@ from ssd_jax.data.convert import convert
 from ssd_jax.data.open import open_data, open_parts, split_of_role
 from ssd_jax.data.sources.base import Problems
 from ssd_jax.data.sources.coco import open_coco
+from ssd_jax.data.sources.memory import source_from_arrays
 from ssd_jax.errors import DataError, UserError
 
 JPEG = cv2.imencode(".jpg", np.zeros((50, 100, 3), np.uint8))[1].tobytes()
@@ -347,3 +348,13 @@ def test_a_class_is_listed_once(tmp_path, source):
     (tmp_path / "set.classes.txt").write_text("cat\ndog\ncat\n")
     with pytest.raises(DataError, match=r"SSD152 .*classes\.txt: 'cat' is listed twice"):
         open_data(tmp_path / "set.rec")
+
+
+def test_a_class_name_alone_is_one_class(tmp_path):
+    example = {"file": "a.jpg", "image_size": [{"width": WIDTH, "height": HEIGHT, "depth": 3}]}
+    box = {"class_id": 0, "left": 1, "top": 1, "width": 5, "height": 5}
+    (tmp_path / "a.json").write_text(json.dumps(example | {"annotations": [box]}))
+    (tmp_path / "a.jpg").write_bytes(encoded())
+    assert open_data(tmp_path, classes="square").classes == ("square",)
+    boxes = [[[0.1, 0.1, 0.5, 0.5]]]
+    assert source_from_arrays([encoded()], boxes, [[0]], "square").classes == ("square",)

@@ -81,7 +81,7 @@ def test_images_without_objects_are_kept(tmp_path):
     assert source.names == ("a", "b")
     assert source.object_counts.tolist() == [0, 1]
     assert source[0].boxes.shape == (0, 4)
-    assert source.describe() == "2 images, 1 objects (dog 1), 1 images without objects"
+    assert source.describe() == "2 images, 1 object (dog 1), 1 image without objects"
 
 
 def test_devkit_of_several_years(tmp_path):

@@ -110,7 +110,7 @@ def test_coco_results_on_a_coco_file(instances, tmp_path, capsys):
         (["--detections", "x", "--config.seed=1"], "--config cannot be used with --detections"),
         (
             ["--detections", "x", "--groundtruth", "y"],
-            "The nearest is --ground-truth; s",
+            "The nearest is --ground-truth. S",
         ),
         (["--detections", "x", "--process-id", "0"], "--process-id cannot be used with --detecti"),
         (["--workdir", "x", "--split", "all"], "got all, expected one of train, val"),

@@ -256,3 +256,13 @@ def test_the_verb_chooses_the_metric_and_writes_what_the_report_has(tiny_run, tm
     assert again["protocol"]["headline"].startswith("COCO, IoU 0.5:0.95")
     assert report["protocol"]["checkpoint"] == "last"
     assert report["protocol"]["headline"].startswith("VOC07 11-point")
+
+
+def test_what_was_not_measured_is_no_lack_of_objects():
+    evaluation = measure_detections(
+        [truth([0, 0, 5, 5])],
+        [found([0, 0, 5, 5], scores=[0.9])],
+        np.array([(10, 10)]),
+        num_classes=1,
+    )
+    assert headline(evaluation._replace(coco=None), "coco").endswith("was not measured")

@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import hypothesis
@@ -358,3 +359,20 @@ def test_normalised_boxes_are_not_taken_for_pixels():
         only_class([near], [far])
     assert only_class([near], [far], plus_one=False).ap == 0
     assert only_class([truth([1, 1, 1, 1])], [found([1, 1, 1, 1], scores=[0.9])]).ap == 1
+
+
+def test_flags_of_numbers_are_flags():
+    scene = truth(BOX, FAR, difficult=[False, True])
+    hits = [found(BOX, FAR, scores=[0.9, 0.8])]
+    numbers = scene._replace(difficult=scene.difficult.astype(int))
+    for record in (scene, numbers):
+        assert (only_class([record], hits).npos, only_class([record], hits).ap) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"difficult": "count"}, {"counting": "mxnet"}, {"iou_rule": "=>"}]
+)
+def test_a_rule_that_does_not_exist_is_refused(choice):
+    unchecked = inspect.unwrap(evaluate_voc)  # by the type checker of the tests
+    with pytest.raises(UserError, match=f"{next(iter(choice))}: got .*, expected one of"):
+        unchecked([truth(BOX)], [found(BOX, scores=[0.9])], num_classes=1, **choice)

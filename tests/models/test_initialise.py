@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from ssd_jax.models.extras import ExtraLayers
 from ssd_jax.models.initialise import (
+    _he_normal,
     init_variables,
     scale_kernels,
     unit_output_factors,
@@ -155,3 +156,11 @@ def test_a_layer_that_answers_nothing_is_left_as_it_is():
     variables["params"]["backbone"]["fc6"]["kernel"] *= 0
     images = np.ones((1, 64, 64, 3), np.float32)
     assert unit_output_factors(model, variables, ("fc6",), images) == {"fc6": 1.0}
+
+
+def test_a_kernel_of_several_scanned_layers_begins_like_each_of_them():
+    rng = np.random.default_rng(0)
+    single, several = (
+        float(_he_normal(rng, shape).std()) for shape in ((3, 3, 64, 64), (5, 3, 3, 64, 64))
+    )
+    assert several == pytest.approx(single, rel=0.02)

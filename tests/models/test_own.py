@@ -94,3 +94,16 @@ def test_it_takes_its_place_and_begins_with_its_own_values():
 def test_what_is_no_backbone_is_refused(name, message):
     with pytest.raises(UserError, match=rf"^config\.model\.backbone: .*{message}"):
         feature_shapes(backbone=name, image_size=64)
+
+
+def test_a_class_that_is_defined_again_has_its_new_maps(monkeypatch):
+    words = {"backbone": "own_net:Strided", "image_size": 64}
+    before = feature_shapes(**words)
+    module = sys.modules["own_net"]
+
+    class Again(module.Strided):
+        def __call__(self, images, *, train):
+            return images[:, ::16, ::16], images[:, ::32, ::32]
+
+    monkeypatch.setattr(module, "Strided", Again)
+    assert (before[0], feature_shapes(**words)[0]) == ((8, 8), (4, 4))

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import re
 
 import jax
@@ -290,3 +291,11 @@ def test_on_eight_devices_equal_and_without_communication():
     got, expected = sharded(deltas, logits, ANCHORS), jax.jit(batched)(deltas, logits, ANCHORS)
     jax.tree.map(assert_array_equal, got, expected)
     assert {shard.data.shape for shard in got.boxes.addressable_shards} == {(2, 30, 4)}
+
+
+def test_outputs_that_do_not_belong_together_are_refused():
+    unchecked = inspect.unwrap(multibox_detection)  # by the type checker of the tests
+    with pytest.raises(UserError, match="4 box deltas, 5 rows of probabilities and 4 anchors"):
+        unchecked(np.zeros((4, 4)), np.zeros((5, 3)), np.zeros((4, 4)))
+    with pytest.raises(UserError, match="activation: got 'softmx', expected one of softmax"):
+        class_scores(np.zeros((2, 3)), activation="softmx")

@@ -173,3 +173,10 @@ def test_no_row_is_as_no_valid_row():
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     invalid = [np.zeros((1, *each.shape[1:]), each.dtype) for each in none]
     jax.tree.map(assert_array_equal, jit_match(anchors, *none), jit_match(anchors, *invalid))
+
+
+def test_pairs_are_the_same_with_numbers_of_64_bits():
+    iou = jax.numpy.asarray(np.random.default_rng(0).random((20, 5), np.float32))
+    expected = np.asarray(greedy_pairs(iou))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(greedy_pairs(iou), expected)

@@ -117,3 +117,14 @@ def test_an_unknown_kind_is_refused():
     boxes, scores = np.zeros((2, 4), np.float32), np.ones(2, np.float32)
     with pytest.raises(UserError, match="kind: got 'gausian', expected one of gaussian, linear"):
         soft_nms(boxes, scores, kind="gausian")
+
+
+def test_scores_are_the_same_with_numbers_of_64_bits():
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.random((9, 2, 2), np.float32), axis=1).reshape(9, 4)
+    scores = rng.random(9, np.float32)
+    expected = np.asarray(soft_nms(boxes, scores, kind="gaussian"))
+    with jax.enable_x64(True):
+        lowered = soft_nms(boxes, scores, kind="gaussian")
+        assert lowered.dtype == np.float32
+        np.testing.assert_allclose(lowered, expected, rtol=1e-6)

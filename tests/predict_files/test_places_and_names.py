@@ -95,10 +95,13 @@ def test_a_place_for_results_that_is_none_is_told_before_the_work(format, jpeg, 
         run_prediction(Fake(), [str(tmp_path)], tmp_path / "out", format=format)
 
 
-def test_a_glob_means_images_and_videos_like_a_folder(jpeg, tmp_path):
+def test_a_glob_means_images_and_videos_like_a_folder(jpeg, tmp_path, capsys):
     for name in ("a.jpg", "b.JPEG"):
         (tmp_path / name).write_bytes(jpeg)
     for name in ("a.json", "notes.txt"):
         (tmp_path / name).touch()
     places = [item.name for item in find_items([f"{tmp_path}/*"])]
     assert places == ["a.jpg", "b.JPEG"]
+    assert "2 files left out, such as " in capsys.readouterr().err
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "photo_1")
+    assert [item.name for item in find_items([f"{tmp_path}/photo_*"])] == ["photo_1"]

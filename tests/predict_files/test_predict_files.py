@@ -58,7 +58,7 @@ def test_pictures_that_are_not_read_are_told(pictures, tmp_path, capsys):
     shutil.copy(pictures / "1.png", tmp_path)
     (tmp_path / "2.bmp").touch()
     assert names(tmp_path) == ["1.png"]
-    assert f"1 images are left out, such as {tmp_path / '2.bmp'}" in capsys.readouterr().err
+    assert f"1 image left out, such as {tmp_path / '2.bmp'}" in capsys.readouterr().err
 
 
 def test_a_url_is_an_item(pictures, tmp_path):

@@ -52,7 +52,7 @@ def test_results_of_an_earlier_command_are_no_images(place, tmp_path, capsys):
     told = capsys.readouterr().err
     if place != "/*":
         assert told == (
-            f"1 images are left out, such as {drawing}: they are in --out, {tmp_path / 'found'}\n"
+            f"1 image left out because of --out, {tmp_path / 'found'}, such as {drawing}\n"
         )
     # What is asked for is read, and so is a folder that is to hold the results as well.
     assert names(drawing, out=tmp_path / "found") == ["b.jpg"]

@@ -159,7 +159,7 @@ def test_only_what_differs_is_compared(tmp_path):
 
 def test_what_the_starts_recorded_makes_runs_differ_like_settings(tmp_path):
     runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abcd")]
-    changes = {"epochs": (6.0, 8.0)}
+    changes = {"epochs": (6.0, 8.0), "data.cache": ("none", "ram")}
     for run, words in zip(runs, ({}, {"own": {"loss": "calm", "augment": None}},
                                  {"changes": changes, "step": 40}, {}), strict=True):  # fmt: skip
         record_start(run, **{"step": 0, "weights": None, "data": {}} | words)

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 
 from ssd_jax.serve.multipart import MOST_FIELDS, Sent, split_multipart
 from ssd_jax.serve.pictures import Limits
+from ssd_jax.serve.telemetry import log_to_stdout
 
 TYPE = "multipart/form-data; boundary=x"
 
@@ -69,6 +70,13 @@ def test_data_may_be_encoded():
         assert sent.data == b"\xff="
     with pytest.raises(HTTPException, match="the multipart body cannot be read"):
         split((named("; filename=a") + "\r\nContent-Transfer-Encoding: BASE64", "abc"))
+
+
+def test_what_cannot_be_read_is_in_the_answer_and_not_in_the_log(caplog):
+    log_to_stdout()
+    with pytest.raises(HTTPException, match="cannot be read"):
+        split_multipart(b"--x\r\nContent-Disposition form-data\r\n\r\n", TYPE, Limits())
+    assert caplog.text == ""
 
 
 def test_a_body_that_is_cut_off_is_told():

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 
+import absl.logging
 import jax
 import numpy as np
 import optax
@@ -196,8 +197,11 @@ def test_weights_of_another_shape_beside_an_average_are_refused(tmp_path):
         own = checkpoints.restore_variables(1, state.average, classes=CLASSES, of_average=False)
         np.testing.assert_array_equal(own["params"]["kernel"], KERNEL)
         other = {"params": {"kernel": jax.numpy.zeros(7)}, "batch_stats": {}}
-        with pytest.raises(UserError, match="does not fit this"):
+        with pytest.raises(UserError, match=r"params/kernel is \(16,\) there, expected \(7,\)"):
             checkpoints.restore_variables(1, other, classes=CLASSES, of_average=False)
+        more = {"params": {"kernel": KERNEL, "bias": KERNEL}, "batch_stats": {}}
+        with pytest.raises(UserError, match=r"params/bias is missing there"):
+            checkpoints.restore_variables(1, more, classes=CLASSES)
 
 
 def test_other_classes_are_refused(five_steps, state):
@@ -341,3 +345,14 @@ def test_the_manifest_has_every_file_that_is_restored(five_steps):
         "manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"
     }  # fmt: skip
     assert {path.parent.name for path in there - listed} == {"5"}
+
+
+def test_the_log_of_the_user_is_left_alone(five_steps, caplog):
+    before = absl.logging.get_verbosity()
+    logger = absl.logging.get_absl_logger()
+    with Checkpoints(five_steps, metric="map", read_only=True):
+        pass
+    assert absl.logging.get_verbosity() == before
+    for path, kept in (("/home/mine.py", True), ("/lib/orbax/checkpoint/x.py", False)):
+        record = logger.makeRecord("absl", 40, path, 1, "told", (), None)
+        assert bool(logger.filter(record)) == kept

@@ -170,9 +170,11 @@ class Source:
         """A hash of the bytes of all images, None if the doctor has not examined them."""
         return self.digests and hashlib.sha256("\n".join(self.digests).encode()).hexdigest()[:16]
 
-    def take(self, images: Sequence[int] | Int[np.ndarray, "K"]) -> "Source":
-        """A source of some of the images, in the order given."""
-        images = np.asarray(images, np.int64)
+    def take(
+        self, images: Sequence[int] | Int[np.ndarray, "K"] | Bool[np.ndarray, "N"]
+    ) -> "Source":
+        """A source of some of the images, in the order given; `images` selects as in NumPy."""
+        images = np.arange(len(self))[np.asarray(images) if len(images) else []]
         chosen = images.tolist()
         return Source(
             self.annotations.take(images),

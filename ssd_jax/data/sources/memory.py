@@ -82,7 +82,7 @@ def source_from_arrays(
         boxes=flat,
         labels=ids,
         difficult=column("difficult", flags, "b", "bool").astype(bool),
-        classes=tuple(classes),
+        classes=(classes,) if isinstance(classes, str) else tuple(classes),
         read_image=lambda index: _encoded(images[index]),
         locate=lambda index: _place(images[index], names[index]),
         problems=problems or Problems(),
