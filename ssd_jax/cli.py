@@ -28,7 +28,6 @@ from ssd_jax.commands import (
     train,
     weights,
 )
-from ssd_jax.config import default_config, flat_items
 from ssd_jax.errors import Stopped, UserError, nearest
 from ssd_jax.huge_pages import start_with_huge_pages
 from ssd_jax.literals import with_home
@@ -126,6 +125,8 @@ def _refuse_mistyped(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("--") and not name.startswith("--config."):
+            from ssd_jax.config import default_config, flat_items
+
             known = re.findall(r"--[a-z][\w-]*", options.parser.format_usage())
             known += [f"--config.{setting}" for setting, _ in flat_items(default_config())]
             ends = [each for each in known if each.endswith(f".{name[2:].replace('-', '_')}")]

@@ -316,7 +316,7 @@ def read_config(path: str | pathlib.Path) -> ConfigDict:
         )
     try:
         config.update_from_flattened_dict(settings)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, error) from error
     return config
 
@@ -333,7 +333,7 @@ def stored_settings(path: pathlib.Path) -> dict[str, object]:
     try:
         items = _flatten(json.loads(path.read_text(encoding="utf-8")))
         return {RENAMED.get(name, name): value for name, value in items}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 

@@ -234,7 +234,11 @@ def test_a_missing_value_is_refused():
         check(config)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"batch_size": "many"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"batch_size": "many"}', f'{{"optimizer": {{"momentum": 1{400 * "0"}}}}}',
+     f'{{"a": {100_000 * "["}'],
+)  # fmt: skip
 def test_a_damaged_config_is_told(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: the file is damaged"):

@@ -8,7 +8,7 @@ import base64
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -160,7 +160,10 @@ def split_url(url: str) -> tuple[str, str, list[str]]:
     """Scheme, host or bucket, and the names on the path; bucket keys are not unquoted."""
     scheme, _, rest = url.partition("://")
     if scheme in ("http", "https"):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UserError(f"{scheme}://...: this is not a URL ({error}).") from error
         host, path = parts.netloc.rpartition("@")[2], unquote(parts.path)
     else:
         host, _, path = rest.partition("/")
@@ -179,6 +182,7 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
         headers={"Accept-Encoding": "identity", **headers},
         stream=True,
         timeout=_CONNECT_READ_SECONDS,
+        hooks={"response": _without_body_of_redirect},
     )
     status, reason = response.status_code, f"{response.status_code} {response.reason}"
     if status in (200, 206):
@@ -189,6 +193,13 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
     if status in (401, 403):
         raise PermissionError(reason)
     raise OSError(reason)
+
+
+def _without_body_of_redirect(response: requests.Response, **_: Any) -> None:
+    """Otherwise requests reads the body of a redirect, however long it is."""
+    if response.is_redirect:
+        response.close()
+        response._content = b""
 
 
 def _remote_object(url: str, info: dict) -> RemoteObject:

@@ -64,10 +64,15 @@ def read_bytes(url: str) -> bytes:
         remote = _described(store, url)
         if remote.size > LARGEST_READ:
             raise _disagrees(url, f"{remote.size:,} bytes, expected at most {LARGEST_READ:,}")
-        content = b"".join(store.read(remote, 0)[1])
+        content = bytearray()
+        with contextlib.closing(store.read(remote, 0)[1]) as chunks:
+            for chunk in chunks:
+                content += chunk
+                if len(content) > remote.size:
+                    break
         if len(content) != remote.size:
             raise OSError(f"{len(content)} of {remote.size} bytes arrived")
-        return content
+        return bytes(content)
 
     return _persistently(read, url)
 
@@ -283,6 +288,8 @@ def _receive(
     if resumed < remote.size:
         start, chunks = store.read(remote, resumed)
         with contextlib.closing(chunks):
+            if start > resumed:
+                raise OSError(f"the server left out bytes {resumed:,} to {start:,}")
             drop_from(start)
             for chunk in chunks:
                 file.write(chunk)

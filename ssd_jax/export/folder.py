@@ -71,7 +71,7 @@ class ModelFolder(NamedTuple):
             config.update_from_flattened_dict(given)
             config.data.canvas = self.meta["canvas"]
             check(config)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _damaged(self.source, f"in {META}: {first_line(error)}") from error
         sides = config.data.canvas, config.model.image_size, *config.detect.image_sizes
         if max(sides) > LARGEST_SIDE:

@@ -70,7 +70,7 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # other ends of lines are text
+    for line in path.read_bytes().split(b"\n"):  # other ends of lines are text
         try:
             found.append(json.loads(line))
         except ValueError:

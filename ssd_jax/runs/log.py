@@ -198,13 +198,14 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the {METRICS_FILE} of a training run")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    # As bytes: the last line may end in the middle of a letter.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             records.append(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"{path}:{number}: got {line[:80]!r}; expected one JSON object per line. "
-                "Remove the line or the file"
+                f"{path}:{number}: got {line[:80].decode(errors='replace')!r}; expected one JSON "
+                "object per line. Remove the line or the file"
             ) from error
     return records
 

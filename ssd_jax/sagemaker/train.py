@@ -241,7 +241,7 @@ def build_config(
 def _hosts(root: pathlib.Path) -> Hosts:
     found = read_config_file(root, "resourceconfig.json")
     names, current = found.get("hosts"), found.get("current_host")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in (*names, current)):
         raise UserError(
             f"resourceconfig.json: got {found}, expected current_host and the list hosts."
         )

@@ -36,9 +36,9 @@ def find_damage(folder: pathlib.Path) -> str:
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         expected = {
-            name: (file["bytes"], file["sha256"]) for name, file in manifest["files"].items()
+            name: (int(file["bytes"]), file["sha256"]) for name, file in manifest["files"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}"
     # All sizes first: they show most damage without reading the files.
     for name, (size, _) in expected.items():

@@ -4,6 +4,8 @@ import numpy as np
 
 from ssd_jax.errors import UserError
 
+LARGEST_ARRAY = 2**31  # bytes; those of VGG16 have 411 MB at most
+
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # Keras 1's names; keras.applications still downloads files that were written by it.
 _OLD_LEAVES = {
@@ -60,6 +62,10 @@ def _own_array(dataset, name: str, path: str) -> np.ndarray:
         raise UserError(
             f"{path}: {name} is a link to another file, expected the array itself. Write the "
             "file again with model.save_weights('x.h5')."
+        )
+    if dataset.nbytes > LARGEST_ARRAY:
+        raise UserError(
+            f"{path}: {name} takes {dataset.nbytes:,} bytes, expected at most {LARGEST_ARRAY:,}."
         )
     return np.asarray(dataset)
 

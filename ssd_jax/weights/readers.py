@@ -68,7 +68,7 @@ def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]
             f"{path}: it has numbers of a type that NumPy does not have ({error}), such as FP8. "
             "Convert it to float32, float16 or bfloat16."
         ) from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable weight file: not MXNet .params, not HDF5, and as "
             f"safetensors: {error}. It may be truncated or of another format; fetch or write it "

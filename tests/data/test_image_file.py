@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data.sources.image_file import exif_orientation, image_size, image_suffix
+from ssd_jax.data.sources.image_file import (
+    exif_orientation,
+    image_size,
+    image_suffix,
+    read_header,
+)
 from ssd_jax.errors import DataError
 
 JPEG, PNG = (
@@ -116,3 +121,36 @@ def test_a_claim_of_gigabytes_is_refused():
     chunk = struct.pack(">I", 13) + header + crc(header)
     with pytest.raises(DataError, match="SSD113 here: 60000 x 60000 pixels, expected at most"):
         image_size(PNG[:8] + chunk + PNG[33:], "here")
+
+
+def progressive(scans, comment=b""):
+    """An image of which the last scan is repeated."""
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    data = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8), options)[1].tobytes()
+    start = data.rindex(b"\xff\xda")
+    more = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment if comment else b""
+    return data[:start] + more + data[start:-2] * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    """Each takes as long as the first, so that a small file would take hours."""
+    assert read_header(progressive(3) + progressive(200), "it").complete  # behind its end
+    for comment in (b"", b"\xff\xd9"):  # which is no end of the image
+        with pytest.raises(DataError, match="a JPEG of more than 100 scans"):
+            read_header(progressive(200, comment), "it")
+
+
+def test_fill_bytes_and_empty_segments_take_no_time():
+    assert image_size(JPEG[:2] + b"\xff" * 10**7 + JPEG[2:], "it") == (50, 100)
+    with pytest.raises(DataError, match="a JPEG header without an image"):
+        image_size(JPEG[:2] + b"\xff\xe0\0\2" * 10**6 + JPEG[2:], "it")
+
+
+def test_a_png_has_no_more_data_than_its_pixels():
+    chunk = b"IDAT" + bytes(200_000)
+    large = PNG[:33] + struct.pack(">I", 200_000) + chunk + crc(chunk) + PNG[33:]
+    with pytest.raises(DataError, match="bytes of data for 100 x 50 pixels"):
+        read_header(large, "it")
+    noise = np.random.default_rng(0).integers(0, 2**16, (30, 1, 4), np.uint16)
+    plain = cv2.imencode(".png", noise, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+    assert read_header(plain, "it").size == (30, 1)

@@ -108,6 +108,7 @@ def test_damaged_folders_are_refused(folder, damage, message):
         ({"model": {"backbone": "alexnet"}}, "config.model.backbone: got 'alexnet'"),
         ({"model": {"image_size": 100_000}}, "a side of more than 8192 px"),
         ({"canvas": -1}, "config.data.canvas: got -1"),
+        ({"detect": {"score_threshold": 10**400}}, "in meta.json: int too large"),
         ({"detect": {"image_sizes": [300, 10**6]}}, "a side of more than 8192 px"),
         ({"detect": {"max_detections": 10**12}}, "more than 100,000 detections"),
         (

@@ -57,6 +57,8 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     )
     with (tmp_path / starts.STARTS_FILE).open("a") as lines:
         lines.write('{"time": "20')
+    with (tmp_path / starts.STARTS_FILE).open("ab") as lines:
+        lines.write("ü".encode()[:1])  # in the middle of a letter
     # The next start is not lost to the line that was cut off.
     starts.record_start(tmp_path, step=7, weights=None, data={"train": "a1", "test": "c3"})
     first, second = starts.read_starts(tmp_path)

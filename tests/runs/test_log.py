@@ -102,6 +102,8 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     run(tmp_path, [2, 4])
     with (tmp_path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 6, "spl')
+    with (tmp_path / "metrics.jsonl").open("ab") as lines:
+        lines.write("ü".encode()[:1])  # in the middle of a letter
     assert steps_of(tmp_path) == [2, 4]
     run(tmp_path, [5], start_step=4)
     assert steps_of(tmp_path) == [2, 4, 5]

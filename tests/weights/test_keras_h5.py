@@ -47,6 +47,16 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
         read_weights(tmp_path / "w.h5")
 
 
+def test_an_array_that_takes_more_memory_than_any_weight_is_refused(tmp_path):
+    write(tmp_path / "w.h5", {"conv": {"conv/kernel:0": KERNEL}})
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        del file["conv/conv/kernel:0"]
+        # It takes no room on the disk.
+        file["conv"].create_dataset("conv/kernel:0", (2**40,), np.float32, chunks=(1024,))
+    with pytest.raises(UserError, match="conv/kernel takes 4,398,046,511,104 bytes"):
+        read_weights(tmp_path / "w.h5")
+
+
 def test_a_file_that_keras_has_not_named_is_refused(tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["layers/conv2d/vars/0"] = KERNEL

@@ -1,6 +1,7 @@
 """An image file before it is decoded: its bytes, its type, its size, its orientation."""
 
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,13 @@ PROBED = 20
 MAX_PIXELS_OF_A_SIDE = 2**24
 # Checked before memory is allocated: a file of a few kilobytes can claim to hold gigabytes.
 MAX_PIXELS = 2**27
+# Far more than any camera or program writes; a small file with many more takes hours to decode.
+MOST_SCANS, MOST_SEGMENTS = 100, 10_000
+# Compressed data of a PNG may be larger than its pixels by the parts of zlib, but not much.
+_PNG_SLACK = 2**16
+_FILL = re.compile(rb"\xff+")
+# In a scan FF is followed by 00 or a restart marker.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", _PNG: ".png"}
 
@@ -152,7 +160,21 @@ def _png_header(data: bytes, where: str) -> Header:
     if not data.startswith(_PNG) or len(data) < 24:
         raise _neither(data, where)
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    compressed, most = 0, 9 * height * width + _PNG_SLACK  # at most 8 bytes a pixel
+    for kind, size in _chunks(data):
+        compressed += size * (kind == b"IDAT")
+    if compressed > most:
+        raise image_unreadable(where, f"{compressed:,} bytes of data for {width} x {height} pixels")
     return Header((height, width), "PNG", data.rfind(b"IEND") >= 0)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The type of each chunk of a PNG, and the size of its content."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], size
+        at += 12 + size
 
 
 def _jpeg_header(data: bytes, where: str) -> Header:
@@ -160,6 +182,8 @@ def _jpeg_header(data: bytes, where: str) -> Header:
     size = None
     for marker, at in _segments(data):
         if marker == 0xDA and size is not None:
+            if _has_many_scans(data, at):
+                raise image_unreadable(where, f"a JPEG of more than {MOST_SCANS} scans")
             # Inside a scan FF is always followed by 00 or a restart marker, so FF D9 is the end.
             return Header(size, "JPEG", data.rfind(b"\xff\xd9", at) >= 0)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 5 <= len(data):
@@ -168,14 +192,28 @@ def _jpeg_header(data: bytes, where: str) -> Header:
     raise image_unreadable(where, f"a JPEG header without an image ({len(data):,} bytes)")
 
 
+def _has_many_scans(data: bytes, at: int) -> bool:
+    """Whether MOST_SCANS or more scans follow the one whose content begins at `at`."""
+    scans = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[0] == b"\xff\xd9":
+            return False
+        scans += found[0] == b"\xff\xda"
+        if scans == MOST_SCANS:
+            return True
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
+
+
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """The marker of each segment of a JPEG up to the first scan, and where its content begins."""
-    at, marker = 2, 0
-    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
+    at, marker, found = 2, 0, 0
+    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA and found < MOST_SEGMENTS:
+        at = _FILL.match(data, at).end() - 1  # a marker may be preceded by any number of FF
+        if at + 4 > len(data):
+            return
+        marker, found = data[at + 1], found + 1
         yield marker, at + 4
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
