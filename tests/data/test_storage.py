@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import io
-import itertools
 import pathlib
 import sys
 import time
@@ -11,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import requests
 from loopback import CuttingProxy, WebServer
 from s3_server import serve_s3
 
@@ -321,35 +318,6 @@ def test_a_stream_that_ends_early_without_an_error_is_not_whole(web, monkeypatch
     assert stage(f"{web.url}/set/big.rec").read_bytes() == BIG
     with pytest.raises(DataError, match="300000 of 1000000 bytes"):
         read_bytes(f"{web.url}/set/big.rec")
-
-
-def test_a_stream_that_does_not_end_is_given_up(web, monkeypatch):
-    sent = []
-
-    def endless(*_):
-        return 0, (sent.append(1) or bytes(300_000) for _ in itertools.count())
-
-    monkeypatch.setattr(remote.WebServer, "read", endless)
-    with pytest.raises(DataError, match="1200000 of 1000000 bytes"):
-        read_bytes(f"{web.url}/set/big.rec")
-    assert len(sent) == 4 * storage.ATTEMPTS
-
-
-def test_a_part_that_begins_too_late_is_no_part(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        remote.WebServer, "read", lambda *_: (400_000, (bytes(600_000) for _ in range(1)))
-    )
-    message = refused(codes.TRANSFER_FAILED, stage, f"{web.url}/set/big.rec")
-    assert "the server left out bytes 0 to 400,000" in message
-    assert "big.rec" not in staged(tmp_path)
-
-
-def test_the_body_of_a_redirect_is_not_read():
-    response = requests.Response()
-    response.status_code, response.headers["location"] = 302, "/b"
-    response.raw = io.BytesIO(b"endless")
-    assert remote._without_body_of_redirect(response) is None
-    assert response.content == b""
 
 
 def test_a_signed_address_keeps_its_suffix_and_its_secret(web, tmp_path):
