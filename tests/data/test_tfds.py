@@ -1,5 +1,6 @@
 """TFDS: any prepared detection data set, without TensorFlow."""
 
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,31 @@ def test_what_cannot_be_opened_is_told(prepared, tmp_path):
         open_tfds("voc/1900", "train", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"tfds:nothing_like_it cannot be opened"):
         open_tfds("nothing_like_it", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:70] + bytes([content[70] ^ 255]) + content[71:],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+    ],
+    ids=["changed", "cut off", "empty"],
+)
+def test_damaged_records_are_one_error(damage, prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "damaged")
+    (file,) = folder.glob("*.array_record*")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"(?s)tfds:.*(it cannot be read|are damaged)"):
+        open_tfds(folder, "train")
+
+
+@pytest.mark.parametrize("content", ["", "null", "[" * 10**5])
+def test_a_damaged_description_is_one_error(content, prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "damaged")
+    (folder / "features.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_tfds(folder, "train")
 
 
 def test_tensorflow_is_not_needed(prepared):

@@ -169,11 +169,11 @@ def _png_header(data: bytes, where: str) -> Header:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The type of each chunk of a PNG, and the size of its content."""
-    at = len(_PNG)
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        yield data[at + 4 : at + 8], size
+    """The type of each chunk of a PNG up to its end, and the size of its content."""
+    at, kind = len(_PNG), b""
+    while at + 8 <= len(data) and kind != b"IEND":
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        yield kind, size
         at += 12 + size
 
 

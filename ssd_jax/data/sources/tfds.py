@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_jax.data import codes
 from ssd_jax.data.sources.base import (
     Problems,
     Source,
@@ -19,7 +20,7 @@ from ssd_jax.data.sources.base import (
 )
 from ssd_jax.data.sources.image_file import image_size
 from ssd_jax.data.sources.json_records import short_names
-from ssd_jax.errors import UserError, first_line
+from ssd_jax.errors import DataError, UserError, first_line
 from ssd_jax.types import VOC_OFFSET
 
 # Names of features; the first that a data set has is used.
@@ -61,13 +62,13 @@ def open_tfds(
     where = f"tfds:{builder.info.full_name}, split {split}"
     of_voc = builder.name == "voc"
     records = _records(builder, split)
-    parse_objects = _parser(builder, fields, with_image=of_voc)
-    parse_image = _parser(builder, fields, with_objects=False)
+    read_objects = _reader(records, _parser(builder, fields, with_image=of_voc), where)
+    read_image = _reader(records, _parser(builder, fields, with_objects=False), where)
     label_names = builder.info.features[fields.objects].feature[fields.label].names
 
     names, sizes, counts, boxes, labels, difficult = [], [], [], [], [], []
     for number in range(len(records)):
-        record = parse_objects(records[number])
+        record = read_objects(number)
         found = record[fields.objects]
         box = np.asarray(found[fields.box], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
         size = (0, 0)
@@ -98,7 +99,7 @@ def open_tfds(
         labels=class_ids(texts, classes),
         difficult=np.array(difficult, bool),
         classes=classes,
-        read_image=lambda index: parse_image(records[index])[fields.image],
+        read_image=lambda index: read_image(index)[fields.image],
         locate=lambda index: f"{where}, record {index} ({names[index]})",
         problems=problems,
         locate_object=lambda image, number: f"{where}, {names[image]}, object {number}",
@@ -115,9 +116,11 @@ def _builder(name: str | os.PathLike, data_dir: str | os.PathLike | None) -> Any
         if (pathlib.Path(name) / "dataset_info.json").is_file():
             return tfds.builder_from_directory(name)
         builder = tfds.builder(str(name), data_dir=data_dir, file_format="array_record")
-    except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
-        reason = first_line(error)
-        raise UserError(f"tfds:{name} cannot be opened ({reason}). Correct its name") from error
+    except Exception as error:  # of many kinds if its files are damaged
+        raise UserError(
+            f"tfds:{name} cannot be opened ({first_line(error)}). Correct its name, or prepare it "
+            "again"
+        ) from error
     if not builder.info.splits:
         raise UserError(
             f"tfds:{name} is not prepared in {builder.data_dir}: expected the record files there. "
@@ -154,8 +157,8 @@ def _fields(builder: Any) -> _Fields:
     )
 
 
-def _records(builder: Any, split: str) -> Sequence[bytes]:
-    """The records of a split as they are stored."""
+def _records(builder: Any, split: str) -> Any:
+    """The records of a split as they are stored, a sequence of bytes."""
     import tensorflow_datasets as tfds
 
     try:
@@ -167,11 +170,35 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
             f"tfds:{builder.info.full_name} is prepared as {builder.info.file_format.value}, "
             "expected array_record. Prepare it with tfds.builder(..., file_format='array_record')"
         ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"tfds:{builder.info.full_name}: its record files are damaged ({first_line(error)}). "
+            "Prepare it again"
+        ) from error
     except (ValueError, KeyError) as error:
         raise UserError(
             f"tfds:{builder.info.full_name} has no split {split!r}: expected one of "
             f"{', '.join(builder.info.splits)}, or a sum such as train+validation"
         ) from error
+
+
+def _reader(
+    records: Any, parse: Callable[[bytes], dict[str, Any]], where: str
+) -> Callable[[int], dict[str, Any]]:
+    """A function that reads and parses the record of a number."""
+
+    def read(number: int) -> dict[str, Any]:
+        try:
+            return parse(records[number])
+        except (RuntimeError, ValueError, IndexError) as error:  # of ArrayRecord and of TFDS
+            raise DataError(
+                codes.RECORD_DAMAGED,
+                f"{where}, record {number}",
+                f"it cannot be read ({first_line(error)})",
+                "Prepare the data set again",
+            ) from error
+
+    return read
 
 
 def _parser(
