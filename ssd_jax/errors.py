@@ -41,7 +41,6 @@ class NotTogether(UserError):
     def __init__(self, problem: str, fix: str):
         super().__init__(f"{problem}. {fix}")
         self.problem = problem
-        self.fix = fix
 
 
 class Stopped(Exception):

@@ -103,6 +103,7 @@ WITHOUT_JAX = ("config", "errors", "cli", "commands", "data.sources", "data.deco
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 TESTS = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+EXPERIMENTS = sorted((PACKAGE.parent / "experiments").rglob("*.py"))
 
 
 def module(path):
@@ -187,6 +188,6 @@ def test_flax_stays_in_the_models_and_the_state():
     assert all(inside(u, ("models", "train", "network")) for u in users), users
 
 
-@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=str)
+@pytest.mark.parametrize("path", [*FILES, *TESTS, *EXPERIMENTS], ids=str)
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -16,8 +16,6 @@ import subprocess
 import sys
 import time
 
-from ssd_jax.commands.common import positive
-
 IMAGES, RECORDS, IMAGE_BYTES, SIZE = 64, 2000, 82_000, (375, 500)
 BATCH_SIZE, CANVAS = 16, 512
 RECORD_TASKS = ("pread", "images", "examples")
@@ -137,9 +135,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--mxnet", metavar="PYTHON")
-    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: expected at least 1")
     path = arguments.folder / "records.rec"
     if arguments.task:
         run_task(arguments.task, path)

@@ -97,10 +97,10 @@ def _told(found: list[str]) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
-        lost = isinstance(error, jax.errors.JaxRuntimeError)
-        if lost and "RESOURCE_EXHAUSTED" not in str(error):
+        of_device = isinstance(error, jax.errors.JaxRuntimeError)
+        if of_device and "RESOURCE_EXHAUSTED" not in str(error):
             raise  # A lost device is lost for the other rows too.
-        found.append(first_line(error) if lost else str(error))
+        found.append(first_line(error) if of_device else str(error))
         _tell("PROBLEM", found[-1])
 
 

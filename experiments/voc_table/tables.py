@@ -63,10 +63,7 @@ def record(report: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{report} cannot be read ({error}). Remove it, and start its run again to measure it "
-            "once more."
-        ) from error
+        raise UserError(f"{report} cannot be read ({error}). Start its run again.") from error
     config, val = content["config"], content["curves"]["val"]
     last = content["how"]["starts"][-1]
     epochs_per_step = config["batch_size"] / content["data"]["train"]["images"]
@@ -96,9 +93,9 @@ def _settings(config: dict[str, Any]) -> str:
     """A digest of the settings that the runs of a row have in common."""
     # A setting that did not exist yet had today's default.
     settings = dict(flat_items(default_config())) | flatten_dict(config, sep=".")
-    own = {"seed", *HARDWARE, *DATA_ROOTS}
-    shared = {name: value for name, value in sorted(settings.items()) if name not in own}
-    return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
+    shared = settings.keys() - {"seed", *HARDWARE, *DATA_ROOTS}
+    text = json.dumps([(name, settings[name]) for name in sorted(shared)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write(records: Sequence[dict[str, Any]], out: pathlib.Path) -> str:
@@ -194,10 +191,7 @@ def notes(records: Sequence[dict[str, Any]]) -> list[str]:
         )
     for name, runs in by_row(records).items():
         if len({run.get("settings") for run in runs}) > 1:
-            found.append(
-                f"**Not comparable: the runs of {name} have different settings, which `ssd-jax "
-                "report compare` shows.**"
-            )
+            found.append(f"**Not comparable: the runs of {name} have different settings.**")
     trained = sorted({(each["training_images"], each["image_size"]) for each in records})
     found += [f"Trained on {images:,} images at {size} px." for images, size in trained]
     devices = {f"{d['count']} x {d['kind']}" for each in records for d in [each["devices"]]}

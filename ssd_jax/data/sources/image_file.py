@@ -150,30 +150,25 @@ def _exif_of_jpeg(data: bytes) -> int:
 
 
 def _exif_of_png(data: bytes) -> int:
-    at = len(_PNG)
-    while at < len(data) and data[at + 4 : at + 8] != b"eXIf":
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return at + 8
+    return next((at for kind, at, _ in _chunks(data) if kind == b"eXIf"), len(data))
 
 
 def _png_header(data: bytes, where: str) -> Header:
     if not data.startswith(_PNG) or len(data) < 24:
         raise _neither(data, where)
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    compressed, most = 0, 9 * height * width + _PNG_SLACK  # at most 8 bytes a pixel
-    for kind, size in _chunks(data):
-        compressed += size * (kind == b"IDAT")
-    if compressed > most:
+    compressed = sum(size for kind, _, size in _chunks(data) if kind == b"IDAT")
+    if compressed > 9 * height * width + _PNG_SLACK:  # a pixel has at most 8 bytes
         raise image_unreadable(where, f"{compressed:,} bytes of data for {width} x {height} pixels")
     return Header((height, width), "PNG", data.rfind(b"IEND") >= 0)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The type of each chunk of a PNG up to its end, and the size of its content."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The type of each chunk of a PNG up to its end, where its content begins, and its size."""
     at, kind = len(_PNG), b""
     while at + 8 <= len(data) and kind != b"IEND":
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        yield kind, size
+        yield kind, at + 8, size
         at += 12 + size
 
 
