@@ -30,7 +30,6 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
     """The runs that differ only in `seed` and HARDWARE, in the order of the first of each group.
 
     Own functions, settings that were changed on the way and other training data are differences.
-
     A second run with the same seed, e.g. of other code, opens another group.
     """
     groups: dict[str, Group] = {}

@@ -103,10 +103,10 @@ def listen(host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> socket.s
 
 
 def _timed_protocol(header_seconds: float) -> type[asyncio.Protocol]:
-    """HTTP/1.1 that closes a connection whose next header does not arrive in time, and says so.
+    """HTTP/1.1 that closes a connection whose next header does not arrive in time.
 
-    uvicorn itself limits only the time between two requests, and closes connections after the last
-    answer of a server that stops without saying so in the answer: the next request would be lost.
+    uvicorn itself limits only the time between two requests. And when the server stops, the last
+    answer on a connection says that it closes; otherwise the client's next request would be lost.
     """
 
     class TimedProtocol(H11Protocol):
