@@ -68,7 +68,7 @@ def mine_hard_negatives(
     def add_digit(i, last_place):
         digit = 1 << (27 - 3 * i)
         too_few = (bits[:, None] < last_place + digit * jnp.arange(1, 8)).sum(axis=0) < count
-        return last_place + digit * too_few.sum()
+        return last_place + digit * too_few.sum(dtype=jnp.int32)
 
     # The initial value is computed from the input, so that types agree inside `jax.shard_map`.
     last_place = jax.lax.fori_loop(0, 10, add_digit, jnp.zeros_like(bits[0]))

@@ -116,6 +116,13 @@ def test_an_image_without_objects_gets_the_minimum():
         assert chosen.sum() == minimum
 
 
+def test_mining_is_the_same_with_numbers_of_64_bits():
+    background, positive = jnp.linspace(0, 1, 9, dtype=jnp.float32), jnp.arange(9) < 2
+    expected = np.asarray(mine(background, positive, ~positive))
+    with jax.enable_x64(True):
+        assert_array_equal(mine(background, positive, ~positive), expected)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share_positive=st.sampled_from([0.0, 0.1, 0.5]))
 def test_loss_equals_numpy(seed, share_positive):
