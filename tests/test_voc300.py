@@ -82,6 +82,21 @@ def test_an_arm_differs_from_best_by_its_part_and_nothing_else(arms, shapes):
             assert {word for word in own if own[word] != best[word]} == set(arm.changes), name
 
 
+def test_a_longer_run_stretches_its_schedules(arms, shapes):
+    scale = arms.of_length(arms.REDUCED, 3 * arms.REDUCED.epochs)
+    assert scale.name == "reduced-36-epochs"
+    longer, short = (configs(arms, each, shapes) for each in (scale, arms.REDUCED))
+    for name in ("paper", "best"):
+        now, before = longer[name], short[name]
+        assert now.epochs == 3 * before.epochs
+        assert now.optimizer.warmup_steps == pytest.approx(3 * before.optimizer.warmup_steps, abs=2)
+        assert now.evaluate.every_epochs == 3 * before.evaluate.every_epochs
+        if name == "paper":
+            assert now.optimizer.decay_epochs == pytest.approx(
+                [3 * epoch for epoch in before.optimizer.decay_epochs]
+            )
+
+
 def test_the_faithful_recipes_are_those_but_for_the_length_of_the_run(arms, shapes):
     length = {"optimizer.warmup_steps", "optimizer.clip_norm"}
     decays = {"optimizer.decay_epochs"}
@@ -227,15 +242,18 @@ def test_an_arm_from_end_to_end_is_run_once(
     for module in (run, figures):
         monkeypatch.setattr(module, "arms", lambda scale: {"paper": quick})
     tiny = tiny._replace(frozen="")
-    words = ["--data", shapes, "--weights", "", "--arm", "paper", "--seed", "3"]
+    words = ["--data", shapes, "--weights", "", "--arm", "paper", "--seed", "3", "--epochs", "2"]
     words += ["--runs", tmp_path / "runs", "--out", tmp_path / "out"]
     words = [str(word) for word in words]
     run.main(words, scale=tiny, mesh=one_device())
-    (row,) = map(json.loads, (tmp_path / "out/tiny/results.jsonl").read_text().splitlines())
-    assert (row["arm"], row["seed"], row["step"]) == ("paper", 3, 2)
-    assert (row["train_images"], row["val_images"], row["curve"]["step"]) == (8, 4, [2])
-    assert "tiny: SSD-VGG16 at 64 px, 8 + 4 images" in (tmp_path / "out/tiny/table.md").read_text()
-    workdir = tmp_path / "runs/tiny/paper-3"
+    (row,) = map(
+        json.loads, (tmp_path / "out/tiny-2-epochs/results.jsonl").read_text().splitlines()
+    )
+    assert (row["arm"], row["seed"], row["step"]) == ("paper", 3, 4)
+    assert (row["train_images"], row["val_images"], row["curve"]["step"]) == (8, 4, [4])
+    table = (tmp_path / "out/tiny-2-epochs/table.md").read_text()
+    assert "tiny-2-epochs: SSD-VGG16 at 64 px, 8 + 4 images, 2 epochs" in table
+    workdir = tmp_path / "runs/tiny-2-epochs/paper-3"
     assert not (workdir / "checkpoints").exists()  # 200 MB each at full size
 
     starts = (workdir / "starts.jsonl").read_text()

@@ -56,6 +56,11 @@ REDUCED = Scale(
 )
 
 
+def of_length(scale: Scale, epochs: float) -> Scale:
+    """The same scale with longer or shorter runs; the schedules stretch with them."""
+    return scale._replace(name=f"{scale.name}-{epochs:g}-epochs", epochs=epochs)
+
+
 class Arm(NamedTuple):
     """A recipe, and the settings that differ from it.
 

@@ -1,6 +1,6 @@
 """Compares the two original recipes, and `best` with and without its parts, on a few photos.
 
-    python experiments/voc300/run.py --data FOLDER --weights FILE [--reduced]
+    python experiments/voc300/run.py --data FOLDER --weights FILE [--reduced] [--epochs N]
         [--arm NAME ...] [--seed N ...] [--runs DIR] [--out DIR] [--keep]
 
 FOLDER is in VOC layout with the image sets train and val; FILE has an ImageNet VGG16. Runs are in
@@ -22,10 +22,11 @@ from ssd_jax.caches import keep_compiled_programs
 keep_compiled_programs()  # before the others import JAX
 
 import numpy as np  # noqa: E402
-from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of  # noqa: E402
+from arms import FULL, REDUCED, Scale, arm_config, arms, folder_of, of_length  # noqa: E402
 from figures import collect, merged, tell, told_before  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
+from ssd_jax.commands.common import positive_number  # noqa: E402
 from ssd_jax.config import save_config  # noqa: E402
 from ssd_jax.data.open import open_data  # noqa: E402
 from ssd_jax.errors import Stopped, UserError  # noqa: E402
@@ -121,6 +122,9 @@ def main(
     parser.add_argument("--data", type=pathlib.Path, required=True, help="a folder in VOC layout")
     parser.add_argument("--weights", required=True, help="an ImageNet VGG16, see docs/weights.md")
     parser.add_argument("--reduced", action="store_true", help="a size for a CPU")
+    parser.add_argument(
+        "--epochs", type=positive_number, metavar="N", help="another length; has results of its own"
+    )
     parser.add_argument("--arm", action="append", choices=arms(FULL), metavar="NAME")
     parser.add_argument("--seed", action="append", type=int, metavar="N")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/voc300"))
@@ -128,6 +132,8 @@ def main(
     parser.add_argument("--keep", action="store_true", help="keep all checkpoints")
     options = parser.parse_args(arguments)
     scale = scale or (REDUCED if options.reduced else FULL)
+    if options.epochs and options.epochs != scale.epochs:
+        scale = of_length(scale, options.epochs)
     runs = options.runs / scale.name
     from ssd_jax.sharding import use_cpu_cores
 
