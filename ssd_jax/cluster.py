@@ -25,12 +25,14 @@ from ml_collections import ConfigDict
 import ssd_jax
 from ssd_jax.caches import keep_no_compiled_programs
 from ssd_jax.config import flat_items
-from ssd_jax.errors import Stopped, UserError, some_of
-from ssd_jax.rendezvous import wait_for_all
+from ssd_jax.errors import NotTogether, Stopped, UserError, some_of
+from ssd_jax.rendezvous import Place, wait_for_all
 from ssd_jax.sharding import any_process, use_cpu_cores
 
 # Of Open MPI and MPICH; JAX 0.10 knows Open MPI up to version 4 (jax-ml/jax#14576).
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# The steps of a job are so many ports apart, so that they do not meet those of the next job.
+_PORTS_APART = 97
 # Practically for ever: long before, another process ends the wait or JAX notices that one died.
 A_DAY_MS = 24 * 60 * 60 * 1000
 # Most characters of a value that a message shows.
@@ -82,10 +84,22 @@ def start(
             f"--process-id: got {process_id}, expected 0 to {num_processes - 1} in a run of "
             f"{num_processes}."
         )
-    places = wait_for_all(
-        coordinator, count=num_processes, process_id=process_id, timeout=timeout, local_id=local_id
-    )
-    hosts = [place.host for place in places]
+    try:
+        places = wait_for_all(
+            coordinator,
+            count=num_processes,
+            process_id=process_id,
+            timeout=timeout,
+            local_id=local_id,
+        )
+    except NotTogether as error:
+        if not asks_cluster:
+            raise
+        raise NotTogether(
+            error.problem,
+            f"{error.fix} That there are {num_processes} is what the cluster says: to run alone, "
+            "as in an interactive shell of Slurm, give --num-processes 1, or start all with srun.",
+        ) from error
     keep_no_compiled_programs()
     # Its handler, set from C++, would swallow SIGTERM when `train.stopping` has set no handler.
     jax.config.update("jax_enable_preemption_service", False)
@@ -97,10 +111,14 @@ def start(
         # With detection, the k-th process of a host gets only the k-th device, even if it is alone.
         cluster_detection_method=None if any(each.local_id for each in places) else "deactivate",
     )
-    use_cpu_cores(
-        batch_size, processes=num_processes, on_this_host=hosts.count(socket.gethostname())
-    )
-    _connect(hosts)
+    use_cpu_cores(batch_size, processes=num_processes, most=cores_of_each(places))
+    _connect([place.host for place in places])
+
+
+def cores_of_each(places: Sequence[Place]) -> int:
+    """The CPU cores that every process can have, if those on one host share its cores."""
+    on_host = collections.Counter(place.host for place in places)
+    return max(1, min(min(each.cores, each.host_cores // on_host[each.host]) for each in places))
 
 
 def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | None, int]:
@@ -121,7 +139,7 @@ def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | No
             " --num-processes and --process-id, or --num-processes 1 for a single process."
         ) from error
     started = max(int(os.environ.get(name, "1")) for name in MPI_SIZES)
-    if found == [None] * 3 and started > 1:
+    if found[1] in (None, 1) and started > 1:  # also within a step of Slurm with one task
         raise UserError(
             f"this is one of {started} processes of an MPI launcher that JAX does not know. Give "
             "--coordinator, --num-processes and --process-id as experiments/launch/openmpi.sh does,"
@@ -132,7 +150,25 @@ def _found(given: Given, timeout: int) -> tuple[str | None, int | None, int | No
             f"got --coordinator {found[0]}, --num-processes {found[1]}, --process-id {found[2]}; "
             "expected all three, or none of them in a cluster that provides them."
         )
+    if given[0] is None and found[0] is not None:
+        found[0] = _of_step(found[0])
     return (*found, devices[0] if devices else 0)
+
+
+def _of_step(address: str) -> str:
+    """The address with a port of the Slurm step, for steps of one job that run side by side.
+
+    JAX computes the port from the job's number alone.
+    """
+    host, _, port = address.rpartition(":")
+    job, step = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    if not (job.isdecimal() and step.isdecimal()) or int(port) != _port(int(job)):
+        return address
+    return f"{host}:{_port(int(job) + _PORTS_APART * int(step))}"
+
+
+def _port(number: int) -> int:
+    return 61440 + number % 4096  # as JAX does
 
 
 def _connect(hosts: Sequence[str]) -> None:
@@ -143,11 +179,13 @@ def _connect(hosts: Sequence[str]) -> None:
     """
     try:
         devices = collections.Counter(device.process_index for device in jax.devices())
+        if len(set(devices.values())) == 1:
+            any_process(False).block_until_ready()  # NCCL refuses a GPU that two processes share
     except Exception as error:
         if "DEADLINE_EXCEEDED" in str(error):  # the devices of another process
             raise
         raise UserError(
-            f"{socket.gethostname()}: the devices of this process cannot be opened ({error!r}). If "
+            f"{socket.gethostname()}: the devices of this process cannot be used ({error!r}). If "
             "several processes run on a host, each must see all its GPUs (Slurm: --gpus-per-node, "
             "not --gpus-per-task), or get its own by JAX_LOCAL_DEVICE_IDS."
         ) from error
@@ -155,9 +193,8 @@ def _connect(hosts: Sequence[str]) -> None:
         counts = ", ".join(f"{devices[i]} on process {i} ({host})" for i, host in enumerate(hosts))
         raise UserError(
             f"the processes have different numbers of devices: {counts}. Expected the same number "
-            "on each, because all get equal parts of a batch."
+            "on each, because all get equal parts of a batch. JAX_NUM_CPU_DEVICES sets it on CPUs."
         )
-    any_process(False)
     exchange(None)
 
 

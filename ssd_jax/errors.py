@@ -40,7 +40,7 @@ class NotTogether(UserError):
 
     def __init__(self, problem: str, fix: str):
         super().__init__(f"{problem}. {fix}")
-        self.problem = problem
+        self.problem, self.fix = problem, fix
 
 
 class Stopped(Exception):

@@ -5,25 +5,36 @@ Process 0 keeps the list at the coordinator's address and sends the outcome to a
 """
 
 import json
+import math
+import os
 import select
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from ssd_jax.errors import NotTogether, UserError, some_of
+from ssd_jax.hardware import cores
 
 # Seconds for a connection to be made, and then for the other end to say which process it is.
 ANSWER_SECONDS = 5.0
+# Who waits longer says for whom.
+NOTICE_SECONDS = 10.0
 MESSAGE_BYTES = 1 << 20
 LARGEST_PORT = 65535
 
 
 class Place(NamedTuple):
-    """The host of a process, and the index of the process on that host, from 0."""
+    """The host of a process, the index of the process on that host, from 0, and the CPU cores.
+
+    `cores` are those that the process may use, `host_cores` those that its host has.
+    """
 
     host: str
     local_id: int
+    cores: int
+    host_cores: int
 
     def __str__(self) -> str:
         return self.host
@@ -41,11 +52,15 @@ def wait_for_all(
     """
     host, port = _split(address)
     deadline = time.monotonic() + timeout
-    place = Place(socket.gethostname(), local_id)
+    place = Place(socket.gethostname(), local_id, cores(), os.cpu_count())
     if process_id == 0:
         return _gather(port, place, count=count, deadline=deadline, timeout=timeout)
     hello = {"process": process_id, "count": count, "place": place}
+    notice = time.monotonic() + NOTICE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
+        if time.monotonic() > notice:
+            notice = math.inf
+            _say(f"process {process_id} waits for process 0 at {address}", timeout)
         try:
             with socket.create_connection((host, port), timeout=min(left, ANSWER_SECONDS)) as line:
                 _send(line, hello)
@@ -67,12 +82,17 @@ def wait_for_all(
 def _gather(port: int, own: Place, *, count: int, deadline: float, timeout: int) -> list[Place]:
     places = {0: own}
     lines: dict[socket.socket, int | None] = {}
-    problem = None
+    problem, notice = None, time.monotonic() + NOTICE_SECONDS
     with _listen(port) as listener:
         while len(places) < count and not problem:
-            left = deadline - time.monotonic()
+            left = min(deadline, notice) - time.monotonic()
             ready, _, _ = select.select([listener, *lines], [], [], max(0, left))
-            if not ready:
+            if not ready and time.monotonic() < deadline:
+                notice = math.inf
+                left = count - len(places)
+                _say(f"process 0 waits for {left} of {count} processes, missing: "
+                     f"{_absent(places, count)}", timeout)  # fmt: skip
+            elif not ready:
                 problem = _missing(places, count, timeout)
             for line in ready:
                 if line is listener:
@@ -125,12 +145,19 @@ def _enter(
     return None
 
 
+def _absent(places: Mapping[int, Place], count: int) -> str:
+    return some_of([str(process) for process in range(count) if process not in places])
+
+
+def _say(what: str, timeout: int) -> None:
+    print(f"{what}, for at most {timeout} s (--start-timeout)", file=sys.stderr, flush=True)
+
+
 def _missing(places: Mapping[int, Place], count: int, timeout: int) -> tuple[str, str]:
-    missing = [str(process) for process in range(count) if process not in places]
     here = [f"{process} ({places[process]})" for process in sorted(places)]
     return (
-        f"waited {timeout} s for {len(missing)} of {count} processes. Missing: "
-        f"{some_of(missing)}; here: {some_of(here)}",
+        f"waited {timeout} s for {count - len(places)} of {count} processes. Missing: "
+        f"{_absent(places, count)}; here: {some_of(here)}",
         f"Check that they are started and that their hosts can reach {places[0]}, or wait longer "
         "with --start-timeout.",
     )

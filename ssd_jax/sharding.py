@@ -21,17 +21,17 @@ BATCH_AXIS = "data"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
-def use_cpu_cores(batch_size: int, *, processes: int = 1, on_this_host: int = 1) -> None:
+def use_cpu_cores(batch_size: int, *, processes: int = 1, most: int | None = None) -> None:
     """Makes a device of each CPU core if there is no accelerator; call it before any use of JAX.
 
-    Two devices train a convolutional network 1.5 times as fast as one device with two threads.
-    Processes on one host share its cores, and the batch is a multiple of the devices of all
-    processes. JAX_NUM_CPU_DEVICES takes precedence, and so does the older setting in XLA_FLAGS.
+    Two devices train a convolutional network 1.5 times as fast as one device with two threads. The
+    batch is a multiple of the devices of all processes, each of which has the same number, `most`
+    or all cores at most. JAX_NUM_CPU_DEVICES takes precedence, and so does the older setting in
+    XLA_FLAGS.
     """
     chosen = _DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not chosen:
-        most = max(1, min(cores(), os.cpu_count() // on_this_host))
-        possible = [n for n in range(1, most + 1) if batch_size % (n * processes) == 0]
+        possible = [n for n in range(1, (most or cores()) + 1) if batch_size % (n * processes) == 0]
         devices = max(possible, default=1)
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test: meshes are tested where there is no GPU.
 
-`JAX_PLATFORMS=cuda,cpu pytest tests/ops tests/oracle tests/models` asks a GPU.
+`JAX_PLATFORMS=cuda,cpu pytest tests/ops tests/oracle tests/models` asks a GPU, with products of
+full float32; tests of several devices are skipped if there are fewer than eight GPUs.
 """
 
 import functools
@@ -18,6 +19,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
+if os.environ["JAX_PLATFORMS"] != "cpu":  # a GPU's default rounds factors to 10 bits, TF32
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +35,16 @@ def shared() -> pathlib.Path:
 def pytest_configure(config):
     # Who waits too long for the lock of the shared cache compiles for itself.
     config.addinivalue_line("filterwarnings", "ignore:Error .* persistent compilation cache")
+
+
+@pytest.fixture
+def mesh_of_eight() -> jax.sharding.Mesh:
+    """Eight devices on the axis "data"."""
+    from ssd_jax.sharding import make_mesh
+
+    if jax.device_count() < 8:
+        pytest.skip(f"{jax.device_count()} devices, expected 8")
+    return make_mesh(jax.devices()[:8])
 
 
 @pytest.fixture(scope="session")

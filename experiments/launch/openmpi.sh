@@ -11,6 +11,10 @@ mpirun_options=${1:?options of mpirun} config=${2:?CONFIG} workdir=${3:?WORKDIR}
 shift 3
 coordinator=${COORDINATOR:-$(hostname):29500}
 
+# After a SIGTERM Open MPI kills its processes within a second, unless it is told to wait for the
+# checkpoint (the second variable is that of version 5, not tried). mpirun then ends with code 1;
+# SIGUSR1 to mpirun ends the run with its own code, 75.
+export OMPI_MCA_odls_base_sigkill_timeout=120 PRTE_MCA_odls_base_sigkill_timeout=120
 # Without --bind-to none, mpirun binds each process, and all threads that decode for it, to a core.
 # shellcheck disable=SC2086
 exec mpirun --bind-to none $mpirun_options bash -c '

@@ -70,6 +70,11 @@ class ModelFolder(NamedTuple):
                     raise ValueError(f"{name}: got {given[name]}, expected a number or a text")
             config.update_from_flattened_dict(given)
             config.data.canvas = self.meta["canvas"]
+            # Of training alone, and not in the file; the check wants it to suit the model.
+            if config.model.class_activation != "softmax":
+                config.loss.class_loss = "focal"
+            if config.model.batch_norm_group > 0:
+                config.batch_size = config.model.batch_norm_group
             check(config)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _damaged(self.source, f"in {META}: {first_line(error)}") from error
@@ -249,4 +254,5 @@ def _no_detector(source: str, names: Collection[str]) -> UserError:
 
 
 def _damaged(source: str, problem: str) -> UserError:
+    problem = problem.rstrip(".")
     return UserError(f"{source}: damaged: {problem}. Fetch it again, or export the run again.")

@@ -9,8 +9,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -38,6 +36,7 @@ from ssd_jax.hardware import processor
 from ssd_jax.locks import held
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
+from ssd_jax.report.starts import installed_version
 from ssd_jax.runs.log import REPORT_FILE
 from ssd_jax.sharding import make_mesh
 
@@ -287,7 +286,7 @@ def _describe(config: ConfigDict, trained: Trained, workdir: pathlib.Path) -> di
             **{split: said["fingerprint"] for split, said in report.get("data", {}).items()},
         },
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in _VERSIONS if find_spec(name)},
+        | {name: version for name in _VERSIONS if (version := installed_version(name))},
     }
 
 

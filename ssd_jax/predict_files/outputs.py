@@ -248,7 +248,9 @@ def _write_video(
         part, writer = stack.enter_context(whole_file(path)), None
         for result, drawing in drawings:
             if writer is None:
-                rate = result.frame.frames_per_second or 25.0
+                rate = result.frame.frames_per_second or 0.0
+                if not 0.01 <= rate <= 1000:  # a wrong header; MPEG-4 cannot say it
+                    rate = 25.0
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
                 stack.callback(writer.release)

@@ -123,7 +123,7 @@ def environment() -> dict[str, Any]:
     return {
         "ssd_jax": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "cpu_cores": os.cpu_count(),
@@ -175,7 +175,10 @@ def _git(folder, *arguments):
     return done.stdout
 
 
-def _version(name):
+def installed_version(name: str) -> str | None:
+    """The version of a package, or None; of this package also when it is not installed."""
+    if name == "ssd_jax":
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -167,17 +167,18 @@ def _train(
             f"hosts; port {PORT} of {hosts.names[0]} must be free, and each must reach it by that "
             "name."
         ) from error
-    config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
-    metric = f"map_{config.evaluate.metric}"
-    epoch_log = EpochLog(
-        host=hosts.current,
-        steps=config.steps,
-        steps_per_epoch=config.evaluate.every_steps,
-        batch_size=config.batch_size,
-        metric=metric,
-        best=_best_before(workdir / METRICS_FILE, metric),
-    )
+    with cluster.together():
+        config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
+        metric = f"map_{config.evaluate.metric}"
+        epoch_log = EpochLog(
+            host=hosts.current,
+            steps=config.steps,
+            steps_per_epoch=config.evaluate.every_steps,
+            batch_size=config.batch_size,
+            metric=metric,
+            best=_best_before(workdir / METRICS_FILE, metric),
+        )
     stopped = None
     with Stopping() as stopping:  # also during the export
         try:

@@ -9,9 +9,18 @@ import pytest
 from processes import free_port, run_processes, told, training
 from tiny import tiny_config
 
-from ssd_jax.cluster import _connect, disagreement, from_first, leave, start, together
+from ssd_jax.cluster import (
+    _connect,
+    _found,
+    cores_of_each,
+    disagreement,
+    from_first,
+    leave,
+    start,
+    together,
+)
 from ssd_jax.config import save_config
-from ssd_jax.errors import UserError
+from ssd_jax.errors import NotTogether, UserError
 from ssd_jax.rendezvous import Place
 from ssd_jax.sharding import make_mesh, use_cpu_cores
 from ssd_jax.train.checkpoint import Checkpoints
@@ -156,27 +165,83 @@ def test_flags_that_make_no_cluster(words, message):
         start(batch_size=8, **words)
 
 
+@pytest.fixture
+def slurm_step(monkeypatch):
+    """Sets the variables of a task of a Slurm step."""
+
+    def step(number, *, tasks):
+        told = {"JOB_ID": 7, "STEP_ID": number, "STEP_NODELIST": "a[1-2]", "NTASKS": tasks}
+        for name, value in (told | {"PROCID": 0, "LOCALID": 0}).items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+    return step
+
+
+def test_steps_of_a_job_meet_at_ports_of_their_own(slurm_step, monkeypatch):
+    met_at = []
+    for number in (0, 1, 4294967290):  # the last is that of an interactive shell
+        slurm_step(number, tasks=2)
+        met_at.append(_found((None, None, None), 1)[0])
+    assert len(set(met_at)) == 3
+    assert {address[:4] for address in met_at} == {"a1:6"}
+    assert all(61440 <= int(address[3:]) <= 65535 for address in met_at)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    assert _found((None, None, None), 1)[0] == "a1:1234"
+
+
+@pytest.mark.parametrize("within_slurm", [True, False])
+def test_a_launcher_that_jax_does_not_know_is_noticed(within_slurm, slurm_step, monkeypatch):
+    if within_slurm:
+        slurm_step(0, tasks=1)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(UserError, match="one of 2 processes of an MPI launcher"):
+        start(batch_size=8)
+
+
+def test_who_was_counted_by_the_cluster_is_told_how_to_be_alone(slurm_step, monkeypatch):
+    def wait(*_, **__):
+        raise NotTogether("waited", "Wait longer.")
+
+    monkeypatch.setattr("ssd_jax.cluster.wait_for_all", wait)
+    slurm_step(4294967290, tasks=2)
+    with pytest.raises(NotTogether, match=r"waited. Wait longer. .* give --num-processes 1"):
+        start(batch_size=8)
+    with pytest.raises(NotTogether, match=r"waited. Wait longer.$"):
+        start(batch_size=8, coordinator="h:1", num_processes=2, process_id=1)
+
+
 @pytest.mark.parametrize(
-    ("batch_size", "processes", "on_this_host", "devices"),
+    ("batch_size", "processes", "most", "devices"),
     [
-        (8, 1, 1, 4),
-        (6, 1, 1, 3),
+        (8, 1, None, 4),
+        (6, 1, None, 3),
         (8, 2, 2, 2),
-        (8, 2, 1, 4),
-        (6, 2, 1, 3),
-        (9, 2, 1, 1),
-        (8, 8, 8, 1),
+        (8, 2, 4, 4),
+        (6, 2, 4, 3),
+        (9, 2, 4, 1),
+        (8, 8, 1, 1),
     ],
 )
-def test_processes_share_the_cores_of_their_host(
-    batch_size, processes, on_this_host, devices, monkeypatch
+def test_cores_are_devices_as_many_as_divide_the_batch(
+    batch_size, processes, most, devices, monkeypatch
 ):
     chosen = settings_of_jax(monkeypatch)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
-    use_cpu_cores(batch_size, processes=processes, on_this_host=on_this_host)
+    use_cpu_cores(batch_size, processes=processes, most=most)
     assert chosen == {"jax_num_cpu_devices": devices}
+
+
+@pytest.mark.parametrize(
+    ("processes", "each"),
+    [
+        ([("a", 4, 8), ("b", 8, 8)], 4),  # one is bound to half of its host
+        ([("a", 8, 8), ("a", 8, 8), ("b", 8, 8)], 4),  # two share a host
+        ([("a", 2, 2), ("a", 2, 2), ("a", 2, 2)], 1),
+    ],
+)
+def test_every_process_has_as_many_cores_as_the_poorest(processes, each):
+    assert cores_of_each([Place(host, 0, *cores) for host, *cores in processes]) == each
 
 
 def test_a_number_of_devices_in_xla_flags_is_left_alone(monkeypatch):
@@ -207,7 +272,7 @@ def test_what_jax_is_told_of_a_process(local_ids, given, detects, monkeypatch):
     told, chosen = [], {}
     for name, does in {
         "_found": lambda *_: ("h:1", 2, 0, 0),
-        "wait_for_all": lambda *_, **words: [Place("here", local_id) for local_id in local_ids],
+        "wait_for_all": lambda *_, **words: [Place("here", i, 2, 2) for i in local_ids],
         "jax.config.update": chosen.__setitem__,
         "keep_no_compiled_programs": lambda: told.append("keeps none"),
         "jax.distributed.initialize": lambda *_, **words: told.append(words),
@@ -231,7 +296,7 @@ def test_devices_that_cannot_be_opened_end_the_process(monkeypatch):
     monkeypatch.setattr("jax.process_index", fail)
     monkeypatch.setattr("os._exit", codes.append)
     monkeypatch.setattr("ssd_jax.cluster.GRACE_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"cannot be opened .*no such device.* --gpus-per-node"):
+    with pytest.raises(UserError, match=r"cannot be used .*no such device.* --gpus-per-node"):
         _connect(["here", "there"])
     message = "DEADLINE_EXCEEDED: those of process 1"
     with pytest.raises(RuntimeError, match=message):

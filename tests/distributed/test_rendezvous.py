@@ -16,7 +16,7 @@ PLACES = [(HOST, 0), (HOST, 1), (HOST, 2)]
 
 
 def called(port, callers, *, timeout=20):
-    """What each of the (process id, count) pairs is told: the places, or the message.
+    """What each of the (process id, count) pairs is told: host and number of all, or the message.
 
     Which of its host a process is, is made up: its id.
     """
@@ -24,13 +24,14 @@ def called(port, callers, *, timeout=20):
     def call(caller):
         process, count = caller
         try:
-            return wait_for_all(
+            places = wait_for_all(
                 f"127.0.0.1:{port}",
                 count=count,
                 process_id=process,
                 timeout=timeout,
                 local_id=process,
             )
+            return [(place.host, place.local_id) for place in places]
         except UserError as error:
             return str(error)
 
@@ -45,6 +46,16 @@ def test_all_are_there():
 def test_who_is_missing_is_told_to_all_that_came():
     (message,) = set(called(free_port(), [(0, 4), (2, 4)], timeout=1))
     assert message.startswith(f"waited 1 s for 2 of 4 processes. Missing: 1, 3; here: 0 ({HOST}),")
+
+
+def test_who_waits_long_says_for_whom(monkeypatch, capsys):
+    monkeypatch.setattr("ssd_jax.rendezvous.NOTICE_SECONDS", 0.1)
+    called(free_port(), [(0, 3), (2, 3)], timeout=1)
+    assert capsys.readouterr().err == (
+        "process 0 waits for 1 of 3 processes, missing: 1, for at most 1 s (--start-timeout)\n"
+    )
+    called(port := free_port(), [(1, 2)], timeout=1)
+    assert capsys.readouterr().err.startswith(f"process 1 waits for process 0 at 127.0.0.1:{port},")
 
 
 def test_without_process_0_its_address_is_told():
@@ -72,7 +83,7 @@ def test_wrong_flags_are_told_at_once(callers, told):
 
 def test_who_went_away_or_never_belonged_here_is_not_counted():
     port = free_port()
-    ghost = {"process": 1, "count": 3, "place": ["gone", 0]}
+    ghost = {"process": 1, "count": 3, "place": ["gone", 0, 1, 1]}
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(called, port, [(0, 3)])
         for words in (b"GET / HTTP/1.1\r\n", b"[1]\n", json.dumps(ghost).encode() + b"\n"):

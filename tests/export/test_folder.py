@@ -107,6 +107,8 @@ def test_damaged_folders_are_refused(folder, damage, message):
     [
         ({"model": {"backbone": "alexnet"}}, "config.model.backbone: got 'alexnet'"),
         ({"model": {"image_size": 100_000}}, "a side of more than 8192 px"),
+        ({"model": {"batch_norm_group": -1}}, "config.model.batch_norm_group: got -1"),
+        ({"model": {"class_activation": "tanh"}}, "config.model.class_activation: got 'tanh'"),
         ({"canvas": -1}, "config.data.canvas: got -1"),
         ({"detect": {"score_threshold": 10**400}}, "in meta.json: int too large"),
         ({"detect": {"image_sizes": [300, 10**6]}}, "a side of more than 8192 px"),
@@ -123,6 +125,15 @@ def test_impossible_settings_are_refused(folder, section, message):
     write_meta(folder, **section)
     with pytest.raises(UserError, match=message):
         read_folder(folder).config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("class_activation", "sigmoid"), ("batch_norm_group", 12), ("batch_norm_group", 0)],
+)
+def test_what_suits_a_training_with_other_settings_is_read(folder, name, value):
+    write_meta(folder, model={name: value})
+    assert read_folder(folder).config().model[name] == value
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def lowered(platform, function, *arguments):
 
 def test_a_pointwise_gradient_turns_no_map_round():
     """XLA's product of four axes copies the map, which took as long as the products themselves."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("only CPUs compute it as products")
     ours, _ = both((1, 1), ((0, 0), (0, 0)), (1, 1))
 
     def gradients(images, kernel, given):

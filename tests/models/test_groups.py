@@ -8,20 +8,19 @@ from jax.sharding import PartitionSpec
 
 from ssd_jax.errors import UserError
 from ssd_jax.models.groups import group_sums
-from ssd_jax.sharding import make_mesh
 
 VALUES = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (24, 2)), jnp.float32)
 
 
 # On eight devices of three images: inside a device, several devices, cut across, the whole batch.
 @pytest.mark.parametrize("group", [1, 3, 6, 4, 0])
-def test_sums_do_not_depend_on_how_the_batch_is_cut(group):
+def test_sums_do_not_depend_on_how_the_batch_is_cut(group, mesh_of_eight):
     size = group or len(VALUES)
     expected = np.repeat(VALUES.reshape(-1, size, 2).sum(axis=1), size, axis=0)
     np.testing.assert_array_equal(group_sums(VALUES, group), expected)
     cut = jax.shard_map(
         lambda x: group_sums(x, group, batch_axis="data"),
-        mesh=make_mesh(),
+        mesh=mesh_of_eight,
         in_specs=PartitionSpec("data"),
         out_specs=PartitionSpec("data"),
     )

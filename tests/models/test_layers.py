@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 
 from ssd_jax.models.layers import ConvStyle, GroupedBatchNorm, L2Normalize, rectify
 from ssd_jax.models.pooling import max_pool
-from ssd_jax.sharding import make_mesh
 
 BATCH, CHANNELS = 8, 3
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(2, 3, (BATCH, 4, 5, CHANNELS)), jnp.float32)
@@ -50,7 +49,7 @@ def test_two_groups_are_two_half_batches():
 
 
 @pytest.mark.parametrize("group", [0, 1, 4])
-def test_batch_norm_is_the_same_on_eight_devices(group):
+def test_batch_norm_is_the_same_on_eight_devices(group, mesh_of_eight):
     def output_and_gradient(batch_axis, x):
         layer = GroupedBatchNorm(group=group, batch_axis=batch_axis)
         y, backward, stats = jax.vjp(lambda x: apply(layer, x), x, has_aux=True)
@@ -61,7 +60,7 @@ def test_batch_norm_is_the_same_on_eight_devices(group):
     cut, whole = PartitionSpec("data"), PartitionSpec()
     sharded = jax.shard_map(
         functools.partial(output_and_gradient, "data"),
-        mesh=make_mesh(),
+        mesh=mesh_of_eight,
         in_specs=cut,
         out_specs=(cut, whole, cut),
     )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ssd_jax.ops.augment import (
     Augmentation,
@@ -284,11 +284,10 @@ def test_another_step_is_another_variant(augmented):
     assert differs.all()
 
 
-def test_one_device_and_eight_give_the_same_bits(augmented):
+def test_one_device_and_eight_give_the_same_bits(augmented, mesh_of_eight):
     batch = batch_of([0, 1, 2, 3, 4, 5, 6, 7])
-    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh_of_eight, PartitionSpec("data"))
+    everywhere = NamedSharding(mesh_of_eight, PartitionSpec())
     sharded = jax.jit(augment_batch, in_shardings=(everywhere, *[rows] * 5), out_shardings=rows)(
         3, *jax.device_put(batch, rows)
     )

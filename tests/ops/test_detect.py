@@ -270,8 +270,7 @@ def test_of_many_classes_some_at_a_time_are_suppressed(platform, at_once):
     assert max(pairs) == at_once
 
 
-def test_on_eight_devices_equal_and_without_communication():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+def test_on_eight_devices_equal_and_without_communication(mesh_of_eight):
     outputs = [random_outputs(seed) for seed in range(16)]
     deltas, logits = map(np.stack, zip(*outputs, strict=True))
     per_image = functools.partial(detect, candidates=20, max_detections=30)
@@ -279,7 +278,7 @@ def test_on_eight_devices_equal_and_without_communication():
     sharded = jax.jit(
         jax.shard_map(
             batched,
-            mesh=mesh,
+            mesh=mesh_of_eight,
             in_specs=(jax.P("data"), jax.P("data"), jax.P()),
             out_specs=jax.P("data"),
         )

@@ -201,8 +201,7 @@ def test_vmap_equals_one_by_one():
         assert_allclose([x[i] for x in together], alone, rtol=1e-6)
 
 
-def test_matching_and_loss_trace_inside_shard_map():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+def test_matching_and_loss_trace_inside_shard_map(mesh_of_eight):
     anchors = jnp.zeros((ANCHORS, 4))
 
     def image_loss(box_deltas, class_logits, boxes, labels, valid):
@@ -210,7 +209,7 @@ def test_matching_and_loss_trace_inside_shard_map():
         return multibox_loss(box_deltas, class_logits, targets, anchors)
 
     rows = jax.P("data")
-    batched = jax.shard_map(jax.vmap(image_loss), mesh=mesh, in_specs=rows, out_specs=rows)
+    batched = jax.shard_map(jax.vmap(image_loss), mesh=mesh_of_eight, in_specs=rows, out_specs=rows)
     batch = [
         jnp.zeros((8, *shape), dtype)
         for shape, dtype in [

@@ -153,14 +153,15 @@ def test_pairs(iou, own_anchor):
     assert_array_equal(jax.jit(greedy_pairs)(np.asarray(iou, np.float32)), own_anchor)
 
 
-def test_devices_match_their_images_without_each_other():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+def test_devices_match_their_images_without_each_other(mesh_of_eight):
+    rows = jax.sharding.NamedSharding(mesh_of_eight, jax.P("data"))
     anchors, *objects = random_problem(0)
     batch = jax.device_put([np.stack([x] * 8) for x in objects], rows)
     match_all = jax.vmap(functools.partial(match, anchors))
     program = jax.jit(
-        jax.shard_map(match_all, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+        jax.shard_map(
+            match_all, mesh=mesh_of_eight, in_specs=jax.P("data"), out_specs=jax.P("data")
+        )
     )
     text = program.lower(*batch).compile().as_text()
     assert "num_partitions=8" in text

@@ -142,6 +142,13 @@ def test_json_and_drawings_of_pictures_and_films(pictures, film, tmp_path):
     assert everything == {"1.json", "1.png", "2.json", "2.png", "street.jsonl", "street.mp4"}
 
 
+def test_a_video_with_an_impossible_rate_is_drawn_at_the_usual_one(tmp_path):
+    file = write_video(tmp_path / "fast.avi", rate=90_000)
+    run_prediction(Fake(), [str(file)], tmp_path / "out")
+    drawn = find_items([str(tmp_path / "out/fast.mp4")])
+    assert next(read_frames(drawn, 32, unreadable=pytest.fail)).frames_per_second == 25
+
+
 def test_files_may_leave_out_what_scores_less(pictures, tmp_path):
     run_prediction(Fake(), [str(pictures / "sub")], tmp_path, format="jsonl", min_score=0.75)
     (line,) = (tmp_path / "detections.jsonl").read_text().splitlines()

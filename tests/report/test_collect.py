@@ -1,6 +1,7 @@
 """What the folder of a run tells."""
 
 import functools
+import importlib.metadata
 import json
 import subprocess
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 from made_runs import make_run, make_unfinished_run
 
+import ssd_jax
 from ssd_jax.errors import UserError
 from ssd_jax.report import starts
 from ssd_jax.report.collect import MOST_POINTS, curve, open_run, speed, waiting_hint
@@ -72,6 +74,15 @@ def test_every_start_is_a_line_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
     assert first["environment"]["variables"]["JAX_PLATFORMS"] == "cpu"
     assert "/somewhere" not in json.dumps(first)
     assert starts.data_of_last_start(tmp_path) == {"train": "a1", "test": "c3"}
+
+
+def test_the_package_has_a_version_where_it_is_not_installed(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert starts.installed_version("ssd_jax") == ssd_jax.__version__
+    assert starts.installed_version("jax") is None
 
 
 def test_the_bytes_of_images_are_those_of_the_present_data(tmp_path):

@@ -6,11 +6,12 @@ import re
 import shutil
 import time
 from importlib.util import find_spec
+from socket import gethostname
 
 import jax
 import numpy as np
 import pytest
-from distributed.processes import finish, run_processes, start_processes, wait_until
+from distributed.processes import finish, run_processes, start_processes, told, wait_until
 from sagemaker.opt_ml import channel, write_config, write_job
 from sagemaker.small_job import HYPERPARAMETERS, QUICK, command, prepare
 from starlette.testclient import TestClient
@@ -252,8 +253,8 @@ def test_the_last_epoch_of_the_log_may_be_shorter(caplog):
     assert re.findall(r"epoch=(\d), validation", caplog.text) == ["0", "1", "2"]
 
 
-@pytest.mark.long
-def test_two_hosts_are_one_run_in_the_folder_that_they_share(shapes, tmp_path):
+def two_hosts(shapes, tmp_path):
+    """The roots of a job's two hosts, which share tmp_path/shared, and what starts the job."""
     hosts, roots = ("127.0.0.1", "localhost"), (tmp_path / "a", tmp_path / "b")
     (tmp_path / "shared").mkdir()
     for host, root in zip(hosts, roots, strict=True):
@@ -266,9 +267,26 @@ def test_two_hosts_are_one_run_in_the_folder_that_they_share(shapes, tmp_path):
     program = "import os, sys; os.chdir(sys.argv[1]); from ssd_jax.cli import main; "
     program += "sys.exit(main(sys.argv[2:]))"
     verb = command(pathlib.Path("."))[2:]
-    first, second = run_processes(
-        [["-c", program, root, *verb] for root in roots], devices=1, timeout=900
+    return roots, [["-c", program, root, *verb] for root in roots]
+
+
+def test_bad_data_of_one_host_are_told_on_both(shapes, tmp_path):
+    roots, starts = two_hosts(shapes, tmp_path)
+    for path in (roots[1] / "input/data/train").iterdir():
+        path.write_bytes(b"no records")
+    outcomes = run_processes(starts, devices=1)
+    assert [each.returncode for each in outcomes] == [2, 2], told(outcomes)
+    failures = [(root / "output/failure").read_text().splitlines()[0] for root in roots]
+    assert failures[0] == f"ClientError: process 1 ({gethostname()}) stopped: " + (
+        failures[1].removeprefix("ClientError: ")
     )
+    assert "train" in failures[1]
+
+
+@pytest.mark.long
+def test_two_hosts_are_one_run_in_the_folder_that_they_share(shapes, tmp_path):
+    roots, starts = two_hosts(shapes, tmp_path)
+    first, second = run_processes(starts, devices=1, timeout=900)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "#quality_metric: host=127.0.0.1, epoch=1" in first.stdout
     assert "#quality_metric" not in second.stdout
