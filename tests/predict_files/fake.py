@@ -23,9 +23,9 @@ class Fake:
         return Detections(*(np.stack([row] * len(canvas)) for row in (*rows, valid)))
 
 
-def write_video(path, *, rate=5):
-    """Ten frames of 64 x 48 pixels that grow brighter, `rate` a second."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (64, 48))
+def write_video(path):
+    """Ten frames of 64 x 48 pixels that grow brighter, five a second."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
     for number in range(10):
         writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
     writer.release()

@@ -143,7 +143,11 @@ def test_json_and_drawings_of_pictures_and_films(pictures, film, tmp_path):
 
 
 def test_a_video_with_an_impossible_rate_is_drawn_at_the_usual_one(tmp_path):
-    file = write_video(tmp_path / "fast.avi", rate=90_000)
+    file = write_video(tmp_path / "fast.avi")
+    header = bytearray(file.read_bytes())
+    rate = header.index(b"strh") + 32
+    header[rate : rate + 4] = (90_000).to_bytes(4, "little")
+    file.write_bytes(header)
     run_prediction(Fake(), [str(file)], tmp_path / "out")
     drawn = find_items([str(tmp_path / "out/fast.mp4")])
     assert next(read_frames(drawn, 32, unreadable=pytest.fail)).frames_per_second == 25
