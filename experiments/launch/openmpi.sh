@@ -11,14 +11,18 @@ mpirun_options=${1:?options of mpirun} config=${2:?CONFIG} workdir=${3:?WORKDIR}
 shift 3
 coordinator=${COORDINATOR:-$(hostname):29500}
 
-# After a SIGTERM Open MPI kills its processes within a second, unless it is told to wait for the
-# checkpoint (the second variable is that of version 5, not tried). mpirun then ends with code 1;
-# SIGUSR1 to mpirun ends the run with its own code, 75.
-export OMPI_MCA_odls_base_sigkill_timeout=120 PRTE_MCA_odls_base_sigkill_timeout=120
 # Without --bind-to none, mpirun binds each process, and all threads that decode for it, to a core.
 # shellcheck disable=SC2086
-exec mpirun --bind-to none $mpirun_options bash -c '
+mpirun --bind-to none $mpirun_options bash -c '
     export JAX_LOCAL_DEVICE_IDS=$OMPI_COMM_WORLD_LOCAL_RANK
     exec ssd-jax train "$@" --num-processes "$OMPI_COMM_WORLD_SIZE" \
         --process-id "$OMPI_COMM_WORLD_RANK"
-' ssd-jax --config "$config" --workdir "$workdir" --coordinator "$coordinator" "$@"
+' ssd-jax --config "$config" --workdir "$workdir" --coordinator "$coordinator" "$@" &
+mpirun=$!
+# After a SIGTERM Open MPI kills its processes within a second. SIGUSR1 it passes on: the run saves
+# and ends with code 75, which mpirun returns.
+trap 'kill -USR1 "$mpirun"' TERM INT
+while kill -0 "$mpirun" 2>/dev/null; do # a trap ends `wait` too
+    wait "$mpirun" && code=0 || code=$?
+done
+exit "$code"

@@ -72,6 +72,23 @@ def test_the_script_for_any_open_mpi(files):
     assert_one_run(output, files[1], 2)
 
 
+@needs_mpirun
+def test_a_run_under_the_script_is_saved_before_open_mpi_kills_it(shapes, tmp_path):
+    save_config(config_of(shapes, steps=5000), tmp_path / "config.json")
+    words = [LAUNCH / "openmpi.sh", " ".join(["-n", "2", *MPIRUN]), tmp_path / "config.json"]
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    told = environment(1, PATH=path, COORDINATOR=f"127.0.0.1:{free_port()}")
+    with (tmp_path / "output").open("w") as output:
+        running = subprocess.Popen(
+            [*words, tmp_path / "run"], env=told, stdout=output, stderr=subprocess.STDOUT
+        )
+    wait_for(tmp_path / "output", "step 1/5000")
+    running.terminate()
+    assert running.wait(timeout=120) == 75
+    saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
+    assert saved
+
+
 def test_processes_of_an_unknown_launcher_do_not_train_apart(files):
     config, workdir = files
     with pytest.raises(AssertionError, match="one of 2 processes of an MPI launcher"):
@@ -107,6 +124,23 @@ def test_a_slurm_job_is_put_back_after_its_signal_and_finishes(files, tmp_path):
     assert text.count("anchors; 2 x cpu") == 2
     assert "resumed at step" in text
     assert json.loads((pathlib.Path(files[1]) / "report.json").read_text())["step"] == 3
+
+
+@needs_slurm
+def test_two_steps_of_a_job_are_two_runs(files, tmp_path):
+    config, workdir = files
+    step = f"srun -n 2 --exact ssd-jax train --config {config} --workdir {workdir}"
+    output, script = tmp_path / "output", tmp_path / "job"
+    script.write_text(f"#!/bin/bash\n{step}-a & {step}-b & wait\n")
+    (tmp_path / "slurm").mkdir()
+    with slurm_node(tmp_path / "slurm") as variables:
+        path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+        submit = ["sbatch", "--wait", "-n", "4", f"--output={output}", script]
+        told = environment(1, PATH=path, **variables)
+        subprocess.run(submit, cwd=tmp_path, env=told, timeout=600, check=False)
+    assert output.read_text().count("anchors; 2 x cpu") == 2, output.read_text()
+    for name in "ab":
+        assert json.loads(pathlib.Path(f"{workdir}-{name}/report.json").read_text())["step"] == 3
 
 
 def wait_for(file: pathlib.Path, words: str) -> None:
