@@ -75,6 +75,7 @@ def start(
     given = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), num_processes, process_id)
     asks_cluster = None in given and num_processes != 1
     found = _found(given, timeout) if asks_cluster else (*given, 0)
+    counted_by_cluster = num_processes is None
     coordinator, num_processes, process_id, local_id = found
     if num_processes is None or num_processes == 1:
         use_cpu_cores(batch_size)
@@ -93,12 +94,12 @@ def start(
             local_id=local_id,
         )
     except NotTogether as error:
-        if not asks_cluster:
+        if not counted_by_cluster:
             raise
         raise NotTogether(
             error.problem,
-            f"{error.fix} That there are {num_processes} is what the cluster says: to run alone, "
-            "as in an interactive shell of Slurm, give --num-processes 1, or start all with srun.",
+            f"{error.fix} The cluster says that there are {num_processes}; to run alone, as in an "
+            "interactive shell of Slurm, give --num-processes 1, or start all with srun.",
         ) from error
     keep_no_compiled_programs()
     # Its handler, set from C++, would swallow SIGTERM when `train.stopping` has set no handler.
@@ -116,7 +117,7 @@ def start(
 
 
 def cores_of_each(places: Sequence[Place]) -> int:
-    """The CPU cores that every process can have, if those on one host share its cores."""
+    """The CPU cores that every process can have, if those on one host share all its cores."""
     on_host = collections.Counter(place.host for place in places)
     return max(1, min(min(each.cores, each.host_cores // on_host[each.host]) for each in places))
 
@@ -162,7 +163,7 @@ def _of_step(address: str) -> str:
     """
     host, _, port = address.rpartition(":")
     job, step = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    if not (job.isdecimal() and step.isdecimal()) or int(port) != _port(int(job)):
+    if not (job.isdecimal() and step.isdecimal()) or port != str(_port(int(job))):
         return address
     return f"{host}:{_port(int(job) + _PORTS_APART * int(step))}"
 
@@ -179,23 +180,31 @@ def _connect(hosts: Sequence[str]) -> None:
     """
     try:
         devices = collections.Counter(device.process_index for device in jax.devices())
-        if len(set(devices.values())) == 1:
-            any_process(False).block_until_ready()  # NCCL refuses a GPU that two processes share
     except Exception as error:
         if "DEADLINE_EXCEEDED" in str(error):  # the devices of another process
             raise
-        raise UserError(
-            f"{socket.gethostname()}: the devices of this process cannot be used ({error!r}). If "
-            "several processes run on a host, each must see all its GPUs (Slurm: --gpus-per-node, "
-            "not --gpus-per-task), or get its own by JAX_LOCAL_DEVICE_IDS."
-        ) from error
+        raise _unusable(error) from error
     if len(set(devices.values())) > 1:
         counts = ", ".join(f"{devices[i]} on process {i} ({host})" for i, host in enumerate(hosts))
         raise UserError(
             f"the processes have different numbers of devices: {counts}. Expected the same number "
             "on each, because all get equal parts of a batch. JAX_NUM_CPU_DEVICES sets it on CPUs."
         )
+    try:
+        any_process(False).block_until_ready()
+    except Exception as error:
+        if "Duplicate GPU" in str(error):  # NCCL's, of processes that share a GPU
+            raise _unusable(error) from error
+        raise
     exchange(None)
+
+
+def _unusable(error: Exception) -> UserError:
+    return UserError(
+        f"{socket.gethostname()}: the devices of this process cannot be used ({error!r}). If "
+        "several processes run on a host, each must see all its GPUs (Slurm: --gpus-per-node, "
+        "not --gpus-per-task), or get its own by JAX_LOCAL_DEVICE_IDS."
+    )
 
 
 def exchange(value: Any) -> list[Any]:

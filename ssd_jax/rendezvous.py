@@ -89,8 +89,8 @@ def _gather(port: int, own: Place, *, count: int, deadline: float, timeout: int)
             ready, _, _ = select.select([listener, *lines], [], [], max(0, left))
             if not ready and time.monotonic() < deadline:
                 notice = math.inf
-                left = count - len(places)
-                _say(f"process 0 waits for {left} of {count} processes, missing: "
+                away = count - len(places)
+                _say(f"process 0 waits for {away} of {count} processes, missing: "
                      f"{_absent(places, count)}", timeout)  # fmt: skip
             elif not ready:
                 problem = _missing(places, count, timeout)
@@ -150,7 +150,7 @@ def _absent(places: Mapping[int, Place], count: int) -> str:
 
 
 def _say(what: str, timeout: int) -> None:
-    print(f"{what}, for at most {timeout} s (--start-timeout)", file=sys.stderr, flush=True)
+    print(f"{what}, for at most {timeout} s", file=sys.stderr, flush=True)
 
 
 def _missing(places: Mapping[int, Place], count: int, timeout: int) -> tuple[str, str]:

@@ -25,8 +25,8 @@ def use_cpu_cores(batch_size: int, *, processes: int = 1, most: int | None = Non
     """Makes a device of each CPU core if there is no accelerator; call it before any use of JAX.
 
     Two devices train a convolutional network 1.5 times as fast as one device with two threads. The
-    batch is a multiple of the devices of all processes, each of which has the same number, `most`
-    or all cores at most. JAX_NUM_CPU_DEVICES takes precedence, and so does the older setting in
+    batch is a multiple of the devices of all processes. Each has the same number, at most `most`
+    (default: all cores). JAX_NUM_CPU_DEVICES takes precedence, and so does the older setting in
     XLA_FLAGS.
     """
     chosen = _DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")

@@ -13,16 +13,15 @@ coordinator=${COORDINATOR:-$(hostname):29500}
 
 # Without --bind-to none, mpirun binds each process, and all threads that decode for it, to a core.
 # shellcheck disable=SC2086
-mpirun --bind-to none $mpirun_options bash -c '
+setsid mpirun --bind-to none $mpirun_options bash -c '
     export JAX_LOCAL_DEVICE_IDS=$OMPI_COMM_WORLD_LOCAL_RANK
     exec ssd-jax train "$@" --num-processes "$OMPI_COMM_WORLD_SIZE" \
         --process-id "$OMPI_COMM_WORLD_RANK"
 ' ssd-jax --config "$config" --workdir "$workdir" --coordinator "$coordinator" "$@" &
 mpirun=$!
-# After a SIGTERM Open MPI kills its processes within a second. SIGUSR1 it passes on: the run saves
-# and ends with code 75, which mpirun returns.
-trap 'kill -USR1 "$mpirun"' TERM INT
-while kill -0 "$mpirun" 2>/dev/null; do # a trap ends `wait` too
-    wait "$mpirun" && code=0 || code=$?
-done
+# After SIGTERM or SIGINT Open MPI kills its processes within a second. SIGUSR1 it passes on: the run
+# saves and ends with code 75, which mpirun returns. With setsid, Ctrl-C reaches this script alone.
+trap 'kill -USR1 "$mpirun"' TERM INT USR1
+while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun" || :; done # a trap ends `wait` too
+wait "$mpirun" && code=0 || code=$?
 exit "$code"

@@ -60,7 +60,7 @@ class ModelFolder(NamedTuple):
         return tuple(self.meta["classes"])
 
     def config(self) -> ConfigDict:
-        """The settings that the network and its detections depend on; the rest are defaults."""
+        """The settings that the network and its detections depend on; the rest do not matter."""
         config = default_config()
         config.steps = 1  # a valid config needs a length of training
         try:
@@ -73,8 +73,7 @@ class ModelFolder(NamedTuple):
             # Of training alone, and not in the file; the check wants it to suit the model.
             if config.model.class_activation != "softmax":
                 config.loss.class_loss = "focal"
-            if config.model.batch_norm_group > 0:
-                config.batch_size = config.model.batch_norm_group
+            config.batch_size = max(1, config.model.batch_norm_group or 1)
             check(config)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _damaged(self.source, f"in {META}: {first_line(error)}") from error

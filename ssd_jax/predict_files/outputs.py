@@ -249,7 +249,7 @@ def _write_video(
         for result, drawing in drawings:
             if writer is None:
                 rate = result.frame.frames_per_second or 0.0
-                if not 0.01 <= rate <= 1000:  # a wrong header; MPEG-4 cannot say it
+                if not 0.01 <= rate <= 1000:  # a wrong header, perhaps more than MPEG-4 can say
                     rate = 25.0
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])

@@ -168,19 +168,19 @@ def _train(
             "name."
         ) from error
     workdir = pathlib.Path(channels.checkpoints or root / CHECKPOINTS)
-    with cluster.together():
-        config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
-        metric = f"map_{config.evaluate.metric}"
-        epoch_log = EpochLog(
-            host=hosts.current,
-            steps=config.steps,
-            steps_per_epoch=config.evaluate.every_steps,
-            batch_size=config.batch_size,
-            metric=metric,
-            best=_best_before(workdir / METRICS_FILE, metric),
-        )
     stopped = None
     with Stopping() as stopping:  # also during the export
+        with cluster.together(), stopping.at_once():
+            config = build_config(values, channels, hosts=len(hosts.names), assignments=assignments)
+            metric = f"map_{config.evaluate.metric}"
+            epoch_log = EpochLog(
+                host=hosts.current,
+                steps=config.steps,
+                steps_per_epoch=config.evaluate.every_steps,
+                batch_size=config.batch_size,
+                metric=metric,
+                best=_best_before(workdir / METRICS_FILE, metric),
+            )
         try:
             cluster.check_shared(workdir, SHARED_FOLDER)
             run_training(

@@ -185,8 +185,9 @@ def test_steps_of_a_job_meet_at_ports_of_their_own(slurm_step, monkeypatch):
     assert len(set(met_at)) == 3
     assert {address[:4] for address in met_at} == {"a1:6"}
     assert all(61440 <= int(address[3:]) <= 65535 for address in met_at)
-    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
-    assert _found((None, None, None), 1)[0] == "a1:1234"
+    for own in ("1234", "no port"):  # which is refused where it is used
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", own)
+        assert _found((None, None, None), 1)[0] == f"a1:{own}"
 
 
 @pytest.mark.parametrize("within_slurm", [True, False])
@@ -207,7 +208,7 @@ def test_who_was_counted_by_the_cluster_is_told_how_to_be_alone(slurm_step, monk
     with pytest.raises(NotTogether, match=r"waited. Wait longer. .* give --num-processes 1"):
         start(batch_size=8)
     with pytest.raises(NotTogether, match=r"waited. Wait longer.$"):
-        start(batch_size=8, coordinator="h:1", num_processes=2, process_id=1)
+        start(batch_size=8, num_processes=2)
 
 
 @pytest.mark.parametrize(
@@ -269,14 +270,14 @@ def settings_of_jax(monkeypatch):
     ],
 )
 def test_what_jax_is_told_of_a_process(local_ids, given, detects, monkeypatch):
-    told, chosen = [], {}
+    told, chosen, shared = [], {}, {}
     for name, does in {
         "_found": lambda *_: ("h:1", 2, 0, 0),
         "wait_for_all": lambda *_, **words: [Place("here", i, 2, 2) for i in local_ids],
         "jax.config.update": chosen.__setitem__,
         "keep_no_compiled_programs": lambda: told.append("keeps none"),
         "jax.distributed.initialize": lambda *_, **words: told.append(words),
-        "use_cpu_cores": lambda *_, **words: None,
+        "use_cpu_cores": lambda *_, **words: shared.update(words),
         "_connect": lambda hosts: None,
     }.items():
         monkeypatch.setattr(f"ssd_jax.cluster.{name}", does)
@@ -285,6 +286,7 @@ def test_what_jax_is_told_of_a_process(local_ids, given, detects, monkeypatch):
     assert keeps == "keeps none"
     assert joins["cluster_detection_method"] == detects
     assert chosen == {"jax_enable_preemption_service": False}
+    assert shared == {"processes": 2, "most": 1}
 
 
 def test_devices_that_cannot_be_opened_end_the_process(monkeypatch):
@@ -303,6 +305,29 @@ def test_devices_that_cannot_be_opened_end_the_process(monkeypatch):
         _connect(["here", "there"])
     leave(2)
     assert codes == [2]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("NCCL: Duplicate GPU detected : rank 0 and rank 1", UserError),
+        ("Gloo: connection closed by peer", RuntimeError),  # the other process failed
+    ],
+)
+def test_processes_that_share_a_gpu_are_told(message, kind, monkeypatch):
+    def fail(_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("ssd_jax.cluster.any_process", fail)
+    with pytest.raises(kind, match=message):
+        _connect(["here"])
+
+
+def test_processes_with_more_devices_than_others_are_told(monkeypatch):
+    devices = [SimpleNamespace(process_index=index) for index in (0, 0, 1)]
+    monkeypatch.setattr("jax.devices", lambda: devices)
+    with pytest.raises(UserError, match=r"2 on process 0 \(a\), 1 on process 1 \(b\)"):
+        _connect(["a", "b"])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -73,17 +74,29 @@ def test_the_script_for_any_open_mpi(files):
 
 
 @needs_mpirun
-def test_a_run_under_the_script_is_saved_before_open_mpi_kills_it(shapes, tmp_path):
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda script: script.terminate(),
+        lambda script: script.send_signal(signal.SIGUSR1),
+        lambda script: os.killpg(script.pid, signal.SIGINT),  # Ctrl-C
+    ],
+)
+def test_a_run_under_the_script_is_saved_before_open_mpi_kills_it(stop, shapes, tmp_path):
     save_config(config_of(shapes, steps=5000), tmp_path / "config.json")
     words = [LAUNCH / "openmpi.sh", " ".join(["-n", "2", *MPIRUN]), tmp_path / "config.json"]
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     told = environment(1, PATH=path, COORDINATOR=f"127.0.0.1:{free_port()}")
     with (tmp_path / "output").open("w") as output:
         running = subprocess.Popen(
-            [*words, tmp_path / "run"], env=told, stdout=output, stderr=subprocess.STDOUT
+            [*words, tmp_path / "run"],
+            env=told,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     wait_for(tmp_path / "output", "step 1/5000")
-    running.terminate()
+    stop(running)
     assert running.wait(timeout=120) == 75
     saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
     assert saved

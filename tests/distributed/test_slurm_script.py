@@ -38,6 +38,7 @@ def starts(folder, *, code, workdir="run", saves=False, most=8):
         ({"code": 2}, 1),
         ({"code": 70}, 5),  # what fails each time
         ({"code": 137}, 5),  # a task that is killed for its memory, each time
+        ({"code": 138, "saves": True}, 8),
         ({"code": 143, "saves": True}, 8),
         ({"code": 134, "saves": True}, 8),
         ({"code": 75, "workdir": "s3://bucket/run"}, 8),  # whose checkpoints it does not see
