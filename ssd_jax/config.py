@@ -128,6 +128,7 @@ def default_config() -> ConfigDict:
         "mosaic": {  # of four consecutive images; probability 0 = none
             "probability": 0.0,
             "scale": (1.0, 2.0),
+            "until": 1.0,  # fraction of the run; then none
         },
     }
     config.preprocess = {

@@ -41,9 +41,9 @@ LARGEST_NUMBER = 2**31 - 1  # devices compute with int32
 _FRACTIONS = (
     "augment.flip", "augment.flip_vertical", "augment.distort.probability",
     "augment.jitter.probability", "augment.jitter.contrast", "augment.expand.probability",
-    "augment.crop.probability", "augment.mosaic.probability", "match.iou_threshold",
-    "match.negative_iou_threshold", "loss.label_smoothing", "loss.focal_alpha",
-    "optimizer.momentum", "detect.iou_threshold",
+    "augment.crop.probability", "augment.mosaic.probability", "augment.mosaic.until",
+    "match.iou_threshold", "match.negative_iou_threshold", "loss.label_smoothing",
+    "loss.focal_alpha", "optimizer.momentum", "detect.iou_threshold",
     "detect.score_threshold", "evaluate.iou_threshold",
 )  # fmt: skip
 _AT_LEAST = {

@@ -231,13 +231,15 @@ def build_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    images: int | None = None,
     image_size: int | None = None,
     augment: Augment | None = None,
     loss: Loss | None = None,
 ) -> Callable:
     """`step(state, batch)` at an image size, None for the network's own; not yet jitted.
 
-    `augment` and `loss` take the place of those of the config, as `train_step` says.
+    `images` is as in `build_augment`. `augment` and `loss` take the place of those of the config,
+    as `train_step` says.
     """
     image_size = image_size or config.model.image_size
     return functools.partial(
@@ -247,7 +249,7 @@ def build_step(
         model=network.model,
         optimizer=optimizer,
         schedule=schedule,
-        augment=augment or build_augment(config, image_size=image_size),
+        augment=augment or build_augment(config, images, image_size=image_size),
         loss=loss or build_loss(config, network, image_size=image_size),
         mean=config.preprocess.mean,
         std=config.preprocess.std,
@@ -264,9 +266,11 @@ def build_steps(
     schedule: optax.Schedule,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    images: int | None = None,
     **hooks: Augment | Loss | None,
 ) -> dict[int, Callable]:
-    """The step at each of the image sizes that the config trains at; `hooks` as in `build_step`.
+    """The step at each of the image sizes that the config trains at; the rest as in `build_step`.
 
     Raises:
       UserError: a hook, which is made for one image size, is to be used at several.
@@ -278,15 +282,26 @@ def build_steps(
             "an own loss or augmentation. Leave them empty."
         )
     return {
-        size: build_step(config, network, schedule, optimizer, mesh, image_size=size, **hooks)
+        size: build_step(
+            config, network, schedule, optimizer, mesh, images=images, image_size=size, **hooks
+        )
         for size in sizes
     }
 
 
-def build_augment(config: ConfigDict, *, image_size: int | None = None) -> Augment:
-    """The augmentation of the config, at an image size, None for the network's own."""
-    size = image_size or config.model.image_size
-    return functools.partial(augment_batch, **augmentation_settings(config, size))
+def build_augment(
+    config: ConfigDict, images: int | None = None, *, image_size: int | None = None
+) -> Augment:
+    """The augmentation of the config, at an image size, None for the network's own.
+
+    The number of `images` in the training split says how long the run is, and so when its mosaics
+    end; None, for a step that is measured: they never do.
+    """
+    settings = augmentation_settings(config, image_size or config.model.image_size)
+    if settings["mosaics"] and config.augment.mosaic.until < 1 and images is not None:
+        steps = config.augment.mosaic.until * total_steps(config, images)
+        settings["mosaic_steps"] = round(steps)
+    return functools.partial(augment_batch, **settings)
 
 
 def build_loss(config: ConfigDict, network: Network, *, image_size: int | None = None) -> Loss:
@@ -310,6 +325,7 @@ def augmentation_settings(config: ConfigDict, image_size: int) -> dict[str, Any]
         "expand": Expand(**settings.pop("expand")),
         "crop": Crop(**settings.pop("crop")),
     }
+    del settings["mosaic"]["until"]
     mosaics = Mosaic(**settings.pop("mosaic"))
     never = [name for name, part in parts.items() if not part.probability]
     if not parts["crop"].min_ious:

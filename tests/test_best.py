@@ -104,6 +104,34 @@ def test_mosaics_need_four_images_on_a_device(shapes):
         step.lower(state, put_batch(fake_batch(8), mesh))
 
 
+def test_mosaics_end_with_their_part_of_the_run(shapes):
+    config, batch = best_config(shapes), fake_batch(4)
+    config.augment.mosaic.update({"probability": 1.0, "until": 0.5})
+    ends, never_ends = (jax.jit(experiment.build_augment(config, n)) for n in (20, None))
+    config.augment.mosaic.probability = 0.0
+    without = jax.jit(experiment.build_augment(config, 20))
+
+    def steps_without(augment):
+        images = [(augment(batch, step)[0], without(batch, step)[0]) for step in range(4)]
+        return [step for step, pair in enumerate(images) if np.allclose(*pair, atol=1e-3)]
+
+    assert steps_without(ends) == [2, 3]  # of the four of the run
+    assert steps_without(never_ends) == []
+
+
+def test_a_run_tells_its_augmentation_how_long_it_is(shapes, tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def build_augment(config, images, *, image_size):
+        raise Told(images)
+
+    monkeypatch.setattr(experiment, "build_augment", build_augment)
+    config = best_config(shapes)
+    with pytest.raises(Told, match=str(len(experiment.build_source(config, "train")))):
+        run_training(config, tmp_path, mesh=make_mesh(jax.devices()[:1]))
+
+
 @pytest.fixture(scope="module")
 def best_run(shapes, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("best")

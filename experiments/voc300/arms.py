@@ -89,6 +89,7 @@ def arms(scale: Scale) -> dict[str, Arm]:
         "without mosaic": Arm(
             "best", {"augment.mosaic.probability": 0.0, "augment.expand.probability": 0.5}
         ),
+        "without mosaic at the end": Arm("best", {"augment.mosaic.until": 0.75}),
         "without cosine": Arm("best", {"optimizer.schedule": "step"}),
         "without average": Arm("best", {"optimizer.ema_decay": 0.0}, weights_of="best"),
         "without soft suppression": Arm("best", {"detect.nms": "hard"}, weights_of="best"),

@@ -22,7 +22,7 @@ Columns = TypeVar("Columns")
 class Mosaic(NamedTuple):
     """The probability that an image becomes a mosaic, and the range of the window's side."""
 
-    probability: float = 0.5
+    probability: float | Float[Array, ""] = 0.5
     scale: tuple[float, float] = (1.0, 2.0)  # in image sides, 1 to 2
 
 

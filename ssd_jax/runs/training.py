@@ -166,7 +166,9 @@ def _train(
     begin = _go_on if from_first(has_trained(workdir)) else first_state
     state, weights = begin(config, network, optimizer, mesh, source)
     # The two kinds of compiled program: a training step, and the detections of a batch.
-    steps = experiment.build_steps(config, network, schedule, optimizer, mesh, **hooks._asdict())
+    steps = experiment.build_steps(
+        config, network, schedule, optimizer, mesh, images=len(source), **hooks._asdict()
+    )
     predict = each_device_alone(build_predict(config, network), mesh)
 
     def evaluate(state):
@@ -312,7 +314,7 @@ def _draw_first_batch(config, workdir, source, augment) -> None:
         next(host_batches(config, source, start_step=0, num_threads=0)),
         workdir / PICTURES_FOLDER / "augmented.png",
         classes=source.classes,
-        augment=augment or experiment.build_augment(config, image_size=size),
+        augment=augment or experiment.build_augment(config, len(source), image_size=size),
     )
 
 

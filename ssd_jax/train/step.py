@@ -46,12 +46,14 @@ def augment_batch(
     settings: Augmentation,
     fill: tuple,
     mosaics: Mosaic | None = None,
+    mosaic_steps: int | None = None,
 ) -> tuple[Float[Array, "B S S 3"], Batch]:
     """Augmented images in 0..255 and the batch with their boxes.
 
     The randomness of each image is a function of (seed, step, sample id) alone: it does not depend
     on its neighbours, the device or the number of devices. `mosaics` are made of four consecutive
-    images, which must be on one device; there are then four times as many rows of objects.
+    images, which must be on one device; there are then four times as many rows of objects, also
+    after `mosaic_steps`, the steps with mosaics, None for all.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -65,7 +67,12 @@ def augment_batch(
         batch.sample_id, batch.canvas, batch.extent, batch.boxes, batch.valid
     )
     batch = batch._replace(boxes=boxes, valid=valid)
-    return (images, batch) if mosaics is None else _mosaic_batch(images, batch, step_key, mosaics)
+    if mosaics is None:
+        return images, batch
+    if mosaic_steps is not None:
+        probability = jnp.where(step < mosaic_steps, mosaics.probability, 0.0)
+        mosaics = mosaics._replace(probability=probability)
+    return _mosaic_batch(images, batch, step_key, mosaics)
 
 
 def _mosaic_batch(images, batch, step_key, settings):
