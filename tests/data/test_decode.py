@@ -142,6 +142,14 @@ def test_markers_may_be_filled_up():
     assert_decodes_as_clean(jpeg()[:2] + b"\xff" + jpeg()[2:])
 
 
+@pytest.mark.parametrize(
+    "between", [b"neither\xff\x00this", b"\xff\x01", b"\xff\xd3\n", b"\0" * 9999]
+)
+def test_bytes_between_segments_are_allowed(between):
+    """Cameras and broken programs leave them, and every viewer skips them."""
+    assert_decodes_as_clean(jpeg()[:20] + between + jpeg()[20:])
+
+
 def test_the_end_of_a_thumbnail_is_not_that_of_the_picture():
     thumbnail = b"\xff\xe1\x00\x04\xff\xd9"  # a segment of four bytes
     assert_decodes_as_clean(jpeg()[:2] + thumbnail + jpeg()[2:])

@@ -48,6 +48,10 @@ def turned(number, order=">", kind=3):
     return with_segment(b"Exif\0\0" + orientation(number, order, kind))
 
 
+def behind_garbage(content):
+    return content[:2] + b"\xff\x00garbage" + content[2:]
+
+
 def behind(content):
     """An image with more than 64 KiB of another program's data before its orientation."""
     other = b"\xff\xed" + struct.pack(">H", 60_002) + bytes(60_000)
@@ -69,6 +73,7 @@ XMP = (
         turned(6, ">", kind=4),
         turned(6, "<", kind=4),
         behind(turned(6)),
+        behind_garbage(turned(6)),
         with_chunk(orientation(6)),
         with_chunk(orientation(6), at=len(PNG) - 12),
         with_segment(XMP),

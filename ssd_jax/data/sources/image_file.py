@@ -25,9 +25,9 @@ MAX_PIXELS = 2**27
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000
 # Compressed data of a PNG may be larger than its pixels by the parts of zlib, but not much.
 _PNG_SLACK = 2**16
-_FILL = re.compile(rb"\xff+")
-# In a scan FF is followed by 00 or a restart marker.
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# FF 00, FF 01 and the restart markers (D0 to D7) begin no segment. Like libjpeg, this skips
+# everything in front of a marker: any number of FF, and what does not belong there.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FIRST_BYTES = {b"\xff\xd8\xff": ".jpg", _PNG: ".png"}
 
@@ -203,14 +203,16 @@ def _has_many_scans(data: bytes, at: int) -> bool:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """The marker of each segment of a JPEG up to the first scan, and where its content begins."""
-    at, marker, found = 2, 0, 0
-    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA and found < MOST_SEGMENTS:
-        at = _FILL.match(data, at).end() - 1  # a marker may be preceded by any number of FF
-        if at + 4 > len(data):
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found.end() + 2 > len(data):
             return
-        marker, found = data[at + 1], found + 1
-        yield marker, at + 4
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        marker, content = data[found.end() - 1], found.end() + 2
+        yield marker, content
+        if marker in (0xD9, 0xDA):
+            return
+        at = found.end() + int.from_bytes(data[found.end() : content], "big")
 
 
 def _neither(data: bytes, where: str) -> DataError:
