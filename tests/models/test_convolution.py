@@ -1,13 +1,17 @@
 """It and its gradients are those of `lax.conv_general_dilated`, on CPUs with fewer convolutions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from ssd_jax.models import convolution as module
 from ssd_jax.models.convolution import convolution
+from ssd_jax.models.pooling import max_pool
 from ssd_jax.sharding import make_mesh
 
 
@@ -61,6 +65,22 @@ def test_gradients_are_those_of_xla(
     gradient = random(2, *values.shape)
     for one, other in zip(pull(gradient), expected_pull(gradient), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_hessians_are_those_of_xla_if_taken_in_reverse_twice():
+    images, weights, direction = random(0, 2, 9, 8, 3), random(1, 3, 3, 3, 5), random(2, 3, 3, 3, 5)
+    ours, xla = both((1, 1), ((1, 1), (1, 1)), (1, 1))
+
+    def pooled(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    def gradient(convolve, pool):
+        return jax.grad(lambda kernel: jnp.sum(pool(convolve(images, kernel)) ** 3))
+
+    with_ours = gradient(ours, functools.partial(max_pool, window=2, stride=2))
+    product = jax.grad(lambda kernel: jnp.vdot(with_ours(kernel), direction))(weights)
+    expected = jax.jvp(gradient(xla, pooled), (weights,), (direction,))[1]
+    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-3)
 
 
 def lowered(platform, function, *arguments):
