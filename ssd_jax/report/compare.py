@@ -1,7 +1,7 @@
 """Runs side by side: the settings in which they differ, and their results."""
 
 import pathlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
@@ -75,11 +75,12 @@ def _settings(run: Run) -> dict[str, object]:
     for start in run.report["how"]["starts"]:
         own = start.get("own", {})
         settings |= {f"own {name}": function for name, function in own.items() if function}
-        settings |= {
-            f"{name} until step {start['step']:,}": change["from"]
-            for name, change in start.get("changes", {}).items()
-            if name not in HARDWARE
-        }
+        for name, change in start.get("changes", {}).items():
+            if name not in HARDWARE:
+                # Not None, which a run without the change has. Of several changes at one step the
+                # first tells what was trained with.
+                was = "not set" if change["from"] is None else change["from"]
+                settings.setdefault(f"{name} until step {start['step']:,}", was)
     return settings
 
 
@@ -131,7 +132,6 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     found = []
     for name, text in (
         ("fingerprint", "on other images or objects"),
-        ("image_fingerprint", "on images of the same names with other bytes"),
         ("split", "on other splits"),
         ("iou_threshold", "at other IoU thresholds"),
     ):
@@ -139,6 +139,16 @@ def warnings(runs: Sequence[Run]) -> list[str]:
         values = {str(value) for value in recorded if value not in (None, "")}
         if len(values) > 1:
             found.append(f"measured {text}: {', '.join(sorted(values))}")
+    images: dict[str | None, set[str]] = defaultdict(set)
+    for run in runs:
+        if image_fingerprint := run.report["protocol"].get("image_fingerprint"):
+            images[run.report["protocol"].get("fingerprint")].add(image_fingerprint)
+    for values in images.values():
+        if len(values) > 1:
+            found.append(
+                "measured on images of the same names with other bytes: "
+                + ", ".join(sorted(values))
+            )
     return found
 
 

@@ -144,6 +144,14 @@ def test_a_folder_of_images_can_be_given(tmp_path):
         open_coco(path, tmp_path / "nowhere")
 
 
+def test_paths_as_windows_writes_them_are_told(tmp_path):
+    (tmp_path / "images/cam").mkdir(parents=True)
+    (tmp_path / "images/cam/a.jpg").write_bytes(b"a.jpg")
+    path = write(tmp_path, [image(1, "cam\\a.jpg")], [thing(1)], place="other")
+    with expect("SSD111", "no such file", "folders are separated by /"):
+        open_coco(path, tmp_path / "images")
+
+
 @pytest.mark.parametrize(
     ("images", "things", "code", "part"),
     [

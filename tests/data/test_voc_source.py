@@ -106,6 +106,8 @@ def test_ids_may_name_a_folder(tmp_path):
         (tmp_path / name / "cam1").mkdir(parents=True)
     write_voc(tmp_path, {"cam1/b": annotation(thing())})
     assert open_voc(tmp_path, "train")[0].image == JPEG
+    (tmp_path / "JPEGImages/cam1/b.jpg").rename(tmp_path / "JPEGImages/cam1/b.JPG")
+    assert open_voc(tmp_path, "train")[0].image == JPEG
 
 
 def test_an_annotation_that_may_not_be_read_is_told(tmp_path, monkeypatch):
@@ -208,7 +210,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
     with expect("SSD111", "JPEGImages/b", r"\.jpg, \.jpeg, \.png"):
         open_voc(tmp_path / "data", ("train",))
     (tmp_path / "data/Annotations/a.xml").unlink()
-    with expect("SSD121", r"a\.xml", "without objects needs one too"):
+    with expect("SSD121", r"a\.xml", "without objects needs one too", "without suffix or flag"):
         open_voc(tmp_path / "data", ("train",))
     (tmp_path / "data/JPEGImages").rename(tmp_path / "data/images")
     with expect("SSD101", "JPEGImages", "holds .*images"):

@@ -159,10 +159,12 @@ def test_only_what_differs_is_compared(tmp_path):
 
 def test_what_the_starts_recorded_makes_runs_differ_like_settings(tmp_path):
     runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abcd")]
-    changes = {"epochs": (6.0, 8.0), "data.cache": ("none", "ram")}
+    changes = {"epochs": (6.0, 8.0), "data.cache": ("none", "ram"), "steps": (None, 9)}
     for run, words in zip(runs, ({}, {"own": {"loss": "calm", "augment": None}},
                                  {"changes": changes, "step": 40}, {}), strict=True):  # fmt: skip
         record_start(run, **{"step": 0, "weights": None, "data": {}} | words)
+        if "changes" in words:  # and again before the next step
+            record_start(run, step=40, weights=None, data={}, changes={"epochs": (8.0, 9.0)})
         report = json.loads((run / "report.json").read_text())
         report["how"]["starts"] = read_starts(run)
         report["data"]["train"]["fingerprint"] = "other" if run.name == "d" else "f00"
@@ -174,6 +176,7 @@ def test_what_the_starts_recorded_makes_runs_differ_like_settings(tmp_path):
         "fingerprint of train": ["f00", "f00", "f00", "other"],
         "own loss": [None, "calm", None, None],
         "epochs until step 40": [None, None, 6.0, None],
+        "steps until step 40": [None, None, "not set", None],
     }
 
 
@@ -233,6 +236,13 @@ def test_what_keeps_two_runs_from_being_compared_is_told(tmp_path, name, values,
     for run, value in zip(runs, values, strict=True):
         run.report["protocol"][name] = value
     assert warnings(runs) == ([f"measured {text}"] if text else [])
+
+
+def test_images_of_other_data_are_not_called_the_same(tmp_path):
+    runs = [open_run(make_run(tmp_path / str(i))) for i in range(2)]
+    for run, value in zip(runs, "ab", strict=True):
+        run.report["protocol"] |= {"fingerprint": value, "image_fingerprint": value}
+    assert warnings(runs) == ["measured on other images or objects: a, b"]
 
 
 def test_the_curve_of_some_seeds_is_their_mean_in_a_band(tmp_path, monkeypatch):

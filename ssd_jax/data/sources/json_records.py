@@ -199,7 +199,8 @@ def path_inside(folder: pathlib.Path, reference: str, where: str) -> pathlib.Pat
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise image_missing(str(path), f"{where} names it, but there is no such file")
+        hint = " (folders are separated by /)" if "\\" in reference else ""
+        raise image_missing(str(path), f"{where} names it, but there is no such file{hint}")
     return path
 
 

@@ -177,7 +177,8 @@ def _record(
             codes.ANNOTATION_MISSING,
             str(annotation),
             "the file does not exist, expected one annotation for each id of the image set",
-            "Write it (an image without objects needs one too), or remove the id from the set",
+            "Write it (an image without objects needs one too), or correct the image set: an id is "
+            "the name below JPEGImages, without suffix or flag",
         )
     image = images.get(image_id) or _image_in_subfolder(folder / "JPEGImages", image_id)
     if image is None:
@@ -201,7 +202,10 @@ def _images_by_id(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _image_in_subfolder(folder: pathlib.Path, image_id: str) -> pathlib.Path | None:
     """The image of an id such as "camera1/7", as CVAT writes them."""
-    places = [folder / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES if "/" in image_id]
+    if "/" not in image_id:
+        return None
+    suffixes = (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
+    places = [folder / f"{image_id}{suffix}" for suffix in suffixes]
     return next((place for place in places if place.is_file()), None)
 
 
