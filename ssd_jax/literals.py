@@ -2,6 +2,7 @@
 
 import ast
 import os
+from collections.abc import Sequence
 
 KINDS = {
     bool: "True or False",
@@ -36,6 +37,18 @@ def read_value(text: str, kind: type, *, names: bool = False) -> object:
     # Names may also be numbers: 1,2.
     quoted = any(isinstance(name, str) for name in value)
     return tuple(map(str, value)) if quoted else split_names(text)
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    """The names in `cat,dog`, or with a comma in one of them: `"traffic light, red","dog"`."""
+    value = read_value(text, tuple, names=True)
+    return split_names(text) if value is None else value
+
+
+def write_names(names: Sequence[str]) -> str:
+    """The text that `read_names` reads as these names."""
+    plain = ",".join(names)
+    return plain if read_names(plain) == tuple(names) else repr(tuple(names))
 
 
 def split_names(text: str) -> tuple[str, ...]:

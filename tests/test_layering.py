@@ -29,6 +29,7 @@ FLOORS = (
         "data.findings",
         "config",
         "runs.log",
+        "visualize.fonts",
         "visualize.style",
         "evaluation.voc",
         "evaluation.coco",

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 
 from ssd_jax.errors import UserError
-from ssd_jax.literals import split_names
+from ssd_jax.literals import read_names
 
 # The engines of `export.engines`, repeated because that file imports JAX.
 ENGINES = ("auto", "jax", "onnxruntime", "openvino", "openvino-bf16")
@@ -62,7 +62,7 @@ def is_printed(path: pathlib.Path | None) -> bool:
 def names_argument(parser, option, text):
     """Adds an option that takes names separated by commas, and may be repeated."""
     parser.add_argument(
-        option, type=split_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
+        option, type=read_names, action="extend", default=[], metavar="NAME,NAME,...", help=text
     )
 
 

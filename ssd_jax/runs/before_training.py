@@ -83,11 +83,11 @@ def open_sources(
     validation = source_of("val", source.classes)
     decides = config.checkpoint.select == "best" or config.early_stopping.enabled
     if decides and validation.annotations.difficult.all():
+        have = "every object is difficult" if validation.object_counts.any() else "no objects"
         raise UserError(
             f"config.checkpoint.select: got {config.checkpoint.select!r}, and early_stopping."
-            f"enabled: {config.early_stopping.enabled}, but every object of the val split is "
-            "difficult, so it gives no metric. Give another val split, or select 'last' without "
-            "early stopping."
+            f"enabled: {config.early_stopping.enabled}, but the val split gives no metric: {have}. "
+            "Give another val split, or select 'last' without early stopping."
         )
     sources = {"train": source, "val": validation}
     if config.data.test.root or "test" in given:

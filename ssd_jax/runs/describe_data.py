@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ssd_jax.data import codes
 from ssd_jax.data.open import split_of_role
 from ssd_jax.data.sources.base import Source
+from ssd_jax.literals import write_names
 
 # If so large a share of a split cannot be used, it is probably read the wrong way.
 _MUCH_LEFT_OUT = 0.1
@@ -57,7 +58,7 @@ def doctor_command(config: ConfigDict, split: str, classes: Sequence[str]) -> st
     arguments = ["ssd-jax", "doctor", place.root]
     splits = split_of_role(place.root, place.image_sets, split)
     for option, names in (("--split", splits), ("--classes", classes)):
-        arguments += [option, ",".join(names)] if names else []
+        arguments += [option, write_names(names)] if names else []
     return shlex.join(arguments)
 
 
@@ -81,5 +82,5 @@ def _against_training(config: ConfigDict, split: str) -> str:
     train = config.data.train
     arguments = ["--against", train.root]
     splits = split_of_role(train.root, train.image_sets, "train")
-    arguments += ["--against-split", ",".join(splits)] if splits else []
+    arguments += ["--against-split", write_names(splits)] if splits else []
     return f"{doctor_command(config, split, config.data.classes)} {shlex.join(arguments)}"

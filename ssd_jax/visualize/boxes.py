@@ -3,7 +3,6 @@
 If a colour has a meaning, the line style has the same meaning.
 """
 
-import functools
 import math
 import os
 import pathlib
@@ -13,10 +12,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
+from ssd_jax.visualize.fonts import font_of
 from ssd_jax.visualize.style import INK, PALETTE
 
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
@@ -217,10 +217,11 @@ def _annotate(image, marks, min_side=0):
         _blend_outline(image, box, thickness + 2, "#000000", 0.45)
         _blend_outline(image, box, thickness, mark.color, 1.0, round(DASHES[mark.line] * unit))
     picture = Image.fromarray(image)
-    pen, font, taken = ImageDraw.Draw(picture), _font(round(12 * unit)), []
+    pen, taken = ImageDraw.Draw(picture), []
     for mark, box in zip(marks, boxes, strict=True):
         if not mark.text:
             continue
+        font = font_of(mark.text, round(12 * unit))
         size = np.ceil([font.getlength(mark.text) + 6 * unit, 17 * unit]).astype(int)
         left, top, right, bottom = place = _free_place(size, box, taken, (width, height))
         taken.append(place)
@@ -256,14 +257,6 @@ def _free_place(size, box, taken, limits):
     return tuple(places[np.argmin(hidden)].tolist())
 
 
-@functools.cache
-def _font(size):
-    import matplotlib
-
-    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size)
-
-
 def _ink_on(color):
     red, green, blue = ImageColor.getrgb(color)
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
@@ -272,7 +265,7 @@ def _ink_on(color):
 def _legend(title, styles, width):
     """A strip to put above a mosaic: the title, then a sample of each style."""
     size = int(np.clip(width / 55, 13, 22))
-    font = _font(size)
+    font = font_of(title, size)
     lengths = [4.5 * size + font.getlength(style.text) for style in styles]
     lefts = np.cumsum([0, *lengths[:-1]]).astype(int)
     width = max(width, math.ceil(max(sum(lengths), font.getlength(title))))

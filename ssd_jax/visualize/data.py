@@ -32,7 +32,7 @@ def plot_data(
     """
     columns = source.annotations
     sides = columns.boxes[:, 2:] - columns.boxes[:, :2]
-    with plot_style() as new_figure:
+    with plot_style([title, *source.classes]) as new_figure:
         figure = new_figure(12, 8.5)
         empty = int(np.sum(source.object_counts == 0))
         figures = f"{counted(len(source), 'image')}, {counted(len(sides), 'object')}, "

@@ -55,7 +55,7 @@ def plot_precision_recall(
     ]
     drawn = sorted(curves, key=lambda curve: -curve[2].npos)[:MOST_CLASSES]
     drawn.sort(key=lambda curve: curve[0])
-    with plot_style() as new_figure:
+    with plot_style(classes) as new_figure:
         figure = new_figure(8, max(5, 1.5 + 0.2 * len(drawn)))
         axes = figure.subplots()
         for label, name, each in drawn:
@@ -87,7 +87,7 @@ def plot_errors(errors: ErrorBreakdown, classes: Sequence[str], path: str | os.P
         zip(classes, errors.counts, strict=True), key=lambda row: -row[1]["objects"]
     )
     rows += [row for row in by_objects[:MOST_CLASSES] if row[1]["objects"]]
-    with plot_style() as new_figure:
+    with plot_style(classes) as new_figure:
         figure = new_figure(11, 2.4 + 0.28 * max(len(rows), len(KINDS)))
         shares, gains = figure.subplots(1, 2, width_ratios=(3, 2))
         places = np.arange(len(rows))

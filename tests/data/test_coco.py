@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.sources.base import Problems
-from ssd_jax.data.sources.coco import open_coco, read_categories
+from ssd_jax.data.sources.coco import open_coco, read_categories, read_objects
 from ssd_jax.errors import DataError
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "animal"}]
@@ -72,6 +72,16 @@ def test_crowds_and_ignored_objects_are_difficult(tmp_path):
     things = [thing(1, iscrowd=1), thing(1, iscrowd=0, ignore=1), thing(1, iscrowd=0), thing(1)]
     source = open_coco(write(tmp_path, [image(1, "a.jpg")], things))
     assert source[0].difficult.tolist() == [True, True, False, False]
+
+
+def test_null_is_as_good_as_no_value():
+    """As programs write it that fill a table of fields."""
+    things = [thing(1, iscrowd=None, ignore=None, area=None), thing(1)]
+    problems = Problems()
+    (unset, absent), _ = read_objects(things, {1: 0}, {1: "cat"}, "set.json", problems)
+    assert unset == absent._replace(number=0)
+    assert (absent.crowd, absent.difficult) == (False, False)
+    assert absent.area == 1000
 
 
 @pytest.mark.parametrize("box", [(0.1, 0.2, 0.9, 0.8), (0.6, 0.5, 0.8, 0.9)])

@@ -1,23 +1,26 @@
 """Data of any format through a whole run, and the verbs that look at it and rewrite it."""
 
 import json
+import shlex
 import shutil
 import socket
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import Mesh
 from tiny import tiny_config
 
 from ssd_jax import experiment
-from ssd_jax.cli import main
+from ssd_jax.cli import build_parser, main
 from ssd_jax.data import codes
 from ssd_jax.data.pipeline import cache_bytes
 from ssd_jax.errors import DataError, UserError
 from ssd_jax.runs import training_data
-from ssd_jax.runs.describe_data import describe_data
+from ssd_jax.runs.before_training import open_sources
+from ssd_jax.runs.describe_data import describe_data, doctor_command
 from ssd_jax.runs.log import read_metrics
 from ssd_jax.runs.outcome import data_report
 from ssd_jax.runs.training import run_training
@@ -169,6 +172,30 @@ def test_nothing_left_is_told(shapes, tmp_path):
 def test_several_data_sets_are_one(shapes):
     both = tiny_config(shapes, data__train__root=f"{shapes} + {shapes}", data__doctor=False)
     assert len(experiment.build_source(both, "train")) == 40
+
+
+def test_the_recommended_command_keeps_a_class_with_a_comma_in_its_name(shapes):
+    classes = ("traffic light, red", "dog")
+    command = doctor_command(tiny_config(shapes), "train", classes)
+    options = build_parser().parse_args(shlex.split(command)[1:])
+    assert tuple(options.classes) == classes
+
+
+@pytest.mark.parametrize(
+    "decides",
+    [{"checkpoint__select": "best"}, {"early_stopping__enabled": True}],
+    ids=["select", "early stopping"],
+)
+def test_a_run_that_its_metric_decides_needs_objects_that_count(shapes, decides):
+    config = tiny_config(shapes, **{"checkpoint__select": "last", "data__doctor": False} | decides)
+    source = experiment.build_source(config, "val")
+    columns = source.annotations
+    nothing = columns._replace(offsets=columns.offsets * 0, difficult=columns.difficult[:0])
+    difficult = columns._replace(difficult=np.ones_like(columns.difficult))
+    for annotations, reason in ((difficult, "every object is difficult"), (nothing, "no objects")):
+        source.annotations = annotations
+        with pytest.raises(UserError, match=f"the val split gives no metric: {reason}. Give"):
+            open_sources(config, {"val": source})
 
 
 def test_the_doctor_tells_by_its_exit_code(shapes, tmp_path, capsys):

@@ -251,7 +251,8 @@ def read_objects(
                 written = item.get("category_id")
                 name = categories.get(whole_number(written), f"category_id {shown(written)}")
                 outline = box(*sides)
-                area = bounded(item["area"], LARGEST_AREA) if "area" in item else outline.area
+                area = item.get("area")
+                area = outline.area if area is None else bounded(area, LARGEST_AREA)
                 objects.append(CocoAnnotation(number, image, name, outline, difficult, area, crowd))
         except DataError as error:
             problems(error)

@@ -137,8 +137,9 @@ def bounded(value: Any, largest: float) -> float:
 
 
 def flag(value: dict[str, Any], key: str, where: str) -> bool:
-    """`value[key]`, 0 or 1, false or true; absent is 0."""
-    found = value.get(key, 0)
+    """`value[key]`, 0 or 1, false or true; absent or null is 0."""
+    found = value.get(key)
+    found = 0 if found is None else found
     if not isinstance(found, (int, float)) or found not in (0, 1):
         raise unreadable(where, f"{key!r} is {shown(found)}, expected 0 or 1")
     return bool(found)
