@@ -6,9 +6,10 @@ Run:     ssd-jax train --config configs/own_images.py --workdir runs/mine
 Default: the small network of configs/bccd.py at 256 px, from scratch; a CPU is enough.
 With a GPU: SSD300 from ImageNet weights, --config configs/own_images.py:vgg16, with
 --config.weights.path=FILE; docs/weights.md says which (default: weights/vgg16.safetensors).
-FOLDER is in VOC layout; for COCO or RecordIO give the files, --config.data.train.root=train.json
-and --config.data.val.root=val.json. SSD300's anchors start at 10 % of the image side: for smaller
-objects set --config.anchors.scales (`ssd-jax doctor` shows how well the anchors fit).
+FOLDER is in VOC layout or has YOLO's data.yaml; for COCO or RecordIO give the files,
+--config.data.train.root=train.json and --config.data.val.root=val.json. SSD300's anchors start at
+10 % of the image side: for smaller objects set --config.anchors.scales (`ssd-jax doctor` shows how
+well the anchors fit).
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,9 @@ from ssd_jax.data.sources.manifest import open_manifest
 from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.tfds import open_tfds
 from ssd_jax.data.sources.voc import open_voc
+from ssd_jax.data.sources.yolo import FILE_NAMES as YOLO_NAMES
+from ssd_jax.data.sources.yolo import SUFFIXES as YOLO_SUFFIXES
+from ssd_jax.data.sources.yolo import open_yolo
 from ssd_jax.data.storage import is_remote, read_bytes, stage
 from ssd_jax.errors import DataError, UserError, what_is_there
 from ssd_jax.files import files_below, listed
@@ -30,6 +33,7 @@ FORMATS = """
   x.rec                          RecordIO; class names from x.classes.txt or classes.txt beside it
   x.manifest, x.jsonl            augmented manifest (x.manifest#NAME: the label attribute NAME)
   x.json                         COCO, with its images beside it or in images/
+  data.yaml, a folder with it    YOLO
   a folder with Annotations/     PASCAL VOC, or a devkit that holds such folders
   a folder of images and JSON    one JSON file an image, or a pair NAME/, NAME_annotation/
   tfds:NAME, a prepared folder   TensorFlow Datasets, as tfds:voc/2007 or DIR/voc/2007"""
@@ -45,12 +49,13 @@ def open_data(
 ) -> Source:
     """The source at a location, of whatever format (see `FORMATS`), or at several, as "A + B".
 
-    `split` are the image sets of VOC, the splits of TFDS or the NAMEs of SageMaker's pairs; other
-    formats have none. `LOCATION@SPLIT,SPLIT` has splits of its own (see `open_parts`). Several sets
-    must have the same class names; without `classes` they get the names of all, sorted, where they
-    differ. A URL (`s3://`, `gs://`, `https://`) is copied to the local cache first, of COCO the
-    folder that the file is in; but the images of a manifest are read one by one when they are asked
-    for. `label_width` is that of `open_recordio`; other formats have no use for it.
+    `split` are the image sets of VOC, the splits of YOLO or TFDS, or the NAMEs of SageMaker's
+    pairs; other formats have none. `LOCATION@SPLIT,SPLIT` has splits of its own (see `open_parts`).
+    Several sets must have the same class names; without `classes` they get the names of all,
+    sorted, where they differ. A URL (`s3://`, `gs://`, `https://`) is copied to the local cache
+    first, of COCO and YOLO the folder that the file is in; but the images of a manifest are read
+    one by one when they are asked for. `label_width` is that of `open_recordio`; other formats have
+    no use for it.
     """
     split = (split,) if isinstance(split, str) else tuple(split)
     classes = (classes,) if isinstance(classes, str) else classes
@@ -160,7 +165,9 @@ def _open_part(
         return open_manifest(path, label=label, base=base, read_remote=read_bytes, **words)
     if is_remote(location) and suffix == ".rec":
         return _open_remote_recordio(location, label_width=label_width, **words)
-    path = _staged(location, with_neighbours=suffix == ".json")
+    path = _staged(location, with_neighbours=suffix in (".json", *YOLO_SUFFIXES))
+    if suffix in YOLO_SUFFIXES and path.is_file():
+        return open_yolo(path, split, **words)
     if suffix == ".json" and path.is_file():
         return open_coco(path, **words)
     if suffix == ".rec" and path.is_file():
@@ -195,6 +202,8 @@ def _open_folder(
     if any(next(path.glob(f"{depth}Annotations"), None) for depth in ("", "*/", "*/*/")):
         words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
         return open_voc(path, split, **words)
+    if described := next((path / name for name in YOLO_NAMES if (path / name).is_file()), None):
+        return open_yolo(described, split, **words)
     if any(_annotation_folder(path / name).is_dir() for name in split):
         return _open_together(
             [functools.partial(_open_pair, path / name) for name in split], **words
@@ -230,9 +239,12 @@ def _refuse_other_formats(path: pathlib.Path) -> None:
     def holds(*patterns: str) -> bool:
         return any(next(path.glob(f"{depth}{p}"), None) for depth in ("", "*/") for p in patterns)
 
-    if path.suffix.lower() in (".yaml", ".yml") or holds("data.yaml", "labels"):
-        found = "YOLO's format"
-    elif holds("*.xml"):
+    if holds("labels"):
+        raise UserError(
+            f"{path}: this looks like YOLO's format, but there is no data.yaml with the classes. "
+            'Write it as docs/data.md shows under "YOLO"'
+        )
+    if holds("*.xml"):
         found = "XML of LabelImg, or of VOC without its folders"
     elif path.suffix.lower() == ".csv" or holds("*.csv"):
         found = "a CSV of boxes"

@@ -1,4 +1,4 @@
-"""Damaged and hostile JSON, manifests and XML give nothing but `DataError`, in bounded memory.
+"""Damaged and hostile annotations of all formats give only `DataError`, in bounded memory.
 
 SSD_JAX_FUZZ_SECONDS=600 python -m pytest tests/data/test_annotation_fuzz.py makes a long run of it.
 """
@@ -18,6 +18,7 @@ from ssd_jax.data.sources.coco import open_coco
 from ssd_jax.data.sources.json_folder import open_json_folder
 from ssd_jax.data.sources.manifest import open_manifest
 from ssd_jax.data.sources.voc import open_voc
+from ssd_jax.data.sources.yolo import open_yolo
 from ssd_jax.errors import DataError, UserError
 
 SECONDS = float(os.environ.get("SSD_JAX_FUZZ_SECONDS", "0.5"))
@@ -31,6 +32,8 @@ COCO = {
     "annotations": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 0}] * 2,
     "categories": [{"id": 2, "name": "cat"}],
 }
+YOLO = {"path": ".", "all": ["all.txt", "JPEGImages"], "names": {"0": "cat"}, "nc": 1}
+YOLO_LINES = b"0 0.5 0.5 0.2 0.2\n\n0 0.1 0.1 0.5 0.1 0.5 0.5"
 XML = (
     "<annotation><size><width>9</width><height>9</height></size><object><name>cat</name>"
     "<difficult>0</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax>"
@@ -121,7 +124,19 @@ def write_voc(rng, folder):
     return lambda problems: open_voc(folder, ("all",), problems=problems)
 
 
-@pytest.mark.parametrize("write", [write_json_folder, write_manifest, write_coco, write_voc])
+def write_yolo(rng, folder):
+    (folder / "data.yaml").write_bytes(
+        json_text(rng, rng.choice((YOLO, YOLO | {"all": "all.txt"})))
+    )
+    (folder / "all.txt").write_bytes(damaged(rng, b"a.jpg\nb.jpg"))
+    for place, name in itertools.product((folder, folder / "JPEGImages"), "ab"):
+        (place / f"{name}.txt").write_bytes(damaged(rng, YOLO_LINES))
+    return lambda problems: open_yolo(folder / "data.yaml", ("all",), problems=problems)
+
+
+@pytest.mark.parametrize(
+    "write", [write_json_folder, write_manifest, write_coco, write_voc, write_yolo]
+)
 def test_only_data_errors_and_little_memory(write, tmp_path):
     for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (tmp_path / part).mkdir(parents=True)

@@ -191,8 +191,12 @@ def test_remote_sets_are_staged(tmp_path, source, monkeypatch):
     monkeypatch.setattr(open_module, "read_bytes", str.encode)
     assert open_data("s3://b/sets/set.json")[0].image == JPEG
     assert open_data("s3://b/sets/voc", split=("train",))[0].image == JPEG
+    (tmp_path / "sets/voc/JPEGImages/a.txt").write_text("0 0.5 0.5 1 1")
+    (tmp_path / "sets/yolo.yaml").write_text("{train: voc/JPEGImages, names: [owl]}")
+    assert open_data("s3://b/sets/yolo.yaml@train")[0].image == JPEG
     assert open_data("s3://b/sets/far.manifest")[0].image == b"s3://b/sets/far/a.jpg"
-    assert staged == ["s3://b/sets", "s3://b/sets/voc", "s3://b/sets/far.manifest"]
+    folders = ["s3://b/sets", "s3://b/sets/voc", "s3://b/sets"]
+    assert staged == [*folders, "s3://b/sets/far.manifest"]
     assert open_data("s3://b/sets/far.rec").classes == ("owl",)
     signed = open_data("s3://b/sets/far.rec?signed=x.y", classes=("elk", "owl"))
     assert labels(signed) == [["owl"]]
@@ -221,10 +225,6 @@ def test_what_stands_beside_a_remote_record_file(tmp_path, other, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "location", "format"),
     [
-        ("data.yaml", ".", "YOLO's format"),
-        ("data.yaml", "data.yaml", "YOLO's format"),
-        ("labels/train/a.txt", ".", "YOLO's format"),
-        ("train/labels/a.txt", ".", "YOLO's format"),
         ("a.xml", ".", "XML of LabelImg"),
         ("train/a.xml", ".", "XML of LabelImg"),
         ("boxes.csv", ".", "a CSV of boxes"),
@@ -245,18 +245,33 @@ def documented(language):
     return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
 
 
-def test_the_documented_way_from_yolo(tmp_path, monkeypatch):
+def test_the_documented_way_from_csv(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("images", "labels"):
-        (tmp_path / "my_yolo" / folder / "train").mkdir(parents=True)
-    for name in "ab":
-        (tmp_path / f"my_yolo/images/train/{name}.jpg").write_bytes(encoded())
-    (tmp_path / "my_yolo/labels/train/b.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "a.jpg").write_bytes(encoded())
+    rows = ["file,class,xmin,ymin,xmax,ymax", "a.jpg,dog,0,0,10,20", "a.jpg,cat,1,2,10,20"]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
     exec(documented("python"), {})
-    found = open_data(tmp_path / "my_yolo/train.json")
-    assert (found.classes, found.object_counts.tolist()) == (("cat", "dog"), [0, 1])
-    np.testing.assert_allclose(found[1].boxes, [(0.375, 0.25, 0.625, 0.75)])
-    assert (found[1].labels.tolist(), found[1].size) == ([1], (HEIGHT, WIDTH))
+    found = open_data(tmp_path / "train.json")
+    assert (found.classes, found[0].labels.tolist()) == (("dog", "cat"), [0, 1])
+    sides = np.array([WIDTH, HEIGHT] * 2)
+    np.testing.assert_allclose(found[0].boxes * sides, [(0, 0, 10, 20), (1, 2, 10, 20)], rtol=1e-6)
+    assert found[0].size == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
+def test_the_documented_file_for_yolo(tmp_path, labels):
+    image = tmp_path / labels.replace("labels", "images") / "a.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(encoded())
+    (tmp_path / labels).mkdir(parents=True)
+    (tmp_path / labels / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    for split in ((), ("train",)):
+        with pytest.raises(UserError, match=r"YOLO's format, but there is no data\.yaml"):
+            open_data(tmp_path, split=split)
+    text = documented("yaml").replace("images/train", str(image.parent.relative_to(tmp_path)))
+    (tmp_path / "data.yaml").write_text(text)
+    found = open_data(tmp_path, split="train")
+    assert (found.classes, found[0].labels.tolist()) == (("cat", "dog"), [1])
 
 
 def test_the_documented_way_from_labelimg(tmp_path):

@@ -1,4 +1,4 @@
-"""Shared by the JSON formats: careful reading, and references to images.
+"""Shared by formats of JSON and of text lines: careful reading, and references to images.
 
 The files may come from anywhere, so sizes are bounded, every value is checked before it is used,
 and an error is a `DataError` with its place. Boxes are left, top, width, height in pixels from 0.
@@ -38,13 +38,31 @@ def read_json(
     path: pathlib.Path, *, max_bytes: int = MAX_RECORD_BYTES, drop: Collection[str] = ()
 ) -> Any:
     """The value in a file; see `parse_json`."""
+    return parse_json(
+        read_bytes(path, max_bytes=max_bytes), str(path), max_bytes=max_bytes, drop=drop
+    )
+
+
+def read_bytes(path: pathlib.Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+    """The bytes of a file of annotations."""
     try:
         with path.open("rb") as file:
             # Not the limit itself: the memory for it would be allocated at once.
             data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise unreadable(str(path), f"the file cannot be read ({error})") from error
-    return parse_json(data, str(path), max_bytes=max_bytes, drop=drop)
+    _check_length(data, str(path), max_bytes)
+    return data
+
+
+def _check_length(data: bytes, where: str, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise DataError(
+            codes.ANNOTATION_TOO_LARGE,
+            where,
+            f"more than {max_bytes:,} bytes, expected less for an annotation of this kind",
+            "Check that it is an annotation",
+        )
 
 
 def parse_json(
@@ -66,13 +84,7 @@ def parse_json(
             value.pop(key, None)
         return value
 
-    if len(data) > max_bytes:
-        raise DataError(
-            codes.ANNOTATION_TOO_LARGE,
-            where,
-            f"more than {max_bytes:,} bytes, expected less for an annotation of this kind",
-            "Check that it is an annotation",
-        )
+    _check_length(data, where, max_bytes)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=build)
     except DataError:
