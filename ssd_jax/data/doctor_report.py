@@ -15,6 +15,7 @@ from ssd_jax.data.findings import Finding, folder_findings
 from ssd_jax.data.open import open_data, open_parts
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.recordio import mixed_object_widths
+from ssd_jax.data.sources.yolo import SUFFIXES as YOLO_SUFFIXES
 from ssd_jax.errors import DataError, counted
 from ssd_jax.ops.anchors import default_boxes, paper_levels
 
@@ -114,7 +115,7 @@ def _file_findings(location: str, split: tuple[str, ...]) -> tuple[Finding, ...]
             mixed = mixed_object_widths(path)
             findings += [] if mixed is None else [Finding.of(mixed)]
         else:
-            findings += folder_findings(path)
+            findings += folder_findings(path.parent if path.suffix in YOLO_SUFFIXES else path)
     return tuple(findings)
 
 

@@ -14,7 +14,7 @@ from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.recordio import not_indexed
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
 from ssd_jax.errors import DataError
-from ssd_jax.files import listed
+from ssd_jax.files import files_below, listed
 
 # As a fraction of the image's width or height: 3 of 300 pixels, less than half a cell of the
 # finest feature map.
@@ -101,9 +101,14 @@ def index_findings(source: Source) -> list[Finding]:
 
 
 def folder_findings(root: pathlib.Path) -> list[Finding]:
-    """Images without annotations, and the reverse, in VOC folders under `root`, listed or not."""
+    """Images without annotations, and the reverse, in VOC folders under `root`, listed or not.
+
+    In YOLO's folders only the reverse: there, an image needs no annotation.
+    """
     found = []
     depths = ("", "*/", "*/*/")
+    for labels in sorted({each for depth in depths for each in root.glob(f"{depth}labels")}):
+        found += _yolo_labels_without_image(labels, labels.with_name("images"))
     for images in sorted({each for depth in depths for each in root.glob(f"{depth}JPEGImages")}):
         paths = [path for path in listed(images, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
         annotations = {path.stem: path for path in listed(images.parent, "Annotations/*.xml")}
@@ -120,10 +125,27 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
             first[path.stem] = path
         for stem in sorted(annotations.keys() - first.keys()):
             where = str(annotations[stem])
-            problem = f"the annotation has no image, expected one of the same name in {images.name}"
-            fix = "Add the image, or remove the annotation"
-            found.append(Finding(codes.ANNOTATION_WITHOUT_IMAGE, where, problem, fix))
+            found.append(_without_image(where, images.name))
     return found
+
+
+def _yolo_labels_without_image(labels: pathlib.Path, images: pathlib.Path) -> list[Finding]:
+    if not images.is_dir():
+        return []
+    have = {path.relative_to(images).with_suffix("") for path in files_below(images)}
+    return [
+        _without_image(str(path), images.name)
+        for path in sorted(files_below(labels))
+        # Labelling programs write a list of the classes beside the annotations.
+        if path.suffix == ".txt" and path.name != "classes.txt"
+        if path.relative_to(labels).with_suffix("") not in have
+    ]
+
+
+def _without_image(where: str, images: str) -> Finding:
+    problem = f"the annotation has no image, expected one of the same name in {images}"
+    fix = "Add the image, or remove the annotation"
+    return Finding(codes.ANNOTATION_WITHOUT_IMAGE, where, problem, fix)
 
 
 def best_ious(annotations: Annotations, anchors: Float[np.ndarray, "A 4"]) -> Reach:

@@ -9,6 +9,7 @@ import cv2
 import pytest
 from data.doctor_samples import annotation, encoded, thing, voc
 
+from ssd_jax.cli import main
 from ssd_jax.data import codes, doctor_report
 from ssd_jax.data.doctor import examine
 from ssd_jax.data.findings import Finding, folder_findings
@@ -62,6 +63,21 @@ def test_what_has_no_counterpart(tmp_path):
         (folder / beside).write_bytes(b"")
     found = {each.code: pathlib.Path(each.where).name for each in folder_findings(tmp_path)}
     assert found == {"SSD184": "a.jpg", "SSD185": "b.xml", "SSD175": "c.png"}
+
+
+@pytest.mark.parametrize("location", [".", "data.yaml"])
+def test_what_has_no_counterpart_in_yolo(tmp_path, capsys, location):
+    for place in ("images/train/A.jpg", "train/images/b.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(PNG)
+    for place in ("labels/train/A", "labels/train/a", "train/labels/c", "labels/classes"):
+        (tmp_path / f"{place}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{place}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("{train: images, names: [cat]}")
+    assert main(["doctor", str(tmp_path / location), "--split", "train"]) == 0
+    assert "SSD185 warning, found 2" in capsys.readouterr().out
+    found = {(each.code, pathlib.Path(each.where).name) for each in folder_findings(tmp_path)}
+    assert found == {("SSD185", "a.txt"), ("SSD185", "c.txt")}
 
 
 @pytest.fixture(scope="module")
