@@ -25,6 +25,9 @@ PICTURES_FOLDER = "pictures"
 # The split that lists the last steps before a run diverged; a resumed run removes these lines.
 DIVERGED = "diverged"
 
+# TensorBoard sees the numbers after so long at the latest; waiting for the disk takes time.
+_EVENTS_SECONDS = 30.0
+
 # Called with step, split and values.
 Observer = Callable[[int, str, Mapping[str, Any]], None]
 
@@ -62,28 +65,20 @@ class Reporter:
 
     def __enter__(self):
         if self._active:
-            from tensorboardX import SummaryWriter
-
             self._workdir.mkdir(parents=True, exist_ok=True)
             path = self._workdir / METRICS_FILE
             _drop_lines_after(path, self._start_step)
             self._lines = path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(
-                logdir=str(self._workdir / TENSORBOARD_FOLDER),
-                # TensorBoard then hides what earlier files say about this step and later ones.
-                purge_step=self._start_step + 1 if self._start_step else 0,
-                # Two files started in the same second would otherwise have the same name.
-                filename_suffix=f".from-{self._start_step}",
-            )
+            self._events = _Events(self._workdir / TENSORBOARD_FOLDER, self._start_step)
             progress = _Bar if sys.stderr.isatty() else _PlainLines
             self._progress = progress(self._start_step, self._total_steps, self._line_seconds)
         return self
 
     def __exit__(self, *exception):
         if self._active:
-            self._progress.close()
-            self._events.close()
-            self._lines.close()
+            with self._lines:
+                self._progress.close()
+                self._events.close()
 
     def advance(self, step: int) -> None:
         """Move the progress to `step`, the number of steps done; cheap enough for every step."""
@@ -105,9 +100,7 @@ class Reporter:
             when["epoch"] = round(step / self._steps_per_epoch, 6)
         self._lines.write(json_line({"step": step, "split": split, **when, **values}))
         self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{split}/{name}", value, step)
+        self._events.write(step, split, values)
         if split == "train":
             self._progress.show(step, _training_summary(values))
         elif split != DIVERGED:
@@ -115,6 +108,42 @@ class Reporter:
             self._progress.print("  ".join([f"step {step}", split, *shown]))
         for observer in self._observers:
             observer(step, split, when | values)
+
+
+class _Events:
+    """A file for TensorBoard.
+
+    `SummaryWriter` writes in a thread, which ends when the disk is full and then blocks the run.
+    """
+
+    def __init__(self, folder, start_step):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        # Two files started in the same second would otherwise have the same name.
+        self._writer = EventsWriter(str(folder / "events"), f".from-{start_step}")
+        # TensorBoard hides what earlier files say about this step and later ones.
+        first = start_step + 1 if start_step else 0
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=start))
+        self._flushed = time.time()
+
+    def write(self, step, split, values):
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                summary = scalar(f"{split}/{name}", value)
+                self._writer.write_event(Event(wall_time=now, step=step, summary=summary))
+        if abs(now - self._flushed) > _EVENTS_SECONDS:
+            self._writer.flush()
+            self._flushed = now
+
+    def close(self):
+        self._writer.close()
 
 
 def memory_in_use() -> dict[str, float]:

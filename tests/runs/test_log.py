@@ -1,6 +1,8 @@
+import contextlib
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
 import types
@@ -164,6 +166,28 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
     found, purged = scalars(tmp_path)
     assert [step for _, step, _ in found] == [2, 4, 6, 6]
     assert purged == [0, 5]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Limits the size of files, which is as good as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_blocks_nothing(tmp_path):
+    values = {f"loss{number}": 1.0 for number in range(400)}
+    with Reporter(tmp_path, total_steps=9) as report:
+        # The events reach the limit, the lines do not.
+        with largest_file(10_000), pytest.raises(OSError, match="File too large"):
+            report.write(1, "train", values)
+        report.write(2, "train", values)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
 # ---- progress ----
