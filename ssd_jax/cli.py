@@ -44,18 +44,24 @@ COMMANDS = (train, evaluate, predict, export, report, serve, sagemaker,
 
 # Verbs that run long enough to repay a restart with huge pages.
 LONG_COMPUTATIONS = (["train"], ["evaluate"], ["benchmark"], ["sagemaker", "train"])
+# Verbs that remove unfinished files, and end their children, when they are stopped.
+TIDY = (["predict"], ["export"], ["convert"])
 
 
 def program() -> int:
     """`main` as a program of its own; only such a process may choose its memory allocation."""
     # Other verbs gain nothing, and OpenVINO takes longer for its first image with huge pages
     # (docs/performance.md).
-    if any(sys.argv[1 : 1 + len(verb)] == verb for verb in LONG_COMPUTATIONS):
+    if _is_one_of(LONG_COMPUTATIONS):
         start_with_huge_pages()
-    if os.getpid() == 1:
-        # In a container: the kernel ignores SIGTERM for process 1 unless it has a handler.
+    # In a container, the kernel ignores SIGTERM for process 1 unless it has a handler.
+    if os.getpid() == 1 or _is_one_of(TIDY):
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return main()
+
+
+def _is_one_of(verbs: Sequence[Sequence[str]]) -> bool:
+    return any(sys.argv[1 : 1 + len(verb)] == verb for verb in verbs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from ssd_jax.caches import cache_folder
 from ssd_jax.config_check import LARGEST_NUMBER, images_together
+from ssd_jax.data import codes
 from ssd_jax.data.doctor import check_before_training
 from ssd_jax.data.open import open_data, split_of_role
 from ssd_jax.data.sources.base import Problems, Source, check_not_empty
-from ssd_jax.errors import UserError
+from ssd_jax.errors import DataError, UserError
 from ssd_jax.models.initialise import variable_shapes
 from ssd_jax.network import Network, anchors_at
 from ssd_jax.ops.augment import Augmentation
@@ -48,17 +49,23 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
         )
     classes = classes or config.data.classes
     command = doctor_command(config, split, classes)
-    source = open_data(
-        place.root,
-        split=split_of_role(place.root, place.image_sets, split),
-        classes=classes or None,
-        problems=Problems(
-            config.data.problems,
-            advice=f"`{command}` shows all that cannot be used, and "
-            "--config.data.problems=skip leaves it out",
-        ),
-        label_width=config.data.label_width,
-    )
+    try:
+        source = open_data(
+            place.root,
+            split=split_of_role(place.root, place.image_sets, split),
+            classes=classes or None,
+            problems=Problems(
+                config.data.problems,
+                advice=f"`{command}` shows all that cannot be used, and "
+                "--config.data.problems=skip leaves it out",
+            ),
+            label_width=config.data.label_width,
+        )
+    except DataError as error:
+        if error.code != codes.FOLDER_MISSING:
+            raise
+        fix = f"{error.fix}. The path is --config.data.{split}.root"
+        raise DataError(error.code, error.where, error.problem, fix) from None
     return examined(config, split, source)
 
 

@@ -1,7 +1,8 @@
-"""Parsing of command line texts: values of settings, and paths with a `~`."""
+"""Texts of command lines: values of settings, names, and paths."""
 
 import ast
 import os
+import shlex
 from collections.abc import Sequence
 
 KINDS = {
@@ -60,6 +61,12 @@ def split_names(text: str) -> tuple[str, ...]:
         text = inner
     names = tuple(name.strip() for name in text.split(","))
     return names if names[-1] else names[:-1]
+
+
+def shell_path(path: str | os.PathLike) -> str:
+    """A path as an argument for a shell, also one that would be taken for an option."""
+    text = os.fspath(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def with_home(location: str) -> str:

@@ -3,10 +3,15 @@
 import contextlib
 import fcntl
 import os
+import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 from ssd_jax.errors import UserError
+
+_UNFINISHED = ".unfinished-"
 
 
 def lock(file: IO | int, *, wait: bool = False) -> bool:
@@ -37,6 +42,20 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def unfinished(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder for unfinished files inside of `folder`, removed at the end."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as scratch, held(scratch):
+        yield pathlib.Path(scratch)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what killed processes left in `folder`, but nothing of one that is running."""
+    for scratch in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(BlockingIOError), held(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

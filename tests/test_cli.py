@@ -57,9 +57,14 @@ def test_what_computes_for_long_asks_for_large_pages(command, asked, monkeypatch
     assert len(calls) == asked
 
 
-def test_as_process_1_of_a_container_sigterm_ends_it(monkeypatch, capsys):
-    monkeypatch.setattr("os.getpid", lambda: 1)
-    monkeypatch.setattr("sys.argv", ["ssd-jax", "--version"])
+@pytest.mark.parametrize(
+    ("process", "command"),
+    [(1, "--version"), (99, "predict --help"), (99, "export --help"), (99, "convert --help")],
+)
+def test_sigterm_ends_what_removes_its_unfinished_files(process, command, monkeypatch, capsys):
+    """And process 1 of a container, for which the kernel ignores a signal without a handler."""
+    monkeypatch.setattr("os.getpid", lambda: process)
+    monkeypatch.setattr("sys.argv", ["ssd-jax", *command.split()])
     handlers = {}
     monkeypatch.setattr("signal.signal", handlers.__setitem__)
     with pytest.raises(SystemExit):

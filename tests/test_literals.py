@@ -1,6 +1,6 @@
 import pytest
 
-from ssd_jax.literals import read_names, write_names
+from ssd_jax.literals import read_names, shell_path, write_names
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,11 @@ def test_names_are_separated_by_commas_and_may_have_quotes(text, names):
 def test_written_names_are_read_again(names, text):
     assert write_names(names) == text
     assert read_names(text) == names
+
+
+@pytest.mark.parametrize(
+    ("path", "argument"),
+    [("runs/a", "runs/a"), ("my runs", "'my runs'"), ("-a", "./-a"), ("- a", "'./- a'")],
+)
+def test_a_path_is_no_option(path, argument):
+    assert shell_path(path) == argument

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,8 @@ from ssd_jax.data.writers import (
     write_voc,
 )
 from ssd_jax.errors import UserError, check_choice
+from ssd_jax.files import make_folder
+from ssd_jax.locks import remove_unfinished, unfinished
 
 
 class Format(NamedTuple):
@@ -122,11 +123,12 @@ def convert(
     """
     target = check_destination(destination, format=format, name=name)
     check_class_names(source.classes)
-    target.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.folder) as temporary:
-        target.format.write(pathlib.Path(temporary), source, target.name)
+    make_folder(target.folder)
+    remove_unfinished(target.folder)
+    with unfinished(target.folder) as scratch:
+        target.format.write(scratch, source, target.name)
         for part in target.parts:
-            (pathlib.Path(temporary) / part).rename(target.folder / part)
+            (scratch / part).rename(target.folder / part)
     return target
 
 

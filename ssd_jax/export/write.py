@@ -31,9 +31,9 @@ from ssd_jax.export.onnx_writer import OPSET, to_onnx
 from ssd_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from ssd_jax.export.stages import exported_anchors, network_stage
 from ssd_jax.export.verify import verify
-from ssd_jax.files import write_json
+from ssd_jax.files import make_folder, write_json
 from ssd_jax.hardware import processor
-from ssd_jax.locks import held
+from ssd_jax.locks import remove_unfinished, unfinished
 from ssd_jax.network import build_predict
 from ssd_jax.recipes import recipe_changes
 from ssd_jax.report.starts import installed_version
@@ -42,7 +42,6 @@ from ssd_jax.sharding import make_mesh
 
 # Images that the exported detector is compared on; an even number.
 _PICTURES = 8
-_UNFINISHED = ".unfinished-"
 _VERSIONS = ("ssd_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "openvino")
 
 
@@ -118,7 +117,7 @@ def _export(
 ) -> dict[str, Any]:
     workdir, out = pathlib.Path(workdir), out.absolute()
     packed = out.with_name(f"{out.name}.tar.gz")
-    _remove_unfinished(out)
+    remove_unfinished(out)
     if (out.exists() and any(out.iterdir())) or (archive and packed.exists()):
         raise UserError(f"{out} or {packed} exists already. Choose another --out.")
     config = read_config(workdir / CONFIG_FILE)
@@ -130,11 +129,10 @@ def _export(
     trained = load_trained(config, workdir, mesh=make_mesh(jax.local_devices()[:1]), step=step)
     meta |= _describe(config, trained, workdir)
     is_new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         # Inside `out`, which may be a file system of its own, e.g. in a container.
-        with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as scratch, held(scratch):
-            scratch = pathlib.Path(scratch)
+        with unfinished(out) as scratch:
             new = scratch / out.name
             new.mkdir()
             # In float32 on a GPU too, whose default is TF32.
@@ -162,13 +160,6 @@ def _export(
                 out.rmdir()
         raise
     return meta
-
-
-def _remove_unfinished(out: pathlib.Path) -> None:
-    """Removes the remains of killed exports in `out`, but nothing of one that is running."""
-    for scratch in out.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(BlockingIOError), held(scratch):
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _verified(

@@ -244,20 +244,37 @@ def _drawing(result: Result, classes: Sequence[str], score: float) -> UInt8[np.n
 def _write_video(
     drawings: Iterable[tuple[Result, UInt8[np.ndarray, "h w 3"]]], path: pathlib.Path
 ) -> Results:
-    with contextlib.ExitStack() as stack:
-        part, writer = stack.enter_context(whole_file(path)), None
-        for result, drawing in drawings:
-            if writer is None:
-                rate = result.frame.frames_per_second or 0.0
-                if not 0.01 <= rate <= 1000:  # a wrong header, perhaps more than MPEG-4 can say
-                    rate = 25.0
-                code = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
-                stack.callback(writer.release)
-                if not writer.isOpened():
-                    raise UserError(f"{path}: OpenCV cannot write a video there. Give --no-draw.")
-            writer.write(cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
-            yield result
+    with whole_file(path) as part:
+        frames, writer = 0, None
+        with contextlib.ExitStack() as stack:
+            for result, drawing in drawings:
+                if writer is None:
+                    rate = result.frame.frames_per_second or 0.0
+                    if not 0.01 <= rate <= 1000:  # a wrong header, perhaps more than MPEG-4 can say
+                        rate = 25.0
+                    code = cv2.VideoWriter.fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
+                    stack.callback(writer.release)
+                    if not writer.isOpened():
+                        raise UserError(
+                            f"{path}: OpenCV cannot write a video there. Give --no-draw."
+                        )
+                writer.write(cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
+                frames += 1
+                yield result
+        _check_video(part, frames, path)
+
+
+def _check_video(part: pathlib.Path, frames: int, path: pathlib.Path) -> None:
+    """OpenCV does not tell when it cannot write a frame, such as on a full disk."""
+    video = cv2.VideoCapture(str(part))
+    written = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    video.release()
+    if written != frames:
+        raise UserError(
+            f"{path}: the video could not be written as a whole; the disk may be full. Make room, "
+            "or give --no-draw."
+        )
 
 
 def _numbers(items: Sequence[Item]) -> dict[Item, int]:

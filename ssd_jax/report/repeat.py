@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssd_jax.caches import is_cached
 from ssd_jax.config import CONFIG_FILE
+from ssd_jax.literals import shell_path
 
 
 def repeat_command(workdir: pathlib.Path) -> str:
@@ -18,7 +19,7 @@ def repeat_command(workdir: pathlib.Path) -> str:
         return f"ssd-jax train --config {CONFIG_FILE} --workdir NEW_FOLDER"
     if workdir.name in ("", ".."):  # a name is needed for the other folder
         workdir = workdir.resolve()
-    config, again = shlex.quote(f"{workdir}/{CONFIG_FILE}"), shlex.quote(f"{workdir}-again")
+    config, again = shell_path(f"{workdir}/{CONFIG_FILE}"), shell_path(f"{workdir}-again")
     return f"ssd-jax train --config {config} --workdir {again}"
 
 

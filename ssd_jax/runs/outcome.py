@@ -23,6 +23,7 @@ from ssd_jax.evaluation import metrics
 from ssd_jax.evaluation.metrics import ErrorAnalysis, Evaluation
 from ssd_jax.evaluation.run import evaluate
 from ssd_jax.files import make_folder, write_json
+from ssd_jax.literals import shell_path
 from ssd_jax.network import build_predict
 from ssd_jax.report.collect import describe_run, open_run
 from ssd_jax.report.examples import choose_examples
@@ -249,8 +250,8 @@ In {workdir}:
   config.json     every setting
   checkpoints/    the last ones and the best one
 Next steps:
-  {command} evaluate --workdir {shlex.quote(str(workdir))}{place}
-  {command} predict --workdir {shlex.quote(str(workdir))} IMAGE... --out {shlex.quote(found)}
+  {command} evaluate --workdir {shell_path(workdir)}{place}
+  {command} predict --workdir {shell_path(workdir)} IMAGE... --out {shell_path(found)}
 """
 
 

@@ -20,6 +20,7 @@ from ssd_jax.data.sources.base import Source
 from ssd_jax.detector import open_checkpoints
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation.metrics import speed, summary
+from ssd_jax.files import make_folder
 from ssd_jax.importing import import_report
 from ssd_jax.locks import only_training
 from ssd_jax.network import build_network, build_predict
@@ -111,7 +112,7 @@ def run_training(
     ):
         with together():
             if jax.process_index() == 0:
-                workdir.mkdir(parents=True, exist_ok=True)
+                make_folder(workdir)
                 stack.enter_context(only_training(workdir, workdir))
         measured = _run_training(
             config, workdir, mesh, stopping, watchdog, observers, change, hooks, sources

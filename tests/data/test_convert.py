@@ -18,6 +18,7 @@ from ssd_jax.data.convert import FORMATS, convert, run_convert
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems, source_of_objects
 from ssd_jax.errors import DataError, UserError
+from ssd_jax.locks import held
 
 # Where each format is written, and the split it is read back with.
 PLACES = {
@@ -216,6 +217,16 @@ def test_several_splits_and_folders(tmp_path):
     assert len(open_data(tmp_path / "set/_a[_9%]")) == 1
     with pytest.raises(UserError, match=r"set/train already exists"):
         convert(one(), tmp_path / "set", format="json")
+
+
+def test_what_killed_conversions_left_is_removed(tmp_path):
+    dead, alive = (tmp_path / f"set/.unfinished-{name}" for name in ("dead", "alive"))
+    for folder in (dead, alive):
+        (folder / "JPEGImages").mkdir(parents=True)
+    with held(alive):
+        convert(one(), tmp_path / "set")
+    assert not dead.exists()
+    assert (alive / "JPEGImages").is_dir()
 
 
 @pytest.mark.parametrize("format", FORMATS)

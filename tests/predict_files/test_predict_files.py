@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from data.loopback import WebServer
+from full_disk import largest_file
 from predict_files.fake import Fake, write_video
 from s3_server import serve_s3
 
@@ -151,6 +152,13 @@ def test_a_video_with_an_impossible_rate_is_drawn_at_the_usual_one(tmp_path):
     run_prediction(Fake(), [str(file)], tmp_path / "out")
     drawn = find_items([str(tmp_path / "out/fast.mp4")])
     assert next(read_frames(drawn, 32, unreadable=pytest.fail)).frames_per_second == 25
+
+
+def test_a_video_that_does_not_fit_on_the_disk_is_refused(film, tmp_path):
+    """OpenCV says nothing of it."""
+    with largest_file(3000), pytest.raises(UserError, match=r"street\.mp4: the video could not"):
+        run_prediction(Fake(), [str(film)], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.mp4"))
 
 
 def test_files_may_leave_out_what_scores_less(pictures, tmp_path):

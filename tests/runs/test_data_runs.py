@@ -198,6 +198,12 @@ def test_a_run_that_its_metric_decides_needs_objects_that_count(shapes, decides)
             open_sources(config, {"val": source})
 
 
+def test_the_setting_of_a_path_that_does_not_exist_is_told(shapes):
+    config = tiny_config(shapes, data__val__root=str(shapes / "moved"))
+    with pytest.raises(DataError, match=r"^SSD101 .*The path is --config\.data\.val\.root$"):
+        experiment.build_source(config, "val")
+
+
 def test_the_doctor_tells_by_its_exit_code(shapes, tmp_path, capsys):
     sound = ["doctor", str(shapes), "--split", "train"]
     assert main([*sound, "--out", str(tmp_path)]) == 0

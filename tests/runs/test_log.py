@@ -1,8 +1,6 @@
-import contextlib
 import io
 import json
 import re
-import resource
 import subprocess
 import sys
 import types
@@ -10,6 +8,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_disk import largest_file
 
 from ssd_jax.errors import UserError
 from ssd_jax.runs.log import DIVERGED, Reporter, read_metrics
@@ -166,17 +165,6 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
     found, purged = scalars(tmp_path)
     assert [step for _, step, _ in found] == [2, 4, 6, 6]
     assert purged == [0, 5]
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Limits the size of files, which is as good as a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_told_and_blocks_nothing(tmp_path):
