@@ -1,4 +1,5 @@
 import pathlib
+import types
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,7 @@ def installed(monkeypatch, tmp_path):
     def forget():
         fonts._files_of.cache_clear()
         fonts._installed.cache_clear()
+        fonts._codes.cache_clear()
 
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     install(str(STIX), str(tmp_path / "damaged.ttf"))
@@ -34,17 +36,42 @@ def installed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "family"),
+    ("text", "parts"),
     [
-        ("cat 0.9", "DejaVu Sans"),
-        ("кот", "DejaVu Sans"),
-        (f"{IN_STIX} 0.9", "STIXGeneral"),
-        (NOWHERE, "DejaVu Sans"),
-        ("", "DejaVu Sans"),
+        ("cat 0.9", [("cat 0.9", "DejaVu Sans")]),
+        ("кот", [("кот", "DejaVu Sans")]),
+        (f"{IN_STIX} 0.9", [(IN_STIX, "STIXGeneral"), (" 0.9", "DejaVu Sans")]),
+        (f"{NOWHERE}{IN_STIX}", [(NOWHERE, "DejaVu Sans"), (IN_STIX, "STIXGeneral")]),
+        ("", []),
     ],
 )
-def test_a_name_is_drawn_in_the_font_that_has_its_characters(installed, text, family):
-    assert fonts.font_of(text, 12).getname()[0] == family
+def test_each_part_of_a_name_is_drawn_in_a_font_that_has_it(installed, text, parts):
+    found = [(part, font.getname()[0]) for part, font in fonts.runs_of(text, 12)]
+    assert found == parts
+
+
+@pytest.mark.parametrize(
+    ("styles", "chosen"),
+    [
+        (["Bold", "Light", "Regular"], "Regular"),
+        (["Bold", "Light", "Medium Italic"], "Light"),
+        (["Bold", "Oblique"], None),
+    ],
+)
+def test_a_regular_font_is_preferred_to_a_light_one_and_a_bold_one_not_used(
+    installed, monkeypatch, styles, chosen
+):
+    installed(*styles)
+
+    def open_font(file):
+        given = str(STIX) if file in styles else file
+        style = file if file in styles else "Book"
+        charmap = real(given).get_charmap()
+        return types.SimpleNamespace(scalable=True, style_name=style, get_charmap=lambda: charmap)
+
+    real = matplotlib.ft2font.FT2Font
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", open_font)
+    assert fonts._files_of(frozenset(IN_STIX))[1:] == ([chosen] if chosen else [])
 
 
 def test_plots_look_for_characters_in_installed_fonts_after_dejavu(installed):

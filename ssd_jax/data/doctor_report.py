@@ -11,11 +11,11 @@ from jaxtyping import Float
 from ssd_jax.data import codes
 from ssd_jax.data.convert import check_destination, convert, describe_copy, split_name
 from ssd_jax.data.doctor import Diagnosis, clean, examine, write_diagnosis
-from ssd_jax.data.findings import Finding, folder_findings
+from ssd_jax.data.findings import Finding, folder_findings, yolo_findings
 from ssd_jax.data.open import open_data, open_parts
 from ssd_jax.data.sources.base import Problems, Source
 from ssd_jax.data.sources.recordio import mixed_object_widths
-from ssd_jax.data.sources.yolo import SUFFIXES as YOLO_SUFFIXES
+from ssd_jax.data.sources.yolo import find_yaml
 from ssd_jax.errors import DataError, counted
 from ssd_jax.ops.anchors import default_boxes, paper_levels
 
@@ -74,7 +74,9 @@ def run_doctor(
             label_width=None if too_wide else label_width,
         )
         diagnosis = diagnosis._replace(findings=diagnosis.findings + too_wide)
-    diagnosis = diagnosis._replace(findings=diagnosis.findings + _file_findings(location, split))
+    diagnosis = diagnosis._replace(
+        findings=diagnosis.findings + _file_findings(location, split, source)
+    )
     print(describe(diagnosis, location))
     if out is not None:
         write_diagnosis(diagnosis, pathlib.Path(out) / REPORT)
@@ -106,16 +108,20 @@ def _open(
         return open_data(location, problems=problems, **options), (Finding.of(error),)
 
 
-def _file_findings(location: str, split: tuple[str, ...]) -> tuple[Finding, ...]:
+def _file_findings(
+    location: str, split: tuple[str, ...], source: Source | None
+) -> tuple[Finding, ...]:
     """Findings about the files of local data sets, besides the images that were opened."""
     findings = []
-    for place, _ in open_parts(location, split):
-        path = pathlib.Path(place)
+    paths = [pathlib.Path(place) for place, _ in open_parts(location, split)]
+    if source is not None and any(map(find_yaml, paths)):
+        findings += yolo_findings(source)
+    for path in paths:
         if path.suffix == ".rec" and path.is_file():
             mixed = mixed_object_widths(path)
             findings += [] if mixed is None else [Finding.of(mixed)]
         else:
-            findings += folder_findings(path.parent if path.suffix in YOLO_SUFFIXES else path)
+            findings += folder_findings(path)
     return tuple(findings)
 
 

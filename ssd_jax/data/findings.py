@@ -13,8 +13,9 @@ from ssd_jax.data import codes
 from ssd_jax.data.sources.base import Annotations, Source
 from ssd_jax.data.sources.recordio import not_indexed
 from ssd_jax.data.sources.voc import IMAGE_SUFFIXES
+from ssd_jax.data.sources.yolo import labels_without_image
 from ssd_jax.errors import DataError
-from ssd_jax.files import files_below, listed
+from ssd_jax.files import listed
 
 # As a fraction of the image's width or height: 3 of 300 pixels, less than half a cell of the
 # finest feature map.
@@ -101,14 +102,9 @@ def index_findings(source: Source) -> list[Finding]:
 
 
 def folder_findings(root: pathlib.Path) -> list[Finding]:
-    """Images without annotations, and the reverse, in VOC folders under `root`, listed or not.
-
-    In YOLO's folders only the reverse: there, an image needs no annotation.
-    """
+    """Images without annotations, and the reverse, in VOC folders under `root`, listed or not."""
     found = []
     depths = ("", "*/", "*/*/")
-    for labels in sorted({each for depth in depths for each in root.glob(f"{depth}labels")}):
-        found += _yolo_labels_without_image(labels, labels.with_name("images"))
     for images in sorted({each for depth in depths for each in root.glob(f"{depth}JPEGImages")}):
         paths = [path for path in listed(images, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
         annotations = {path.stem: path for path in listed(images.parent, "Annotations/*.xml")}
@@ -129,17 +125,10 @@ def folder_findings(root: pathlib.Path) -> list[Finding]:
     return found
 
 
-def _yolo_labels_without_image(labels: pathlib.Path, images: pathlib.Path) -> list[Finding]:
-    if not images.is_dir():
-        return []
-    have = {path.relative_to(images).with_suffix("") for path in files_below(images)}
-    return [
-        _without_image(str(path), images.name)
-        for path in sorted(files_below(labels))
-        # Labelling programs write a list of the classes beside the annotations.
-        if path.suffix == ".txt" and path.name != "classes.txt"
-        if path.relative_to(labels).with_suffix("") not in have
-    ]
+def yolo_findings(source: Source) -> list[Finding]:
+    """Text files without an image, in the folders of those that belong to the images of a set."""
+    images = [pathlib.Path(source.locate(index)) for index in range(len(source))]
+    return [_without_image(str(path), "images") for path in labels_without_image(images)]
 
 
 def _without_image(where: str, images: str) -> Finding:

@@ -16,10 +16,9 @@ from ssd_jax.data.sources.json_folder import open_json_folder
 from ssd_jax.data.sources.manifest import open_manifest
 from ssd_jax.data.sources.recordio import open_recordio
 from ssd_jax.data.sources.tfds import open_tfds
-from ssd_jax.data.sources.voc import open_voc
-from ssd_jax.data.sources.yolo import FILE_NAMES as YOLO_NAMES
+from ssd_jax.data.sources.voc import IMAGE_SUFFIXES, open_voc
 from ssd_jax.data.sources.yolo import SUFFIXES as YOLO_SUFFIXES
-from ssd_jax.data.sources.yolo import open_yolo
+from ssd_jax.data.sources.yolo import find_yaml, open_yolo
 from ssd_jax.data.storage import is_remote, read_bytes, stage
 from ssd_jax.errors import DataError, UserError, what_is_there
 from ssd_jax.files import files_below, listed
@@ -202,7 +201,7 @@ def _open_folder(
     if any(next(path.glob(f"{depth}Annotations"), None) for depth in ("", "*/", "*/*/")):
         words["classes"] = words["classes"] or _read_classes(path / "classes.txt")
         return open_voc(path, split, **words)
-    if described := next((path / name for name in YOLO_NAMES if (path / name).is_file()), None):
+    if described := find_yaml(path):
         return open_yolo(described, split, **words)
     if any(_annotation_folder(path / name).is_dir() for name in split):
         return _open_together(
@@ -221,14 +220,15 @@ def _open_folder(
         )
     if any(_is_of_another_kind(each, _LABELME) for each in some):
         raise _not_read(path, "LabelMe's format")
-    if some and not split:
+    # Label Studio puts a notes.json beside them.
+    if some and not split and not next(path.glob("labels/**/*.txt"), None):
         return open_json_folder(path, **words)
     _refuse_other_formats(path)
     if split:
         raise UserError(
             f"{path}: nothing there has the split {', '.join(split)}. Expected a folder of PASCAL "
-            "VOC, a data set of TFDS, or NAME/ and NAME_annotation/ for each split NAME; the other "
-            f"formats have no splits:{FORMATS}"
+            "VOC, YOLO's data.yaml, a data set of TFDS, or NAME/ and NAME_annotation/ for each "
+            f"split NAME; the other formats have no splits:{FORMATS}"
         )
     raise UserError(f"{path} holds no data set that is known. Expected one of these:{FORMATS}")
 
@@ -239,7 +239,10 @@ def _refuse_other_formats(path: pathlib.Path) -> None:
     def holds(*patterns: str) -> bool:
         return any(next(path.glob(f"{depth}{p}"), None) for depth in ("", "*/") for p in patterns)
 
-    if holds("labels"):
+    # Darknet and LabelImg put text files and images into one folder.
+    texts = (text for depth in ("", "*/") for text in path.glob(f"{depth}*.txt"))
+    pairs = (text for text in texts if any(text.with_suffix(s).is_file() for s in IMAGE_SUFFIXES))
+    if holds("labels") or next(pairs, None):
         raise UserError(
             f"{path}: this looks like YOLO's format, but there is no data.yaml with the classes. "
             'Write it as docs/data.md shows under "YOLO"'

@@ -16,7 +16,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from ssd_jax.errors import UserError
 from ssd_jax.evaluation import voc
-from ssd_jax.visualize.fonts import font_of
+from ssd_jax.visualize.fonts import runs_of
 from ssd_jax.visualize.style import INK, PALETTE
 
 # Lengths of dashes and gaps in pixels; 0 is a solid line.
@@ -221,13 +221,13 @@ def _annotate(image, marks, min_side=0):
     for mark, box in zip(marks, boxes, strict=True):
         if not mark.text:
             continue
-        font = font_of(mark.text, round(12 * unit))
-        size = np.ceil([font.getlength(mark.text) + 6 * unit, 17 * unit]).astype(int)
+        length = _text_length(mark.text, round(12 * unit))
+        size = np.ceil([length + 6 * unit, 17 * unit]).astype(int)
         left, top, right, bottom = place = _free_place(size, box, taken, (width, height))
         taken.append(place)
         pen.rectangle((left, top, right - 1, bottom - 1), mark.color)
-        middle = ((left + right) / 2, (top + bottom) / 2)
-        pen.text(middle, mark.text, _ink_on(mark.color), font, anchor="mm")
+        start = ((left + right - length) / 2, (top + bottom) / 2)
+        _draw_text(pen, start, mark.text, round(12 * unit), _ink_on(mark.color))
     return np.asarray(picture)
 
 
@@ -257,6 +257,18 @@ def _free_place(size, box, taken, limits):
     return tuple(places[np.argmin(hidden)].tolist())
 
 
+def _text_length(text, size):
+    return sum(font.getlength(part) for part, font in runs_of(text, size))
+
+
+def _draw_text(pen, start, text, size, color):
+    """Draw a text that starts at (x, y), the middle of its left end."""
+    x, y = start
+    for part, font in runs_of(text, size):
+        pen.text((x, y), part, color, font, anchor="lm")
+        x += font.getlength(part)
+
+
 def _ink_on(color):
     red, green, blue = ImageColor.getrgb(color)
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
@@ -265,17 +277,16 @@ def _ink_on(color):
 def _legend(title, styles, width):
     """A strip to put above a mosaic: the title, then a sample of each style."""
     size = int(np.clip(width / 55, 13, 22))
-    font = font_of(title, size)
-    lengths = [4.5 * size + font.getlength(style.text) for style in styles]
+    lengths = [4.5 * size + _text_length(style.text, size) for style in styles]
     lefts = np.cumsum([0, *lengths[:-1]]).astype(int)
-    width = max(width, math.ceil(max(sum(lengths), font.getlength(title))))
+    width = max(width, math.ceil(max(sum(lengths), _text_length(title, size))))
     strip = np.full((round(size * 4.4), width, 3), 255, np.uint8)
     for left, style in zip(lefts, styles, strict=True):
         sample = np.rint([left + 2, size * 2.4, left + size * 2, size * 3.6]).astype(int)
         _blend_outline(strip, sample, 3, style.color, 1.0, DASHES[style.line])
     picture = Image.fromarray(strip)
     pen = ImageDraw.Draw(picture)
-    pen.text((0, size), title, INK, font, anchor="lm")
+    _draw_text(pen, (0, size), title, size, INK)
     for left, style in zip(lefts, styles, strict=True):
-        pen.text((left + size * 2.6, size * 3), style.text, INK, font, anchor="lm")
+        _draw_text(pen, (left + size * 2.6, size * 3), style.text, size, INK)
     return np.asarray(picture)

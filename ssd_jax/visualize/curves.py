@@ -56,7 +56,7 @@ def plot_runs(curves: Sequence[tuple[str, Sequence[Records]]], path: pathlib.Pat
 
     Several runs are one curve: their mean, in a band from the lowest to the highest.
     """
-    with plot_style() as new_figure:
+    with plot_style(name for name, _ in curves) as new_figure:
         figure = new_figure(8, 6)
         for axes, (split, value, title) in zip(
             figure.subplots(len(PANELS), 1, sharex=True), PANELS, strict=True

@@ -4,6 +4,7 @@ Matplotlib is imported only when it is used, because that takes a while.
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterable
 
@@ -11,13 +12,21 @@ import numpy as np
 from PIL import ImageFont
 
 FAMILY = "DejaVu Sans"
+_PLAIN = ("Regular", "Book", "Normal")
+_OTHERS = ("Bold", "Italic", "Oblique", "Black", "Heavy", "Thin")
 
 
-def font_of(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """The font that draws a text: DejaVu Sans, unless an installed one has more of it."""
-    characters = frozenset(text)
-    files = _files_of(_lacking(_dejavu(), characters))
-    return _opened(min(files, key=lambda file: len(_lacking(file, characters))), size)
+def runs_of(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """The parts of a text, each with the font that has its characters: DejaVu Sans if it can.
+
+    What no font has gets DejaVu Sans too, which draws a box.
+    """
+    files = _files_of(frozenset(text) - _characters(_dejavu()))
+
+    def file_of(character: str) -> str:
+        return next((file for file in files if character in _characters(file)), files[0])
+
+    return [("".join(part), _opened(file, size)) for file, part in itertools.groupby(text, file_of)]
 
 
 def families_of(texts: Iterable[str]) -> list[str]:
@@ -26,7 +35,7 @@ def families_of(texts: Iterable[str]) -> list[str]:
     from matplotlib.ft2font import FT2Font
 
     families = [FAMILY]
-    for file in _files_of(_lacking(_dejavu(), frozenset("".join(texts))))[1:]:
+    for file in _files_of(frozenset("".join(texts)) - _characters(_dejavu()))[1:]:
         families.append(FT2Font(file).family_name)
         # Matplotlib remembers the fonts of its first use, and so misses those installed later.
         if families[-1] not in fontManager.get_font_names():
@@ -36,17 +45,19 @@ def families_of(texts: Iterable[str]) -> list[str]:
 
 @functools.cache
 def _files_of(lacking):
-    """DejaVu Sans, then installed fonts that together have as many more characters as possible."""
+    """DejaVu Sans, then installed fonts that together have as many of its lacking characters."""
     files = [_dejavu()]
     while lacking:
-        best = min(_installed(), key=lambda file: len(_lacking(file, lacking)), default=files[0])
-        if _lacking(best, lacking) == lacking:
+        counts = {file: _count(file, lacking) for file in _installed()}
+        best = max(counts, key=counts.__getitem__, default=None)
+        if best is None or not counts[best]:
             break
         files.append(best)
-        lacking = _lacking(best, lacking)
+        lacking -= _characters(best)
     return files
 
 
+@functools.cache
 def _dejavu():
     import matplotlib
 
@@ -55,29 +66,33 @@ def _dejavu():
 
 @functools.cache
 def _installed():
-    """The files of the installed fonts that are neither bold nor slanted nor coloured pictures."""
+    """The files of the installed fonts that are neither bold nor slanted; regular ones first."""
     from matplotlib.font_manager import findSystemFonts
     from matplotlib.ft2font import FT2Font
 
-    files = []
+    styles = {}
     for file in sorted(findSystemFonts()):
         try:
             font = FT2Font(file)
         except (OSError, RuntimeError):
             continue
-        if font.scalable and font.style_name in ("Regular", "Book", "Normal"):
-            files.append(file)
-    return files
+        if font.scalable and not any(other in font.style_name for other in _OTHERS):
+            styles[file] = font.style_name
+    return sorted(styles, key=lambda file: styles[file] not in _PLAIN)
 
 
-def _lacking(file, characters):
-    """The characters that a font does not have."""
-    has = np.isin([ord(each) for each in characters], _codes(file))
-    return frozenset(each for each, found in zip(characters, has, strict=True) if not found)
+def _count(file, characters):
+    return np.isin([ord(each) for each in characters], _codes(file)).sum()
+
+
+@functools.cache
+def _characters(file):
+    return frozenset(map(chr, _codes(file).tolist()))
 
 
 @functools.cache
 def _codes(file):
+    """The characters of a font as an array, which needs less memory than a set."""
     from matplotlib.ft2font import FT2Font
 
     return np.array(list(FT2Font(file).get_charmap()), np.int32)

@@ -258,12 +258,14 @@ def test_the_documented_way_from_csv(tmp_path, monkeypatch):
     assert found[0].size == (HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
+@pytest.mark.parametrize("labels", ["labels/train", "train/labels", "train"])
 def test_the_documented_file_for_yolo(tmp_path, labels):
     image = tmp_path / labels.replace("labels", "images") / "a.jpg"
     image.parent.mkdir(parents=True)
     image.write_bytes(encoded())
-    (tmp_path / labels).mkdir(parents=True)
+    (tmp_path / labels).mkdir(parents=True, exist_ok=True)
+    if labels == "labels/train":
+        (tmp_path / "notes.json").write_text("{}")  # of Label Studio
     (tmp_path / labels / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
     for split in ((), ("train",)):
         with pytest.raises(UserError, match=r"YOLO's format, but there is no data\.yaml"):

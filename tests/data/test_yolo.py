@@ -7,7 +7,8 @@ import pytest
 
 from ssd_jax.data.open import open_data
 from ssd_jax.data.sources.base import Problems
-from ssd_jax.data.sources.yolo import open_yolo
+from ssd_jax.data.sources.json_records import MAX_RECORD_BYTES
+from ssd_jax.data.sources.yolo import find_yaml, open_yolo
 from ssd_jax.errors import DataError, UserError
 
 BOX = "0.5 0.5 0.5 0.25"
@@ -122,7 +123,9 @@ def test_keypoints_are_left_out(tmp_path):
         (f"0.5 {BOX}", "SSD122", "the class id is '0.5'"),
         (f"2 {BOX}", "SSD134", "unknown class 'class id 2', expected one of cat, dog"),
         (f"-1 {BOX}", "SSD134", "unknown class 'class id -1'"),
-        ("0 0.5 x 0.5 0.5", "SSD131", "'0 0.5 x 0.5 0.5' is unreadable"),
+        ("0 0.1 0.1 0.5 0.5 0.9", "SSD122", "5 numbers follow"),
+        ("1e300 0.5 0.5 0.5 0.5", "SSD122", "the class id is '1e300'"),
+        ("0 0,5 0,5 0,2 0,2", "SSD131", "'0 0,5 0,5 0,2 0,2' is unreadable, expected numbers such"),
         ("0 0.5 nan 0.5 0.5", "SSD131", "is unreadable"),
         ("0 0.5 0.5 0.5 0", "SSD133", "no area"),
         ("0 150 75 100 50", "SSD132", "199 of the image side outside"),
@@ -145,14 +148,22 @@ def test_lines_that_cannot_be_used(tmp_path, line, code, problem):
         ({"path": "/nowhere/set"}, {}),
         ({"path": "../datasets/set"}, {}),
         ({"train": "../images/train"}, {}),  # as in Roboflow's exports
+        ({"train": "set/images/train"}, {}),  # as in those of its program
         ({"train": ["images/train"]}, {}),
+        ({"train": "images/train/a.jpg"}, {}),
+        ({"path": "labels"}, {}),  # which exists, but the images are beside the file
+        ({"path": "~/set"}, {}),
+        ({"path": "~nobody/set"}, {}),
+        ({"path": "x" * 300}, {}),
         ({"train": "images"}, {}),
         ({"train": "lists/train.txt"}, {"lists/train.txt": ["../images/train/a.jpg", ""]}),
         ({"train": "lists/train.txt"}, {"lists/train.txt": ["images/train/a.jpg"]}),
         ({"train": "train.txt"}, {"train.txt": ["\ufeff./images/train/a.jpg"]}),
+        ({"train": "train.txt"}, {"train.txt": ["data/images/train/a.jpg"]}),  # as CVAT does
     ],
 )
-def test_where_the_images_are(tmp_path, described, files):
+def test_where_the_images_are(tmp_path, monkeypatch, described, files):
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path / "set", {**pair("a", f"1 {BOX}"), **files}, **described)
     source = open_yolo(path, ("train",))
     assert (source.names, source.object_counts.tolist()) == (("a",), [1])
@@ -191,11 +202,13 @@ def test_an_image_is_there_once(tmp_path):
 
 
 def test_a_listed_image_may_be_missing(tmp_path):
-    lines = ["images/train/a.jpg", "images/train/b.jpg", "x" * 300]
+    lines = ["images/train/a.jpg", "images/train/b.jpg", "x" * 300, "images\\train\\a.jpg"]
     path = write(tmp_path, {**pair("a", f"1 {BOX}"), "t.txt": lines}, train="t.txt")
     with expect("SSD111", "images/train/b.jpg", "t.txt, line 2 names it"):
         open_yolo(path, ("train",))
-    assert open_yolo(path, ("train",), problems=Problems("skip")).names == ("a",)
+    problems = Problems("skip")
+    assert open_yolo(path, ("train",), problems=problems).names == ("a",)
+    assert "no such file (folders are separated by /)" in problems.found[-1].problem
 
 
 @pytest.mark.parametrize(
@@ -207,9 +220,18 @@ def test_a_listed_image_may_be_missing(tmp_path):
         ({"names": []}, "SSD122", "'names' is not a list"),
         ({"names": [["cat"]]}, "SSD122", "'names' is not a list"),
         ({"names": {"cat": 0}}, "SSD122", "'names' is not a list"),
+        ({"names": {"-1": "cat"}}, "SSD122", "'names' is not a list"),
+        ({"names": ["a\nb"]}, "SSD122", "'names' is not a list"),
+        ({"path": "gone", "train": "no"}, "SSD101", "names it, and its path, 'gone', which does"),
+        ({"train": "images\\train"}, "SSD101", r"no such folder or file \(folders are separated"),
+        ({"train": "x" * 300}, "SSD101", "no such folder or file"),
         ({"train": "images/none"}, "SSD101", "images/none: there is no such folder or file"),
         ({"train": [["x"]]}, "SSD122", "a split is no path"),
-        ({"train": "images/val"}, "SSD121", "images/val/v.jpg|no image has a text file of boxes"),
+        (
+            {"train": "images/val"},
+            "SSD121",
+            "no image has a text file of .*labels/val/v.txt",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path, described, code, problem):
@@ -232,3 +254,62 @@ def test_splits_are_told(tmp_path):
         open_yolo(path, ())
     with expect("SSD102", "there is no split 'test'", "val, train"):
         open_yolo(path, ("test",))
+
+
+def test_images_that_cannot_be_decoded_are_not_overlooked(tmp_path):
+    path = write(tmp_path, {**pair("a", f"1 {BOX}"), "images/train/b.BMP": None})
+    assert open_yolo(path, ("train",)).names == ("a", "b")
+
+
+def test_a_text_file_that_cannot_be_read_is_no_empty_one(tmp_path):
+    path = write(tmp_path, {**pair("a", f"1 {BOX}"), **pair("b", " " * (MAX_RECORD_BYTES + 1))})
+    with expect("SSD151", "labels/train/b.txt"):
+        open_yolo(path, ("train",))
+    assert list(open_yolo(path, ("train",), problems=Problems("skip")).names) == ["a"]
+
+
+def test_bytes_that_are_no_text_are_a_line_that_cannot_be_read(tmp_path):
+    path = write(tmp_path, pair("a", f"1 {BOX}"))
+    (tmp_path / "labels/train/a.txt").write_bytes(b"1 0.5 0.5 \xff 0.25")
+    with expect("SSD131", "line 1"):
+        open_yolo(path, ("train",))
+
+
+def test_the_text_files_may_lie_where_a_link_leads(tmp_path):
+    write(tmp_path / "far", pair("a", f"1 {BOX}"))
+    (tmp_path / "near/images").mkdir(parents=True)
+    (tmp_path / "near/images/train").symlink_to(tmp_path / "far/images/train")
+    path = write(tmp_path / "near", {})
+    assert open_yolo(path, ("train",)).object_counts.tolist() == [1]
+
+
+def test_the_own_folder_comes_before_the_one_above(tmp_path):
+    write(tmp_path, pair("other", f"1 {BOX}", place="train/images"))
+    files = pair("a", f"1 {BOX}", place="train/images")
+    path = write(tmp_path / "v2", files, train="../train/images")
+    assert open_yolo(path, ("train",)).names == ("a",)
+
+
+def test_without_names_an_id_is_an_index_into_the_classes(tmp_path):
+    path = write(tmp_path, pair("a", f"1 {BOX}"), names=None, nc=2)
+    source = open_yolo(path, ("train",), classes=("elk", "owl"))
+    assert (source.classes, source[0].labels.tolist()) == (("elk", "owl"), [1])
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["data.yaml", "coco8.yaml"], "data.yaml"),
+        (["dataset.yml", "coco8.yaml"], "dataset.yml"),
+        (["coco8.yaml"], "coco8.yaml"),
+        (["a.yaml", "b.yaml"], None),
+        (["._data.yaml"], None),
+        ([], None),
+    ],
+)
+def test_which_file_describes_a_folder(tmp_path, files, found):
+    for name in files:
+        (tmp_path / name).write_text("names: [cat]")
+    (tmp_path / "dataset.yaml").write_text("description: of something else")
+    assert find_yaml(tmp_path) == (found and tmp_path / found)
+    assert find_yaml(tmp_path / "none") is None
