@@ -202,7 +202,13 @@ def test_an_image_is_there_once(tmp_path):
 
 
 def test_a_listed_image_may_be_missing(tmp_path):
-    lines = ["images/train/a.jpg", "images/train/b.jpg", "x" * 300, "images\\train\\a.jpg"]
+    lines = [
+        "images/train/a.jpg",
+        "images/train/b.jpg",
+        "x" * 300,
+        "labels",
+        "images\\train\\a.jpg",
+    ]
     path = write(tmp_path, {**pair("a", f"1 {BOX}"), "t.txt": lines}, train="t.txt")
     with expect("SSD111", "images/train/b.jpg", "t.txt, line 2 names it"):
         open_yolo(path, ("train",))
@@ -221,6 +227,7 @@ def test_a_listed_image_may_be_missing(tmp_path):
         ({"names": [["cat"]]}, "SSD122", "'names' is not a list"),
         ({"names": {"cat": 0}}, "SSD122", "'names' is not a list"),
         ({"names": {"-1": "cat"}}, "SSD122", "'names' is not a list"),
+        ({"names": {"0": "cat", "00": "dog"}}, "SSD122", "'names' is not a list"),
         ({"names": ["a\nb"]}, "SSD122", "'names' is not a list"),
         ({"path": "gone", "train": "no"}, "SSD101", "names it, and its path, 'gone', which does"),
         ({"train": "images\\train"}, "SSD101", r"no such folder or file \(folders are separated"),

@@ -63,14 +63,16 @@ def find_yaml(place: pathlib.Path) -> pathlib.Path | None:
     """
     if place.suffix.lower() in SUFFIXES and place.is_file():
         return place
-    found = [
-        path
-        for path in (*listed(place, "*.yaml"), *listed(place, "*.yml"))
-        if path.is_file() and _KEYS.search(path.read_text(encoding="utf-8", errors="replace"))
-    ]
+    files = (*listed(place, "*.yaml"), *listed(place, "*.yml"))
+    found = [path for path in files if path.is_file() and _KEYS.search(_head(path))]
     if len(found) == 1:
         return found[0]
     return next((p for stem in ("data", "dataset") for p in found if p.stem == stem), None)
+
+
+def _head(path: pathlib.Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(2**20)
 
 
 def open_yolo(
@@ -149,9 +151,10 @@ def _class_names(described: dict[str, Any], path: pathlib.Path) -> dict[int, str
     listed, count = described.get("names"), whole_number(described.get("nc"))
     if listed is None and count is not None:
         listed = [str(number) for number in range(min(count, MAX_CLASSES))]
-    pairs = listed.items() if isinstance(listed, dict) else enumerate(_as_list(listed))
-    names = {-1 if (i := whole_number(number)) is None else i: name for number, name in pairs}
-    if not names or min(names) < 0 or not all(map(_is_name, names.values())):
+    pairs = list(listed.items() if isinstance(listed, dict) else enumerate(_as_list(listed)))
+    names = {whole_number(number): name for number, name in pairs}
+    ids_are_good = None not in names and len(names) == len(pairs) > 0 and min(names) >= 0
+    if not ids_are_good or not all(map(_is_name, names.values())):
         raise unreadable(str(path), "'names' is not a list of class names, and no map from ids")
     problem = None
     if twice := next((name for name, n in Counter(names.values()).items() if n > 1), None):
@@ -263,7 +266,7 @@ def _images_at(
         names = dict.fromkeys((line, line.removeprefix("data/")))
         folders = dict.fromkeys((place.parent, root, path.parent))
         places = (folder / name for name in names for folder in folders)
-        image = next(filter(_exists, places), None)
+        image = next((each for each in places if _exists(each) and each.is_file()), None)
         if image is None:
             problem = f"{where} names it, but there is no such file{_hint(line)}"
             problems(image_missing(shown(line), problem))
