@@ -62,7 +62,8 @@ def build_source(config: ConfigDict, split: str, *, classes: tuple[str, ...] = (
             label_width=config.data.label_width,
         )
     except DataError as error:
-        if error.code != codes.FOLDER_MISSING:
+        # A file of the set may also name a folder that does not exist.
+        if error.code != codes.FOLDER_MISSING or error.where not in place.root:
             raise
         fix = f"{error.fix}. The path is --config.data.{split}.root"
         raise DataError(error.code, error.where, error.problem, fix) from None

@@ -28,7 +28,7 @@ def read_value(text: str, kind: type, *, names: bool = False) -> object:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = split_names(text) if kind is tuple else text
+        value = _split_names(text) if kind is tuple else text
     if isinstance(value, bool) and kind in (int, float):
         return text  # Python counts True as 1
     if kind is tuple and value is not None and not isinstance(value, tuple):
@@ -37,13 +37,13 @@ def read_value(text: str, kind: type, *, names: bool = False) -> object:
         return value
     # Names may also be numbers: 1,2.
     quoted = any(isinstance(name, str) for name in value)
-    return tuple(map(str, value)) if quoted else split_names(text)
+    return tuple(map(str, value)) if quoted else _split_names(text)
 
 
 def read_names(text: str) -> tuple[str, ...]:
     """The names in `cat,dog`, or with a comma in one of them: `"traffic light, red","dog"`."""
     value = read_value(text, tuple, names=True)
-    return split_names(text) if value is None else value
+    return _split_names(text) if value is None else value
 
 
 def write_names(names: Sequence[str]) -> str:
@@ -52,7 +52,7 @@ def write_names(names: Sequence[str]) -> str:
     return plain if read_names(plain) == tuple(names) else repr(tuple(names))
 
 
-def split_names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     """The names in `cat, dog`, `[cat,dog]` or `(cat,dog,)`; a shell may have removed the quotes."""
     text = text.strip()
     opening, inner, closing = text[:1], text[1:-1], text[-1:]

@@ -1,4 +1,4 @@
-"""A disk that is full for files that grow."""
+"""As a full disk: a write beyond the limit fails, in the middle of a file."""
 
 import contextlib
 import resource

@@ -250,10 +250,7 @@ def _write_video(
             for result, drawing in drawings:
                 if writer is None:
                     rate = result.frame.frames_per_second or 0.0
-                    if not 0.01 <= rate <= 1000:  # a wrong header, perhaps more than MPEG-4 can say
-                        rate = 25.0
-                    code = cv2.VideoWriter.fourcc(*"mp4v")
-                    writer = cv2.VideoWriter(str(part), code, rate, drawing.shape[1::-1])
+                    writer = _video_writer(part, rate, drawing.shape[1::-1])
                     stack.callback(writer.release)
                     if not writer.isOpened():
                         raise UserError(
@@ -263,6 +260,12 @@ def _write_video(
                 frames += 1
                 yield result
         _check_video(part, frames, path)
+
+
+def _video_writer(part: pathlib.Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    if not 0.01 <= rate <= 1000:  # a wrong header, perhaps more than MPEG-4 can say
+        rate = 25.0
+    return cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
 
 
 def _check_video(part: pathlib.Path, frames: int, path: pathlib.Path) -> None:

@@ -221,13 +221,14 @@ def _annotate(image, marks, min_side=0):
     for mark, box in zip(marks, boxes, strict=True):
         if not mark.text:
             continue
-        length = _text_length(mark.text, round(12 * unit))
+        runs = runs_of(mark.text, round(12 * unit))
+        length = _length(runs)
         size = np.ceil([length + 6 * unit, 17 * unit]).astype(int)
         left, top, right, bottom = place = _free_place(size, box, taken, (width, height))
         taken.append(place)
         pen.rectangle((left, top, right - 1, bottom - 1), mark.color)
         start = ((left + right - length) / 2, (top + bottom) / 2)
-        _draw_text(pen, start, mark.text, round(12 * unit), _ink_on(mark.color))
+        _draw_runs(pen, start, runs, _ink_on(mark.color))
     return np.asarray(picture)
 
 
@@ -257,14 +258,14 @@ def _free_place(size, box, taken, limits):
     return tuple(places[np.argmin(hidden)].tolist())
 
 
-def _text_length(text, size):
-    return sum(font.getlength(part) for part, font in runs_of(text, size))
+def _length(runs):
+    return sum(font.getlength(part) for part, font in runs)
 
 
-def _draw_text(pen, start, text, size, color):
-    """Draw a text that starts at (x, y), the middle of its left end."""
+def _draw_runs(pen, start, runs, color):
+    """Draw the runs of a text that starts at (x, y), the middle of its left end."""
     x, y = start
-    for part, font in runs_of(text, size):
+    for part, font in runs:
         pen.text((x, y), part, color, font, anchor="lm")
         x += font.getlength(part)
 
@@ -277,16 +278,17 @@ def _ink_on(color):
 def _legend(title, styles, width):
     """A strip to put above a mosaic: the title, then a sample of each style."""
     size = int(np.clip(width / 55, 13, 22))
-    lengths = [4.5 * size + _text_length(style.text, size) for style in styles]
+    heading, texts = runs_of(title, size), [runs_of(style.text, size) for style in styles]
+    lengths = [4.5 * size + _length(text) for text in texts]
     lefts = np.cumsum([0, *lengths[:-1]]).astype(int)
-    width = max(width, math.ceil(max(sum(lengths), _text_length(title, size))))
+    width = max(width, math.ceil(max(sum(lengths), _length(heading))))
     strip = np.full((round(size * 4.4), width, 3), 255, np.uint8)
     for left, style in zip(lefts, styles, strict=True):
         sample = np.rint([left + 2, size * 2.4, left + size * 2, size * 3.6]).astype(int)
         _blend_outline(strip, sample, 3, style.color, 1.0, DASHES[style.line])
     picture = Image.fromarray(strip)
     pen = ImageDraw.Draw(picture)
-    _draw_text(pen, (0, size), title, size, INK)
-    for left, style in zip(lefts, styles, strict=True):
-        _draw_text(pen, (left + size * 2.6, size * 3), style.text, size, INK)
+    _draw_runs(pen, (0, size), heading, INK)
+    for left, text in zip(lefts, texts, strict=True):
+        _draw_runs(pen, (left + size * 2.6, size * 3), text, INK)
     return np.asarray(picture)

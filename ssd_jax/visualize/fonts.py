@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import ImageFont
 
-FAMILY = "DejaVu Sans"
+_FAMILY = "DejaVu Sans"
 _PLAIN = ("Regular", "Book", "Normal")
 _OTHERS = ("Bold", "Italic", "Oblique", "Black", "Heavy", "Thin")
 
@@ -34,7 +34,7 @@ def families_of(texts: Iterable[str]) -> list[str]:
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
-    families = [FAMILY]
+    families = [_FAMILY]
     for file in _files_of(frozenset("".join(texts)) - _characters(_dejavu()))[1:]:
         families.append(FT2Font(file).family_name)
         # Matplotlib remembers the fonts of its first use, and so misses those installed later.
@@ -45,7 +45,7 @@ def families_of(texts: Iterable[str]) -> list[str]:
 
 @functools.cache
 def _files_of(lacking):
-    """DejaVu Sans, then installed fonts that together have as many of its lacking characters."""
+    """DejaVu Sans, then the installed fonts that have most of the characters that it lacks."""
     files = [_dejavu()]
     while lacking:
         counts = {file: _count(file, lacking) for file in _installed()}

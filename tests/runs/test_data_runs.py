@@ -204,6 +204,13 @@ def test_the_setting_of_a_path_that_does_not_exist_is_told(shapes):
         experiment.build_source(config, "val")
 
 
+def test_a_path_inside_of_a_data_set_is_not_taken_for_the_setting(tmp_path):
+    (tmp_path / "data.yaml").write_text("{train: images/none, names: [cat]}")
+    config = tiny_config(tmp_path)
+    with pytest.raises(DataError, match=r"^SSD101 .*images/none: .*Correct the path$"):
+        experiment.build_source(config, "train")
+
+
 def test_the_doctor_tells_by_its_exit_code(shapes, tmp_path, capsys):
     sound = ["doctor", str(shapes), "--split", "train"]
     assert main([*sound, "--out", str(tmp_path)]) == 0

@@ -1,8 +1,6 @@
 """Checkpoints: which are kept, which is chosen, and that they give back what was saved."""
 
-import contextlib
 import json
-import resource
 import shutil
 
 import absl.logging
@@ -11,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from full_disk import largest_file
 
 from ssd_jax.errors import UserError
 from ssd_jax.sharding import make_mesh, replicated, split
@@ -302,23 +301,12 @@ def test_what_a_killed_process_left_is_cleared_away(saved, state):
 # ---- no room ----
 
 
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """As a full disk: a write beyond the limit fails, in the middle of a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("again", [False, True])
 def test_a_write_that_fails_is_one_message_and_the_previous_one_is_intact(again, saved, state):
     noise = np.random.default_rng(0).standard_normal(1 << 19).astype(np.float32)
     larger = state.replace(params={"kernel": jax.device_put(noise, state.step.sharding)})
     message = r"step \d could not be written .*needs 2\.1 MB, and [\d,.]+ MB are free"
-    with Checkpoints(saved, metric="map") as checkpoints, files_of_at_most(1 << 20):
+    with Checkpoints(saved, metric="map") as checkpoints, largest_file(1 << 20):
         save(checkpoints, larger, 5 if again else 6)
         with pytest.raises(UserError, match=message):
             checkpoints.wait()
